@@ -1,0 +1,22 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+
+# Warm start, then GRPO, IAPO paper and IAPO to_go from one checkpoint.
+demo: $(VENV)/.installed
+	$(BIN)/python experiments/demo.py
+
+# Everything that is checked: style and the test suite.
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Tasks, tokenizers and the pipeline from text to arrays."""

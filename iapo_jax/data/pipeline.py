@@ -1,0 +1,197 @@
+"""From text to batches: tokenisation with its limits, then Grain."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from iapo_jax.config import ConfigError, DataConfig
+from iapo_jax.data.arithmetic import Piece
+from iapo_jax.types import Prompts
+
+Record = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTable:
+  """Tokenised prompts of a split.
+
+  Attributes:
+    prompts: NumPy arrays [n, ...].
+    kept: int64[n], the index of each in what was given.
+    skipped: how many prompts were too long and left out.
+    truncated: how many lost their beginning.
+  """
+
+  prompts: Prompts
+  kept: np.ndarray
+  skipped: int
+  truncated: int
+
+  def record(self, index: int) -> Record:
+    """One prompt, for a Grain source."""
+    p = self.prompts
+    return {
+        "tokens": p.tokens[index],
+        "lengths": p.lengths[index],
+        "gold": p.gold[index],
+        "gold_lengths": p.gold_lengths[index],
+    }
+
+
+def tokenise_prompts(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    golds: Sequence[str],
+    data: DataConfig,
+) -> PromptTable:
+  """Tokenises prompts and gold answers within the limits of the config.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    prompts: n texts.
+    golds: n texts.
+    data: limits, and what to do with a prompt beyond its limit.
+
+  Returns:
+    The table.
+
+  Raises:
+    ConfigError: for no prompts, an empty prompt or gold answer, a prompt over
+      the limit where `overlong` is `error`, or a gold answer over its limit.
+  """
+  limit = data.max_prompt_tokens
+  rows: list[tuple[int, list[int], list[int]]] = []
+  truncated = 0
+  for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    gold_ids = tokenizer.encode(gold, add_special_tokens=False)
+    _check_row(i, ids, gold_ids, data)
+    if len(ids) > limit and data.overlong == "skip":
+      continue
+    truncated += len(ids) > limit
+    rows.append((i, ids[-limit:], gold_ids))
+  if not rows:
+    raise ConfigError(
+        f"config.data.max_prompt_tokens = {limit}: the data set is empty"
+        f" ({len(prompts)} prompts given, none within the limit)"
+    )
+  tokens, lengths = _right_pad([r[1] for r in rows], limit, tokenizer)
+  gold, gold_lengths = _right_pad(
+      [r[2] for r in rows], data.max_gold_tokens, tokenizer
+  )
+  return PromptTable(
+      prompts=Prompts(tokens, lengths, gold, gold_lengths),
+      kept=np.array([r[0] for r in rows]),
+      skipped=len(prompts) - len(rows),
+      truncated=truncated,
+  )
+
+
+def _check_row(
+    i: int, ids: list[int], gold_ids: list[int], data: DataConfig
+) -> None:
+  if not ids or not gold_ids:
+    raise ConfigError(
+        f"data row {i}: the {'gold answer' if ids else 'prompt'} is empty"
+    )
+  if len(ids) > data.max_prompt_tokens and data.overlong == "error":
+    raise ConfigError(
+        f"config.data.max_prompt_tokens = {data.max_prompt_tokens}: the prompt"
+        f" of row {i} has {len(ids)} tokens; raise the limit or set"
+        " config.data.overlong to skip or truncate_left"
+    )
+  if len(gold_ids) > data.max_gold_tokens:
+    raise ConfigError(
+        f"config.data.max_gold_tokens = {data.max_gold_tokens}: the gold"
+        f" answer of row {i} has {len(gold_ids)} tokens"
+    )
+
+
+def _right_pad(
+    rows: Sequence[Sequence[int]], width: int, tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """int32[n, width] and the lengths int32[n]."""
+  padded = np.full((len(rows), width), tokenizer.pad_token_id, np.int32)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  return padded, np.array([len(row) for row in rows], np.int32)
+
+
+def tokenise_pieces(
+    tokenizer: Any, pieces: Sequence[Piece], width: int
+) -> Record:
+  """A demonstration as a completion and the tokens that carry loss.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    pieces: its parts, in order.
+    width: t.
+
+  Returns:
+    `completion` int32[t], right-padded, and `learned` bool[t].
+
+  Raises:
+    ConfigError: where it is longer than `width`.
+  """
+  ids: list[int] = []
+  learned: list[bool] = []
+  for piece in pieces:
+    part = tokenizer.encode(piece.text, add_special_tokens=False)
+    ids += part
+    learned += [piece.learned] * len(part)
+  if len(ids) > width:
+    raise ConfigError(
+        f"config.rollout.max_tokens = {width}: a demonstration has"
+        f" {len(ids)} tokens"
+    )
+  completion, _ = _right_pad([ids], width, tokenizer)
+  mask = np.zeros(width, bool)
+  mask[: len(learned)] = learned
+  return {"completion": completion[0], "learned": mask}
+
+
+def batches(
+    size: int,
+    record: Callable[[int], Record],
+    *,
+    batch_size: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    augment: Callable[[Record, np.random.Generator], Record] | None = None,
+) -> grain.DatasetIterator:
+  """Endless shuffled batches, reshuffled every epoch.
+
+  The iterator's `get_state` and `set_state` make its position part of a
+  checkpoint.
+
+  Args:
+    size: how many records there are.
+    record: the record of an index.
+    batch_size: rows over all processes.
+    seed: of the order and of `augment`.
+    shard: (index, count) of this process; each reads rows of its own.
+    augment: makes a record random, from a generator of its own.
+
+  Returns:
+    An iterator of records stacked along a new first axis.
+  """
+  index, count = shard
+  dataset = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+  dataset = dataset.slice(slice(index, None, count)).map(record)
+  if augment is not None:
+    dataset = dataset.random_map(augment)
+  dataset = dataset.batch(batch_size // count, drop_remainder=True)
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
+
+
+def as_prompts(batch: Record) -> Prompts:
+  """The prompts of a batch of records."""
+  return Prompts(
+      tokens=batch["tokens"],
+      lengths=batch["lengths"],
+      gold=batch["gold"],
+      gold_lengths=batch["gold_lengths"],
+  )

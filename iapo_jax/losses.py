@@ -1,0 +1,107 @@
+"""The policy-gradient loss, token by token, and how tokens are weighted.
+
+Losses are per token; `token_weights` turns an aggregation rule into weights
+computed once over the *whole* batch, so that a loss is Σ weights · loss and
+splitting the sum into micro-batches cannot change it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
+
+# exp(20) is far beyond any clip range and far within fp32.
+_MAX_LOG_RATIO = 20.0
+
+
+def token_weights(
+    mask: Array, *, aggregation: str, constant_length: int = 1
+) -> Array:
+  """Weights w such that the batch's loss is Σ w · loss over all tokens.
+
+  `token_mean`: every token of the batch counts 1 / (tokens in the batch).
+  `sequence_mean`: every sequence counts 1 / b, its tokens equally.
+  `constant_length`: every token counts 1 / (b · `constant_length`).
+
+  Args:
+    mask: bool[b, t], the tokens of each completion.
+    aggregation: one of `AGGREGATIONS`.
+    constant_length: tokens, of the third rule.
+
+  Returns:
+    fp32[b, t], 0 outside `mask`.
+
+  Raises:
+    ValueError: for an unknown aggregation.
+  """
+  chex.assert_rank(mask, 2)
+  valid = mask.astype(jnp.float32)
+  sequences = mask.shape[0]
+  if aggregation == "token_mean":
+    return valid / jnp.maximum(jnp.sum(valid), 1.0)
+  if aggregation == "sequence_mean":
+    lengths = jnp.sum(valid, axis=1, keepdims=True)
+    return valid / (sequences * jnp.maximum(lengths, 1.0))
+  if aggregation == "constant_length":
+    return valid / (sequences * constant_length)
+  raise ValueError(
+      f"aggregation = {aggregation!r}: must be one of {AGGREGATIONS}"
+  )
+
+
+def importance_ratio(logprobs: Array, old_logprobs: Array) -> Array:
+  """π(o_t) / π_old(o_t), with the exponent kept within ±20."""
+  chex.assert_equal_shape([logprobs, old_logprobs])
+  difference = logprobs - jax.lax.stop_gradient(old_logprobs)
+  return jnp.exp(jnp.clip(difference, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+
+
+def clipped_surrogate(
+    logprobs: Array,
+    old_logprobs: Array,
+    advantages: Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Array:
+  """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), per token.
+
+  PPO (arXiv 1707.06347) with DAPO's separate upper clip (arXiv 2503.14476).
+
+  Args:
+    logprobs: fp32[b, t] under the policy that learns.
+    old_logprobs: fp32[b, t] under the policy that sampled.
+    advantages: fp32[b, t], constants for the gradient.
+    clip_low: ε_low.
+    clip_high: ε_high.
+
+  Returns:
+    fp32[b, t].
+  """
+  chex.assert_equal_shape([logprobs, old_logprobs, advantages])
+  advantages = jax.lax.stop_gradient(advantages)
+  ratio = importance_ratio(logprobs, old_logprobs)
+  clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  return -jnp.minimum(ratio * advantages, clipped * advantages)
+
+
+def k3_divergence(logprobs: Array, reference_logprobs: Array) -> Array:
+  """exp(Δ) − Δ − 1 with Δ = log π_ref − log π, per token.
+
+  The k3 estimator of KL(π ‖ π_ref) on tokens sampled from π: unbiased, and
+  never negative. The exponent is kept within ±20.
+
+  Args:
+    logprobs: fp32[b, t].
+    reference_logprobs: fp32[b, t], constants for the gradient.
+
+  Returns:
+    fp32[b, t] in nats.
+  """
+  chex.assert_equal_shape([logprobs, reference_logprobs])
+  delta = jax.lax.stop_gradient(reference_logprobs) - logprobs
+  delta = jnp.clip(delta, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  return jnp.exp(delta) - delta - 1.0

@@ -1,0 +1,1 @@
+"""The policy: one decoder, used purely through `transformer.extend`."""

@@ -1,0 +1,109 @@
+"""Attention of new tokens over several key/value segments, as one softmax."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# (keys [r, s, k, h], values [r, s, k, h], visible bool[m, x or 1, s])
+Segment = tuple[Array, Array, Array]
+
+
+def rotary_tables(
+    positions: Array, head_dim: int, theta: float
+) -> tuple[Array, Array]:
+  """Cosines and sines of the rotary embedding (arXiv 2104.09864).
+
+  Args:
+    positions: int32[b, x].
+    head_dim: h.
+    theta: the base; frequency i is theta^(−2i/h).
+
+  Returns:
+    Two fp32[b, x, h/2].
+  """
+  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  angles = positions[..., None].astype(jnp.float32) / theta**exponents
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
+  """Rotates each head's first half against its second half.
+
+  Args:
+    x: [b, x, heads, h].
+    tables: of `rotary_tables`.
+
+  Returns:
+    Like `x`; computed in fp32.
+  """
+  cos, sin = (table[:, :, None, :] for table in tables)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+      [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return rotated.astype(x.dtype)
+
+
+def attend(queries: Array, segments: list[Segment]) -> Array:
+  """One softmax over the slots of all segments.
+
+  A segment of r rows is read by b queries rows where r divides b, as one
+  matrix product per segment row: keys are never copied. Scores, softmax and
+  sums are fp32. Every query must see at least one slot of some segment.
+
+  Args:
+    queries: [b, x, n, h].
+    segments: their keys, values and visibility.
+
+  Returns:
+    [b, x, n, h] in the dtype of `queries`.
+  """
+  chex.assert_rank(queries, 4)
+  scores = [_scores(queries, keys, seen) for keys, _, seen in segments]
+  peaks = [jnp.max(score, axis=-1, keepdims=True) for score in scores]
+  peak = peaks[0]
+  for other in peaks[1:]:
+    peak = jnp.maximum(peak, other)
+  peak = jax.lax.stop_gradient(peak)
+  output, total = 0.0, 0.0
+  for score, (_, values, _) in zip(scores, segments, strict=True):
+    weights = jnp.exp(score - peak)  # [b, k, n/k, x, s]
+    total += jnp.sum(weights, axis=-1)
+    output += _weighted_values(weights.astype(values.dtype), values)
+  b, x, n, h = queries.shape
+  output = output / total[..., None]  # [b, k, n/k, x, h]
+  output = jnp.moveaxis(output, 3, 1).reshape(b, x, n, h)
+  return output.astype(queries.dtype)
+
+
+def _scores(queries: Array, keys: Array, visible: Array) -> Array:
+  """fp32[b, k, n/k, x, s]: q · key / √h, −∞ on slots not visible."""
+  b, x, n, h = queries.shape
+  r, s, k, _ = keys.shape
+  grouped = queries.reshape(r, b // r, x, k, n // k, h)
+  scores = jnp.einsum(
+      "rmxkjh,rskh->rmkjxs",
+      grouped,
+      keys,
+      preferred_element_type=jnp.float32,
+  ) * (h**-0.5)
+  m = visible.shape[0]
+  scores = scores.reshape(m, b // m, k, n // k, x, s)
+  scores = jnp.where(visible[:, None, None, None], scores, -jnp.inf)
+  return scores.reshape(b, k, n // k, x, s)
+
+
+def _weighted_values(weights: Array, values: Array) -> Array:
+  """fp32[b, k, n/k, x, h]: the sum over slots of weight · value."""
+  b, k, j, x, s = weights.shape
+  r = values.shape[0]
+  grouped = weights.reshape(r, b // r, k, j, x, s)
+  output = jnp.einsum(
+      "rmkjxs,rskh->rmkjxh",
+      grouped,
+      values,
+      preferred_element_type=jnp.float32,
+  )
+  return output.reshape(b, k, j, x, output.shape[-1])

@@ -1,0 +1,96 @@
+"""Two uses of `extend` that several rooms share: encode prompts, score text.
+
+Slots of a completion segment: slot 0 holds the last prompt token, slot i the
+completion's token i; slot i sits at position (prompt length − 1 + i). What
+follows slot i is predicted by the hidden state of slot i, so sampling and
+scoring need no special first token. The prompt segment holds the tokens before
+slot 0.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from iapo_jax.config import ModelConfig
+from iapo_jax.models import head, transformer
+from iapo_jax.types import (
+    Array,
+    KVSegment,
+    Params,
+    Prompts,
+    TokenStatistics,
+)
+
+
+def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
+  """Encodes each prompt once, for all samples of its group.
+
+  Args:
+    params: the decoder's weights.
+    prompts: q prompts.
+    cfg: the decoder.
+
+  Returns:
+    A segment of q rows and p slots; the last prompt token and padding are not
+    visible.
+  """
+  slots = jnp.arange(prompts.tokens.shape[1])
+  positions = jnp.broadcast_to(slots, prompts.tokens.shape)
+  _, segment = transformer.extend(params, prompts.tokens, positions, cfg=cfg)
+  return segment.replace(visible=slots < prompts.lengths[:, None] - 1)
+
+
+def last_prompt_tokens(prompts: Prompts, group_size: int) -> Array:
+  """int32[b]: the token in slot 0 of every sequence."""
+  last = jnp.take_along_axis(
+      prompts.tokens, prompts.lengths[:, None] - 1, axis=1
+  )[:, 0]
+  return jnp.repeat(last, group_size)
+
+
+def first_positions(prompts: Prompts, group_size: int) -> Array:
+  """int32[b]: the position of slot 0 of every sequence."""
+  return jnp.repeat(prompts.lengths - 1, group_size)
+
+
+@jax.named_scope("score")
+def score(
+    params: Params,
+    prompts: Prompts,
+    tokens: Array,
+    *,
+    cfg: ModelConfig,
+    group_size: int,
+    temperature: float,
+    head_chunk: int,
+) -> TokenStatistics:
+  """Log-probabilities and entropies of completions, differentiable.
+
+  The prompt is encoded once per group and gradients flow through it.
+
+  Args:
+    params: the decoder's weights.
+    prompts: q prompts.
+    tokens: int32[b, t], prompt-major; values after the end do not matter.
+    cfg: the decoder.
+    group_size: g, with b = q · g.
+    temperature: of the distribution.
+    head_chunk: positions whose logits exist at one time.
+
+  Returns:
+    Statistics [b, t] of each completion token.
+  """
+  first = last_prompt_tokens(prompts, group_size)
+  inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+  positions = first_positions(prompts, group_size)[:, None] + jnp.arange(
+      tokens.shape[1]
+  )
+  context = (prefill(params, prompts, cfg=cfg),)
+  hidden, _ = transformer.extend(params, inputs, positions, context, cfg=cfg)
+  return head.token_statistics(
+      params,
+      hidden,
+      tokens,
+      cfg=cfg,
+      temperature=temperature,
+      chunk=head_chunk,
+  )

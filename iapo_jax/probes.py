@@ -1,0 +1,124 @@
+"""Early-exit probes: "if you had to answer now", after every token.
+
+A probe is c new tokens (the elicitation) that see the prompt and the
+completion up to their position in the rollout's own cache. Many positions are
+probed in one forward pass, as extra rows that share one segment row; keys and
+values are never copied.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from iapo_jax import sharding
+from iapo_jax.config import ModelConfig
+from iapo_jax.models import head, transformer
+from iapo_jax.types import (
+    Array,
+    Context,
+    Params,
+    TokenStatistics,
+)
+
+
+@jax.named_scope("probes")
+def answer_statistics(
+    params: Params,
+    context: Context,
+    first_positions: Array,
+    lengths: Array,
+    elicitation: Array,
+    targets: Array,
+    *,
+    cfg: ModelConfig,
+    temperature: float = 1.0,
+    chunk: int = 16,
+    head_chunk: int = 128,
+) -> TokenStatistics:
+  """The next-token distribution after (prompt, o_1..o_i, elicitation).
+
+  The answer entropy H_i is `.entropy[:, i]`; `.logprob` and `.hit` say how
+  well the probe knows the target (usually the gold answer's first token).
+  IAPO's early exit, arXiv 2602.19049; exact at every position, and the same
+  for every chunk size.
+
+  Args:
+    params: weights in the compute dtype.
+    context: the prompt and completion segments of a `Rollout`.
+    first_positions: int32[b], the position of slot 0 of each sequence.
+    lengths: int32[b], the last position to probe (R); 0 probes H_0 only.
+    elicitation: int32[c].
+    targets: int32[b], the token whose probability is reported.
+    cfg: the decoder.
+    temperature: of the distribution.
+    chunk: positions of every sequence probed in one forward pass. The passes
+      end with the longest of `lengths`.
+    head_chunk: positions whose logits exist at one time.
+
+  Returns:
+    Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
+  """
+  chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
+  hidden = _answer_states(
+      params,
+      context,
+      first_positions,
+      lengths,
+      elicitation,
+      cfg=cfg,
+      chunk=chunk,
+  )
+  slots = hidden.shape[1]
+  stats = head.token_statistics(
+      params,
+      hidden,
+      jnp.broadcast_to(targets[:, None], hidden.shape[:2]),
+      cfg=cfg,
+      temperature=temperature,
+      chunk=head_chunk,
+  )
+  probed = jnp.arange(slots) <= lengths[:, None]
+  return jax.tree.map(
+      lambda x: jnp.where(probed, x, jnp.zeros_like(x)), stats
+  )
+
+
+def _answer_states(
+    params: Params,
+    context: Context,
+    first_positions: Array,
+    lengths: Array,
+    elicitation: Array,
+    *,
+    cfg: ModelConfig,
+    chunk: int,
+) -> Array:
+  """[b, t + 1, d]: the elicitation's last hidden state at every position."""
+  prompt, completion = context
+  slots = completion.keys.shape[2]
+  rows, width = first_positions.shape[0], elicitation.shape[0]
+  chunk = min(chunk, slots)
+
+  def probe(index: Array, states: Array) -> Array:
+    """Fills positions index · chunk .. (index + 1) · chunk − 1."""
+    # [b, m]: position i sees slots 0..i. Rows are sequence-major.
+    at = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (rows, chunk))
+    seen = jnp.arange(slots) <= at.reshape(-1, 1)
+    begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
+    tokens = jnp.broadcast_to(elicitation, (rows * chunk, width))
+    hidden, _ = transformer.extend(
+        params,
+        sharding.constrain(tokens, "batch", "length"),
+        begin + jnp.arange(width),
+        (prompt, completion.replace(visible=seen)),
+        cfg=cfg,
+    )
+    last = hidden[:, -1].reshape(rows, chunk, -1)
+    return jax.lax.dynamic_update_slice(states, last, (0, index * chunk, 0))
+
+  padded = slots + -slots % chunk
+  states = jnp.zeros((rows, padded, cfg.d_model), cfg.dtype)
+  states = sharding.constrain(states, "batch", "length", "width")
+  passes = jnp.max(lengths) // chunk + 1
+  states = jax.lax.fori_loop(0, passes, probe, states)
+  return states[:, :slots]

@@ -1,0 +1,102 @@
+"""Grading decoded text on the host, from inside the compiled step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from iapo_jax import sharding
+from iapo_jax.rewards import Grader, text
+from iapo_jax.types import Grades, Prompts, Rollout
+
+
+def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
+  """A grader that calls back to the host.
+
+  The callback runs under `shard_map` over the data axes: every process decodes
+  and grades the rows of its own devices, and no row leaves them.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    mesh: of the step.
+
+  Returns:
+    The grader.
+  """
+
+  def call(rollout: Rollout, prompts: Prompts) -> Grades:
+    rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
+    counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
+
+    def on_host(*arrays: Any) -> tuple[np.ndarray, ...]:
+      return grade_tokens(tokenizer, *map(np.asarray, arrays))
+
+    correct, well_formed, lengths = jax.pure_callback(
+        on_host,
+        (rows, rows, counts),
+        rollout.tokens,
+        rollout.lengths,
+        rollout.ended,
+        prompts.gold,
+        prompts.gold_lengths,
+    )
+    return Grades(correct, well_formed, lengths)
+
+  spec = P(sharding.BATCH_AXES)
+
+  def grade(rollout: Rollout, prompts: Prompts) -> Grades:
+    # The cache stays where it is; only tokens travel.
+    light = rollout.replace(context=())
+    sharded = jax.shard_map(
+        call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    return sharded(light, prompts)
+
+  return grade
+
+
+def grade_tokens(
+    tokenizer: Any,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    ended: np.ndarray,
+    gold: np.ndarray,
+    gold_lengths: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Grades completions by the rules of `rewards.text`.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    tokens: int32[b, t].
+    lengths: int32[b], EOS included.
+    ended: bool[b], whether the last token is an EOS.
+    gold: int32[q, a].
+    gold_lengths: int32[q].
+
+  Returns:
+    correct bool[b], well_formed bool[b], reasoning lengths int32[b].
+  """
+
+  def decode(ids: Any) -> str:
+    return tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+
+  golds = [
+      decode(row[:n].tolist()).strip()
+      for row, n in zip(gold, gold_lengths, strict=True)
+  ]
+  group = len(tokens) // len(golds)
+  correct = np.zeros(len(tokens), bool)
+  well_formed = np.zeros(len(tokens), bool)
+  reasoning = np.zeros(len(tokens), np.int32)
+  for i, row in enumerate(tokens):
+    ids = row[: lengths[i] - ended[i]].tolist()
+    completion = decode(ids)
+    correct[i] = text.extract_answer(completion) == golds[i // group]
+    well_formed[i] = text.is_well_formed(completion)
+    reasoning[i] = text.reasoning_length(ids, decode)
+  return correct, well_formed, reasoning

@@ -1,0 +1,170 @@
+"""Grading in the compiled program, for tokenizers whose ids are the text.
+
+Where every tag is one token that nothing else can spell, and text is tokens
+joined by white space, the rules of `rewards.text` can be followed on ids and
+give the same results.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iapo_jax.rewards import Grader, text
+from iapo_jax.types import Array, Grades, Prompts, Rollout
+
+
+@struct.dataclass
+class Tags:
+  """The ids of the four tags."""
+
+  think_open: int = struct.field(pytree_node=False)
+  think_close: int = struct.field(pytree_node=False)
+  answer_open: int = struct.field(pytree_node=False)
+  answer_close: int = struct.field(pytree_node=False)
+
+
+def tags_of(tokenizer: Any) -> Tags:
+  """The tags of a tokenizer that allows token matching.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+
+  Returns:
+    Its tag ids.
+
+  Raises:
+    ValueError: where a tag is not one token, where another token could spell
+      part of a tag, or where text is not tokens joined by white space.
+  """
+  names = (
+      text.THINK_OPEN,
+      text.THINK_CLOSE,
+      text.ANSWER_OPEN,
+      text.ANSWER_CLOSE,
+  )
+  ids = []
+  for name in names:
+    encoded = tokenizer.encode(name, add_special_tokens=False)
+    if len(encoded) != 1 or tokenizer.decode(encoded) != name:
+      raise ValueError(
+          f"reward.grader = 'token_match': the tokenizer must encode {name!r}"
+          f" as one token, not {encoded}; use 'host'"
+      )
+    ids.append(encoded[0])
+  vocabulary = range(len(tokenizer))
+  words = [tokenizer.decode([i]) for i in vocabulary]
+  special = set(ids) | set(tokenizer.all_special_ids)
+  for i, word in enumerate(words):
+    if i not in special and ("<" in word or ">" in word or word != word.strip()):
+      raise ValueError(
+          f"reward.grader = 'token_match': token {i} = {word!r} could spell"
+          " part of a tag or white space; use 'host'"
+      )
+  if tokenizer.decode(list(vocabulary)) != " ".join(words) or "" in words:
+    raise ValueError(
+        "reward.grader = 'token_match': the tokenizer must join its tokens by"
+        " single blanks; use 'host'"
+    )
+  return Tags(*ids)
+
+
+def make_grader(tags: Tags) -> Grader:
+  """A grader that runs in the compiled program.
+
+  Args:
+    tags: of `tags_of`.
+
+  Returns:
+    The grader.
+  """
+
+  def grade(rollout: Rollout, prompts: Prompts) -> Grades:
+    group = rollout.tokens.shape[0] // prompts.gold.shape[0]
+    return grade_tokens(
+        rollout.tokens,
+        rollout.lengths - rollout.ended,
+        jnp.repeat(prompts.gold, group, axis=0),
+        jnp.repeat(prompts.gold_lengths, group, axis=0),
+        tags=tags,
+    )
+
+  return grade
+
+
+def grade_tokens(
+    tokens: Array, lengths: Array, gold: Array, gold_lengths: Array, *, tags: Tags
+) -> Grades:
+  """The rules of `rewards.text` on ids.
+
+  Args:
+    tokens: int32[b, t].
+    lengths: int32[b], the EOS not counted.
+    gold: int32[b, a].
+    gold_lengths: int32[b].
+    tags: the ids of the tags.
+
+  Returns:
+    Grades [b].
+  """
+  slots = jnp.arange(tokens.shape[1])
+  live = slots < lengths[:, None]
+
+  def where_is(tag: int) -> tuple[Array, Array, Array]:
+    """bool[b, t] hits, int32[b] count and first index (t where none)."""
+    hits = live & (tokens == tag)
+    first = jnp.min(jnp.where(hits, slots, tokens.shape[1]), axis=1)
+    return hits, jnp.sum(hits, axis=1), first
+
+  _, strays, _ = where_is(tags.think_open)
+  _, think_count, think_at = where_is(tags.think_close)
+  opens, open_count, open_at = where_is(tags.answer_open)
+  closes, close_count, close_at = where_is(tags.answer_close)
+  well_formed = (
+      (strays == 0)
+      & (think_count == 1)
+      & (open_count == 1)
+      & (close_count == 1)
+      & (think_at >= 1)
+      & (open_at == think_at + 1)
+      & (close_at >= open_at + 2)
+      & (close_at == lengths - 1)
+  )
+  start, end = _last_answer(opens, closes)
+  index = start[:, None] + jnp.arange(gold.shape[1])
+  answer = jnp.take_along_axis(
+      tokens, jnp.clip(index, 0, tokens.shape[1] - 1), axis=1
+  )
+  compared = jnp.arange(gold.shape[1]) < gold_lengths[:, None]
+  correct = (end - start == gold_lengths) & jnp.all(
+      jnp.where(compared, answer == gold, True), axis=1
+  )
+  return Grades(correct, well_formed, jnp.minimum(think_at, lengths))
+
+
+def _last_answer(opens: Array, closes: Array) -> tuple[Array, Array]:
+  """Begin and end of the last complete answer's content; -1, -2 for none.
+
+  A closing tag completes an answer when the nearest answer tag before it is an
+  opening one.
+
+  Args:
+    opens: bool[b, t], the opening tags.
+    closes: bool[b, t], the closing tags.
+
+  Returns:
+    Two int32[b].
+  """
+  slots = jnp.arange(opens.shape[1])
+  at_open = jnp.where(opens, slots, -1)
+  at_close = jnp.where(closes, slots, -1)
+  last_open = jax.lax.cummax(at_open, axis=1)
+  # The nearest closing tag strictly before each slot.
+  earlier = jnp.pad(at_close, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+  last_close = jax.lax.cummax(earlier, axis=1)
+  complete = closes & (last_open > last_close)
+  end = jnp.max(jnp.where(complete, slots, -2), axis=1)
+  found = jnp.clip(end, 0)[:, None]
+  start = jnp.take_along_axis(last_open, found, axis=1)[:, 0] + 1
+  return jnp.where(end >= 0, start, -1), end

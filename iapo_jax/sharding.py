@@ -1,0 +1,145 @@
+"""The mesh, and which logical axis lies along which mesh axis.
+
+Weights and activations are declared with logical axis names; only this file
+knows the mesh. GSPMD (Auto axes) does the partitioning.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from iapo_jax import config as config_lib
+from iapo_jax.types import PyTree
+
+BATCH_AXES = ("data", "fsdp")
+
+# Weights: `embed` is the axis FSDP splits. Activations have their own names.
+_RULES = (
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("layers", None),
+    ("head_dim", None),
+    ("norm", None),
+    ("batch", BATCH_AXES),
+    ("length", None),
+    ("width", None),
+)
+
+
+def make_mesh(
+    config: config_lib.Config, devices: list[jax.Device] | None = None
+) -> Mesh:
+  """The (data, fsdp, tensor) mesh of a configuration.
+
+  Args:
+    config: the run's configuration.
+    devices: all of the runtime's by default.
+
+  Returns:
+    A mesh with Auto axes.
+
+  Raises:
+    ConfigError: where the sizes do not fit.
+  """
+  devices = devices or jax.devices()
+  shape = config_lib.mesh_shape(config, len(devices))
+  return jax.make_mesh(
+      shape,
+      ("data", "fsdp", "tensor"),
+      axis_types=(AxisType.Auto,) * 3,
+      devices=devices,
+  )
+
+
+@contextlib.contextmanager
+def scope(mesh: Mesh) -> Iterator[None]:
+  """While tracing: logical constraints mean axes of this mesh."""
+  with (
+      jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+      nn.logical_axis_rules(_RULES),
+  ):
+    yield
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Places an activation by logical names; outside a `scope` it does nothing.
+
+  Args:
+    x: any array.
+    names: one logical axis name, or None, for each axis of `x`.
+
+  Returns:
+    `x`.
+  """
+  return nn.with_logical_constraint(x, names)
+
+
+def logical_axes(boxed: PyTree) -> PyTree:
+  """The logical PartitionSpec of every leaf of a boxed tree."""
+  return nn.get_partition_spec(boxed)
+
+
+def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
+  """The sharding of every leaf of a tree of boxed (abstract) arrays."""
+  return nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, _RULES)
+
+
+def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
+  """Weights in the compute dtype, whole along FSDP, split along tensor.
+
+  Done once a step and outside the decode loop: FSDP shards gathered inside it
+  would move the whole model once per token.
+
+  Args:
+    params: fp32 weights.
+    axes: their logical axes (`logical_axes`).
+    dtype: the compute dtype.
+
+  Returns:
+    A tree like `params`.
+  """
+
+  def place(weight: jax.Array, spec: P) -> jax.Array:
+    names = [None if name == "embed" else name for name in spec]
+    # Norm weights act in fp32, in rollout and training alike.
+    cast = weight if "norm" in spec else weight.astype(dtype)
+    return constrain(cast, *names)
+
+  return jax.tree.map(place, params, axes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over the data and fsdp axes."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, P())
+
+
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+  """This process's rows of a batch as global arrays.
+
+  Args:
+    batch: NumPy arrays whose first axis is rows.
+    mesh: the mesh to place them on.
+
+  Returns:
+    A tree of sharded arrays.
+  """
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(
+          sharding, np.asarray(x)
+      ),
+      batch,
+  )

@@ -1,0 +1,205 @@
+"""The pytrees that flow from prompts to a gradient.
+
+Shape letters, the same everywhere:
+
+  q  prompts                      p  prompt length (padded)
+  g  samples of one prompt        t  completion length (padded)
+  b  sequences, b = q * g         c  elicitation length
+  l  layers                       d  model width
+  n  query heads                  k  key/value heads
+  h  head width                   f  MLP width
+  v  vocabulary                   a  gold answer length (padded)
+  x  new tokens of one `extend`   s  slots of one key/value segment
+  r  rows of a shared segment
+
+Sequences are ordered prompt-major: row `i` belongs to prompt `i // g`.
+Everything is right-padded, and every mask is derived from a length.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Params = Any
+PyTree = Any
+
+
+@struct.dataclass
+class Prompts:
+  """A batch of prompts with their gold answers.
+
+  Attributes:
+    tokens: int32[q, p], right-padded.
+    lengths: int32[q], at least 1.
+    gold: int32[q, a], the tokens of the gold answer, right-padded.
+    gold_lengths: int32[q], at least 1.
+  """
+
+  tokens: Array
+  lengths: Array
+  gold: Array
+  gold_lengths: Array
+
+
+@struct.dataclass
+class KVSegment:
+  """Keys and values that new tokens may attend to.
+
+  A segment of `r` rows serves `b` rows of new tokens where `r` divides `b`:
+  consecutive rows share one segment row, so nothing is ever copied per row.
+
+  Attributes:
+    keys: [l, r, s, k, h] in the compute dtype, rotary position applied.
+    values: [l, r, s, k, h].
+    visible: bool[m, s], which slots a row of new tokens sees; `m` divides `b`
+      and consecutive rows of new tokens share a row of it.
+  """
+
+  keys: Array
+  values: Array
+  visible: Array
+
+
+Context = tuple[KVSegment, ...]
+
+
+@struct.dataclass
+class TokenStatistics:
+  """What one distribution over the vocabulary says of one target token.
+
+  Attributes:
+    logprob: fp32, log-probability of the target, in nats.
+    entropy: fp32, Shannon entropy of the distribution, in nats.
+    hit: bool, whether no token is more probable than the target.
+  """
+
+  logprob: Array
+  entropy: Array
+  hit: Array
+
+
+@struct.dataclass
+class Rollout:
+  """Sampled completions and everything later phases reuse of them.
+
+  Attributes:
+    tokens: int32[b, t], `pad_id` after the end.
+    lengths: int32[b], tokens of each completion, its EOS included.
+    ended: bool[b], whether the last token is an EOS.
+    logprobs: fp32[b, t], of the sampled tokens; 0 after the end.
+    entropies: fp32[b, t], of the distributions sampled from; 0 after the end.
+    context: the prompt segment (q rows, without the last prompt token) and
+      the completion segment (b rows, t + 1 slots: slot 0 holds the last prompt
+      token, slot i the completion's token i).
+  """
+
+  tokens: Array
+  lengths: Array
+  ended: Array
+  logprobs: Array
+  entropies: Array
+  context: Context
+
+  @property
+  def mask(self) -> Array:
+    """bool[b, t], true on the tokens of each completion."""
+    return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+@struct.dataclass
+class Grades:
+  """What grading says of each completion.
+
+  Attributes:
+    correct: bool[b], whether the answer equals the gold answer.
+    well_formed: bool[b], whether the completion has the asked-for format.
+    reasoning_lengths: int32[b], R: tokens that end before `</think>` begins;
+      without `</think>` the length less the EOS.
+  """
+
+  correct: Array
+  well_formed: Array
+  reasoning_lengths: Array
+
+
+@struct.dataclass
+class CreditWeights:
+  """Numbers of the credit that one compiled program takes as values.
+
+  Attributes:
+    info: weight of the information term.
+    explore: weight of the exploration term.
+    discount: γ of information-to-go.
+    cost: c of information-to-go, in nats per token.
+    length: weight of the length penalty.
+  """
+
+  info: Array
+  explore: Array
+  discount: Array
+  cost: Array
+  length: Array
+
+
+@struct.dataclass
+class TrainState:
+  """All that training changes, and all that a resumed run needs of it.
+
+  Attributes:
+    step: int32[], updates of the data stream consumed so far.
+    seed: uint32[], every step's key is derived from it and `step`.
+    params: fp32 master weights.
+    opt_state: optax state.
+    weights: the credit's weights; passed through unchanged.
+  """
+
+  step: Array
+  seed: Array
+  params: Params
+  opt_state: PyTree
+  weights: CreditWeights
+
+
+@struct.dataclass
+class Samples:
+  """Per-token record of one step, for logs and pictures.
+
+  Attributes:
+    tokens: int32[b, t].
+    lengths: int32[b].
+    reasoning_lengths: int32[b].
+    correct: bool[b].
+    well_formed: bool[b].
+    rewards: fp32[b].
+    entropies: fp32[b, t], of the policy.
+    answer_entropies: fp32[b, t + 1], H; 0 after R.
+    information: fp32[b, t], D; 0 after R.
+    advantages: fp32[b, t]; 0 after the end.
+  """
+
+  tokens: Array
+  lengths: Array
+  reasoning_lengths: Array
+  correct: Array
+  well_formed: Array
+  rewards: Array
+  entropies: Array
+  answer_entropies: Array
+  information: Array
+  advantages: Array
+
+
+@struct.dataclass
+class StepOutput:
+  """What a training step reports.
+
+  Attributes:
+    metrics: fp32 scalars by name.
+    samples: the per-token record; None for the supervised stage.
+  """
+
+  metrics: dict[str, Array]
+  samples: Samples | None = None

@@ -1,0 +1,44 @@
+"""Package metadata of iapo_jax."""
+
+import pathlib
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="iapo_jax",
+    version="0.1.0",
+    description=(
+        "Information-Aware Policy Optimization in JAX: reinforcement learning"
+        " that credits every reasoning token with the information it carries"
+        " about the final answer."
+    ),
+    long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["iapo_jax", "iapo_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "chex>=0.1.90",
+        "flax>=0.12",
+        "grain>=0.2.12",
+        "jax>=0.10",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "transformers>=4.57",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        "test": ["pytest>=8.0", "ruff>=0.9"],
+    },
+)
