@@ -47,7 +47,7 @@ def length_penalised_rewards(
     max_length: int,
     weight: Array | float,
 ) -> Array:
-  """r − w · T / T_max on correct completions, r on the others.
+  """R − w · T / T_max on correct completions, r on the others.
 
   The control that a claim about length must face. It is meant for group
   advantages *without* division by the standard deviation: with it, a group
@@ -80,14 +80,16 @@ def discounted_to_go(x: Array, discount: Array | float) -> Array:
   """
   chex.assert_rank(x, 2)
 
-  def combine(late, early):
+  def combine(
+      late: tuple[Array, Array], early: tuple[Array, Array]
+  ) -> tuple[Array, Array]:
     late_factor, late_sum = late
     early_factor, early_sum = early
     return late_factor * early_factor, early_sum + early_factor * late_sum
 
   factors = jnp.full_like(x, discount)
   _, to_go = jax.lax.associative_scan(
-      combine, (factors, x), reverse=True, axis=-1
+      combine, (factors, x), reverse=True, axis=1
   )
   return to_go
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import ml_collections
 
-CREDIT_MODES = ("grpo", "length_penalty", "paper", "to_go", "faithful")
-AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
+from iapo_jax import advantages, losses
+
+CREDIT_MODES = ("grpo", "length_penalty", *advantages.CREDIT_MODES)
 OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
 DTYPES = ("float32", "bfloat16")
@@ -293,7 +294,7 @@ class Config:
 
   @property
   def sequences_per_step(self) -> int:
-    """b = q · G."""
+    """How many completions one step samples, b = q · G."""
     return self.prompts_per_step * self.group_size
 
 
@@ -391,7 +392,7 @@ def _check_choices(c: Config) -> None:
       "data.overlong": (c.data.overlong, OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
-      "loss.aggregation": (c.loss.aggregation, AGGREGATIONS),
+      "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
   }
   for field, (value, allowed) in choices.items():
     if value not in allowed:

@@ -16,6 +16,7 @@ Sequences are ordered prompt-major: row `i` belongs to prompt `i // g`.
 Everything is right-padded, and every mask is derived from a length.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -25,6 +26,21 @@ from flax import struct
 Array = jax.Array
 Params = Any
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """What the compiled step must know of the tokenizer.
+
+  Attributes:
+    eos_ids: tokens any of which ends a completion.
+    pad_id: fills rows after their end.
+    elicitation: the tokens that end the reasoning and ask for the answer.
+  """
+
+  eos_ids: tuple[int, ...]
+  pad_id: int
+  elicitation: tuple[int, ...]
 
 
 @struct.dataclass

@@ -190,7 +190,7 @@ def _chain(
     if redundant and rng.random() < 0.6:
       words += f"check {clause} yes".split()
     if redundant and rng.random() < 0.3:
-      words += "hmm wait .".split()
+      words += ["hmm", "wait", "."]
   if redundant and rng.random() < 0.5:
     words += f"again total {totals[-1]} .".split()
   return words

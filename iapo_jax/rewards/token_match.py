@@ -57,7 +57,8 @@ def tags_of(tokenizer: Any) -> Tags:
   words = [tokenizer.decode([i]) for i in vocabulary]
   special = set(ids) | set(tokenizer.all_special_ids)
   for i, word in enumerate(words):
-    if i not in special and ("<" in word or ">" in word or word != word.strip()):
+    spells = "<" in word or ">" in word or word != word.strip()
+    if spells and i not in special:
       raise ValueError(
           f"reward.grader = 'token_match': token {i} = {word!r} could spell"
           " part of a tag or white space; use 'host'"
@@ -94,7 +95,12 @@ def make_grader(tags: Tags) -> Grader:
 
 
 def grade_tokens(
-    tokens: Array, lengths: Array, gold: Array, gold_lengths: Array, *, tags: Tags
+    tokens: Array,
+    lengths: Array,
+    gold: Array,
+    gold_lengths: Array,
+    *,
+    tags: Tags,
 ) -> Grades:
   """The rules of `rewards.text` on ids.
 
