@@ -7,7 +7,7 @@ python experiments/run.py --config=configs/arithmetic.py --config.seed=1
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iapo_jax import config as config_lib
@@ -37,6 +37,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
   try:
     app.run(main)

@@ -1,0 +1,236 @@
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import tiny
+from absl.testing import parameterized
+
+from iapo_jax.models import attention, head, transformer
+from iapo_jax.types import KVSegment
+
+CONFIGS = {
+    "grouped_tied": tiny.MODEL,
+    "bias_qknorm_untied": tiny.FULL,
+    "remat": dataclasses.replace(tiny.MODEL, remat=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_extend_agrees_with_the_numpy_oracle(name):
+  cfg = CONFIGS[name]
+  params = tiny.make_params(cfg)
+  tokens = np.array([[7, 3, 3, 28, 11, 4, 9]])
+  hidden = tiny.full_forward(params, tokens, cfg)
+  ours = jax.nn.log_softmax(head.logits(params, hidden, cfg=cfg))
+  expected = oracle.log_distributions(params, tokens[0], cfg)
+  np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_extending_token_by_token_is_one_forward(name):
+  cfg = CONFIGS[name]
+  params = tiny.make_params(cfg)
+  tokens = jax.random.randint(jax.random.key(0), (3, 6), 0, cfg.vocab_size)
+  whole = tiny.full_forward(params, tokens, cfg)
+  context = ()
+  for i in range(tokens.shape[1]):
+    hidden, segment = transformer.extend(
+        params,
+        tokens[:, i : i + 1],
+        jnp.full((3, 1), i),
+        context,
+        cfg=cfg,
+    )
+    context = (*context, segment)
+    np.testing.assert_allclose(hidden[:, 0], whole[:, i], atol=1e-5)
+
+
+def test_a_segment_row_serves_consecutive_rows():
+  """Two prompts shared by groups of three = six prompts of their own."""
+  cfg = tiny.MODEL
+  params = tiny.make_params(cfg)
+  prompts = jax.random.randint(jax.random.key(0), (2, 4), 0, cfg.vocab_size)
+  tokens = jax.random.randint(jax.random.key(1), (6, 3), 0, cfg.vocab_size)
+  positions = jnp.broadcast_to(4 + jnp.arange(3), (6, 3))
+  at = jnp.broadcast_to(jnp.arange(4), (2, 4))
+  _, shared = transformer.extend(params, prompts, at, cfg=cfg)
+  ours, _ = transformer.extend(params, tokens, positions, (shared,), cfg=cfg)
+  whole = jnp.concatenate([jnp.repeat(prompts, 3, axis=0), tokens], axis=1)
+  expected = tiny.full_forward(params, whole, cfg)[:, 4:]
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_invisible_slots_do_not_matter():
+  cfg = tiny.MODEL
+  params = tiny.make_params(cfg)
+  tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, cfg.vocab_size)
+  at = jnp.broadcast_to(jnp.arange(5), (2, 5))
+  _, segment = transformer.extend(params, tokens, at, cfg=cfg)
+  seen = jnp.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], bool)
+  noise = jnp.where(seen[None, :, :, None, None], 0.0, 1e3)
+  clean = segment.replace(visible=seen)
+  dirty = clean.replace(keys=clean.keys + noise, values=clean.values - noise)
+  new, position = tokens[:, :1], jnp.array([[3], [1]])
+  ours, _ = transformer.extend(params, new, position, (dirty,), cfg=cfg)
+  expected, _ = transformer.extend(params, new, position, (clean,), cfg=cfg)
+  np.testing.assert_array_equal(ours, expected)
+
+
+class AttendTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_hand_example(self):
+    # One query (1, 0) with h = 2, so scores are q·k / √2. Two segments of one
+    # slot: keys (√2 log 3, 0) and (0, 0) give scores log 3 and 0, weights 3/4
+    # and 1/4; values (4, 0) and (0, 8) give 3/4·(4, 0) + 1/4·(0, 8) = (3, 2).
+    # A third slot would win with its score of 70 but is not visible.
+    queries = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    score = np.sqrt(2) * np.log(3)
+    first = (
+        jnp.array([[score, 0.0], [99.0, 0.0]]).reshape(1, 2, 1, 2),
+        jnp.array([[4.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 1, 2),
+        jnp.array([True, False]).reshape(1, 1, 2),
+    )
+    second = (
+        jnp.zeros((1, 1, 1, 2)),
+        jnp.array([0.0, 8.0]).reshape(1, 1, 1, 2),
+        jnp.ones((1, 1, 1), bool),
+    )
+    out = self.variant(attention.attend)(queries, [first, second])
+    np.testing.assert_allclose(out.reshape(2), [3.0, 2.0], rtol=1e-6)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_segment_of_which_nothing_is_visible(self):
+    queries = jnp.ones((2, 1, 2, 4))
+    some = jax.random.normal(jax.random.key(0), (2, 3, 1, 4))
+    seen = (some, some, jnp.ones((1, 1, 3), bool))
+    unseen = (some * 9, some * 9, jnp.zeros((1, 1, 3), bool))
+    attend = self.variant(attention.attend)
+    np.testing.assert_array_equal(
+        attend(queries, [unseen, seen]), attend(queries, [seen])
+    )
+
+
+class StatisticsTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_hand_values(self):
+    # Probabilities 1/2, 1/4, 1/4 from scores log 2 + c, c, c (c = 5):
+    # H = 1/2 log 2 + 2 · 1/4 log 4 = 3/2 log 2; log π = log 1/2, log 1/4.
+    scores = jnp.array([[np.log(2) + 5, 5, 5]] * 2, jnp.float32)
+    stats = self.variant(head.statistics)(scores, jnp.array([0, 2]))
+    np.testing.assert_allclose(
+        stats.logprob, np.log([0.5, 0.25]), rtol=1e-6
+    )
+    np.testing.assert_allclose(stats.entropy, [1.5 * np.log(2)] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(stats.hit, [True, False])
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_extreme_scores_stay_finite(self):
+    scores = jnp.array([[1e4, -1e4, 0.0]])
+    stats = self.variant(head.statistics)(scores, jnp.array([1]))
+    np.testing.assert_allclose(stats.logprob, [-2e4])
+    np.testing.assert_allclose(stats.entropy, [0.0], atol=1e-6)
+
+
+class TokenStatisticsTest(chex.TestCase):
+
+  @parameterized.parameters(1, 2, 3, 7, 100)
+  def test_chunks_change_neither_values_nor_gradients(self, chunk):
+    cfg = tiny.MODEL
+    params = tiny.make_params(cfg)
+    hidden = jax.random.normal(jax.random.key(0), (2, 7, cfg.d_model))
+    targets = jax.random.randint(jax.random.key(1), (2, 7), 0, cfg.vocab_size)
+
+    def chunked(params, hidden):
+      stats = head.token_statistics(
+          params, hidden, targets, cfg=cfg, temperature=0.7, chunk=chunk
+      )
+      return jnp.sum(stats.logprob * jnp.arange(7)), stats
+
+    def at_once(params, hidden):
+      scores = head.logits(params, hidden, cfg=cfg, temperature=0.7)
+      stats = head.statistics(scores, targets)
+      return jnp.sum(stats.logprob * jnp.arange(7)), stats
+
+    ours, theirs = (
+        jax.grad(f, argnums=(0, 1), has_aux=True)(params, hidden)
+        for f in (chunked, at_once)
+    )
+    chex.assert_trees_all_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+  def test_the_whole_logits_never_exist(self):
+    """No array of the gradient program has t · v elements per sequence."""
+    cfg = dataclasses.replace(tiny.MODEL, vocab_size=1024)
+    params = tiny.make_params(cfg)
+    hidden = jnp.ones((2, 64, cfg.d_model))
+    targets = jnp.zeros((2, 64), jnp.int32)
+
+    def loss(params, hidden):
+      stats = head.token_statistics(
+          params, hidden, targets, cfg=cfg, chunk=8
+      )
+      return jnp.sum(stats.logprob)
+
+    sizes = _array_sizes(jax.make_jaxpr(jax.grad(loss))(params, hidden).jaxpr)
+    assert max(sizes) < 2 * 64 * 1024
+    assert max(sizes) >= 2 * 8 * 1024  # the search does see the chunks
+
+
+def _array_sizes(jaxpr):
+  sizes = []
+  for equation in jaxpr.eqns:
+    sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
+    for value in jax.tree.leaves(
+        equation.params, is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        sizes += _array_sizes(inner)
+  return sizes
+
+
+def test_bfloat16_is_near_float32():
+  cfg = tiny.MODEL
+  params = tiny.make_params(cfg, sharpness=1.0)
+  tokens = np.array([[7, 3, 3, 28, 11, 4, 9]])
+  half = dataclasses.replace(cfg, dtype="bfloat16")
+  exact = jax.nn.log_softmax(
+      head.logits(params, tiny.full_forward(params, tokens, cfg), cfg=cfg)
+  )
+  hidden = tiny.full_forward(params, tokens, half)
+  assert hidden.dtype == jnp.bfloat16
+  scores = head.logits(params, hidden, cfg=half)
+  assert scores.dtype == jnp.float32
+  # bf16 keeps 8 bits: errors near 2^-8 of values near 1, over few additions.
+  np.testing.assert_allclose(jax.nn.log_softmax(scores), exact, atol=0.1)
+
+
+def test_layers_are_scanned():
+  """The program does not grow with depth."""
+
+  def equations(layers):
+    cfg = dataclasses.replace(tiny.MODEL, num_layers=layers)
+    params = jax.eval_shape(functools.partial(tiny.make_params, cfg))
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    run = functools.partial(transformer.extend, cfg=cfg)
+    return len(_array_sizes(jax.make_jaxpr(run)(params, tokens, tokens).jaxpr))
+
+  assert equations(2) == equations(7)
+
+
+def test_segments_may_be_empty_handed():
+  """A segment nobody sees changes nothing, whatever its length."""
+  cfg = tiny.MODEL
+  params = tiny.make_params(cfg)
+  tokens = jnp.array([[4, 5, 6]])
+  at = jnp.arange(3)[None]
+  shape = (cfg.num_layers, 1, 2, cfg.num_kv_heads, cfg.head_dim)
+  unseen = KVSegment(jnp.ones(shape), jnp.ones(shape), jnp.zeros((1, 2), bool))
+  ours, _ = transformer.extend(params, tokens, at, (unseen,), cfg=cfg)
+  np.testing.assert_array_equal(ours, tiny.full_forward(params, tokens, cfg))

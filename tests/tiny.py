@@ -1,0 +1,64 @@
+"""Small decoders and ragged batches that several tests share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from iapo_jax.config import ModelConfig
+from iapo_jax.models import transformer
+from iapo_jax.types import Prompts
+
+MODEL = ModelConfig(
+    vocab_size=29,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+)
+# Every optional part of the decoder at once.
+FULL = dataclasses.replace(
+    MODEL, qkv_bias=True, qk_norm=True, tie_embeddings=False, num_kv_heads=1
+)
+PAD, EOS, SECOND_EOS = 0, 1, 2
+
+
+def make_params(cfg=MODEL, seed=0, sharpness=3.0):
+  """Random weights whose distributions are far from uniform."""
+  params = nn.unbox(transformer.init(jax.random.key(seed), cfg))
+  # Biases and norms start as constants: noise makes them matter.
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  leaves = [
+      leaf + 0.1 * jax.random.normal(key, leaf.shape)
+      for key, leaf in zip(keys, leaves, strict=True)
+  ]
+  params = jax.tree.unflatten(tree, leaves)
+  table = "embedding" if cfg.tie_embeddings else "head"
+  return params | {table: sharpness * params[table]}
+
+
+def make_prompts(lengths=(5, 1, 3), width=6, vocab=29, seed=3):
+  """Ragged right-padded prompts; golds are the tokens 5, 6, 7, ..."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(3, vocab, (len(lengths), width))
+  mask = np.arange(width) < np.asarray(lengths)[:, None]
+  count = len(lengths)
+  return Prompts(
+      tokens=jnp.asarray(np.where(mask, tokens, PAD), jnp.int32),
+      lengths=jnp.asarray(lengths, jnp.int32),
+      gold=jnp.arange(5, 5 + count, dtype=jnp.int32)[:, None],
+      gold_lengths=jnp.ones(count, jnp.int32),
+  )
+
+
+def full_forward(params, tokens, cfg):
+  """Hidden states of whole unpadded sequences, from position 0."""
+  tokens = jnp.asarray(tokens, jnp.int32)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  hidden, _ = transformer.extend(params, tokens, positions, cfg=cfg)
+  return hidden
