@@ -29,7 +29,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",

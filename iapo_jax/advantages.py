@@ -36,7 +36,10 @@ def group_advantages(
   centred = grouped - jnp.mean(grouped, axis=1, keepdims=True)
   if normalise:
     centred /= jnp.std(grouped, axis=1, keepdims=True, ddof=1) + 1e-4
-  return centred.reshape(-1)
+  # A group without spread has nothing to learn from: no rounding residue of
+  # its mean may be scaled up by 1 / 1e-4.
+  flat = jnp.ptp(grouped, axis=1, keepdims=True) == 0
+  return jnp.where(flat, 0.0, centred).reshape(-1)
 
 
 def length_penalised_rewards(
@@ -47,7 +50,7 @@ def length_penalised_rewards(
     max_length: int,
     weight: Array | float,
 ) -> Array:
-  """R − w · T / T_max on correct completions, r on the others.
+  """Takes w · T / T_max off the rewards of correct completions.
 
   The control that a claim about length must face. It is meant for group
   advantages *without* division by the standard deviation: with it, a group

@@ -21,9 +21,12 @@ def save(workdir: pathlib.Path, state: TrainState) -> None:
     workdir: of the run.
     state: to write.
   """
+  step = int(state.step)
   with ocp.CheckpointManager(_folder(workdir)) as manager:
+    if step in manager.all_steps():
+      manager.delete(step)  # of the same run, which was started over
     manager.save(
-        int(state.step),
+        step,
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(state.replace(params=None)),

@@ -503,7 +503,7 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
   if math.prod(shape.values()) != devices:
     _fail("mesh", sizes, f"must multiply to the {devices} devices there are")
   tensor = shape["tensor"]
-  for field in ("num_heads", "num_kv_heads", "mlp_dim"):
+  for field in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
     value = getattr(c.model, field)
     if value % tensor:
       _fail(f"model.{field}", value, f"mesh.tensor = {tensor} must divide it")

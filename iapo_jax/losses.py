@@ -104,4 +104,5 @@ def k3_divergence(logprobs: Array, reference_logprobs: Array) -> Array:
   chex.assert_equal_shape([logprobs, reference_logprobs])
   delta = jax.lax.stop_gradient(reference_logprobs) - logprobs
   delta = jnp.clip(delta, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-  return jnp.exp(delta) - delta - 1.0
+  # expm1: near 0, where π is close to π_ref, exp(Δ) − 1 would cancel.
+  return jnp.expm1(delta) - delta

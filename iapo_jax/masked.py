@@ -47,8 +47,9 @@ def unit_zscore(x: Array, mask: Array) -> Array:
   """Z(x) = (x − μ) / (σ √n) over the n valid entries of each row.
 
   The valid entries of a row then have mean 0 and Euclidean norm 1, however
-  many they are. Rows without spread (σ = 0) become 0. μ and σ (ddof 0) are
-  taken over the last axis. METHOD: the `paper` credit's normalisation.
+  many they are. μ and σ (ddof 0) are taken over the last axis. Rows without
+  spread become 0: those with σ √n ≤ n · eps · max |x|, where eps is fp32's,
+  for that is how far rounding of μ alone can carry a constant row.
 
   Args:
     x: fp32[..., t].
@@ -61,8 +62,6 @@ def unit_zscore(x: Array, mask: Array) -> Array:
   centred = jnp.where(mask, x - mean(x, mask)[..., None], 0.0)
   # σ √n is the norm of the centred row.
   norm = jnp.sqrt(jnp.sum(jnp.square(centred), -1, keepdims=True))
-  # A constant row leaves rounding residue, which must not be blown up to 1:
-  # a mean over n entries is exact to about n ulps of the largest.
   largest = jnp.max(jnp.where(mask, jnp.abs(x), 0.0), -1, keepdims=True)
   count = jnp.sum(mask, -1, keepdims=True)
   floor = jnp.finfo(x.dtype).eps * largest * count

@@ -28,6 +28,7 @@ from iapo_jax.types import (
     Grades,
     Params,
     Prompts,
+    PyTree,
     Rollout,
     Samples,
     StepOutput,
@@ -104,17 +105,8 @@ def make_train_step(
       samples, metrics = assign_credit(
           rolled, grades, probe, state.weights, shuffle_key, cfg
       )
-      experience = Experience(
-          prompts=prompts,
-          tokens=rolled.tokens,
-          old_logprobs=rolled.logprobs,
-          reference_logprobs=_reference(ref_params, prompts, rolled, cfg),
-          advantages=samples.advantages,
-          weights=losses.token_weights(
-              rolled.mask,
-              aggregation=cfg.loss.aggregation,
-              constant_length=cfg.rollout.max_tokens,
-          ),
+      experience = gather_experience(
+          ref_params, prompts, rolled, samples.advantages, cfg
       )
       state, update_metrics = update(state, experience, cfg, optimizer)
     return state, StepOutput(metrics | update_metrics, samples)
@@ -329,9 +321,7 @@ def _credit_metrics(
   }
 
 
-def _split(
-    tree: Experience, parts: int, num_prompts: int
-) -> Experience:
+def _split(tree: PyTree, parts: int, num_prompts: int) -> PyTree:
   """[rows, ...] -> [parts, rows / parts, ...] by whole groups.
 
   Part j takes every `parts`-th prompt, so each part is spread over all data
@@ -356,13 +346,47 @@ def _join(x: Array, num_prompts: int) -> Array:
   return jnp.moveaxis(x, 0, 1).reshape(parts * rows, *x.shape[3:])
 
 
-@jax.named_scope("reference")
+def gather_experience(
+    ref_params: Params | None,
+    prompts: Prompts,
+    rolled: Rollout,
+    token_advantages: Array,
+    cfg: Config,
+) -> Experience:
+  """What the updates learn from; scores the rollout under the reference.
+
+  Args:
+    ref_params: of the reference policy; None where β = 0.
+    prompts: q prompts.
+    rolled: their completions.
+    token_advantages: fp32[b, t].
+    cfg: the run's configuration.
+
+  Returns:
+    The experience.
+  """
+  reference = jnp.zeros_like(rolled.logprobs)
+  if ref_params is not None:
+    with jax.named_scope("reference"):
+      reference = _reference(ref_params, prompts, rolled, cfg)
+  return Experience(
+      prompts=prompts,
+      tokens=rolled.tokens,
+      old_logprobs=rolled.logprobs,
+      reference_logprobs=reference,
+      advantages=token_advantages,
+      weights=losses.token_weights(
+          rolled.mask,
+          aggregation=cfg.loss.aggregation,
+          constant_length=cfg.rollout.max_tokens,
+      ),
+  )
+
+
 def _reference(
-    params: Params | None, prompts: Prompts, rolled: Rollout, cfg: Config
+    params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
 ) -> Array:
   """fp32[b, t]: log-probabilities under the reference, micro-batch-wise."""
-  if params is None:
-    return jnp.zeros_like(rolled.logprobs)
   count = prompts.lengths.shape[0]
   parts = _split((prompts, rolled.tokens), cfg.loss.micro_batches, count)
   logprobs = jax.lax.map(
@@ -474,7 +498,7 @@ def update(
     grads, metrics = gradient(params)
     steps, opt_state = optimizer.update(grads, opt_state, params)
     metrics = metrics["sum"] | metrics["max"]
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return (optax.apply_updates(params, steps), opt_state), metrics
 
   (params, opt_state), metrics = jax.lax.scan(

@@ -87,9 +87,9 @@ def prepare(cfg: Config, workdir: pathlib.Path) -> Run:
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
   """
-  mesh = sharding.make_mesh(cfg)
   task = task_lib.load(cfg)
   cfg = _fill_vocabulary(cfg, len(task.tokenizer))
+  mesh = sharding.make_mesh(cfg)
   if cfg.reward.grader == "host":
     grader = host.make_grader(task.tokenizer, mesh)
   else:
@@ -103,20 +103,25 @@ def prepare(cfg: Config, workdir: pathlib.Path) -> Run:
   return Run(cfg, task, mesh, grader, MetricsLog(workdir))
 
 
-def train(cfg: Config, workdir: pathlib.Path) -> evaluation.Summary:
+def train(cfg: Config, workdir: pathlib.Path) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
-  Writes `config.json`, `tokenizer/`, `metrics.jsonl`, `checkpoints/` and
-  `summary.json` (the final evaluation on the test split) to the workdir.
+  Writes `config.json`, `tokenizer/`, `metrics.jsonl`, `checkpoints/` and, last,
+  `summary.json` (the evaluation on the test split) to the workdir. A workdir
+  that holds this very run, finished, is left as it is.
 
   Args:
     cfg: the checked configuration.
     workdir: of the run.
 
-  Returns:
-    The final evaluation.
+  Raises:
+    ConfigError: for a rule that the data, devices or workdir break.
   """
+  start = time.perf_counter()
   run = prepare(cfg, workdir)
+  if (workdir / "summary.json").exists():
+    print(f"{workdir} holds this run, finished: nothing to do")
+    return
   print(config_lib.plan(run.cfg, run.mesh.size))
   for name, table in run.task.tables.items():
     print(
@@ -131,13 +136,13 @@ def train(cfg: Config, workdir: pathlib.Path) -> evaluation.Summary:
   checkpoint.save(workdir, state)
   summary = evaluate(run, state.params, "test")
   report = dataclasses.asdict(summary)
+  report["seconds"] = time.perf_counter() - start
   (workdir / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
   run.log.close()
   print(
       f"test       accuracy {summary.accuracy:.3f} ± {summary.accuracy_se:.3f},"
       f" {summary.mean_tokens:.1f} tokens on {summary.problems} problems"
   )
-  return summary
 
 
 def warm_start(run: Run, state: TrainState) -> TrainState:
@@ -485,15 +490,20 @@ def _claim_workdir(cfg: Config, workdir: pathlib.Path) -> None:
             f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
             f" holds a run with {theirs.get(field)!r}; use another --workdir"
         )
-    if (workdir / "summary.json").exists():
-      raise ConfigError(
-          f"workdir {str(workdir)!r}: holds this run already, finished; use"
-          " another --workdir to run it again"
-      )
-    # Until runs resume, an unfinished one starts over.
-    (workdir / "metrics.jsonl").unlink(missing_ok=True)
+    if not (workdir / "summary.json").exists():
+      # Runs do not resume yet: an unfinished one starts over.
+      _set_aside(workdir / "metrics.jsonl")
   workdir.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+
+
+def _set_aside(path: pathlib.Path) -> None:
+  """Renames a file to NAME.1, NAME.2, ...: nothing is lost."""
+  if path.exists():
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+      number += 1
+    path.rename(path.with_name(f"{path.name}.{number}"))
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make_warm_start_step(
       updates, opt_state = optimizer.update(
           grads, state.opt_state, state.params
       )
-      metrics["update/grad_norm"] = optax.global_norm(grads)
+      metrics["update/grad_norm"] = optax.tree.norm(grads)
       state = state.replace(
           step=state.step + 1,
           params=optax.apply_updates(state.params, updates),

@@ -113,6 +113,19 @@ class StdTest(chex.TestCase):
     )
 
   @chex.variants(with_jit=True, without_jit=True)
+  def test_as_many_entries_as_ddof_give_zero(self):
+    x = jnp.array([[3.0, 8.0, 7.0], [3.0, 8.0, 7.0]])
+    mask = jnp.array([[1, 1, 0], [1, 1, 1]], bool)
+
+    def by_two_less(x, mask):
+      return masked.std(x, mask, ddof=2)
+
+    # 3, 8, 7: mean 6, squares 9 + 4 + 1 over 3 - 2.
+    np.testing.assert_allclose(
+        self.variant(by_two_less)(x, mask), [0, np.sqrt(14)], 1e-6
+    )
+
+  @chex.variants(with_jit=True, without_jit=True)
   def test_masked_values_do_not_matter(self):
     x, mask = ragged_rows()
     std = self.variant(masked.std)

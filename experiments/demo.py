@@ -1,0 +1,194 @@
+"""The demo: one warm start, then GRPO, IAPO `paper` and IAPO `to_go` from it.
+
+  python experiments/demo.py                     # what `make demo` runs
+  python experiments/demo.py --seeds=0,1,2 \
+      --methods=grpo,paper,to_go,shuffled,length_penalty
+
+Every method starts from the same checkpoint and has the same budget. Each is
+evaluated on the held-out test problems, one completion each, sampled at
+temperature 1. Runs that are finished are not run again; delete the folder to
+start over.
+"""
+
+import importlib.util
+import json
+import math
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+import matplotlib
+from absl import app, flags, logging
+
+from iapo_jax import config as config_lib
+from iapo_jax import trainer
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_CONFIG = _ROOT / "configs" / "arithmetic.py"
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, each a whole replication.")
+_METHODS = flags.DEFINE_list(
+    "methods",
+    ["grpo", "paper", "to_go"],
+    "Credits to train; also faithful, and the controls shuffled and"
+    " length_penalty.",
+)
+_SMALL = flags.DEFINE_bool(
+    "small", False, "A few steps of everything, to see that it works."
+)
+
+# Key in summary.json, label and colour (colour-blind safe) of each run.
+_STYLE = {
+    "sft": ("sft", "warm start", "#555555"),
+    "grpo": ("grpo", "GRPO", "#0072B2"),
+    "paper": ("iapo_paper", "IAPO paper", "#E69F00"),
+    "to_go": ("iapo_to_go", "IAPO to_go", "#009E73"),
+    "faithful": ("iapo_faithful", "authors' code, exact probes", "#CC79A7"),
+    "shuffled": ("iapo_to_go_shuffled", "to_go, shuffled (control)", "#56B4E9"),
+    "length_penalty": ("length_penalty", "length penalty (control)", "#D55E00"),
+}
+
+
+def main(_: list[str]) -> None:
+  """Trains what is not trained yet, then reports."""
+  workdir = pathlib.Path(_WORKDIR.value)
+  methods = ["sft", *_METHODS.value]
+  for method in methods:
+    if method not in _STYLE:
+      raise config_lib.ConfigError(
+          f"--methods {method!r}: must be among {', '.join(_STYLE)}"
+      )
+  seeds = [int(seed) for seed in _SEEDS.value]
+  folders = {}
+  for seed in seeds:
+    for method in methods:
+      folders[method, seed] = workdir / f"seed-{seed}" / method
+      _run(method, seed, folders)
+  summary = {
+      _STYLE[method][0]: _combine([
+          _read(folders[method, seed] / "summary.json") for seed in seeds
+      ])
+      for method in methods
+  }
+  table = _table(summary, len(seeds))
+  summary["seconds"] = sum(entry["seconds"] for entry in summary.values())
+  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  _draw(workdir / "curves.png", folders, methods, seeds)
+  print(f"\n{table}\n")
+  print(f"curves   {workdir / 'curves.png'}")
+  print(f"summary  {workdir / 'summary.json'}")
+
+
+def _run(
+    method: str, seed: int, folders: dict[tuple[str, int], pathlib.Path]
+) -> None:
+  config = _load_config(method)
+  config.seed = seed
+  if method != "sft":
+    config.warm_start.num_steps = 0
+    config.init_from = str(folders["sft", seed])
+  if _SMALL.value:
+    config.warm_start.num_steps = min(config.warm_start.num_steps, 4)
+    config.num_steps = min(config.num_steps, 2)
+    config.data.update({"train_problems": 64, "test_problems": 64})
+    config.evaluation.update({"problems": 64, "batch_size": 64})
+  print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)
+  trainer.train(config_lib.parse(config), folders[method, seed])
+
+
+def _load_config(variant: str) -> Any:
+  spec = importlib.util.spec_from_file_location("demo_config", _CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def _read(path: pathlib.Path) -> dict[str, float]:
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
+  """Means over seeds; with several, standard errors are over seeds too."""
+  mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
+  mean["problems"] = runs[0]["problems"]
+  mean["seconds"] = sum(run["seconds"] for run in runs)
+  if len(runs) > 1:
+    root = math.sqrt(len(runs))
+    for key in ("accuracy", "mean_tokens"):
+      spread = statistics.stdev(run[key] for run in runs)
+      mean[f"{key}_se"] = spread / root
+    mean["seeds"] = len(runs)
+  return mean
+
+
+def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
+  """Markdown, so that it can be pasted into the docs."""
+  labels = {key: label for key, label, _ in _STYLE.values()}
+  lines = [
+      f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
+      " sample each at temperature 1; standard errors over"
+      f" {'problems' if seeds == 1 else f'{seeds} seeds'}.",
+      "",
+      "| | accuracy | tokens | reasoning | format |",
+      "|---|---|---|---|---|",
+  ]
+  for key, entry in summary.items():
+    tokens = f"{entry['mean_tokens']:.1f}"
+    if "mean_tokens_se" in entry:
+      tokens += f" ± {entry['mean_tokens_se']:.1f}"
+    lines.append(
+        f"| {labels[key]} | {entry['accuracy']:.3f} ±"
+        f" {entry['accuracy_se']:.3f} | {tokens} |"
+        f" {entry['mean_reasoning_tokens']:.1f} | {entry['format_rate']:.3f} |"
+    )
+  return "\n".join(lines)
+
+
+def _draw(
+    path: pathlib.Path,
+    folders: dict[tuple[str, int], pathlib.Path],
+    methods: list[str],
+    seeds: list[int],
+) -> None:
+  """Validation accuracy and tokens over RL steps."""
+  figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+  for method in methods[1:]:
+    _, label, colour = _STYLE[method]
+    curves = [_validation(folders[method, seed]) for seed in seeds]
+    steps = [point["step"] for point in curves[0]]
+    for axis, field in zip(axes, ("accuracy", "mean_tokens"), strict=True):
+      values = [[point[field] for point in curve] for curve in curves]
+      mean = [statistics.mean(column) for column in zip(*values, strict=True)]
+      axis.plot(steps, mean, color=colour, label=label, linewidth=2)
+      if len(seeds) > 1:
+        for curve in values:
+          axis.plot(steps, curve, color=colour, linewidth=0.7, alpha=0.4)
+  axes[0].set(title="Accuracy", ylabel="share correct")
+  axes[1].set(title="Length", ylabel="tokens per completion")
+  axes[1].set_ylim(bottom=0)
+  for axis in axes:
+    axis.set_xlabel("RL step")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+  axes[0].legend(frameon=False, loc="lower right")
+  figure.suptitle("Validation problems, sampled at temperature 1", fontsize=10)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+def _validation(folder: pathlib.Path) -> list[dict[str, float]]:
+  lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  points = [json.loads(line) for line in lines]
+  return [point for point in points if point["stage"] == "validation"]
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)
+  try:
+    app.run(main)
+  except config_lib.ConfigError as error:
+    sys.exit(f"error: {error}")
