@@ -15,14 +15,13 @@ import json
 import math
 import pathlib
 import statistics
-import sys
 from typing import Any
 
 import matplotlib
-from absl import app, flags, logging
+from absl import flags
 
+from iapo_jax import cli, trainer
 from iapo_jax import config as config_lib
-from iapo_jax import trainer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -187,8 +186,4 @@ def _validation(folder: pathlib.Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-  logging.set_verbosity(logging.WARNING)
-  try:
-    app.run(main)
-  except config_lib.ConfigError as error:
-    sys.exit(f"error: {error}")
+  cli.run(main)

@@ -107,11 +107,10 @@ def make_splits(data: DataConfig, seed: int = 0) -> dict[str, list[Problem]]:
     )
   rng = np.random.default_rng(seed)
   found: dict[Problem, None] = {}
-  for _ in range(100 * wanted):
-    problem = _draw(data, rng)
-    if all(0 <= total <= data.max_total for total in problem.totals):
-      found.setdefault(problem)
-    if len(found) == wanted:
+  # Nearly exhausting the ranges takes several draws a problem.
+  for _ in range(30):
+    found |= dict.fromkeys(_draw(data, rng, wanted))
+    if len(found) >= wanted:
       break
   else:
     raise ConfigError(
@@ -119,7 +118,7 @@ def make_splits(data: DataConfig, seed: int = 0) -> dict[str, list[Problem]]:
         f" and test {wanted} distinct problems are needed, the ranges hold"
         f" about {len(found)}"
     )
-  problems = list(found)
+  problems = list(found)[:wanted]
   splits, start = {}, 0
   for name, size in sizes.items():
     splits[name] = problems[start : start + size]
@@ -196,10 +195,21 @@ def _chain(
   return words
 
 
-def _draw(data: DataConfig, rng: np.random.Generator) -> Problem:
-  numbers = rng.integers(1, data.max_operand + 1, data.operands)
-  signs = rng.choice([1, -1], data.operands - 1)
-  return Problem(tuple(numbers.tolist()), tuple(signs.tolist()))
+def _draw(
+    data: DataConfig, rng: np.random.Generator, count: int
+) -> list[Problem]:
+  """`count` random problems, less those whose totals leave the range."""
+  numbers = rng.integers(1, data.max_operand + 1, (count, data.operands))
+  signs = rng.choice([1, -1], (count, data.operands - 1))
+  terms = np.concatenate([numbers[:, :1], signs * numbers[:, 1:]], axis=1)
+  totals = np.cumsum(terms, axis=1)
+  valid = np.all((totals >= 0) & (totals <= data.max_total), axis=1)
+  return [
+      Problem(tuple(n), tuple(s))
+      for n, s in zip(
+          numbers[valid].tolist(), signs[valid].tolist(), strict=True
+      )
+  ]
 
 
 def _step_names(problem: Problem) -> str:

@@ -1,0 +1,459 @@
+"""Where the time of a train step goes: every phase compiled and timed alone.
+
+Examples:
+  python benchmarks/phases.py
+  python benchmarks/phases.py --config=configs/arithmetic.py:paper \
+      --config.group_size=16 --repeats=9 --json=phases.json
+
+All phases get the inputs they have in the first step of a run without warm
+start: a fresh policy, prompts of the train table and one recorded rollout. A
+fresh policy ends a completion by chance only, about once per vocabulary size:
+with a large vocabulary completions have full length, with a small one their
+mean is shorter (it is printed) but the longest still is about
+`rollout.max_tokens`, and phases run as far as that.
+
+Times are medians of calls in one process. Phases take turns; before every timed
+call its phase runs once untimed. Where the maximum is far above the minimum the
+machine is busy: use more repeats.
+
+  rollout        with the gather and cast of the weights, which the step does
+                 once for rollout and probes
+  whole step     the step as it is trained with: all phases in one program
+  plain forward  the yardstick: hidden states (no head) of the completion tokens
+                 against the rollout's cache of the prompts
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from ml_collections import config_flags
+
+from iapo_jax import cli, policy, rewards, sharding, train_step
+from iapo_jax import config as config_lib
+from iapo_jax import state as state_lib
+from iapo_jax.config import Config
+from iapo_jax.data import pipeline
+from iapo_jax.data import task as task_lib
+from iapo_jax.models import transformer
+from iapo_jax.optimizer import make_optimizer
+from iapo_jax.rewards import host, token_match
+from iapo_jax.types import (
+    Array,
+    Grades,
+    Params,
+    Prompts,
+    PyTree,
+    Rollout,
+    TrainState,
+)
+
+_ROOT = pathlib.Path(__file__).parent.parent
+config_flags.DEFINE_config_file(
+    "config",
+    f"{_ROOT / 'configs' / 'arithmetic.py'}:to_go",
+    "Configuration file, with a variant after a colon.",
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Timed calls of every phase.", lower_bound=1
+)
+_JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+
+# In the order of the step; their sum is what the whole step is held against.
+PHASES = ("rollout", "grading", "probes", "credit", "reference", "update")
+OTHERS = ("whole_step", "plain_forward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a step is made of.
+
+  Attributes:
+    cfg: the configuration, without warm start, the vocabulary size filled in.
+    task: what is read.
+    mesh: devices.
+    grader: grades inside compiled programs.
+    optimizer: of the policy.
+    spec: of the state.
+  """
+
+  cfg: Config
+  task: task_lib.Task
+  mesh: jax.sharding.Mesh
+  grader: rewards.Grader
+  optimizer: optax.GradientTransformation
+  spec: state_lib.StateSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A compiled program and its inputs.
+
+  Attributes:
+    run: the program.
+    inputs: of every call.
+    compile_seconds: tracing included.
+    donates: whether the program consumes its first input.
+  """
+
+  run: Callable[..., PyTree]
+  inputs: tuple[PyTree, ...]
+  compile_seconds: float
+  donates: bool = False
+
+  def call(self) -> tuple[PyTree, float]:
+    """The result of one call, and its seconds."""
+    inputs = self.inputs
+    if self.donates:
+      # A copy, not the state returned last: every call does the same work.
+      inputs = (jax.tree.map(jnp.copy, inputs[0]), *inputs[1:])
+    jax.block_until_ready(inputs)
+    start = time.perf_counter()
+    result = jax.block_until_ready(self.run(*inputs))
+    return result, time.perf_counter() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """How much the phases had to do.
+
+  Attributes:
+    sequences: b.
+    mean_length: of the completions, in tokens.
+    slots: completion slots per sequence that a plain forward processes, t.
+    probe_positions: per sequence that the probes process; the last pass may
+      reach beyond the longest reasoning.
+    probe_width: tokens of one probe, c.
+  """
+
+  sequences: int
+  mean_length: float
+  slots: int
+  probe_positions: int
+  probe_width: int
+
+  @property
+  def tokens(self) -> float:
+    """Completion tokens of the batch."""
+    return self.sequences * self.mean_length
+
+  @property
+  def forward_tokens(self) -> int:
+    """Tokens that the plain forward processes, padding included."""
+    return self.sequences * self.slots
+
+  @property
+  def probe_tokens(self) -> int:
+    """Tokens that the probes process, padding included."""
+    return self.sequences * self.probe_positions * self.probe_width
+
+
+def build(cfg: Config) -> Setup:
+  """Wires a run together like the trainer, without a workdir.
+
+  Args:
+    cfg: the checked configuration.
+
+  Returns:
+    The setup.
+  """
+  stage = dataclasses.replace(cfg.warm_start, num_steps=0)
+  cfg = dataclasses.replace(cfg, warm_start=stage)
+  task = task_lib.load(cfg)
+  if not cfg.model.vocab_size:
+    model = dataclasses.replace(cfg.model, vocab_size=len(task.tokenizer))
+    cfg = dataclasses.replace(cfg, model=model)
+  mesh = sharding.make_mesh(cfg)
+  if cfg.reward.grader == "host":
+    grader = host.make_grader(task.tokenizer, mesh)
+  else:
+    grader = token_match.make_grader(token_match.tags_of(task.tokenizer))
+  optimizer = make_optimizer(
+      cfg.optimizer, cfg.num_steps * cfg.loss.num_updates
+  )
+  spec = state_lib.state_spec(
+      mesh, model=cfg.model, optimizer=optimizer, credit=cfg.credit
+  )
+  return Setup(cfg, task, mesh, grader, optimizer, spec)
+
+
+def first_prompts(setup: Setup) -> Prompts:
+  """The prompts of a run's first step."""
+  table = setup.task.tables["train"]
+  records = pipeline.batches(
+      len(table.kept),
+      table.record,
+      batch_size=setup.cfg.prompts_per_step,
+      seed=setup.cfg.seed,
+      shard=(jax.process_index(), jax.process_count()),
+  )
+  return sharding.put_batch(pipeline.as_prompts(next(records)), setup.mesh)
+
+
+def rollout_phase(
+    params: Params, prompts: Prompts, key: Array, setup: Setup
+) -> tuple[Params, Rollout]:
+  """The weights that rollout and probes read, and the rollout."""
+  frozen = sharding.gather_for_decoding(
+      params, setup.spec.param_axes, setup.cfg.model.dtype
+  )
+  vocabulary = setup.task.vocabulary
+  return frozen, train_step.sample(
+      frozen, prompts, key, setup.cfg, vocabulary
+  )
+
+
+def plain_forward(
+    params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
+) -> Array:
+  """[b, t, d]: the states that predict the completions, from cached prompts.
+
+  Args:
+    params: weights in the compute dtype.
+    prompts: q prompts.
+    rolled: their completions; only the prompt segment of its cache is read.
+    cfg: the run's configuration.
+
+  Returns:
+    The final hidden states, no head applied.
+  """
+  first = policy.last_prompt_tokens(prompts, cfg.group_size)
+  inputs = jnp.concatenate([first[:, None], rolled.tokens[:, :-1]], axis=1)
+  start = policy.first_positions(prompts, cfg.group_size)
+  positions = start[:, None] + jnp.arange(inputs.shape[1])
+  hidden, _ = transformer.extend(
+      params, inputs, positions, rolled.context[:1], cfg=cfg.model
+  )
+  return hidden
+
+
+def programs(setup: Setup) -> dict[str, jax.stages.Wrapped]:
+  """The jitted program of every phase, the whole step and the yardstick."""
+  cfg, vocabulary = setup.cfg, setup.task.vocabulary
+
+  def scoped(function: Callable, **fixed: Any) -> jax.stages.Wrapped:
+    def program(*inputs: PyTree) -> PyTree:
+      with sharding.scope(setup.mesh):
+        return function(*inputs, **fixed)
+
+    return jax.jit(program)
+
+  return {
+      "rollout": scoped(rollout_phase, setup=setup),
+      "grading": scoped(setup.grader),
+      "probes": scoped(train_step.run_probes, cfg=cfg, vocabulary=vocabulary),
+      "credit": scoped(train_step.assign_credit, cfg=cfg),
+      "reference": scoped(train_step.gather_experience, cfg=cfg),
+      "update": scoped(
+          train_step.update, cfg=cfg, optimizer=setup.optimizer
+      ),
+      "whole_step": train_step.make_train_step(
+          cfg,
+          setup.mesh,
+          vocabulary=vocabulary,
+          grader=setup.grader,
+          optimizer=setup.optimizer,
+          spec=setup.spec,
+      ),
+      "plain_forward": scoped(plain_forward, cfg=cfg),
+  }
+
+
+def compile_phases(
+    setup: Setup, state: TrainState, prompts: Prompts
+) -> tuple[dict[str, Phase], Work]:
+  """Compiles every phase on what the phases before it return.
+
+  Args:
+    setup: what a step is made of.
+    state: fresh; its parameters are also the reference.
+    prompts: of the step.
+
+  Returns:
+    The phases by name, each called once, and how much they do.
+  """
+  jitted = programs(setup)
+  phases = {}
+
+  def add(name: str, *inputs: PyTree) -> PyTree:
+    start = time.perf_counter()
+    compiled = jitted[name].lower(*inputs).compile()
+    seconds = time.perf_counter() - start
+    phases[name] = Phase(compiled, inputs, seconds, name == "whole_step")
+    return phases[name].call()[0]
+
+  # The keys of the whole step, so that it samples the recorded rollout too.
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  sample_key, shuffle_key = jax.random.split(key)
+  reference = state.params if setup.cfg.loss.kl_weight else None
+  frozen, rolled = add("rollout", state.params, prompts, sample_key)
+  grades = add("grading", rolled, prompts)
+  probe = add("probes", frozen, rolled, grades, prompts)
+  samples, _ = add(
+      "credit", rolled, grades, probe, state.weights, shuffle_key
+  )
+  experience = add(
+      "reference", reference, prompts, rolled, samples.advantages
+  )
+  add("update", state, experience)
+  add("whole_step", state, reference, prompts)
+  add("plain_forward", frozen, prompts, rolled)
+  return phases, measure_work(setup, rolled, grades)
+
+
+def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
+  """The work that a rollout makes; positions as `probes` counts its passes."""
+  cfg = setup.cfg
+  faithful = cfg.credit.mode == "faithful"
+  probed = rolled.lengths if faithful else grades.reasoning_lengths
+  sequences, slots = rolled.tokens.shape
+  chunk = min(cfg.probe.chunk, slots + 1)
+  passes = int(jnp.max(probed)) // chunk + 1
+  return Work(
+      sequences=sequences,
+      mean_length=float(jnp.mean(rolled.lengths)),
+      slots=slots,
+      probe_positions=passes * chunk,
+      probe_width=len(setup.task.vocabulary.elicitation),
+  )
+
+
+def time_phases(
+    phases: dict[str, Phase], repeats: int
+) -> dict[str, list[float]]:
+  """Seconds of every call; phases take turns, so drift hits all alike."""
+  seconds: dict[str, list[float]] = {name: [] for name in phases}
+  for _ in range(repeats):
+    for name, phase in phases.items():
+      # Untimed: a phase after a big one finds cold caches and pays page
+      # faults, which made the yardstick 40 % slower on a CPU.
+      phase.call()
+      seconds[name].append(phase.call()[1])
+  return seconds
+
+
+def summarise(
+    setup: Setup,
+    phases: dict[str, Phase],
+    times: dict[str, list[float]],
+    work: Work,
+) -> dict[str, Any]:
+  """Everything that is reported, ready for JSON."""
+  seconds = {name: statistics.median(calls) for name, calls in times.items()}
+  entries = {
+      name: {
+          "seconds": seconds[name],
+          "min_seconds": min(times[name]),
+          "max_seconds": max(times[name]),
+          "tokens_per_second": work.tokens / seconds[name],
+          "compile_seconds": phases[name].compile_seconds,
+      }
+      for name in (*PHASES, *OTHERS)
+  }
+  raw = seconds["probes"] / seconds["plain_forward"]
+  total = sum(seconds[name] for name in PHASES)
+  device = setup.mesh.devices.flat[0]
+  return {
+      "phases": entries,
+      "ratios": {
+          "probes_over_plain_forward": raw,
+          "probes_over_plain_forward_per_token": (
+              raw * work.forward_tokens / work.probe_tokens
+          ),
+          "whole_step_over_sum_of_phases": seconds["whole_step"] / total,
+      },
+      "config": config_lib.flatten(setup.cfg),
+      "device": (
+          f"{setup.mesh.size} x {device.device_kind} ({device.platform})"
+      ),
+      "mean_length": work.mean_length,
+      "probe_tokens": work.probe_tokens,
+      "probe_tokens_per_second": work.probe_tokens / seconds["probes"],
+      "forward_tokens": work.forward_tokens,
+  }
+
+
+def report(summary: dict[str, Any], work: Work, repeats: int) -> str:
+  """The table and the ratios, for people to read."""
+  return "\n".join([
+      f"device     {summary['device']}",
+      f"batch      {work.sequences} sequences, mean length"
+      f" {work.mean_length:.1f} of at most {work.slots} tokens",
+      f"times      medians of {repeats}",
+      "",
+      *_table(summary["phases"]),
+      "",
+      *_ratios(summary, work),
+  ])
+
+
+def _table(entries: dict[str, dict[str, float]]) -> Iterator[str]:
+  total = sum(entries[name]["seconds"] for name in PHASES)
+  columns = ("seconds", "min", "max", "tokens/s", "share", "compile s")
+  yield f"{'phase':<14}" + "".join(f"{column:>11}" for column in columns)
+  for name, entry in entries.items():
+    # What is no phase of the step has no share of it.
+    share = f"{entry['seconds'] / total:.1%}" if name in PHASES else ""
+    yield (
+        f"{name.replace('_', ' '):<14}{entry['seconds']:>11.5f}"
+        f"{entry['min_seconds']:>11.5f}{entry['max_seconds']:>11.5f}"
+        f"{entry['tokens_per_second']:>11.0f}{share:>11}"
+        f"{entry['compile_seconds']:>11.1f}"
+    )
+    if name == PHASES[-1]:
+      yield f"{'sum of phases':<14}{total:>11.5f}"
+
+
+def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
+  ratios = summary["ratios"]
+  rows = {
+      "probe tokens": (
+          f"{work.probe_tokens} = {work.sequences} sequences x"
+          f" {work.probe_positions} positions x {work.probe_width}"
+      ),
+      "probe tokens/s": f"{summary['probe_tokens_per_second']:.0f}",
+      "plain forward tokens": f"{work.forward_tokens}, padding included",
+      "probes / plain forward": (
+          f"{ratios['probes_over_plain_forward']:.2f}"
+      ),
+      "probes / plain forward, per token": (
+          f"{ratios['probes_over_plain_forward_per_token']:.2f}"
+      ),
+      "whole step / sum of phases": (
+          f"{ratios['whole_step_over_sum_of_phases']:.2f}"
+      ),
+  }
+  for label, value in rows.items():
+    yield f"{label:<35}{value}"
+
+
+def main(_: list[str]) -> None:
+  """Compiles, measures and reports."""
+  cfg, _ = cli.load_config()
+  setup = build(cfg)
+  state = state_lib.create(
+      setup.spec,
+      setup.cfg.seed,
+      model=setup.cfg.model,
+      optimizer=setup.optimizer,
+      credit=setup.cfg.credit,
+  )
+  phases, work = compile_phases(setup, state, first_prompts(setup))
+  times = time_phases(phases, _REPEATS.value)
+  summary = summarise(setup, phases, times, work)
+  print(report(summary, work, _REPEATS.value))
+  if _JSON.value:
+    text = json.dumps(summary, indent=2) + "\n"
+    pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+  cli.run(main)

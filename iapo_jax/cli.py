@@ -1,0 +1,77 @@
+"""What every command shares: quiet libraries, and user errors in one line."""
+
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from iapo_jax import config as config_lib
+
+# Before transformers is imported, which says that torch is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+_OVERRIDE = "--config."
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """`absl.app.run`, where a user's mistake ends in one line and status 2.
+
+  Args:
+    main: called with the arguments that are no flags.
+  """
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except config_lib.ConfigError as error:
+    _stop(error)
+
+
+def load_config() -> tuple[config_lib.Config, str]:
+  """The checked configuration of the flag `--config`.
+
+  Returns:
+    The configuration, and the flag's value: FILE or FILE:VARIANT.
+
+  Raises:
+    ConfigError: where there is no such file, or a rule is broken.
+  """
+  flag = flags.FLAGS["config"]
+  name = config_flags.get_config_filename(flag)
+  path = pathlib.Path(name.partition(":")[0])
+  if not path.is_file():
+    raise config_lib.ConfigError(f"--config = {str(path)!r}: no such file")
+  return config_lib.parse(flag.value), name
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  try:
+    _check_overrides(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, config_lib.ConfigError, OSError) as error:
+    _stop(error)
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+  known = config_lib.flatten(config_lib.Config())
+  for argument in argv[1:]:
+    name, _, value = argument.removeprefix(_OVERRIDE).partition("=")
+    if argument.startswith(_OVERRIDE) and name not in known:
+      close = difflib.get_close_matches(name, known, n=1)
+      hint = f"; did you mean config.{close[0]}?" if close else ""
+      raise config_lib.ConfigError(
+          f"config.{name} = {value!r}: unknown field{hint}"
+      )
+
+
+def _stop(error: BaseException) -> None:
+  text = str(error).strip()
+  if "Traceback" in text:
+    # An error in the config file itself: absl quotes the whole trace.
+    text = text.splitlines()[-1].partition("Error: ")[2]
+  line = " ".join(text.split())
+  print(f"error: {line}", file=sys.stderr)
+  sys.exit(2)

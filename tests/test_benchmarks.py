@@ -1,0 +1,72 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PHASES = {
+    "rollout", "grading", "probes", "reference", "credit", "update",
+    "whole_step", "plain_forward",
+}  # fmt: skip
+RATIOS = {
+    "probes_over_plain_forward",
+    "probes_over_plain_forward_per_token",
+    "whole_step_over_sum_of_phases",
+}
+TINY = (
+    "--config.prompts_per_step=2",
+    "--config.group_size=2",
+    "--config.rollout.max_tokens=8",
+    "--config.data.train_problems=16",
+    "--config.data.validation_problems=8",
+    "--config.data.test_problems=8",
+    "--repeats=1",
+)
+
+
+def run_phases(*arguments):
+  # One device: the suite's eight would not divide the tiny batch.
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return subprocess.run(
+      [sys.executable, "benchmarks/phases.py", *TINY, *arguments],
+      cwd=ROOT,
+      env=environment | {"JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+  )
+
+
+def test_phases_reports_every_phase(tmp_path):
+  path = tmp_path / "phases.json"
+  done = run_phases(f"--json={path}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads(path.read_text())
+  assert set(summary) >= {
+      "phases", "ratios", "config", "device", "mean_length"
+  }  # fmt: skip
+  assert set(summary["phases"]) == PHASES
+  for name, entry in summary["phases"].items():
+    assert 0 < entry["min_seconds"] <= entry["seconds"], name
+    assert entry["seconds"] <= entry["max_seconds"], name
+    rate = summary["mean_length"] * 4 / entry["seconds"]
+    assert entry["tokens_per_second"] == pytest.approx(rate), name
+    assert name.replace("_", " ") in done.stdout
+  assert set(summary["ratios"]) == RATIOS
+  assert all(ratio > 0 for ratio in summary["ratios"].values())
+  assert 1 <= summary["mean_length"] <= 8
+  assert summary["config"]["rollout.max_tokens"] == 8
+  assert summary["config"]["credit.mode"] == "to_go"  # of the default file
+  assert summary["config"]["model.vocab_size"] > 0
+  assert "cpu" in summary["device"]
+
+
+def test_phases_says_which_field_is_wrong():
+  done = run_phases("--config.group_size=1")
+  assert done.returncode == 2
+  assert "error: config.group_size = 1" in done.stderr
+  assert "Traceback" not in done.stderr

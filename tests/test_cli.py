@@ -1,0 +1,96 @@
+"""The commands as a user runs them: bad input ends in one line, status 2."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = "--config=configs/arithmetic.py"
+
+
+def run(script, *arguments):
+  return subprocess.run(
+      [sys.executable, str(ROOT / "experiments" / script), *arguments],
+      cwd=ROOT,
+      # As a user has it: without the suite's fake devices.
+      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+      capture_output=True,
+      text=True,
+      timeout=600,
+  )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [CONFIG, "--config.credit.inf_weight=1"],
+            "config.credit.inf_weight = '1': unknown field; did you mean"
+            " config.credit.info_weight?",
+        ),
+        ([CONFIG, "--config.group_size=1"], "config.group_size = 1: must be"),
+        ([CONFIG, "--config.group_size=x"], "flag --config.group_size=x: inv"),
+        ([CONFIG + ":fast"], "variant 'fast': must be one of sft, grpo"),
+        (["--config=configs/none.py"], "--config = 'configs/none.py': no such"),
+        ([], "flag --config=None: Flag --config must have a value"),
+        (
+            [CONFIG, "--config.data.max_prompt_tokens=4"],
+            "config.data.max_prompt_tokens = 4: the prompt of row 0 has 12",
+        ),
+        (
+            [CONFIG, "--config.data.train_problems=20000"],
+            "config.data.train_problems = 20000: with validation and test",
+        ),
+        (
+            [CONFIG, "--config.mesh.tensor=3", "--config.mesh.data=1"],
+            "config.mesh = {'data': 1, 'fsdp': 1, 'tensor': 3}: must multiply",
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and value else "",
+)
+def test_bad_input_is_one_line_before_any_compilation(
+    arguments, message, tmp_path
+):
+  workdir = tmp_path / "run"
+  result = run("run.py", *arguments, f"--workdir={workdir}")
+  assert result.returncode == 2
+  lines = result.stderr.strip().splitlines()
+  assert lines[-1].startswith(f"error: {message}"), result.stderr
+  assert "Traceback" not in result.stderr
+  assert "compiled" not in result.stdout
+  assert not workdir.exists()
+
+
+def test_the_demo_end_to_end_at_small_size(tmp_path):
+  workdir = tmp_path / "demo"
+  result = run("demo.py", "--small", f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert set(summary) == {
+      "sft", "grpo", "iapo_paper", "iapo_to_go", "seconds",
+  }  # fmt: skip
+  assert summary["seconds"] > 0
+  for name in set(summary) - {"seconds"}:
+    assert set(summary[name]) >= {
+        "accuracy", "accuracy_se", "mean_tokens", "mean_reasoning_tokens",
+        "format_rate", "problems",
+    }  # fmt: skip
+    assert summary[name]["problems"] == 64
+  picture = (workdir / "curves.png").read_bytes()
+  assert picture.startswith(b"\x89PNG")
+  assert "| IAPO to_go |" in result.stdout
+  # A second call reports the finished runs without training again.
+  again = run("demo.py", "--small", f"--workdir={workdir}")
+  assert again.returncode == 0, again.stderr
+  assert "compiled" not in again.stdout
+  assert json.loads((workdir / "summary.json").read_text()) == summary
+
+
+def test_the_demo_refuses_an_unknown_method(tmp_path):
+  result = run("demo.py", "--methods=gpro", f"--workdir={tmp_path}")
+  assert result.returncode == 2
+  assert result.stderr.strip().startswith("error: --methods 'gpro': must be")

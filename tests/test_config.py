@@ -1,0 +1,193 @@
+import dataclasses
+import json
+
+import pytest
+
+from iapo_jax import config as config_lib
+from iapo_jax.config import Config, ConfigError
+
+
+def flat(**overrides):
+  """The default configuration with fields set by dotted name (`__`)."""
+  config = config_lib.default()
+  for name, value in overrides.items():
+    config.update_from_flattened_dict({name.replace("__", "."): value})
+  return config
+
+
+def test_the_default_parses_to_the_dataclass_defaults():
+  assert config_lib.parse(config_lib.default()) == Config()
+
+
+def test_integers_become_floats_where_asked():
+  parsed = config_lib.parse({"credit": {"info_weight": 2}})
+  assert isinstance(parsed.credit.info_weight, float)
+
+
+def test_flatten_is_json_and_complete():
+  flattened = config_lib.flatten(Config())
+  assert json.loads(json.dumps(flattened)) == flattened
+  assert flattened["warm_start.optimizer.learning_rate"] == 6e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"group_size": 1}, "config.group_size = 1: must be at least 2"),
+        ({"group_size": 2.5}, "config.group_size = 2.5: must be of type int"),
+        ({"group_size": True}, "config.group_size = True: must be of type int"),
+        ({"seed": -1}, "config.seed = -1: must be in [0, 4294967295]"),
+        (
+            {"credit__mode": "iapo"},
+            "config.credit.mode = 'iapo': must be one of grpo, length_penalty,"
+            " paper, to_go, faithful",
+        ),
+        (
+            {"credit__shuffle": True, "credit__mode": "grpo"},
+            "config.credit.shuffle = True: needs credit.mode paper or to_go"
+            " (there is nothing to shuffle)",
+        ),
+        (
+            {"credit__info_weight": float("nan")},
+            "config.credit.info_weight = nan: must be finite",
+        ),
+        (
+            {"rollout__temperature": 0.0},
+            "config.rollout.temperature = 0.0: must be positive",
+        ),
+        (
+            {"model__num_kv_heads": 3},
+            "config.model.num_kv_heads = 3: must divide model.num_heads = 2",
+        ),
+        (
+            {"model__head_dim": 7},
+            "config.model.head_dim = 7: must be even (rotary halves)",
+        ),
+        (
+            {"loss__micro_batches": 3},
+            "config.loss.micro_batches = 3: must divide prompts_per_step = 8;"
+            " try one of [1, 2, 4, 8]",
+        ),
+        (
+            {"loss__aggregation": "mean"},
+            "config.loss.aggregation = 'mean': must be one of token_mean,"
+            " sequence_mean, constant_length",
+        ),
+        (
+            {"data__overlong": "drop"},
+            "config.data.overlong = 'drop': must be one of error, skip,"
+            " truncate_left",
+        ),
+        (
+            {"mesh__data": 0},
+            "config.mesh.data = 0: must be at least 1, or -1 for the rest",
+        ),
+        (
+            {"optimizer__learning_rate": -1.0},
+            "config.optimizer.learning_rate = -1.0: must be at least 0",
+        ),
+        (
+            {"model__dtype": "float16"},
+            "config.model.dtype = 'float16': must be one of float32, bfloat16",
+        ),
+    ],
+)
+def test_a_broken_rule_is_one_line(overrides, message):
+  config = config_lib.default()
+  config.unlock()
+  for name, value in overrides.items():
+    group, _, field = name.rpartition("__")
+    target = config[group] if group else config
+    with target.ignore_type():
+      target[field] = value
+  with pytest.raises(ConfigError) as error:
+    config_lib.parse(config)
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"groupsize": 8},
+            "config.groupsize = 8: unknown field; did you mean group_size?",
+        ),
+        (
+            {"credit": {"inf_weight": 1.0}},
+            "config.credit.inf_weight = 1.0: unknown field; did you mean"
+            " credit.info_weight?",
+        ),
+        ({"zzz": 1}, "config.zzz = 1: unknown field"),
+        ({"credit": 3}, "config.credit = 3: must be a group of fields"),
+    ],
+)
+def test_unknown_fields_are_named(config, message):
+  with pytest.raises(ConfigError) as error:
+    config_lib.parse(config)
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices", "message"),
+    [
+        (
+            {"mesh__tensor": 4},
+            8,
+            "config.model.num_heads = 2: mesh.tensor = 4 must divide it",
+        ),
+        (
+            {"mesh__tensor": 4, "model__num_heads": 8},
+            8,
+            "config.model.num_kv_heads = 2: mesh.tensor = 4 must divide it",
+        ),
+        (
+            {"mesh__tensor": 2, "model__vocab_size": 37},
+            2,
+            "config.model.vocab_size = 37: mesh.tensor = 2 must divide it",
+        ),
+        (
+            {"mesh__tensor": 3},
+            8,
+            "config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 3}: must multiply"
+            " to the 8 devices there are",
+        ),
+        (
+            {"prompts_per_step": 12},
+            8,
+            "config.prompts_per_step = 12: must be a multiple of data x fsdp x"
+            " micro_batches = 8",
+        ),
+        (
+            {"loss__micro_batches": 2, "mesh__fsdp": 2},
+            8,
+            "config.prompts_per_step = 8: must be a multiple of data x fsdp x"
+            " micro_batches = 16",
+        ),
+        (
+            {"evaluation__batch_size": 12},
+            8,
+            "config.evaluation.batch_size = 12: must be a multiple of data x"
+            " fsdp = 8",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
+  parsed = config_lib.parse(flat(**overrides))
+  with pytest.raises(ConfigError) as error:
+    config_lib.mesh_shape(parsed, devices)
+  assert str(error.value) == message
+
+
+def test_the_plan_is_derived_from_two_numbers():
+  parsed = config_lib.parse(
+      flat(prompts_per_step=16, group_size=4, loss__micro_batches=2)
+  )
+  assert config_lib.mesh_shape(parsed, 8) == (8, 1, 1)
+  plan = config_lib.plan(parsed, 8)
+  assert "16 prompts x 4 samples = 64 sequences, 8 per data shard" in plan
+  assert "each of 2 micro-batches of 32 sequences" in plan
+
+
+def test_configurations_are_frozen():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    Config().seed = 3
