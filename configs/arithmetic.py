@@ -6,7 +6,12 @@ Variants: `sft` (the warm start alone), and reinforcement learning with `grpo`,
 `paper` (default), `to_go`, `faithful` or `length_penalty` credit, and
 `shuffled` (`to_go` with each sequence's information permuted: the control).
 The RL variants begin with the warm start unless `--config.init_from=FOLDER`
-names a finished run. `docs/demo.md` has the numbers to expect.
+names a finished run and `--config.warm_start.num_steps=0` leaves it out.
+`docs/demo.md` has the numbers to expect. Two CPU cores take about a minute for
+the warm start and one for each method.
+
+The learning rate is the best of 2e-4, 4e-4 and 8e-4 for `grpo` (validation
+accuracy, seed 0); every other method has the same, untuned.
 """
 
 import ml_collections
@@ -36,9 +41,14 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
         f"variant {variant!r}: must be one of {', '.join(VARIANTS)}"
     )
   config = config_lib.default()
-  config.warm_start.num_steps = 1200
-  config.warm_start.optimizer.warmup_steps = 50
-  config.warm_start.optimizer.decay = True
+  config.prompts_per_step = 16
+  config.num_steps = 100
+  config.optimizer.update(
+      {"learning_rate": 4e-4, "warmup_steps": 10, "decay": True}
+  )
+  config.warm_start.num_steps = 400
+  config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
+  config.evaluation.update({"problems": 512, "batch_size": 512})
   if variant == "sft":
     config.num_steps = 0
   elif variant in ("to_go", "shuffled"):
