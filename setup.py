@@ -21,7 +21,6 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "array_record>=0.8",
         "chex>=0.1.90",
         "flax>=0.12",
         "grain>=0.2.12",

@@ -33,19 +33,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 from ml_collections import config_flags
 
-from iapo_jax import cli, policy, rewards, sharding, train_step
+from iapo_jax import (
+    assembly,
+    cli,
+    credit,
+    policy,
+    sharding,
+    train_step,
+    update,
+)
 from iapo_jax import config as config_lib
-from iapo_jax import state as state_lib
+from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
-from iapo_jax.data import task as task_lib
 from iapo_jax.models import transformer
-from iapo_jax.optimizer import make_optimizer
-from iapo_jax.rewards import host, token_match
 from iapo_jax.types import (
     Array,
     Grades,
@@ -74,23 +78,10 @@ OTHERS = ("whole_step", "plain_forward")
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a step is made of.
+  """The parts of a run, and its reinforcement-learning stage."""
 
-  Attributes:
-    cfg: the configuration, without warm start, the vocabulary size filled in.
-    task: what is read.
-    mesh: devices.
-    grader: grades inside compiled programs.
-    optimizer: of the policy.
-    spec: of the state.
-  """
-
-  cfg: Config
-  task: task_lib.Task
-  mesh: jax.sharding.Mesh
-  grader: rewards.Grader
-  optimizer: optax.GradientTransformation
-  spec: state_lib.StateSpec
+  parts: Assembly
+  stage: Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,45 +148,25 @@ class Work:
 
 
 def build(cfg: Config) -> Setup:
-  """Wires a run together like the trainer, without a workdir.
-
-  Args:
-    cfg: the checked configuration.
-
-  Returns:
-    The setup.
-  """
+  """Puts a run together, without its warm start and without a workdir."""
   stage = dataclasses.replace(cfg.warm_start, num_steps=0)
   cfg = dataclasses.replace(cfg, warm_start=stage)
-  task = task_lib.load(cfg)
-  if not cfg.model.vocab_size:
-    model = dataclasses.replace(cfg.model, vocab_size=len(task.tokenizer))
-    cfg = dataclasses.replace(cfg, model=model)
-  mesh = sharding.make_mesh(cfg)
-  if cfg.reward.grader == "host":
-    grader = host.make_grader(task.tokenizer, mesh)
-  else:
-    grader = token_match.make_grader(token_match.tags_of(task.tokenizer))
-  optimizer = make_optimizer(
-      cfg.optimizer, cfg.num_steps * cfg.loss.num_updates
-  )
-  spec = state_lib.state_spec(
-      mesh, model=cfg.model, optimizer=optimizer, credit=cfg.credit
-  )
-  return Setup(cfg, task, mesh, grader, optimizer, spec)
+  parts = assembly.assemble(cfg)
+  return Setup(parts, assembly.reinforcement_stage(parts))
 
 
 def first_prompts(setup: Setup) -> Prompts:
   """The prompts of a run's first step."""
-  table = setup.task.tables["train"]
+  table = setup.parts.task.tables["train"]
   records = pipeline.batches(
       len(table.kept),
       table.record,
-      batch_size=setup.cfg.prompts_per_step,
-      seed=setup.cfg.seed,
+      batch_size=setup.parts.cfg.prompts_per_step,
+      seed=setup.parts.cfg.seed,
       shard=(jax.process_index(), jax.process_count()),
   )
-  return sharding.put_batch(pipeline.as_prompts(next(records)), setup.mesh)
+  prompts = pipeline.as_prompts(next(records))
+  return sharding.put_batch(prompts, setup.parts.mesh)
 
 
 def rollout_phase(
@@ -203,11 +174,11 @@ def rollout_phase(
 ) -> tuple[Params, Rollout]:
   """The weights that rollout and probes read, and the rollout."""
   frozen = sharding.gather_for_decoding(
-      params, setup.spec.param_axes, setup.cfg.model.dtype
+      params, setup.stage.spec.param_axes, setup.parts.cfg.model.dtype
   )
-  vocabulary = setup.task.vocabulary
+  vocabulary = setup.parts.task.vocabulary
   return frozen, train_step.sample(
-      frozen, prompts, key, setup.cfg, vocabulary
+      frozen, prompts, key, setup.parts.cfg, vocabulary
   )
 
 
@@ -237,32 +208,25 @@ def plain_forward(
 
 def programs(setup: Setup) -> dict[str, jax.stages.Wrapped]:
   """The jitted program of every phase, the whole step and the yardstick."""
-  cfg, vocabulary = setup.cfg, setup.task.vocabulary
+  cfg, vocabulary = setup.parts.cfg, setup.parts.task.vocabulary
 
   def scoped(function: Callable, **fixed: Any) -> jax.stages.Wrapped:
     def program(*inputs: PyTree) -> PyTree:
-      with sharding.scope(setup.mesh):
+      with sharding.scope(setup.parts.mesh):
         return function(*inputs, **fixed)
 
     return jax.jit(program)
 
   return {
       "rollout": scoped(rollout_phase, setup=setup),
-      "grading": scoped(setup.grader),
+      "grading": scoped(setup.parts.grader),
       "probes": scoped(train_step.run_probes, cfg=cfg, vocabulary=vocabulary),
-      "credit": scoped(train_step.assign_credit, cfg=cfg),
-      "reference": scoped(train_step.gather_experience, cfg=cfg),
+      "credit": scoped(credit.assign, cfg=cfg),
+      "reference": scoped(update.gather_experience, cfg=cfg),
       "update": scoped(
-          train_step.update, cfg=cfg, optimizer=setup.optimizer
+          update.update, cfg=cfg, optimizer=setup.stage.optimizer
       ),
-      "whole_step": train_step.make_train_step(
-          cfg,
-          setup.mesh,
-          vocabulary=vocabulary,
-          grader=setup.grader,
-          optimizer=setup.optimizer,
-          spec=setup.spec,
-      ),
+      "whole_step": assembly.train_step_of(setup.parts, setup.stage),
       "plain_forward": scoped(plain_forward, cfg=cfg),
   }
 
@@ -293,7 +257,7 @@ def compile_phases(
   # The keys of the whole step, so that it samples the recorded rollout too.
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   sample_key, shuffle_key = jax.random.split(key)
-  reference = state.params if setup.cfg.loss.kl_weight else None
+  reference = state.params if setup.parts.cfg.loss.kl_weight else None
   frozen, rolled = add("rollout", state.params, prompts, sample_key)
   grades = add("grading", rolled, prompts)
   probe = add("probes", frozen, rolled, grades, prompts)
@@ -311,7 +275,7 @@ def compile_phases(
 
 def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
   """The work that a rollout makes; positions as `probes` counts its passes."""
-  cfg = setup.cfg
+  cfg = setup.parts.cfg
   faithful = cfg.credit.mode == "faithful"
   probed = rolled.lengths if faithful else grades.reasoning_lengths
   sequences, slots = rolled.tokens.shape
@@ -322,7 +286,7 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
       mean_length=float(jnp.mean(rolled.lengths)),
       slots=slots,
       probe_positions=passes * chunk,
-      probe_width=len(setup.task.vocabulary.elicitation),
+      probe_width=len(setup.parts.task.vocabulary.elicitation),
   )
 
 
@@ -360,7 +324,7 @@ def summarise(
   }
   raw = seconds["probes"] / seconds["plain_forward"]
   total = sum(seconds[name] for name in PHASES)
-  device = setup.mesh.devices.flat[0]
+  device = setup.parts.mesh.devices.flat[0]
   return {
       "phases": entries,
       "ratios": {
@@ -370,9 +334,9 @@ def summarise(
           ),
           "whole_step_over_sum_of_phases": seconds["whole_step"] / total,
       },
-      "config": config_lib.flatten(setup.cfg),
+      "config": config_lib.flatten(setup.parts.cfg),
       "device": (
-          f"{setup.mesh.size} x {device.device_kind} ({device.platform})"
+          f"{setup.parts.mesh.size} x {device.device_kind} ({device.platform})"
       ),
       "mean_length": work.mean_length,
       "probe_tokens": work.probe_tokens,
@@ -439,13 +403,7 @@ def main(_: list[str]) -> None:
   """Compiles, measures and reports."""
   cfg, _ = cli.load_config()
   setup = build(cfg)
-  state = state_lib.create(
-      setup.spec,
-      setup.cfg.seed,
-      model=setup.cfg.model,
-      optimizer=setup.optimizer,
-      credit=setup.cfg.credit,
-  )
+  state = assembly.create_state(setup.parts, setup.stage)
   phases, work = compile_phases(setup, state, first_prompts(setup))
   times = time_phases(phases, _REPEATS.value)
   summary = summarise(setup, phases, times, work)

@@ -26,7 +26,8 @@ class ConfigError(ValueError):
   """User input that breaks a rule; the message is one line."""
 
 
-def _fail(field: str, value: Any, rule: str) -> typing.NoReturn:
+def fail(field: str, value: Any, rule: str) -> typing.NoReturn:
+  """Raises a `ConfigError` that names field, value and rule."""
   raise ConfigError(f"config.{field} = {value!r}: {rule}")
 
 
@@ -329,14 +330,14 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     if name not in hints:
       close = difflib.get_close_matches(name, hints, n=1)
       hint = f"; did you mean {prefix}{close[0]}?" if close else ""
-      _fail(prefix + name, values[name], f"unknown field{hint}")
+      fail(prefix + name, values[name], f"unknown field{hint}")
   filled = {}
   for name, value in values.items():
     kind = hints[name]
     field = prefix + name
     if dataclasses.is_dataclass(kind):
       if not isinstance(value, Mapping):
-        _fail(field, value, "must be a group of fields")
+        fail(field, value, "must be a group of fields")
       filled[name] = _build(kind, value, field + ".")
     else:
       filled[name] = _convert(field, value, kind)
@@ -349,9 +350,9 @@ def _convert(field: str, value: Any, kind: type) -> Any:
   if kind is float and number:
     return float(value)
   if not isinstance(value, kind) or (kind is int and not number):
-    _fail(field, value, f"must be of type {kind.__name__}")
+    fail(field, value, f"must be of type {kind.__name__}")
   if kind is float and not math.isfinite(value):
-    _fail(field, value, "must be finite")
+    fail(field, value, "must be finite")
   return value
 
 
@@ -361,25 +362,25 @@ def _check(c: Config) -> None:
   _check_ranges(c)
   m = c.model
   if m.num_heads % m.num_kv_heads:
-    _fail(
+    fail(
         "model.num_kv_heads",
         m.num_kv_heads,
         f"must divide model.num_heads = {m.num_heads}",
     )
   if m.head_dim % 2:
-    _fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
   if c.prompts_per_step % c.loss.micro_batches:
-    _fail(
+    fail(
         "loss.micro_batches",
         c.loss.micro_batches,
         f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
         f" {_divisors(c.prompts_per_step)}",
     )
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
-    _fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
+    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
   information = c.credit.mode in ("paper", "to_go")
   if c.credit.shuffle and not information:
-    _fail(
+    fail(
         "credit.shuffle",
         True,
         "needs credit.mode paper or to_go (there is nothing to shuffle)",
@@ -396,7 +397,7 @@ def _check_choices(c: Config) -> None:
   }
   for field, (value, allowed) in choices.items():
     if value not in allowed:
-      _fail(field, value, f"must be one of {', '.join(allowed)}")
+      fail(field, value, f"must be one of {', '.join(allowed)}")
 
 
 def _check_ranges(c: Config) -> None:
@@ -453,7 +454,7 @@ def _check_ranges(c: Config) -> None:
     value = _get(c, field)
     if not low <= value <= high:
       rule = f"at least {low}" if high == inf else f"in [{low}, {high}]"
-      _fail(field, value, f"must be {rule}")
+      fail(field, value, f"must be {rule}")
   positive = (
       "rollout.temperature",
       "optimizer.clip_norm",
@@ -463,10 +464,10 @@ def _check_ranges(c: Config) -> None:
   )
   for field in positive:
     if _get(c, field) <= 0:
-      _fail(field, _get(c, field), "must be positive")
+      fail(field, _get(c, field), "must be positive")
   for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
     if _get(c, field) < 1 and _get(c, field) != -1:
-      _fail(field, _get(c, field), "must be at least 1, or -1 for the rest")
+      fail(field, _get(c, field), "must be at least 1, or -1 for the rest")
 
 
 def _get(c: Config, field: str) -> Any:
@@ -478,76 +479,6 @@ def _get(c: Config, field: str) -> Any:
 
 def _divisors(n: int) -> list[int]:
   return [i for i in range(1, n + 1) if n % i == 0]
-
-
-def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
-  """The sizes of (data, fsdp, tensor) on this many devices, checked.
-
-  Args:
-    c: the configuration.
-    devices: how many there are.
-
-  Returns:
-    Devices along each mesh axis.
-
-  Raises:
-    ConfigError: where the sizes do not fit the devices, the heads, the
-      prompts or the micro-batches.
-  """
-  sizes = dataclasses.asdict(c.mesh)
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  shape = {
-      axis: devices // fixed if size == -1 else size
-      for axis, size in sizes.items()
-  }
-  if math.prod(shape.values()) != devices:
-    _fail("mesh", sizes, f"must multiply to the {devices} devices there are")
-  tensor = shape["tensor"]
-  for field in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
-    value = getattr(c.model, field)
-    if value % tensor:
-      _fail(f"model.{field}", value, f"mesh.tensor = {tensor} must divide it")
-  if c.model.d_model % shape["fsdp"]:
-    _fail(
-        "model.d_model",
-        c.model.d_model,
-        f"mesh.fsdp = {shape['fsdp']} must divide it",
-    )
-  shards = shape["data"] * shape["fsdp"]
-  parts = shards * c.loss.micro_batches
-  if c.prompts_per_step % parts:
-    _fail(
-        "prompts_per_step",
-        c.prompts_per_step,
-        f"must be a multiple of data x fsdp x micro_batches = {parts}",
-    )
-  for field in ("warm_start.batch_size", "evaluation.batch_size"):
-    if _get(c, field) % shards:
-      _fail(
-          field, _get(c, field), f"must be a multiple of data x fsdp = {shards}"
-      )
-  return shape["data"], shape["fsdp"], shape["tensor"]
-
-
-def plan(c: Config, devices: int) -> str:
-  """The numbers that follow from the configuration, for people to read."""
-  data, fsdp, tensor = mesh_shape(c, devices)
-  sequences = c.sequences_per_step
-  per_device = sequences // (data * fsdp)
-  micro = c.loss.micro_batches
-  return "\n".join([
-      f"mesh       data {data} x fsdp {fsdp} x tensor {tensor}",
-      f"batch      {c.prompts_per_step} prompts x {c.group_size} samples ="
-      f" {sequences} sequences, {per_device} per data shard",
-      f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
-      f" {c.rollout.max_tokens} tokens",
-      f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
-      f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
-      f"probes     {c.rollout.max_tokens + 1} positions in chunks of"
-      f" {min(c.probe.chunk, c.rollout.max_tokens + 1)}",
-      f"credit     {c.credit.mode}"
-      + (" with shuffled information" if c.credit.shuffle else ""),
-  ])
 
 
 def flatten(c: Config) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import config as config_lib
+from iapo_jax import plan
+from iapo_jax.config import Config
 from iapo_jax.types import PyTree
 
 BATCH_AXES = ("data", "fsdp")
@@ -35,7 +36,7 @@ _RULES = (
 
 
 def make_mesh(
-    config: config_lib.Config, devices: list[jax.Device] | None = None
+    config: Config, devices: list[jax.Device] | None = None
 ) -> Mesh:
   """The (data, fsdp, tensor) mesh of a configuration.
 
@@ -50,7 +51,7 @@ def make_mesh(
     ConfigError: where the sizes do not fit.
   """
   devices = devices or jax.devices()
-  shape = config_lib.mesh_shape(config, len(devices))
+  shape = plan.mesh_shape(config, len(devices))
   return jax.make_mesh(
       shape,
       ("data", "fsdp", "tensor"),

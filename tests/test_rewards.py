@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from iapo_jax import config, rewards, sharding
+from iapo_jax.config import ConfigError
 from iapo_jax.data import arithmetic, tokenizer
 from iapo_jax.rewards import host, text, token_match
 from iapo_jax.types import Grades, Prompts, Rollout
@@ -466,8 +467,8 @@ def test_tags_of_the_word_tokenizer():
 
 
 def test_byte_pairs_are_refused():
-  message = r"encode '<think>' as one token, not .* use 'host'"
-  with pytest.raises(ValueError, match=message):
+  message = r"encode '<think>' as one token, not .* use host"
+  with pytest.raises(ConfigError, match=message):
     token_match.tags_of(byte_level())
 
 
@@ -477,7 +478,7 @@ def test_byte_pairs_with_tag_tokens_are_refused():
       tokenizer_object=byte_level().backend_tokenizer,
       additional_special_tokens=list(TAGS),
   )
-  with pytest.raises(ValueError, match=r"= '<' could spell.*use 'host'"):
+  with pytest.raises(ConfigError, match=r"= '<' could spell.*use host"):
     token_match.tags_of(tok)
 
 
@@ -487,5 +488,5 @@ def test_tokens_not_joined_by_blanks_are_refused():
       words, pad="<pad>", eos="<eos>", unknown="<unk>"
   )
   tok.backend_tokenizer.decoder = decoders.Fuse()
-  with pytest.raises(ValueError, match=r"join its tokens by.*use 'host'"):
+  with pytest.raises(ConfigError, match=r"join its tokens by.*use host"):
     token_match.tags_of(tok)

@@ -8,12 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from iapo_jax import assembly, credit, losses, sharding, train_step, update
 from iapo_jax import config as config_lib
-from iapo_jax import sharding, train_step
 from iapo_jax import state as state_lib
 from iapo_jax.data import pipeline
-from iapo_jax.data import task as task_lib
-from iapo_jax.rewards import host, token_match
 from iapo_jax.types import Prompts
 
 REQUIRED_METRICS = {
@@ -51,57 +49,43 @@ def make_config(**overrides):
 
 @dataclasses.dataclass
 class Setup:
-  """Everything a step is made of."""
+  """The parts of a run and its stage, with shorthands."""
 
-  cfg: config_lib.Config
-  mesh: jax.sharding.Mesh
-  task: task_lib.Task
-  optimizer: optax.GradientTransformation
-  spec: state_lib.StateSpec
+  parts: assembly.Assembly
+  stage: assembly.Stage
+
+  @property
+  def cfg(self):
+    return self.parts.cfg
 
   def state(self, params=None):
-    return state_lib.create(
-        self.spec,
-        self.cfg.seed,
-        model=self.cfg.model,
-        optimizer=self.optimizer,
-        credit=self.cfg.credit,
-        params=params,
-    )
+    return assembly.create_state(self.parts, self.stage, params)
 
   def prompts(self, epoch=0):
-    table = self.task.tables["train"]
+    table = self.parts.task.tables["train"]
     q = self.cfg.prompts_per_step
     rows = np.arange(q * epoch, q * (epoch + 1)) % len(table.kept)
     return sharding.put_batch(
-        jax.tree.map(lambda x: x[rows], table.prompts), self.mesh
+        jax.tree.map(lambda x: x[rows], table.prompts), self.parts.mesh
     )
-
-  def grader(self):
-    return token_match.make_grader(token_match.tags_of(self.task.tokenizer))
 
   def step(self, grader=None):
-    return train_step.make_train_step(
-        self.cfg,
-        self.mesh,
-        vocabulary=self.task.vocabulary,
-        grader=grader or self.grader(),
-        optimizer=self.optimizer,
-        spec=self.spec,
-    )
+    grader = grader or self.parts.grader
+    parts = dataclasses.replace(self.parts, grader=grader)
+    return assembly.train_step_of(parts, self.stage)
 
 
 def make_setup(devices=1, **overrides):
+  parts = assembly.assemble(make_config(**overrides), jax.devices()[:devices])
   # SGD with rate 1: the change of the weights is the gradient itself.
-  cfg = make_config(**overrides)
-  task = task_lib.load(cfg)
-  assert len(task.tokenizer) <= cfg.model.vocab_size
-  mesh = sharding.make_mesh(cfg, jax.devices()[:devices])
   optimizer = optax.sgd(1.0)
   spec = state_lib.state_spec(
-      mesh, model=cfg.model, optimizer=optimizer, credit=cfg.credit
+      parts.mesh,
+      model=parts.cfg.model,
+      optimizer=optimizer,
+      credit=parts.cfg.credit,
   )
-  return Setup(cfg, mesh, task, optimizer, spec)
+  return Setup(parts, assembly.Stage(optimizer, spec))
 
 
 def biased_params(setup):
@@ -113,7 +97,7 @@ def biased_params(setup):
 def test_one_trace_over_a_run_and_the_state_is_donated():
   setup = make_setup()
   traces = []
-  inner = setup.grader()
+  inner = setup.parts.grader
 
   def counting_grader(rolled, prompts):
     traces.append(1)
@@ -129,7 +113,7 @@ def test_one_trace_over_a_run_and_the_state_is_donated():
           state.weights, info=jnp.float32(3), explore=jnp.float32(0)
       )
       before = state.replace(
-          weights=jax.device_put(weights, setup.spec.shardings.weights)
+          weights=jax.device_put(weights, setup.stage.spec.shardings.weights)
       )
     state, output = step(before, reference, setup.prompts(epoch))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
@@ -147,7 +131,7 @@ def test_one_program_serves_all_credit_weights():
   step = setup.step()
   state = setup.state()
   zero = jax.tree.map(jnp.zeros_like, state.weights)
-  zero = jax.device_put(zero, setup.spec.shardings.weights)
+  zero = jax.device_put(zero, setup.stage.spec.shardings.weights)
   reference = setup.state().params
   _, output = step(state.replace(weights=zero), reference, setup.prompts())
   assert float(output.metrics["credit/rms"]) == 0.0
@@ -192,7 +176,7 @@ def test_a_new_key_every_step():
   np.testing.assert_array_equal(first.samples.tokens, again.samples.tokens)
 
 
-@pytest.mark.parametrize("aggregation", config_lib.losses.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
 def test_micro_batches_do_not_change_the_update(aggregation):
   results = []
   for parts in (1, 2, 8):
@@ -233,15 +217,14 @@ def test_host_grading_gives_the_same_step():
   results = []
   for kind in ("token_match", "host"):
     setup = make_setup(
-        mesh__data=2, mesh__fsdp=2, mesh__tensor=2, devices=8
-    )
-    grader = (
-        setup.grader()
-        if kind == "token_match"
-        else host.make_grader(setup.task.tokenizer, setup.mesh)
+        devices=8,
+        mesh__data=2,
+        mesh__fsdp=2,
+        mesh__tensor=2,
+        reward__grader=kind,
     )
     params = biased_params(setup)
-    state, output = setup.step(grader)(
+    state, output = setup.step()(
         setup.state(params), setup.state().params, setup.prompts()
     )
     results.append(jax.device_get((state, output)))
@@ -250,34 +233,34 @@ def test_host_grading_gives_the_same_step():
 
 def learn(setup, recorded, params, reference, key):
   """All of a step that follows the rollout, on the setup's own mesh."""
-  cfg, vocabulary = setup.cfg, setup.task.vocabulary
+  cfg, vocabulary = setup.cfg, setup.parts.task.vocabulary
 
   def run(state, reference, prompts, rolled):
-    with sharding.scope(setup.mesh):
+    with sharding.scope(setup.parts.mesh):
       frozen = sharding.gather_for_decoding(
-          state.params, setup.spec.param_axes, cfg.model.dtype
+          state.params, setup.stage.spec.param_axes, cfg.model.dtype
       )
-      grades = setup.grader()(rolled, prompts)
+      grades = setup.parts.grader(rolled, prompts)
       probe = train_step.run_probes(
           frozen, rolled, grades, prompts, cfg, vocabulary
       )
-      samples, metrics = train_step.assign_credit(
+      samples, metrics = credit.assign(
           rolled, grades, probe, state.weights, key, cfg
       )
-      experience = train_step.gather_experience(
+      experience = update.gather_experience(
           reference, prompts, rolled, samples.advantages, cfg
       )
-      state, more = train_step.update(
-          state, experience, cfg, setup.optimizer
+      state, more = update.update(
+          state, experience, cfg, setup.stage.optimizer
       )
     return state.params, samples, metrics | more
 
-  rows = functools.partial(sharding.put_batch, mesh=setup.mesh)
+  rows = functools.partial(sharding.put_batch, mesh=setup.parts.mesh)
   prompt, completion = recorded.context
 
   def cache(x):
     spec = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
-    return jax.device_put(x, jax.sharding.NamedSharding(setup.mesh, spec))
+    return jax.device_put(x, jax.sharding.NamedSharding(setup.parts.mesh, spec))
 
   placed = rows(recorded.replace(context=())).replace(
       context=(
@@ -290,13 +273,13 @@ def learn(setup, recorded, params, reference, key):
               keys=cache(completion.keys),
               values=cache(completion.values),
               visible=jax.device_put(
-                  completion.visible, sharding.replicated(setup.mesh)
+                  completion.visible, sharding.replicated(setup.parts.mesh)
               ),
           ),
       )
   )
   state = setup.state(params)
-  reference = jax.device_put(reference, setup.spec.shardings.params)
+  reference = jax.device_put(reference, setup.stage.spec.shardings.params)
   return jax.device_get(
       jax.jit(run)(state, reference, setup.prompts(), placed)
   )
@@ -313,7 +296,7 @@ def test_one_device_equals_eight_on_a_recorded_rollout():
           prompts,
           jax.random.key(0),
           single.cfg,
-          single.task.vocabulary,
+          single.parts.task.vocabulary,
       )
   )(params, single.prompts())
   recorded = jax.device_get(rolled)

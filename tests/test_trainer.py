@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from iapo_jax import checkpoint, trainer
+from iapo_jax import assembly, checkpoint, logs, trainer
 from iapo_jax import config as config_lib
 from iapo_jax.config import ConfigError
 
@@ -87,11 +87,8 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
       warm_start__num_steps=0,
       num_steps=0,
   )
-  run = trainer.prepare(cfg, tmp_path / "second")
-  ours = trainer.load_policy(run, finished)
-  theirs = trainer.load_policy(
-      trainer.prepare(small(), tmp_path / "third"), finished
-  )
+  ours = trainer.load_policy(assembly.assemble(cfg), finished)
+  theirs = trainer.load_policy(assembly.assemble(small()), finished)
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
   kernel = ours["layers"]["mlp"]["up_kernel"]
@@ -103,36 +100,38 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
   assert summary["mean_tokens"] == pytest.approx(first["mean_tokens"])
 
 
-def test_another_model_is_refused(finished, tmp_path):
+def test_another_model_is_refused(finished):
   cfg = small(init_from=str(finished), model__mlp_dim=64)
-  run = trainer.prepare(cfg, tmp_path / "run")
   with pytest.raises(ConfigError) as error:
-    trainer.load_policy(run, finished)
+    trainer.load_policy(assembly.assemble(cfg), finished)
   assert str(error.value) == (
       f"config.model.mlp_dim = 64: the run in {str(finished)!r} has 256"
   )
 
 
 def test_no_checkpoint(tmp_path):
-  run = trainer.prepare(small(), tmp_path / "run")
   with pytest.raises(ConfigError, match="holds no checkpoint"):
     checkpoint.load_params(tmp_path / "nothing", None, None)
+  parts = assembly.assemble(small())
+  assert not trainer.claim(tmp_path / "run", parts)
   with pytest.raises(ConfigError, match="holds no checkpoint"):
-    trainer.load_policy(run, tmp_path / "run")
+    trainer.load_policy(parts, tmp_path / "run")
 
 
 def test_an_unfinished_run_starts_over_and_loses_nothing(tmp_path):
-  workdir = tmp_path / "run"
-  trainer.prepare(small(), workdir).log.close()
-  (workdir / "metrics.jsonl").write_text("what was logged\n")
-  trainer.prepare(small(), workdir).log.close()
-  assert (workdir / "metrics.jsonl").read_text() == ""
-  assert (workdir / "metrics.jsonl.1").read_text() == "what was logged\n"
+  parts = assembly.assemble(small())
+  assert not trainer.claim(tmp_path, parts)
+  for number in (1, 2):
+    (tmp_path / "metrics.jsonl").write_text(f"run {number}\n")
+    assert not trainer.claim(tmp_path, parts)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    kept = (tmp_path / f"metrics.jsonl.{number}").read_text()
+    assert kept == f"run {number}\n"
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizer():
   with pytest.raises(ConfigError) as error:
-    trainer.prepare(small(model__vocab_size=20), tmp_path / "run")
+    assembly.assemble(small(model__vocab_size=20))
   assert str(error.value) == (
       "config.model.vocab_size = 20: must be at least the tokenizer's 37, or 0"
       " to take it"
@@ -158,7 +157,7 @@ class TestWarnings:
       ],
   )
   def test_each_is_said_once(self, change, text, capsys):
-    warner = trainer.ProbeWarner()
+    warner = logs.ProbeWarner()
     for _ in range(3):
       warner.check(self.healthy | change)
     out = capsys.readouterr().out

@@ -184,11 +184,11 @@ def _chain(
   for name, before, sign, number, after in steps:
     clause = f"{before} {_symbol(sign)} {number} = {after}"
     words += [name, *clause.split()]
-    if redundant and rng.random() < 0.5:
+    if redundant and rng.random() < 0.7:
       words += f"so total {after} .".split()
-    if redundant and rng.random() < 0.6:
+    if redundant and rng.random() < 0.8:
       words += f"check {clause} yes".split()
-    if redundant and rng.random() < 0.3:
+    if redundant and rng.random() < 0.5:
       words += ["hmm", "wait", "."]
   if redundant and rng.random() < 0.5:
     words += f"again total {totals[-1]} .".split()

@@ -5,12 +5,13 @@ joined by white space, the rules of `rewards.text` can be followed on ids and
 give the same results.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iapo_jax.config import fail
 from iapo_jax.rewards import Grader, text
 from iapo_jax.types import Array, Grades, Prompts, Rollout
 
@@ -35,7 +36,7 @@ def tags_of(tokenizer: Any) -> Tags:
     Its tag ids.
 
   Raises:
-    ValueError: where a tag is not one token, where another token could spell
+    ConfigError: where a tag is not one token, where another token could spell
       part of a tag, or where text is not tokens joined by white space.
   """
   names = (
@@ -48,10 +49,7 @@ def tags_of(tokenizer: Any) -> Tags:
   for name in names:
     encoded = tokenizer.encode(name, add_special_tokens=False)
     if len(encoded) != 1 or tokenizer.decode(encoded) != name:
-      raise ValueError(
-          f"reward.grader = 'token_match': the tokenizer must encode {name!r}"
-          f" as one token, not {encoded}; use 'host'"
-      )
+      _refuse(f"the tokenizer must encode {name!r} as one token, not {encoded}")
     ids.append(encoded[0])
   vocabulary = range(len(tokenizer))
   words = [tokenizer.decode([i]) for i in vocabulary]
@@ -59,16 +57,14 @@ def tags_of(tokenizer: Any) -> Tags:
   for i, word in enumerate(words):
     spells = "<" in word or ">" in word or word != word.strip()
     if spells and i not in special:
-      raise ValueError(
-          f"reward.grader = 'token_match': token {i} = {word!r} could spell"
-          " part of a tag or white space; use 'host'"
-      )
+      _refuse(f"token {i} = {word!r} could spell part of a tag or white space")
   if tokenizer.decode(list(vocabulary)) != " ".join(words) or "" in words:
-    raise ValueError(
-        "reward.grader = 'token_match': the tokenizer must join its tokens by"
-        " single blanks; use 'host'"
-    )
+    _refuse("the tokenizer must join its tokens by single blanks")
   return Tags(*ids)
+
+
+def _refuse(rule: str) -> NoReturn:
+  fail("reward.grader", "token_match", f"{rule}; use host")
 
 
 def make_grader(tags: Tags) -> Grader:

@@ -1,0 +1,155 @@
+"""The parts of a run, put together from its configuration."""
+
+import dataclasses
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from iapo_jax import evaluation, rewards, sharding
+from iapo_jax import state as state_lib
+from iapo_jax.config import Config, OptimizerConfig, fail
+from iapo_jax.data import task as task_lib
+from iapo_jax.optimizer import make_optimizer
+from iapo_jax.rewards import host, token_match
+from iapo_jax.train_step import TrainStep, make_train_step
+from iapo_jax.types import Params, TrainState
+from iapo_jax.warm_start import WarmStartStep, make_warm_start_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+  """What every stage of a run shares.
+
+  Attributes:
+    cfg: the checked configuration, the vocabulary size filled in.
+    task: what is read.
+    mesh: devices.
+    grader: grades inside compiled programs.
+  """
+
+  cfg: Config
+  task: task_lib.Task
+  mesh: Mesh
+  grader: rewards.Grader
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What is particular to a stage: its optimizer and the state with it.
+
+  Attributes:
+    optimizer: of the stage.
+    spec: of its state.
+  """
+
+  optimizer: optax.GradientTransformation
+  spec: state_lib.StateSpec
+
+
+def assemble(
+    cfg: Config, devices: list[jax.Device] | None = None
+) -> Assembly:
+  """Everything that can fail on user input, before any compilation.
+
+  Args:
+    cfg: the checked configuration.
+    devices: all of the runtime's by default.
+
+  Returns:
+    The parts.
+
+  Raises:
+    ConfigError: for a rule that the data, tokenizer or devices break.
+  """
+  task = task_lib.load(cfg)
+  cfg = _fill_vocabulary(cfg, len(task.tokenizer))
+  mesh = sharding.make_mesh(cfg, devices)
+  if cfg.reward.grader == "host":
+    grader = host.make_grader(task.tokenizer, mesh)
+  else:
+    grader = token_match.make_grader(token_match.tags_of(task.tokenizer))
+  return Assembly(cfg, task, mesh, grader)
+
+
+def warm_start_stage(parts: Assembly) -> Stage:
+  """The supervised stage."""
+  stage = parts.cfg.warm_start
+  return _stage(parts, stage.optimizer, stage.num_steps)
+
+
+def reinforcement_stage(parts: Assembly) -> Stage:
+  """The reinforcement-learning stage."""
+  cfg = parts.cfg
+  return _stage(parts, cfg.optimizer, cfg.num_steps * cfg.loss.num_updates)
+
+
+def create_state(
+    parts: Assembly, stage: Stage, params: Params | None = None
+) -> TrainState:
+  """A stage's state at step 0, from fresh weights or a copy of `params`."""
+  return state_lib.create(
+      stage.spec,
+      parts.cfg.seed,
+      model=parts.cfg.model,
+      optimizer=stage.optimizer,
+      credit=parts.cfg.credit,
+      params=params,
+  )
+
+
+def train_step_of(parts: Assembly, stage: Stage) -> TrainStep:
+  """The compiled step of reinforcement learning."""
+  return make_train_step(
+      parts.cfg,
+      parts.mesh,
+      vocabulary=parts.task.vocabulary,
+      grader=parts.grader,
+      optimizer=stage.optimizer,
+      spec=stage.spec,
+  )
+
+
+def warm_start_step_of(parts: Assembly, stage: Stage) -> WarmStartStep:
+  """The compiled step of the supervised stage."""
+  return make_warm_start_step(
+      parts.cfg, parts.mesh, optimizer=stage.optimizer, spec=stage.spec
+  )
+
+
+def sampler_of(parts: Assembly, stage: Stage) -> evaluation.Sampler:
+  """The compiled sampler of evaluation."""
+  return evaluation.make_sampler(
+      parts.cfg,
+      parts.mesh,
+      vocabulary=parts.task.vocabulary,
+      grader=parts.grader,
+      param_axes=stage.spec.param_axes,
+  )
+
+
+def _stage(
+    parts: Assembly, config: OptimizerConfig, num_updates: int
+) -> Stage:
+  optimizer = make_optimizer(config, num_updates)
+  spec = state_lib.state_spec(
+      parts.mesh,
+      model=parts.cfg.model,
+      optimizer=optimizer,
+      credit=parts.cfg.credit,
+  )
+  return Stage(optimizer, spec)
+
+
+def _fill_vocabulary(cfg: Config, size: int) -> Config:
+  """The vocabulary size of the tokenizer, where the config leaves it open."""
+  if cfg.model.vocab_size == 0:
+    model = dataclasses.replace(cfg.model, vocab_size=size)
+    return dataclasses.replace(cfg, model=model)
+  if cfg.model.vocab_size < size:
+    fail(
+        "model.vocab_size",
+        cfg.model.vocab_size,
+        f"must be at least the tokenizer's {size}, or 0 to take it",
+    )
+  return cfg

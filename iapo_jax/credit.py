@@ -1,0 +1,168 @@
+"""From a graded, probed rollout to token advantages and their metrics."""
+
+import jax
+import jax.numpy as jnp
+
+from iapo_jax import advantages, masked, mi, rewards
+from iapo_jax.config import Config
+from iapo_jax.types import (
+    Array,
+    CreditWeights,
+    Grades,
+    Rollout,
+    Samples,
+    TokenStatistics,
+)
+
+
+def assign(
+    rolled: Rollout,
+    grades: Grades,
+    probe: TokenStatistics,
+    weights: CreditWeights,
+    key: Array,
+    cfg: Config,
+) -> tuple[Samples, dict[str, Array]]:
+  """Rewards, information and advantages of a rollout, with their metrics."""
+  correctness, form = rewards.combine(
+      grades,
+      correct=cfg.reward.correct,
+      wrong=cfg.reward.wrong,
+      well_formed=cfg.reward.well_formed,
+      malformed=cfg.reward.malformed,
+  )
+  reward = correctness + form
+  slots = jnp.arange(rolled.tokens.shape[1])
+  reasoning = slots < grades.reasoning_lengths[:, None]
+  information = mi.realised_information(probe.entropy, reasoning)
+  if cfg.credit.shuffle:
+    information = mi.shuffled_information(information, reasoning, key)
+  group_adv, per_token = _advantages(
+      reward, information, reasoning, rolled, grades, probe, weights, cfg
+  )
+  samples = Samples(
+      tokens=rolled.tokens,
+      lengths=rolled.lengths,
+      reasoning_lengths=grades.reasoning_lengths,
+      correct=grades.correct,
+      well_formed=grades.well_formed,
+      rewards=reward,
+      entropies=rolled.entropies,
+      answer_entropies=probe.entropy,
+      information=information,
+      advantages=per_token,
+  )
+  metrics = (
+      _reward_metrics(correctness, form, rolled, grades, cfg)
+      | _probe_metrics(probe, grades.reasoning_lengths)
+      | _credit_metrics(group_adv, per_token, rolled)
+  )
+  return samples, metrics
+
+
+def _advantages(
+    reward: Array,
+    information: Array,
+    reasoning: Array,
+    rolled: Rollout,
+    grades: Grades,
+    probe: TokenStatistics,
+    weights: CreditWeights,
+    cfg: Config,
+) -> tuple[Array, Array]:
+  """The group advantages [b] and the token advantages [b, t]."""
+  mode = cfg.credit.mode
+  if mode == "length_penalty":
+    reward = advantages.length_penalised_rewards(
+        reward,
+        grades.correct,
+        rolled.lengths,
+        max_length=cfg.rollout.max_tokens,
+        weight=weights.length,
+    )
+  group_adv = advantages.group_advantages(
+      reward, group_size=cfg.group_size, normalise=mode != "length_penalty"
+  )
+  if mode in ("grpo", "length_penalty"):
+    return group_adv, jnp.where(rolled.mask, group_adv[:, None], 0.0)
+  if mode == "faithful":
+    information = mi.reference_surprise(probe.entropy, rolled.mask)
+  return group_adv, advantages.iapo_advantages(
+      group_adv,
+      reward,
+      grades.correct,
+      information,
+      rolled.entropies,
+      rolled.mask,
+      reasoning,
+      mode=mode,
+      info_weight=weights.info,
+      explore_weight=weights.explore,
+      discount=weights.discount,
+      cost=weights.cost,
+      horizon=cfg.credit.horizon,
+  )
+
+
+def _reward_metrics(
+    correctness: Array,
+    form: Array,
+    rolled: Rollout,
+    grades: Grades,
+    cfg: Config,
+) -> dict[str, Array]:
+  reward = correctness + form
+  spread = jnp.ptp(reward.reshape(-1, cfg.group_size), axis=1)
+  return {
+      "reward/total": jnp.mean(reward),
+      "reward/correctness": jnp.mean(correctness),
+      "reward/format": jnp.mean(form),
+      "reward/accuracy": jnp.mean(grades.correct),
+      "reward/well_formed": jnp.mean(grades.well_formed),
+      "reward/zero_spread_groups": jnp.mean(spread == 0),
+      "length/completion": jnp.mean(rolled.lengths),
+      "length/reasoning": jnp.mean(grades.reasoning_lengths),
+      "length/unfinished": jnp.mean(~rolled.ended),
+      "policy/entropy": masked.mean(rolled.entropies, rolled.mask, None),
+  }
+
+
+def _probe_metrics(
+    probe: TokenStatistics, reasoning_lengths: Array
+) -> dict[str, Array]:
+  """Whether the probes know anything, and as much as they say.
+
+  `accuracy` is how often the gold answer's first token is the most probable at
+  the end of the reasoning. A calibrated probe's mean log-likelihood of the
+  gold token, over all probed positions, is about the mean of −H there.
+  """
+  last = reasoning_lengths[:, None]
+  final = jax.tree.map(
+      lambda x: jnp.take_along_axis(x, last, axis=1)[:, 0], probe
+  )
+  probed = jnp.arange(probe.entropy.shape[1]) <= last
+  likelihood = masked.mean(probe.logprob, probed, None)
+  entropy = masked.mean(probe.entropy, probed, None)
+  return {
+      "probe/entropy_first": jnp.mean(probe.entropy[:, 0]),
+      "probe/entropy_last": jnp.mean(final.entropy),
+      "probe/accuracy": jnp.mean(final.hit),
+      "probe/gold_logprob": likelihood,
+      "probe/entropy": entropy,
+      "probe/calibration_gap": likelihood + entropy,
+  }
+
+
+def _credit_metrics(
+    group_adv: Array, per_token: Array, rolled: Rollout
+) -> dict[str, Array]:
+  """How large the token credit is against the group advantage |A|."""
+  group = jnp.broadcast_to(group_adv[:, None], per_token.shape)
+  credit = jnp.square(per_token - group)
+  rms = jnp.sqrt(masked.mean(credit, rolled.mask, None))
+  scale = masked.mean(jnp.abs(group), rolled.mask, None)
+  return {
+      "credit/rms": rms,
+      "credit/group_abs": scale,
+      "credit/rms_over_group": rms / jnp.maximum(scale, 1e-8),
+  }
