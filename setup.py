@@ -38,6 +38,6 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
-        "test": ["pytest>=8.0", "ruff>=0.9"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )

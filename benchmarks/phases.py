@@ -53,6 +53,7 @@ from iapo_jax.models import transformer
 from iapo_jax.types import (
     Array,
     Grades,
+    KeyDomain,
     Params,
     Prompts,
     PyTree,
@@ -255,7 +256,7 @@ def compile_phases(
     return phases[name].call()[0]
 
   # The keys of the whole step, so that it samples the recorded rollout too.
-  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  key = jax.random.fold_in(KeyDomain.TRAINING.key(state.seed), state.step)
   sample_key, shuffle_key = jax.random.split(key)
   reference = state.params if setup.parts.cfg.loss.kl_weight else None
   frozen, rolled = add("rollout", state.params, prompts, sample_key)

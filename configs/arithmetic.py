@@ -10,8 +10,9 @@ names a finished run and `--config.warm_start.num_steps=0` leaves it out.
 `docs/demo.md` has the numbers to expect. Two CPU cores take about a minute for
 the warm start and one for each method.
 
-The learning rate is the best of 2e-4, 4e-4 and 8e-4 for `grpo` (validation
-accuracy, seed 0); every other method has the same, untuned.
+The learning rate of `grpo` is the best of 2e-4, 4e-4 and 8e-4 by validation
+accuracy at seed 0 (0.932, 0.943, 0.957). Every other method has the middle one,
+untuned.
 """
 
 import ml_collections
@@ -46,7 +47,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
   config.optimizer.update(
       {"learning_rate": 4e-4, "warmup_steps": 10, "decay": True}
   )
-  config.warm_start.num_steps = 400
+  config.warm_start.num_steps = 450
   config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
   config.evaluation.update({"problems": 512, "batch_size": 512})
   if variant == "sft":
@@ -58,4 +59,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.credit.shuffle = variant == "shuffled"
   else:
     config.credit.mode = variant
+  if variant == "grpo":
+    config.optimizer.learning_rate = 8e-4
   return config

@@ -15,6 +15,7 @@ import json
 import math
 import pathlib
 import statistics
+import time
 from typing import Any
 
 import matplotlib
@@ -54,18 +55,16 @@ _STYLE = {
 
 def main(_: list[str]) -> None:
   """Trains what is not trained yet, then reports."""
+  start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)
-  methods = ["sft", *_METHODS.value]
-  for method in methods:
-    if method not in _STYLE:
-      raise config_lib.ConfigError(
-          f"--methods {method!r}: must be among {', '.join(_STYLE)}"
-      )
-  seeds = [int(seed) for seed in _SEEDS.value]
-  folders = {}
+  methods, seeds = _arguments()
+  folders, reused = {}, 0.0
   for seed in seeds:
     for method in methods:
-      folders[method, seed] = workdir / f"seed-{seed}" / method
+      folder = workdir / f"seed-{seed}" / method
+      folders[method, seed] = folder
+      if (folder / "summary.json").exists():
+        reused += _read(folder / "summary.json")["seconds"]
       _run(method, seed, folders)
   summary = {
       _STYLE[method][0]: _combine([
@@ -74,12 +73,30 @@ def main(_: list[str]) -> None:
       for method in methods
   }
   table = _table(summary, len(seeds))
-  summary["seconds"] = sum(entry["seconds"] for entry in summary.values())
-  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   _draw(workdir / "curves.png", folders, methods, seeds)
+  # Of this call, and of the runs it found finished.
+  summary["seconds"] = time.perf_counter() - start + reused
+  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   print(f"\n{table}\n")
   print(f"curves   {workdir / 'curves.png'}")
   print(f"summary  {workdir / 'summary.json'}")
+
+
+def _arguments() -> tuple[list[str], list[int]]:
+  """The methods, the warm start first, and the seeds."""
+  known = [name for name in _STYLE if name != "sft"]
+  for method in _METHODS.value:
+    if method not in known:
+      raise config_lib.ConfigError(
+          f"--methods {method!r}: must be among {', '.join(known)}"
+      )
+  for seed in _SEEDS.value:
+    if not seed.isdecimal():
+      raise config_lib.ConfigError(
+          f"--seeds {seed!r}: must be whole numbers, apart by commas"
+      )
+  seeds = [int(seed) for seed in dict.fromkeys(_SEEDS.value)]
+  return ["sft", *dict.fromkeys(_METHODS.value)], seeds
 
 
 def _run(

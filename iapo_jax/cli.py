@@ -20,13 +20,15 @@ _OVERRIDE = "--config."
 def run(main: Callable[[list[str]], None]) -> None:
   """`absl.app.run`, where a user's mistake ends in one line and status 2.
 
+  So does a run that is stopped because its numbers are no longer finite.
+
   Args:
     main: called with the arguments that are no flags.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
     app.run(main, flags_parser=_parse_flags)
-  except config_lib.ConfigError as error:
+  except (config_lib.ConfigError, FloatingPointError) as error:
     _stop(error)
 
 

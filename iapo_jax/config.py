@@ -465,6 +465,9 @@ def _check_ranges(c: Config) -> None:
   for field in positive:
     if _get(c, field) <= 0:
       fail(field, _get(c, field), "must be positive")
+  for field in bounds:
+    if field.endswith((".b1", ".b2")) and _get(c, field) == 1:
+      fail(field, 1.0, "must be below 1 (Adam divides by 1 - b)")
   for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
     if _get(c, field) < 1 and _get(c, field) != -1:
       fail(field, _get(c, field), "must be at least 1, or -1 for the rest")

@@ -164,5 +164,8 @@ def _credit_metrics(
   return {
       "credit/rms": rms,
       "credit/group_abs": scale,
-      "credit/rms_over_group": rms / jnp.maximum(scale, 1e-8),
+      # 0 where no group has spread: there is nothing to compare with.
+      "credit/rms_over_group": jnp.where(
+          scale > 0, rms / jnp.maximum(scale, 1e-8), 0.0
+      ),
   }

@@ -23,11 +23,13 @@ class MetricsLog:
       metrics: by name.
     """
     line = {"stage": stage, "step": step} | metrics
-    self._file.write(json.dumps(line) + "\n")
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
 
-  def close(self) -> None:
-    """Closes the file."""
+  def __enter__(self) -> "MetricsLog":
+    return self
+
+  def __exit__(self, *_: object) -> None:
     self._file.close()
 
 

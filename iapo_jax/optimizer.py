@@ -8,6 +8,9 @@ from iapo_jax.config import OptimizerConfig
 def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Linear warm-up, then constant or a cosine to 0 at the stage's end.
 
+  Update i of the warm-up has (i + 1) / warmup_steps of the peak, so that the
+  first one is not wasted.
+
   Args:
     c: the stage's optimizer.
     num_steps: updates of the stage.
@@ -21,7 +24,8 @@ def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
     )
   else:
     after = optax.constant_schedule(c.learning_rate)
-  ramp = optax.linear_schedule(0.0, c.learning_rate, max(c.warmup_steps, 1))
+  first = c.learning_rate / max(c.warmup_steps, 1)
+  ramp = optax.linear_schedule(first, c.learning_rate, c.warmup_steps - 1)
   return optax.join_schedules([ramp, after], [c.warmup_steps])
 
 

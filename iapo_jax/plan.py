@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from iapo_jax.config import Config, fail
+from iapo_jax.config import Config, CreditConfig, fail
 
 
 def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
@@ -49,7 +49,8 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
     )
   for stage in ("warm_start", "evaluation"):
     size = getattr(c, stage).batch_size
-    if size % shards:
+    unused = stage == "warm_start" and not c.warm_start.num_steps
+    if size % shards and not unused:
       fail(
           f"{stage}.batch_size",
           size,
@@ -74,6 +75,20 @@ def describe(c: Config, devices: int) -> str:
       f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
       f"probes     {c.rollout.max_tokens + 1} positions in chunks of"
       f" {min(c.probe.chunk, c.rollout.max_tokens + 1)}",
-      f"credit     {c.credit.mode}"
-      + (" with shuffled information" if c.credit.shuffle else ""),
+      f"credit     {_describe_credit(c.credit)}",
   ])
+
+
+def _describe_credit(c: CreditConfig) -> str:
+  """The mode, with the weights that it uses."""
+  used = {
+      "grpo": [],
+      "length_penalty": ["length_weight"],
+      "paper": ["info_weight", "explore_weight"],
+      "to_go": ["info_weight", "explore_weight", "discount", "cost"],
+      "faithful": ["info_weight", "explore_weight", "horizon"],
+  }[c.mode]
+  words = [c.mode, *(f"{name} {getattr(c, name):g}" for name in used)]
+  if c.shuffle:
+    words.append("information shuffled (control)")
+  return ", ".join(words)

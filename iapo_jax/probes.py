@@ -53,53 +53,18 @@ def answer_statistics(
     temperature: of the distribution.
     chunk: positions of every sequence probed in one forward pass. The passes
       end with the longest of `lengths`.
-    head_chunk: positions whose logits exist at one time.
+    head_chunk: positions of a pass whose logits exist at one time.
 
   Returns:
     Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
   """
   chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
-  hidden = _answer_states(
-      params,
-      context,
-      first_positions,
-      lengths,
-      elicitation,
-      cfg=cfg,
-      chunk=chunk,
-  )
-  slots = hidden.shape[1]
-  stats = head.token_statistics(
-      params,
-      hidden,
-      jnp.broadcast_to(targets[:, None], hidden.shape[:2]),
-      cfg=cfg,
-      temperature=temperature,
-      chunk=head_chunk,
-  )
-  probed = jnp.arange(slots) <= lengths[:, None]
-  return jax.tree.map(
-      lambda x: jnp.where(probed, x, jnp.zeros_like(x)), stats
-  )
-
-
-def _answer_states(
-    params: Params,
-    context: Context,
-    first_positions: Array,
-    lengths: Array,
-    elicitation: Array,
-    *,
-    cfg: ModelConfig,
-    chunk: int,
-) -> Array:
-  """[b, t + 1, d]: the elicitation's last hidden state at every position."""
   prompt, completion = context
   slots = completion.keys.shape[2]
   rows, width = first_positions.shape[0], elicitation.shape[0]
   chunk = min(chunk, slots)
 
-  def probe(index: Array, states: Array) -> Array:
+  def probe(index: Array, found: TokenStatistics) -> TokenStatistics:
     """Fills positions index · chunk .. (index + 1) · chunk − 1."""
     # [b, m]: position i sees slots 0..i. Rows are sequence-major.
     at = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (rows, chunk))
@@ -113,12 +78,32 @@ def _answer_states(
         (prompt, completion.replace(visible=seen)),
         cfg=cfg,
     )
-    last = hidden[:, -1].reshape(rows, chunk, -1)
-    return jax.lax.dynamic_update_slice(states, last, (0, index * chunk, 0))
+    stats = head.token_statistics(
+        params,
+        hidden[:, -1].reshape(rows, chunk, -1),
+        jnp.broadcast_to(targets[:, None], (rows, chunk)),
+        cfg=cfg,
+        temperature=temperature,
+        chunk=head_chunk,
+    )
+    return jax.tree.map(
+        lambda log, new: jax.lax.dynamic_update_slice(
+            log, new, (0, index * chunk)
+        ),
+        found,
+        stats,
+    )
 
-  padded = slots + -slots % chunk
-  states = jnp.zeros((rows, padded, cfg.d_model), cfg.dtype)
-  states = sharding.constrain(states, "batch", "length", "width")
+  shape = (rows, slots + -slots % chunk)
+  empty = TokenStatistics(
+      logprob=jnp.zeros(shape),
+      entropy=jnp.zeros(shape),
+      hit=jnp.zeros(shape, bool),
+  )
   passes = jnp.max(lengths) // chunk + 1
-  states = jax.lax.fori_loop(0, passes, probe, states)
-  return states[:, :slots]
+  found = jax.lax.fori_loop(0, passes, probe, empty)
+  probed = jnp.arange(slots) <= lengths[:, None]
+  return jax.tree.map(
+      lambda x: jnp.where(probed, x[:, :slots], jnp.zeros_like(x[:, :slots])),
+      found,
+  )

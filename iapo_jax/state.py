@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 from iapo_jax import sharding
 from iapo_jax.config import CreditConfig, ModelConfig
 from iapo_jax.models import transformer
-from iapo_jax.types import CreditWeights, Params, PyTree, TrainState
+from iapo_jax.types import (
+    CreditWeights,
+    KeyDomain,
+    Params,
+    PyTree,
+    TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ def _fresh(
 ) -> TrainState:
   """A state at step 0; boxed unless `params` are given."""
   if params is None:
-    params = transformer.init(jax.random.key(seed), model)
+    params = transformer.init(KeyDomain.WEIGHTS.key(seed), model)
   return TrainState(
       step=jnp.int32(0),
       seed=jnp.asarray(seed, jnp.uint32),

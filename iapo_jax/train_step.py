@@ -21,6 +21,7 @@ from iapo_jax.state import StateSpec
 from iapo_jax.types import (
     Array,
     Grades,
+    KeyDomain,
     Params,
     Prompts,
     Rollout,
@@ -66,7 +67,8 @@ def make_train_step(
       state: TrainState, ref_params: Params | None, prompts: Prompts
   ) -> tuple[TrainState, StepOutput]:
     with sharding.scope(mesh):
-      key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+      key = KeyDomain.TRAINING.key(state.seed)
+      key = jax.random.fold_in(key, state.step)
       sample_key, shuffle_key = jax.random.split(key)
       frozen = sharding.gather_for_decoding(
           state.params, spec.param_axes, cfg.model.dtype

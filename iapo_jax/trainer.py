@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 import time
@@ -18,7 +19,13 @@ from iapo_jax.assembly import Assembly
 from iapo_jax.config import Config, ConfigError
 from iapo_jax.data import pipeline
 from iapo_jax.logs import Metrics, MetricsLog, ProbeWarner
-from iapo_jax.types import Params, PyTree, StepOutput, TrainState
+from iapo_jax.types import (
+    KeyDomain,
+    Params,
+    PyTree,
+    StepOutput,
+    TrainState,
+)
 from iapo_jax.warm_start import Demonstrations
 
 Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
@@ -39,31 +46,44 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     ConfigError: for a rule that the data, devices or workdir break.
   """
   start = time.perf_counter()
+  if jax.process_count() > 1:
+    raise ConfigError(
+        f"process count = {jax.process_count()}: must be 1; several processes"
+        " are not supported yet"
+    )
   parts = assembly.assemble(cfg)
   if claim(workdir, parts):
     print(f"{workdir} holds this run, finished: nothing to do")
     return
   print(_introduction(parts))
-  log = MetricsLog(workdir)
-  params = None
-  if parts.cfg.init_from:
-    params = load_policy(parts, pathlib.Path(parts.cfg.init_from))
-  state = None
-  if parts.cfg.warm_start.num_steps:
-    state = warm_start(parts, params, log)
-    params = state.params
-  if parts.cfg.num_steps or state is None:
-    state = reinforce(parts, params, log)
+  sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
+  with MetricsLog(workdir) as log:
+    state = _run_stages(parts, sampler, log)
   checkpoint.save(workdir, state)
-  summary = evaluate(parts, state.params, "test")
+  count = len(parts.task.tables["test"].kept)
+  summary = _sample(parts, sampler, state.params, "test", count)
   report = dataclasses.asdict(summary)
   report["seconds"] = time.perf_counter() - start
   (workdir / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-  log.close()
   print(
       f"test       accuracy {summary.accuracy:.3f} ± {summary.accuracy_se:.3f},"
       f" {summary.mean_tokens:.1f} tokens on {summary.problems} problems"
   )
+
+
+def _run_stages(
+    parts: Assembly, sampler: evaluation.Sampler, log: MetricsLog
+) -> TrainState:
+  """The state after the configured stages."""
+  cfg, params, state = parts.cfg, None, None
+  if cfg.init_from:
+    params = load_policy(parts, pathlib.Path(cfg.init_from))
+  if cfg.warm_start.num_steps:
+    state = warm_start(parts, params, log)
+    params = state.params
+  if cfg.num_steps or state is None:
+    state = reinforce(parts, params, sampler, log)
+  return state
 
 
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
@@ -93,8 +113,14 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
       return True
     # Runs do not resume yet: an unfinished one starts over.
     _set_aside(workdir / "metrics.jsonl")
-  workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+  except OSError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
+    ) from error
   parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
   return False
 
@@ -147,13 +173,17 @@ def warm_start(
 
 
 def reinforce(
-    parts: Assembly, params: Params | None, log: MetricsLog
+    parts: Assembly,
+    params: Params | None,
+    sampler: evaluation.Sampler,
+    log: MetricsLog,
 ) -> TrainState:
   """The reinforcement-learning stage; its start is also the reference.
 
   Args:
     parts: of the run.
     params: to start from, kept unchanged; fresh weights by default.
+    sampler: of validation.
     log: of metrics.
 
   Returns:
@@ -165,7 +195,6 @@ def reinforce(
     params = assembly.create_state(parts, stage).params
   reference = params if cfg.loss.kl_weight else None
   step = assembly.train_step_of(parts, stage)
-  sampler = assembly.sampler_of(parts, stage)
 
   def compile_step(state: TrainState, batch: PyTree) -> Step:
     compiled = step.lower(state, reference, batch).compile()
@@ -190,25 +219,6 @@ def reinforce(
       num_steps=cfg.num_steps,
       after_step=validate,
   )
-
-
-def evaluate(
-    parts: Assembly, params: Params, split: str
-) -> evaluation.Summary:
-  """Samples every problem of a split once.
-
-  Args:
-    parts: of the run.
-    params: of the policy.
-    split: `train`, `validation` or `test`.
-
-  Returns:
-    The summary.
-  """
-  stage = assembly.reinforcement_stage(parts)
-  sampler = assembly.sampler_of(parts, stage)
-  count = len(parts.task.tables[split].kept)
-  return _sample(parts, sampler, params, split, count)
 
 
 def load_policy(parts: Assembly, workdir: pathlib.Path) -> Params:
@@ -253,7 +263,7 @@ def _sample(
       parts.mesh,
       problems=problems,
       batch_size=parts.cfg.evaluation.batch_size,
-      key=jax.random.key(parts.cfg.seed),
+      key=KeyDomain.EVALUATION.key(parts.cfg.seed),
   )
 
 
@@ -305,6 +315,7 @@ def _fit(
       if done < num_steps:
         batch = next(batches)  # while the devices work
       metrics = _fetch(output, start, parts.cfg.sequences_per_step)
+      _check_finite(name, done, metrics)
       log.write(name, done, metrics)
       bar.set_postfix(_shown(metrics), refresh=False)
       bar.update()
@@ -322,6 +333,16 @@ def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
     tokens = metrics["length/completion"] * sequences
     metrics["time/tokens_per_second"] = tokens / seconds
   return metrics
+
+
+def _check_finite(stage: str, step: int, metrics: Metrics) -> None:
+  """Stops a run that can no longer learn anything."""
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+          f"{stage} step {step}: {name} = {value}; the run is stopped and"
+          " nothing of this step is saved"
+      )
 
 
 def _shown(metrics: Metrics) -> dict[str, str]:
@@ -361,4 +382,9 @@ def _set_aside(path: pathlib.Path) -> None:
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  try:
+    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: config.json is not JSON ({error})"
+    ) from error

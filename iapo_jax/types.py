@@ -17,6 +17,7 @@ Everything is right-padded, and every mask is derived from a length.
 """
 
 import dataclasses
+import enum
 from typing import Any
 
 import jax
@@ -165,7 +166,7 @@ class TrainState:
   """All that training changes, and all that a resumed run needs of it.
 
   Attributes:
-    step: int32[], updates of the data stream consumed so far.
+    step: int32[], batches of the data stream consumed so far.
     seed: uint32[], every step's key is derived from it and `step`.
     params: fp32 master weights.
     opt_state: optax state.
@@ -177,6 +178,18 @@ class TrainState:
   params: Params
   opt_state: PyTree
   weights: CreditWeights
+
+
+class KeyDomain(enum.IntEnum):
+  """What randomness is for; keys of different domains never coincide."""
+
+  WEIGHTS = 0
+  TRAINING = 1
+  EVALUATION = 2
+
+  def key(self, seed: Array | int) -> Array:
+    """The domain's own PRNG key of a run's seed."""
+    return jax.random.fold_in(jax.random.key(seed), int(self))
 
 
 @struct.dataclass
@@ -191,7 +204,7 @@ class Samples:
     well_formed: bool[b].
     rewards: fp32[b].
     entropies: fp32[b, t], of the policy.
-    answer_entropies: fp32[b, t + 1], H; 0 after R.
+    answer_entropies: fp32[b, t + 1], H; 0 after R (after T for `faithful`).
     information: fp32[b, t], D; 0 after R.
     advantages: fp32[b, t]; 0 after the end.
   """

@@ -197,8 +197,11 @@ def update(
       functools.partial(experience_loss, cfg=cfg), has_aux=True
   )
 
-  def gradient(params: Params) -> tuple[Params, dict[str, dict[str, Array]]]:
-    """Summed over micro-batches: the weights make it the batch's own."""
+  def gradient(params: Params) -> tuple[Params, dict[str, Array]]:
+    """Summed over micro-batches: the weights make it the batch's own.
+
+    Metrics are weighted means over tokens, and maxima.
+    """
 
     def add(total: Params, part: Experience) -> tuple[Params, dict]:
       grads, metrics = grad_fn(params, part)
@@ -206,10 +209,9 @@ def update(
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     grads, metrics = jax.lax.scan(add, zeros, parts)
-    return grads, {
-        "sum": jax.tree.map(jnp.sum, metrics["sum"]),
-        "max": jax.tree.map(jnp.max, metrics["max"]),
-    }
+    total = jnp.maximum(jnp.sum(experience.weights), 1e-8)
+    means = jax.tree.map(lambda x: jnp.sum(x) / total, metrics["sum"])
+    return grads, means | jax.tree.map(jnp.max, metrics["max"])
 
   def one_update(
       carry: tuple[Params, optax.OptState], _: None
@@ -217,7 +219,6 @@ def update(
     params, opt_state = carry
     grads, metrics = gradient(params)
     steps, opt_state = optimizer.update(grads, opt_state, params)
-    metrics = metrics["sum"] | metrics["max"]
     metrics["grad_norm"] = optax.tree.norm(grads)
     return (optax.apply_updates(params, steps), opt_state), metrics
 

@@ -99,11 +99,16 @@ def vocabulary_of(tok: Any, elicitation: str) -> Vocabulary:
     The ids.
 
   Raises:
-    ConfigError: for an elicitation without tokens.
+    ConfigError: for an elicitation without tokens, or with unknown ones.
   """
   ids = tok.encode(elicitation, add_special_tokens=False)
   if not ids:
     raise ConfigError(
         f"config.probe.elicitation = {elicitation!r}: must have tokens"
+    )
+  if tok.unk_token_id in ids:
+    raise ConfigError(
+        f"config.probe.elicitation = {elicitation!r}: holds text the tokenizer"
+        " does not know"
     )
   return Vocabulary((tok.eos_token_id,), tok.pad_token_id, tuple(ids))

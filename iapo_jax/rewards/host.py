@@ -31,13 +31,14 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
     rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
     counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
 
-    def on_host(*arrays: Any) -> tuple[np.ndarray, ...]:
-      return grade_tokens(tokenizer, *map(np.asarray, arrays))
+    def on_host(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
+      tokens = np.concatenate([np.asarray(block) for block in blocks])
+      return grade_tokens(tokenizer, tokens, *map(np.asarray, rest))
 
     correct, well_formed, lengths = jax.pure_callback(
         on_host,
         (rows, rows, counts),
-        rollout.tokens,
+        _blocks(rollout.tokens),
         rollout.lengths,
         rollout.ended,
         prompts.gold,
@@ -56,6 +57,18 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
     return sharded(light, prompts)
 
   return grade
+
+
+def _blocks(tokens: jax.Array) -> list[jax.Array]:
+  """Rows in blocks of at most 64 KiB (a longer row is a block of its own).
+
+  With several CPU devices a callback that reads a larger argument can wait for
+  ever: JAX 0.10 copies those on the thread that the callback occupies.
+  """
+  rows = max(1, 2**16 // (tokens.dtype.itemsize * tokens.shape[1]))
+  return [
+      tokens[start : start + rows] for start in range(0, len(tokens), rows)
+  ]
 
 
 def grade_tokens(
@@ -79,8 +92,13 @@ def grade_tokens(
   Returns:
     correct bool[b], well_formed bool[b], reasoning lengths int32[b].
   """
+  size, unknown = len(tokenizer), tokenizer.unk_token_id
 
-  def decode(ids: Any) -> str:
+  def decode(ids: list[int]) -> str:
+    # Ids beyond the tokenizer (a padded embedding has them) have no text and
+    # would vanish; they stand for unknown text where the tokenizer has that.
+    if unknown is not None:
+      ids = [i if i < size else unknown for i in ids]
     return tokenizer.decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
