@@ -47,7 +47,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
   config.optimizer.update(
       {"learning_rate": 4e-4, "warmup_steps": 10, "decay": True}
   )
-  config.warm_start.num_steps = 450
+  config.warm_start.num_steps = 900
   config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
   config.evaluation.update({"problems": 512, "batch_size": 512})
   if variant == "sft":

@@ -1,6 +1,5 @@
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import tiny
 
 from iapo_jax import policy, rollout
+from iapo_jax.models import transformer
 
 GROUP, WIDTH = 3, 9
 
@@ -129,8 +129,6 @@ def test_the_cache_holds_every_token(params):
       axis=1,
   )
   at = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-  from iapo_jax.models import transformer
-
   _, whole = transformer.extend(params, inputs, at, cfg=tiny.MODEL)
   live = jnp.pad(rolled.mask, ((0, 0), (1, 0)), constant_values=True)
   assert bool(jnp.any(live[:, -1])), "some row should reach the last slot"
@@ -146,16 +144,21 @@ def test_the_cache_holds_every_token(params):
 
 def test_rows_do_not_depend_on_padding_or_neighbours(params):
   key = jax.random.key(5)
-  wide = sample(params, tiny.make_prompts(lengths=(5, 1, 3), width=12), key)
-  narrow = sample(params, tiny.make_prompts(lengths=(5, 1, 3), width=12), key)
-  chex.assert_trees_all_equal(wide.tokens, narrow.tokens)
-  prompts = tiny.make_prompts(lengths=(5, 1, 3), width=12)
+  prompts = tiny.make_prompts(lengths=(5, 1, 3), width=6)
+  narrow = sample(params, prompts, key)
+  padding = jnp.full((3, 7), 13)  # wider, and not even the padding token
+  wide = sample(
+      params,
+      prompts.replace(tokens=jnp.concatenate([prompts.tokens, padding], 1)),
+      key,
+  )
+  np.testing.assert_array_equal(wide.tokens, narrow.tokens)
+  np.testing.assert_allclose(wide.logprobs, narrow.logprobs, atol=1e-5)
   first = jax.tree.map(lambda x: x[:1], prompts)
-  trimmed = first.replace(tokens=first.tokens[:, :5])
-  alone = sample(params, trimmed, key)
-  np.testing.assert_array_equal(alone.tokens, wide.tokens[:GROUP])
+  alone = sample(params, first.replace(tokens=first.tokens[:, :5]), key)
+  np.testing.assert_array_equal(alone.tokens, narrow.tokens[:GROUP])
   np.testing.assert_allclose(
-      alone.logprobs, wide.logprobs[:GROUP], atol=1e-5
+      alone.logprobs, narrow.logprobs[:GROUP], atol=1e-5
   )
 
 

@@ -8,11 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from iapo_jax import assembly, credit, losses, sharding, train_step, update
+from iapo_jax import (
+    assembly,
+    credit,
+    losses,
+    policy,
+    sharding,
+    train_step,
+    update,
+)
 from iapo_jax import config as config_lib
 from iapo_jax import state as state_lib
 from iapo_jax.data import pipeline
-from iapo_jax.types import Prompts
+from iapo_jax.models import transformer
+from iapo_jax.types import Prompts, Rollout
 
 REQUIRED_METRICS = {
     "reward/total", "reward/correctness", "reward/format", "reward/accuracy",
@@ -88,10 +97,92 @@ def make_setup(devices=1, **overrides):
   return Setup(parts, assembly.Stage(optimizer, spec))
 
 
-def biased_params(setup):
-  """Weights under which tags, digits and EOS all occur within 20 tokens."""
+def make_params(setup):
+  """Weights whose distributions are far from uniform, on the host."""
   params = jax.device_get(setup.state().params)
   return jax.tree.map(lambda x: x * 1.5, params)
+
+
+def planted_completions(setup):
+  """Texts of which some are right, some well formed, some both, per group.
+
+  The first group is right throughout: a group without spread.
+  """
+  tokenizer = setup.parts.task.tokenizer
+  table = setup.parts.task.tables["train"].prompts
+  eos, width = tokenizer.eos_token_id, setup.cfg.rollout.max_tokens
+  tokens = np.full((32, width), tokenizer.pad_token_id, np.int32)
+  lengths, ended = np.zeros(32, np.int32), np.zeros(32, bool)
+  for row in range(32):
+    group, sample = divmod(row, setup.cfg.group_size)
+    gold = tokenizer.decode(table.gold[group])
+    wrong = "0" if gold != "0" else "1"
+    chain = " ".join(["b 5 + 1 = 6 so total 6 ."] * 2)
+    chain = " ".join(chain.split()[: 1 + (row * 5) % 12])
+    text = [
+        f"{chain} </think> <answer> {gold} </answer>",
+        f"{chain} </think> <answer> {wrong} </answer>",
+        f"{chain} </think> </think> <answer> {gold} </answer>",
+        "check 5 + 1 = 6 yes " * 3,
+    ][0 if group == 0 else sample]
+    ids = [*tokenizer.encode(text), eos]
+    ended[row] = len(ids) <= width
+    lengths[row] = min(len(ids), width)
+    tokens[row, : lengths[row]] = ids[:width]
+  return tokens, lengths, ended
+
+
+def record(setup, params):
+  """The rollout in which the policy sampled the planted completions."""
+  tokens, lengths, ended = planted_completions(setup)
+  cfg, group = setup.cfg, setup.cfg.group_size
+
+  def run(params, prompts):
+    stats = policy.score(
+        params,
+        prompts,
+        tokens,
+        cfg=cfg.model,
+        group_size=group,
+        temperature=cfg.rollout.temperature,
+        head_chunk=cfg.loss.head_chunk,
+    )
+    prompt = policy.prefill(params, prompts, cfg=cfg.model)
+    first = policy.last_prompt_tokens(prompts, group)[:, None]
+    start = policy.first_positions(prompts, group)[:, None]
+    slots = jnp.arange(tokens.shape[1] + 1)
+    _, completion = transformer.extend(
+        params,
+        jnp.concatenate([first, tokens], axis=1),
+        start + slots,
+        (prompt,),
+        cfg=cfg.model,
+    )
+    live = slots[1:] <= lengths[:, None]
+    return Rollout(
+        tokens=jnp.asarray(tokens),
+        lengths=jnp.asarray(lengths),
+        ended=jnp.asarray(ended),
+        logprobs=jnp.where(live, stats.logprob, 0.0),
+        entropies=jnp.where(live, stats.entropy, 0.0),
+        context=(prompt, completion),
+    )
+
+  prompts = jax.device_get(setup.prompts())
+  return jax.device_get(jax.jit(run)(params, prompts))
+
+
+def check_variety(samples):
+  """The planted rollout exercises what the tests are about."""
+  correct = np.asarray(samples.correct)
+  formed = np.asarray(samples.well_formed)
+  for right in (False, True):
+    for good in (False, True):
+      assert np.any((correct == right) & (formed == good))
+  spread = np.ptp(np.asarray(samples.rewards).reshape(-1, 4), axis=1)
+  assert spread[0] == 0
+  assert np.all(spread[1:] > 0)
+  assert len(set(np.asarray(samples.reasoning_lengths).tolist())) > 5
 
 
 def test_one_trace_over_a_run_and_the_state_is_donated():
@@ -119,8 +210,9 @@ def test_one_trace_over_a_run_and_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     assert int(state.step) == epoch + 1
     seen.append(np.asarray(output.samples.tokens))
+    assert set(output.metrics) >= REQUIRED_METRICS
+    chex.assert_tree_all_finite((output, state))
   assert len(traces) == 1
-  assert step._cache_size() == 1
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
   assert not np.array_equal(seen[0], seen[1])
 
@@ -137,7 +229,6 @@ def test_one_program_serves_all_credit_weights():
   assert float(output.metrics["credit/rms"]) == 0.0
   _, output = step(setup.state(), reference, setup.prompts())
   assert float(output.metrics["credit/rms"]) > 0.0
-  assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -152,17 +243,37 @@ def test_one_program_serves_all_credit_weights():
     ],
     ids=lambda o: "-".join(str(v) for v in o.values()),
 )
-def test_every_mode_runs_and_reports(overrides):
+def test_every_mode_credits_and_reports(overrides):
   setup = make_setup(**overrides)
-  state, output = setup.step()(
-      setup.state(), setup.state().params, setup.prompts()
-  )
-  assert set(output.metrics) >= REQUIRED_METRICS
-  chex.assert_tree_all_finite((output, state))
+  params = make_params(setup)
+  reference = jax.tree.map(lambda x: x * 0.9, params)
+  moved, samples, metrics = learn(setup, record(setup, params), reference)
+  check_variety(samples)
+  assert set(metrics) >= REQUIRED_METRICS
+  chex.assert_tree_all_finite((moved, samples, metrics))
+  live = np.arange(20) < samples.lengths[:, None]
+  assert np.all(samples.advantages[~live] == 0)
+  expected = np.where(live, group_advantages_by_hand(samples, setup), 0)
+  credited = not np.allclose(samples.advantages, expected, atol=1e-5)
+  per_token = overrides["credit__mode"] not in ("grpo", "length_penalty")
+  assert credited == per_token
   # Rollout and training pass are one policy: the ratio is 1.
-  assert float(output.metrics["update/logprob_gap"]) < 1e-4
-  np.testing.assert_allclose(output.metrics["update/ratio"], 1.0, atol=1e-5)
-  chex.assert_shape(output.samples.answer_entropies, (32, 21))
+  assert metrics["update/logprob_gap"] < 1e-4
+  np.testing.assert_allclose(metrics["update/ratio"], 1.0, atol=1e-5)
+  chex.assert_shape(samples.answer_entropies, (32, 21))
+
+
+def group_advantages_by_hand(samples, setup):
+  """[b, 1] in NumPy; of the length penalty where that is the mode."""
+  rewards = np.asarray(samples.rewards, np.float64)
+  penalised = setup.cfg.credit.mode == "length_penalty"
+  if penalised:
+    rewards = rewards - samples.correct * samples.lengths / 20
+  grouped = rewards.reshape(-1, 4)
+  centred = grouped - grouped.mean(axis=1, keepdims=True)
+  if not penalised:
+    centred /= grouped.std(axis=1, keepdims=True, ddof=1) + 1e-4
+  return centred.reshape(-1, 1)
 
 
 def test_a_new_key_every_step():
@@ -179,28 +290,26 @@ def test_a_new_key_every_step():
 @pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
 def test_micro_batches_do_not_change_the_update(aggregation):
   results = []
-  for parts in (1, 2, 8):
+  for parts in (1, 4):
     setup = make_setup(
         loss__micro_batches=parts,
         loss__aggregation=aggregation,
         loss__kl_weight=0.5,
     )
-    params = biased_params(setup)
+    params = make_params(setup)
     reference = jax.tree.map(lambda x: x * 0.9, params)
-    state, output = setup.step()(
-        setup.state(params), reference, setup.prompts()
-    )
-    update = {k: v for k, v in output.metrics.items() if "update/" in k}
-    results.append(jax.device_get((state.params, update)))
-  lengths = np.asarray(output.samples.lengths)
-  assert len(set(lengths.tolist())) > 1, "lengths should be ragged"
-  for other in results[1:]:
-    chex.assert_trees_all_close(other, results[0], atol=1e-5, rtol=1e-5)
+    moved, samples, metrics = learn(setup, record(setup, params), reference)
+    check_variety(samples)
+    results.append((moved, metrics))
+    # A mean over tokens, whatever the tokens weigh in the loss.
+    np.testing.assert_allclose(metrics["update/ratio"], 1.0, atol=1e-5)
+    assert metrics["update/kl"] > 1e-3
+  chex.assert_trees_all_close(*results, atol=1e-5, rtol=1e-5)
 
 
 def test_several_updates_leave_the_first_policy():
   setup = make_setup(loss__num_updates=3, loss__kl_weight=0.0)
-  params = biased_params(setup)
+  params = make_params(setup)
   state, output = setup.step()(setup.state(params), None, setup.prompts())
   assert "update/kl" not in output.metrics
   assert float(output.metrics["update/logprob_gap"]) < 1e-4
@@ -213,7 +322,7 @@ def test_several_updates_leave_the_first_policy():
   assert max(jax.tree.leaves(difference)) > 1e-4
 
 
-def test_host_grading_gives_the_same_step():
+def test_both_graders_agree_on_a_sharded_rollout():
   results = []
   for kind in ("token_match", "host"):
     setup = make_setup(
@@ -223,17 +332,18 @@ def test_host_grading_gives_the_same_step():
         mesh__tensor=2,
         reward__grader=kind,
     )
-    params = biased_params(setup)
-    state, output = setup.step()(
-        setup.state(params), setup.state().params, setup.prompts()
-    )
-    results.append(jax.device_get((state, output)))
+    rolled = record(setup, make_params(setup)).replace(context=())
+    grade = jax.jit(setup.parts.grader)
+    placed = sharding.put_batch(rolled, setup.parts.mesh)
+    results.append(jax.device_get(grade(placed, setup.prompts())))
+  assert 0 < results[0].correct.mean() < 1
   chex.assert_trees_all_equal(*results)
 
 
-def learn(setup, recorded, params, reference, key):
+def learn(setup, recorded, reference, params=None):
   """All of a step that follows the rollout, on the setup's own mesh."""
   cfg, vocabulary = setup.cfg, setup.parts.task.vocabulary
+  params = make_params(setup) if params is None else params
 
   def run(state, reference, prompts, rolled):
     with sharding.scope(setup.parts.mesh):
@@ -245,7 +355,7 @@ def learn(setup, recorded, params, reference, key):
           frozen, rolled, grades, prompts, cfg, vocabulary
       )
       samples, metrics = credit.assign(
-          rolled, grades, probe, state.weights, key, cfg
+          rolled, grades, probe, state.weights, jax.random.key(3), cfg
       )
       experience = update.gather_experience(
           reference, prompts, rolled, samples.advantages, cfg
@@ -285,34 +395,30 @@ def learn(setup, recorded, params, reference, key):
   )
 
 
-def test_one_device_equals_eight_on_a_recorded_rollout():
-  single = make_setup(loss__kl_weight=0.5)
-  params = biased_params(single)
+@pytest.mark.parametrize("mode", ["paper", "to_go"])
+def test_one_device_equals_eight_on_a_recorded_rollout(mode):
+  settings = {"credit__mode": mode, "loss__kl_weight": 0.5}
+  single = make_setup(**settings)
+  params = make_params(single)
   reference = jax.tree.map(lambda x: x * 0.9, params)
-  key = jax.random.key(3)
-  rolled = jax.jit(
-      lambda params, prompts: train_step.sample(
-          params,
-          prompts,
-          jax.random.key(0),
-          single.cfg,
-          single.parts.task.vocabulary,
-      )
-  )(params, single.prompts())
-  recorded = jax.device_get(rolled)
-  expected = learn(single, recorded, params, reference, key)
+  recorded = record(single, params)
+  expected = learn(single, recorded, reference, params)
+  # The difference of equal log-probabilities is rounding, not a result.
+  assert expected[2].pop("update/logprob_gap") < 1e-4
+  check_variety(expected[1])
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), expected[0], params)
-  assert max(jax.tree.leaves(moved)) > 1e-3, "the update should do something"
+  assert max(jax.tree.leaves(moved)) > 1e-2, "the update should do something"
   meshes = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-  for data, fsdp, tensor in meshes:
+  for data, fsdp, tensor in meshes if mode == "paper" else meshes[-1:]:
     setup = make_setup(
         devices=8,
-        loss__kl_weight=0.5,
         mesh__data=data,
         mesh__fsdp=fsdp,
         mesh__tensor=tensor,
+        **settings,
     )
-    ours = learn(setup, recorded, params, reference, key)
+    ours = learn(setup, recorded, reference, params)
+    assert ours[2].pop("update/logprob_gap") < 1e-4
     chex.assert_trees_all_close(
         ours, expected, atol=1e-5, rtol=1e-5,
         custom_message=f"mesh {(data, fsdp, tensor)}",

@@ -177,22 +177,10 @@ class TokenStatisticsTest(chex.TestCase):
       )
       return jnp.sum(stats.logprob)
 
-    sizes = _array_sizes(jax.make_jaxpr(jax.grad(loss))(params, hidden).jaxpr)
+    program = jax.make_jaxpr(jax.grad(loss))(params, hidden)
+    sizes = tiny.array_sizes(program.jaxpr)
     assert max(sizes) < 2 * 64 * 1024
     assert max(sizes) >= 2 * 8 * 1024  # the search does see the chunks
-
-
-def _array_sizes(jaxpr):
-  sizes = []
-  for equation in jaxpr.eqns:
-    sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
-    for value in jax.tree.leaves(
-        equation.params, is_leaf=lambda x: hasattr(x, "eqns")
-    ):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        sizes += _array_sizes(inner)
-  return sizes
 
 
 def test_bfloat16_is_near_float32():
@@ -219,7 +207,8 @@ def test_layers_are_scanned():
     params = jax.eval_shape(functools.partial(tiny.make_params, cfg))
     tokens = jnp.zeros((1, 4), jnp.int32)
     run = functools.partial(transformer.extend, cfg=cfg)
-    return len(_array_sizes(jax.make_jaxpr(run)(params, tokens, tokens).jaxpr))
+    program = jax.make_jaxpr(run)(params, tokens, tokens)
+    return len(tiny.array_sizes(program.jaxpr))
 
   assert equations(2) == equations(7)
 

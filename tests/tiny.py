@@ -62,3 +62,17 @@ def full_forward(params, tokens, cfg):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   hidden, _ = transformer.extend(params, tokens, positions, cfg=cfg)
   return hidden
+
+
+def array_sizes(jaxpr):
+  """Elements of every array a program makes, inner programs included."""
+  sizes = []
+  for equation in jaxpr.eqns:
+    sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
+    for value in jax.tree.leaves(
+        equation.params, is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        sizes += array_sizes(inner)
+  return sizes

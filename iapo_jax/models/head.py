@@ -25,10 +25,11 @@ def logits(
     temperature: divides the scores.
   """
   table = params["embedding" if cfg.tie_embeddings else "head"]
+  table = sharding.constrain(table.astype(hidden.dtype), "vocab", "width")
   scores = jnp.einsum(
       "...d,vd->...v",
       hidden,
-      table.astype(hidden.dtype),
+      table,
       preferred_element_type=jnp.float32,
   )
   return scores / temperature

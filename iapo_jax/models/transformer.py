@@ -186,7 +186,10 @@ class Decoder(nn.Module):
     embedding = _weight(self, "embedding", table_shape, axes, c.d_model)
     if not c.tie_embeddings:
       _weight(self, "head", table_shape, axes, c.d_model)
-    x = embedding.astype(c.dtype)[tokens]
+    # Whole along FSDP like any weight in use, so that the look-up needs no
+    # rearranging of activations.
+    table = sharding.constrain(embedding.astype(c.dtype), "vocab", "width")
+    x = table[tokens]
     x = sharding.constrain(x, "batch", "length", "width")
     rotary = attention.rotary_tables(positions, c.head_dim, c.rope_theta)
     causal = jnp.tri(tokens.shape[1], dtype=bool)[None]
