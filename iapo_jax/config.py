@@ -400,61 +400,51 @@ def _check_choices(c: Config) -> None:
       fail(field, value, f"must be one of {', '.join(allowed)}")
 
 
-def _check_ranges(c: Config) -> None:
+def _bounds() -> dict[str, tuple[float, float]]:
+  """The least and the largest value of numbers, both allowed."""
   inf = math.inf
-  bounds = {
-      "seed": (0, 2**32 - 1),
-      "prompts_per_step": (1, inf),
-      "group_size": (2, inf),
-      "num_steps": (0, inf),
-      "model.vocab_size": (0, inf),
-      "model.num_layers": (1, inf),
-      "model.d_model": (1, inf),
-      "model.num_heads": (1, inf),
-      "model.num_kv_heads": (1, inf),
-      "model.head_dim": (2, inf),
-      "model.mlp_dim": (1, inf),
-      "data.operands": (2, inf),
-      "data.max_operand": (1, inf),
-      "data.max_total": (1, inf),
-      "data.redundancy": (0, 1),
-      "data.train_problems": (1, inf),
-      "data.validation_problems": (1, inf),
-      "data.test_problems": (1, inf),
-      "data.max_prompt_tokens": (1, inf),
-      "data.max_gold_tokens": (1, inf),
-      "rollout.max_tokens": (2, inf),
-      "probe.chunk": (1, inf),
-      "credit.discount": (0, 1),
-      "credit.horizon": (1, inf),
-      "loss.clip_low": (0, 1),
-      "loss.clip_high": (0, inf),
-      "loss.kl_weight": (0, inf),
-      "loss.num_updates": (1, inf),
-      "loss.micro_batches": (1, inf),
-      "loss.head_chunk": (1, inf),
-      "warm_start.num_steps": (0, inf),
-      "warm_start.batch_size": (1, inf),
-      "warm_start.early_share": (0, 1),
-      "warm_start.early_full_share": (0, 1),
-      "evaluation.every": (0, inf),
-      "evaluation.problems": (1, inf),
-      "evaluation.batch_size": (1, inf),
-      "evaluation.temperature": (0, inf),
-  }
+  at_least_one = (
+      "prompts_per_step", "model.num_layers", "model.d_model",
+      "model.num_heads", "model.num_kv_heads", "model.mlp_dim",
+      "data.max_operand", "data.max_total", "data.train_problems",
+      "data.validation_problems", "data.test_problems",
+      "data.max_prompt_tokens", "data.max_gold_tokens", "probe.chunk",
+      "credit.horizon", "loss.num_updates", "loss.micro_batches",
+      "loss.head_chunk", "warm_start.batch_size", "evaluation.problems",
+      "evaluation.batch_size",
+  )  # fmt: skip
+  at_least_two = (
+      "group_size", "model.head_dim", "data.operands", "rollout.max_tokens",
+  )  # fmt: skip
+  not_negative = (
+      "num_steps", "model.vocab_size", "loss.clip_high", "loss.kl_weight",
+      "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
+  )  # fmt: skip
+  shares = (
+      "data.redundancy", "credit.discount", "loss.clip_low",
+      "warm_start.early_share", "warm_start.early_full_share",
+  )  # fmt: skip
   for stage in ("optimizer", "warm_start.optimizer"):
-    bounds |= {
-        f"{stage}.learning_rate": (0, inf),
-        f"{stage}.warmup_steps": (0, inf),
-        f"{stage}.b1": (0, 1),
-        f"{stage}.b2": (0, 1),
-        f"{stage}.weight_decay": (0, inf),
-    }
-  for field, (low, high) in bounds.items():
+    fields = ("learning_rate", "warmup_steps", "weight_decay")
+    not_negative += tuple(f"{stage}.{name}" for name in fields)
+    shares += (f"{stage}.b1", f"{stage}.b2")
+  return (
+      {"seed": (0, 2**32 - 1)}
+      | dict.fromkeys(at_least_one, (1, inf))
+      | dict.fromkeys(at_least_two, (2, inf))
+      | dict.fromkeys(not_negative, (0, inf))
+      | dict.fromkeys(shares, (0, 1))
+  )
+
+
+def _check_ranges(c: Config) -> None:
+  for field, (low, high) in _bounds().items():
     value = _get(c, field)
     if not low <= value <= high:
-      rule = f"at least {low}" if high == inf else f"in [{low}, {high}]"
+      rule = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
       fail(field, value, f"must be {rule}")
+    if field.endswith((".b1", ".b2")) and value == 1:
+      fail(field, value, "must be below 1 (Adam divides by 1 - b)")
   positive = (
       "rollout.temperature",
       "optimizer.clip_norm",
@@ -465,9 +455,6 @@ def _check_ranges(c: Config) -> None:
   for field in positive:
     if _get(c, field) <= 0:
       fail(field, _get(c, field), "must be positive")
-  for field in bounds:
-    if field.endswith((".b1", ".b2")) and _get(c, field) == 1:
-      fail(field, 1.0, "must be below 1 (Adam divides by 1 - b)")
   for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
     if _get(c, field) < 1 and _get(c, field) != -1:
       fail(field, _get(c, field), "must be at least 1, or -1 for the rest")

@@ -1,5 +1,7 @@
 """Sampling: prefill once per prompt, then one while_loop in lock-step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,6 +16,7 @@ from iapo_jax.types import (
     Params,
     Prompts,
     Rollout,
+    TokenStatistics,
 )
 
 
@@ -84,20 +87,7 @@ def sample(
   rows = start.shape[0]
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
-  def feed(carry: _Decoding) -> tuple[Array, _Decoding]:
-    """Runs the token of slot `index` and stores its keys and values."""
-    hidden, new = transformer.extend(
-        params,
-        carry.token[:, None],
-        (start + carry.index)[:, None],
-        _context(prompt, carry),
-        cfg=cfg,
-    )
-    at = (0, 0, carry.index, 0, 0)
-    return hidden[:, 0], carry.replace(
-        keys=jax.lax.dynamic_update_slice(carry.keys, new.keys, at),
-        values=jax.lax.dynamic_update_slice(carry.values, new.values, at),
-    )
+  feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
   def step(carry: _Decoding) -> _Decoding:
     hidden, carry = feed(carry)
@@ -107,21 +97,8 @@ def sample(
     scores = sharding.constrain(scores, "batch", "vocab")
     token = _choose(scores, row_keys, carry.index, greedy=temperature == 0)
     stats = head.statistics(scores, token)
-    live = ~carry.ended
-
-    def write(log: Array, value: Array, rest: int | float) -> Array:
-      column = jnp.where(live, value, rest)[:, None]
-      return jax.lax.dynamic_update_slice(log, column, (0, carry.index))
-
-    return carry.replace(
-        index=carry.index + 1,
-        token=token,
-        ended=carry.ended | _is_any(token, eos_ids),
-        lengths=carry.lengths + live,
-        tokens=write(carry.tokens, token, pad_id),
-        logprobs=write(carry.logprobs, stats.logprob, 0.0),
-        entropies=write(carry.entropies, stats.entropy, 0.0),
-    )
+    ends = _is_any(token, eos_ids)
+    return _append(carry, token, stats, ends, pad_id)
 
   carry = jax.lax.while_loop(
       lambda c: (c.index < max_tokens) & ~jnp.all(c.ended),
@@ -136,6 +113,57 @@ def sample(
       logprobs=carry.logprobs,
       entropies=carry.entropies,
       context=_context(prompt, carry.replace(index=carry.index + 1)),
+  )
+
+
+def _feed(
+    params: Params,
+    prompt: KVSegment,
+    start: Array,
+    carry: _Decoding,
+    *,
+    cfg: ModelConfig,
+) -> tuple[Array, _Decoding]:
+  """Runs the token of slot `index`; stores its keys and values.
+
+  Returns its hidden states [b, d] and the carry, the index unchanged.
+  """
+  hidden, new = transformer.extend(
+      params,
+      carry.token[:, None],
+      (start + carry.index)[:, None],
+      _context(prompt, carry),
+      cfg=cfg,
+  )
+  at = (0, 0, carry.index, 0, 0)
+  return hidden[:, 0], carry.replace(
+      keys=jax.lax.dynamic_update_slice(carry.keys, new.keys, at),
+      values=jax.lax.dynamic_update_slice(carry.values, new.values, at),
+  )
+
+
+def _append(
+    carry: _Decoding,
+    token: Array,
+    stats: TokenStatistics,
+    ends: Array,
+    pad_id: int,
+) -> _Decoding:
+  """The carry with a further token [b] in every row that has not ended."""
+  live = ~carry.ended
+
+  def write(log: Array, value: Array, rest: int | float) -> Array:
+    column = jnp.where(live, value, rest)[:, None]
+    return jax.lax.dynamic_update_slice(log, column, (0, carry.index))
+
+  return carry.replace(
+      index=carry.index + 1,
+      token=token,
+      ended=carry.ended | ends,
+      lengths=carry.lengths + live,
+      tokens=write(carry.tokens, token, pad_id),
+      logprobs=write(carry.logprobs, stats.logprob, 0.0),
+      entropies=write(carry.entropies, stats.entropy, 0.0),
   )
 
 

@@ -1,5 +1,6 @@
 """The supervised stage: maximum likelihood on demonstrations."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,44 @@ WarmStartStep = Callable[
 ]
 
 
+def demonstration_loss(
+    params: Params, batch: Demonstrations, cfg: Config
+) -> tuple[Array, dict[str, Array]]:
+  """Σ −log π over the learned tokens, over a constant.
+
+  The constant is sequences x longest completion, so that an example that
+  teaches one token counts as one token.
+
+  Args:
+    params: that learn.
+    batch: demonstrations.
+    cfg: the run's configuration.
+
+  Returns:
+    The loss; mean −log π and the share of tokens that are the most probable,
+    over the learned tokens.
+  """
+  stats = policy.score(
+      params,
+      batch.prompts,
+      batch.completion,
+      cfg=cfg.model,
+      group_size=1,
+      temperature=1.0,
+      head_chunk=cfg.loss.head_chunk,
+  )
+  weights = losses.token_weights(
+      batch.learned,
+      aggregation="constant_length",
+      constant_length=cfg.rollout.max_tokens,
+  )
+  hits = stats.hit.astype(jnp.float32)
+  return -jnp.sum(weights * stats.logprob), {
+      "sft/nll": -masked.mean(stats.logprob, batch.learned, None),
+      "sft/token_accuracy": masked.mean(hits, batch.learned, None),
+  }
+
+
 def make_warm_start_step(
     cfg: Config,
     mesh: Mesh,
@@ -48,10 +87,6 @@ def make_warm_start_step(
     spec: StateSpec,
 ) -> WarmStartStep:
   """One supervised update as one jitted, sharded program.
-
-  The loss is the sum of −log π over the learned tokens, over a constant
-  (sequences x longest completion), so that an example that teaches one token
-  counts as one token.
 
   Args:
     cfg: the run's configuration.
@@ -63,36 +98,12 @@ def make_warm_start_step(
     (state, demonstrations) -> (state, output); the state is donated.
   """
 
-  def loss_fn(
-      params: Params, batch: Demonstrations
-  ) -> tuple[Array, dict[str, Array]]:
-    stats = policy.score(
-        params,
-        batch.prompts,
-        batch.completion,
-        cfg=cfg.model,
-        group_size=1,
-        temperature=1.0,
-        head_chunk=cfg.loss.head_chunk,
-    )
-    weights = losses.token_weights(
-        batch.learned,
-        aggregation="constant_length",
-        constant_length=cfg.rollout.max_tokens,
-    )
-    loss = -jnp.sum(weights * stats.logprob)
-    return loss, {
-        "sft/nll": -masked.mean(stats.logprob, batch.learned, None),
-        "sft/token_accuracy": masked.mean(
-            stats.hit.astype(jnp.float32), batch.learned, None
-        ),
-    }
-
   def step(
       state: TrainState, batch: Demonstrations
   ) -> tuple[TrainState, StepOutput]:
     with sharding.scope(mesh):
-      grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+      loss = functools.partial(demonstration_loss, cfg=cfg)
+      grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
       updates, opt_state = optimizer.update(
           grads, state.opt_state, state.params
       )

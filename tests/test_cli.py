@@ -90,7 +90,14 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
   assert json.loads((workdir / "summary.json").read_text()) == summary
 
 
-def test_the_demo_refuses_an_unknown_method(tmp_path):
-  result = run("demo.py", "--methods=gpro", f"--workdir={tmp_path}")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--methods=gpro", "--methods 'gpro': must be among grpo, paper"),
+        ("--seeds=0,x", "--seeds 'x': must be whole numbers, apart by commas"),
+    ],
+)
+def test_the_demo_refuses_what_it_does_not_know(argument, message, tmp_path):
+  result = run("demo.py", argument, f"--workdir={tmp_path}")
   assert result.returncode == 2
-  assert result.stderr.strip().startswith("error: --methods 'gpro': must be")
+  assert result.stderr.strip().startswith(f"error: {message}")

@@ -231,3 +231,6 @@ def test_limits_are_checked_before_anything_is_compiled():
   config.probe.elicitation = "  "
   with pytest.raises(ConfigError, match="elicitation = '  ': must have tokens"):
     task_lib.load(config_lib.parse(config))
+  config.probe.elicitation = "The answer: "
+  with pytest.raises(ConfigError, match="text the tokenizer does not know"):
+    task_lib.load(config_lib.parse(config))

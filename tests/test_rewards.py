@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import chex
 import jax
@@ -490,3 +492,62 @@ def test_tokens_not_joined_by_blanks_are_refused():
   tok.backend_tokenizer.decoder = decoders.Fuse()
   with pytest.raises(ConfigError, match=r"join its tokens by.*use host"):
     token_match.tags_of(tok)
+
+
+_LARGE = """
+import jax, numpy as np
+from iapo_jax import config, sharding
+from iapo_jax.data import task as task_lib
+from iapo_jax.rewards import host
+from iapo_jax.types import Prompts, Rollout
+cfg = config.parse({"prompts_per_step": 8})
+mesh = sharding.make_mesh(cfg)
+grade = jax.jit(host.make_grader(task_lib.load(cfg).tokenizer, mesh))
+b, t = 256, 2048
+log = np.zeros((b, t), np.float32)
+rolled = Rollout(
+    np.full((b, t), 20, np.int32), np.full(b, t, np.int32),
+    np.zeros(b, bool), log, log, ())
+one = np.ones(8, np.int32)
+prompts = Prompts(np.ones((8, 4), np.int32), one, one[:, None], one)
+put = lambda tree: sharding.put_batch(tree, mesh)
+grades = jax.device_get(grade(put(rolled), put(prompts)))
+print("graded", int(grades.reasoning_lengths.sum()))
+"""
+
+
+def test_a_large_batch_on_several_devices_does_not_hang():
+  """256 x 2048 tokens on 8 devices: whole, JAX 0.10 waits for ever."""
+  result = subprocess.run(
+      [sys.executable, "-c", _LARGE],
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+  )
+  assert f"graded {256 * 2048}" in result.stdout, result.stderr
+
+
+def test_ids_beyond_the_tokenizer_are_unknown_text_to_both_graders():
+  """A padded embedding can sample them; they must not vanish from the text."""
+  tok = word_level()
+  tags = token_match.tags_of(tok)
+  open_, close = tags.answer_open, tags.answer_close
+  think, word, beyond = tags.think_close, 20, len(tok) + 3
+  tokens = np.array([
+      [word, think, open_, word, beyond, close],  # answer "5 <unk>"
+      [beyond, think, open_, word, close, 0],  # reasoning "<unk>"
+  ])
+  lengths = np.array([6, 5])
+  gold, gold_lengths = np.array([[word], [word]]), np.array([1, 1])
+  ended = np.zeros(2, bool)
+  theirs = host.grade_tokens(tok, tokens, lengths, ended, gold, gold_lengths)
+  ours = token_match.grade_tokens(
+      *map(jnp.asarray, (tokens, lengths, gold, gold_lengths)), tags=tags
+  )
+  np.testing.assert_array_equal(theirs[0], [False, True])
+  np.testing.assert_array_equal(theirs[1], [True, True])
+  np.testing.assert_array_equal(theirs[2], [1, 1])
+  np.testing.assert_array_equal(ours.correct, theirs[0])
+  np.testing.assert_array_equal(ours.well_formed, theirs[1])
+  np.testing.assert_array_equal(ours.reasoning_lengths, theirs[2])

@@ -138,6 +138,33 @@ def test_a_vocabulary_smaller_than_the_tokenizer():
   )
 
 
+def test_a_run_stops_where_numbers_are_no_longer_finite(tmp_path):
+  """A learning rate of 1e30 gives NaN at the second step."""
+  cfg = small(
+      warm_start__num_steps=4,
+      warm_start__optimizer__learning_rate=1e30,
+      num_steps=0,
+  )
+  with pytest.raises(FloatingPointError, match=r"warm_start step \d: .* = nan"):
+    trainer.train(cfg, tmp_path)
+  assert all("NaN" not in str(line) for line in lines_of(tmp_path))
+  assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "broken"])
+def test_a_workdir_that_cannot_be_one(tmp_path, kind):
+  workdir = tmp_path / "run"
+  if kind == "file":
+    workdir.write_text("")
+    message = "must be a folder that can be written"
+  else:
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{")
+    message = "config.json is not JSON"
+  with pytest.raises(ConfigError, match=message):
+    trainer.claim(workdir, assembly.assemble(small()))
+
+
 class TestWarnings:
   healthy = {  # noqa: RUF012
       "probe/entropy": 1.0,

@@ -1,5 +1,7 @@
 """Attention of new tokens over several key/value segments, as one softmax."""
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,23 @@ Array = jax.Array
 
 # (keys [r, s, k, h], values [r, s, k, h], visible bool[m, x or 1, s])
 Segment = tuple[Array, Array, Array]
+
+
+def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
+  """While tracing: float32 products are products of float32.
+
+  Accelerators by default round the factors of a float32 product to bfloat16
+  or TF32, and "float32" would then say less than it promises.
+
+  Args:
+    dtype: the compute dtype.
+
+  Returns:
+    A context manager.
+  """
+  return jax.default_matmul_precision(
+      "float32" if dtype == "float32" else "default"
+  )
 
 
 def rotary_tables(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from iapo_jax import sharding
 from iapo_jax.config import ModelConfig
+from iapo_jax.models import attention
 from iapo_jax.types import Array, Params, TokenStatistics
 
 
@@ -26,12 +27,10 @@ def logits(
   """
   table = params["embedding" if cfg.tie_embeddings else "head"]
   table = sharding.constrain(table.astype(hidden.dtype), "vocab", "width")
-  scores = jnp.einsum(
-      "...d,vd->...v",
-      hidden,
-      table,
-      preferred_element_type=jnp.float32,
-  )
+  with attention.matmul_precision(cfg.dtype):
+    scores = jnp.einsum(
+        "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
+    )
   return scores / temperature
 
 

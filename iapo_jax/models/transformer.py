@@ -248,8 +248,9 @@ def extend(
     The final hidden states [b, x, d] in the compute dtype, and the new tokens'
     keys and values as a segment of b rows in which every slot is visible.
   """
-  hidden, (keys, values) = Decoder(cfg).apply(
-      {"params": params}, tokens, positions, context
-  )
+  with attention.matmul_precision(cfg.dtype):
+    hidden, (keys, values) = Decoder(cfg).apply(
+        {"params": params}, tokens, positions, context
+    )
   visible = jnp.ones((1, tokens.shape[1]), bool)
   return hidden, KVSegment(keys, values, visible)
