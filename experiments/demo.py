@@ -3,6 +3,7 @@
   python experiments/demo.py                     # what `make demo` runs
   python experiments/demo.py --seeds=0,1,2 \
       --methods=grpo,paper,to_go,shuffled,length_penalty
+  python experiments/demo.py --tune_grpo
 
 Every method starts from the same checkpoint and has the same budget. Each is
 evaluated on the held-out test problems, one completion each, sampled at
@@ -37,6 +38,12 @@ _METHODS = flags.DEFINE_list(
     "Credits to train; also faithful, and the controls shuffled and"
     " length_penalty.",
 )
+_TUNE = flags.DEFINE_bool(
+    "tune_grpo",
+    False,
+    "Only train GRPO at each declared learning rate, from the first seed's"
+    " warm start, and print its final validation accuracy.",
+)
 _SMALL = flags.DEFINE_bool(
     "small", False, "A few steps of everything, to see that it works."
 )
@@ -58,6 +65,9 @@ def main(_: list[str]) -> None:
   start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)
   methods, seeds = _arguments()
+  if _TUNE.value:
+    _tune(workdir, seeds[0])
+    return
   folders, reused = {}, 0.0
   for seed in seeds:
     for method in methods:
@@ -99,14 +109,33 @@ def _arguments() -> tuple[list[str], list[int]]:
   return ["sft", *dict.fromkeys(_METHODS.value)], seeds
 
 
+def _tune(workdir: pathlib.Path, seed: int) -> None:
+  """GRPO at the learning rates that the config file declares."""
+  folders = {("sft", seed): workdir / f"seed-{seed}" / "sft"}
+  _run("sft", seed, folders)
+  rows = []
+  for rate in _config_module().GRPO_LEARNING_RATES:
+    folders["grpo", seed] = workdir / f"seed-{seed}" / f"grpo-{rate:g}"
+    _run("grpo", seed, folders, rate)
+    last = _validation(folders["grpo", seed])[-1]
+    rows.append(f"| {rate:g} | {last['accuracy']:.3f} |")
+  print("\n| learning rate | validation accuracy |\n|---|---|")
+  print("\n".join(rows))
+
+
 def _run(
-    method: str, seed: int, folders: dict[tuple[str, int], pathlib.Path]
+    method: str,
+    seed: int,
+    folders: dict[tuple[str, int], pathlib.Path],
+    learning_rate: float | None = None,
 ) -> None:
-  config = _load_config(method)
+  config = _config_module().get_config(method)
   config.seed = seed
   if method != "sft":
     config.warm_start.num_steps = 0
     config.init_from = str(folders["sft", seed])
+  if learning_rate is not None:
+    config.optimizer.learning_rate = learning_rate
   if _SMALL.value:
     config.warm_start.num_steps = min(config.warm_start.num_steps, 4)
     config.num_steps = min(config.num_steps, 2)
@@ -116,11 +145,11 @@ def _run(
   trainer.train(config_lib.parse(config), folders[method, seed])
 
 
-def _load_config(variant: str) -> Any:
+def _config_module() -> Any:
   spec = importlib.util.spec_from_file_location("demo_config", _CONFIG)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(variant)
+  return module
 
 
 def _read(path: pathlib.Path) -> dict[str, float]:
