@@ -7,8 +7,8 @@ Variants: `sft` (the warm start alone), and reinforcement learning with `grpo`,
 `shuffled` (`to_go` with each sequence's information permuted: the control).
 The RL variants begin with the warm start unless `--config.init_from=FOLDER`
 names a finished run and `--config.warm_start.num_steps=0` leaves it out.
-`docs/demo.md` has the numbers to expect. Two CPU cores take two to three minutes
-for the warm start and one for each method.
+`docs/demo.md` has the numbers to expect. Two CPU cores take two to three
+minutes for the warm start and one for each method.
 
 The learning rate of `grpo` is the best of `GRPO_LEARNING_RATES` by validation
 accuracy at seed 0 (`experiments/demo.py --tune_grpo` trains all three); every
