@@ -87,7 +87,9 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
   again = run("demo.py", "--small", f"--workdir={workdir}")
   assert again.returncode == 0, again.stderr
   assert "compiled" not in again.stdout
-  assert json.loads((workdir / "summary.json").read_text()) == summary
+  repeated = json.loads((workdir / "summary.json").read_text())
+  assert repeated.pop("seconds") > 0
+  assert repeated == {k: v for k, v in summary.items() if k != "seconds"}
 
 
 @pytest.mark.parametrize(

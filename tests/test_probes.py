@@ -63,6 +63,9 @@ def make_case(cfg, eos_ids=(tiny.EOS, tiny.SECOND_EOS), width=6):
   return params, prompts, rolled, lengths, targets
 
 
+forward = jax.jit(tiny.full_forward, static_argnums=2)
+
+
 def reencoded(params, prompts, rolled, row, position, cfg):
   """π after re-encoding prompt + o_1..o_position + elicitation alone."""
   n = int(prompts.lengths[row // GROUP])
@@ -70,8 +73,10 @@ def reencoded(params, prompts, rolled, row, position, cfg):
       prompts.tokens[row // GROUP, :n],
       rolled.tokens[row, :position],
       ELICITATION,
-  ])[None]
-  hidden = tiny.full_forward(params, text, cfg)[0, -1]
+  ])
+  # What follows the text cannot matter: one shape compiles once.
+  padded = np.pad(text, (0, 24 - len(text)))[None]
+  hidden = forward(params, padded, cfg)[0, len(text) - 1]
   table = params["embedding" if cfg.tie_embeddings else "head"]
   return jax.nn.log_softmax(hidden @ table.T)
 

@@ -51,8 +51,6 @@ def tags_of(tokenizer: Any) -> Tags:
     if len(encoded) != 1 or tokenizer.decode(encoded) != name:
       _refuse(f"the tokenizer must encode {name!r} as one token, not {encoded}")
     ids.append(encoded[0])
-  if tokenizer.unk_token_id is None:
-    _refuse("the tokenizer must have an unknown token")
   vocabulary = range(len(tokenizer))
   words = [tokenizer.decode([i]) for i in vocabulary]
   special = set(ids) | set(tokenizer.all_special_ids)
@@ -62,6 +60,8 @@ def tags_of(tokenizer: Any) -> Tags:
       _refuse(f"token {i} = {word!r} could spell part of a tag or white space")
   if tokenizer.decode(list(vocabulary)) != " ".join(words) or "" in words:
     _refuse("the tokenizer must join its tokens by single blanks")
+  if tokenizer.unk_token_id is None:
+    _refuse("the tokenizer must have an unknown token")
   return Tags(*ids)
 
 
