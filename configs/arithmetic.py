@@ -19,6 +19,7 @@ loss of the paper (token mean, clip 0.2 / 0.28) and differ in the credit alone.
 import ml_collections
 
 from iapo_jax import config as config_lib
+from iapo_jax.errors import ConfigError
 
 VARIANTS = (
     "sft", "grpo", "paper", "to_go", "faithful", "length_penalty", "shuffled",
@@ -42,7 +43,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
   """
   variant = variant or "paper"
   if variant not in VARIANTS:
-    raise config_lib.ConfigError(
+    raise ConfigError(
         f"variant {variant!r}: must be one of {', '.join(VARIANTS)}"
     )
   config = config_lib.default()

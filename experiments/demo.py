@@ -24,6 +24,7 @@ from absl import flags
 
 from iapo_jax import cli, trainer
 from iapo_jax import config as config_lib
+from iapo_jax.errors import ConfigError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -97,12 +98,12 @@ def _arguments() -> tuple[list[str], list[int]]:
   known = [name for name in _STYLE if name != "sft"]
   for method in _METHODS.value:
     if method not in known:
-      raise config_lib.ConfigError(
+      raise ConfigError(
           f"--methods {method!r}: must be among {', '.join(known)}"
       )
   for seed in _SEEDS.value:
     if not seed.isdecimal():
-      raise config_lib.ConfigError(
+      raise ConfigError(
           f"--seeds {seed!r}: must be whole numbers, apart by commas"
       )
   seeds = [int(seed) for seed in dict.fromkeys(_SEEDS.value)]

@@ -3,6 +3,9 @@
 Examples:
   python experiments/run.py --config=configs/arithmetic.py:to_go
   python experiments/run.py --config=configs/arithmetic.py --config.seed=1
+  python experiments/run.py --config=configs/arithmetic.py --dry_run
+
+The same command again goes on where an interrupted run was saved.
 """
 
 import pathlib
@@ -18,6 +21,9 @@ config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME[-VARIANT] by default."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the plan; write and compile nothing."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -31,7 +37,8 @@ def default_workdir(config_file: str) -> pathlib.Path:
 def main(_: list[str]) -> None:
   """Parses the configuration and trains."""
   cfg, file = cli.load_config()
-  trainer.train(cfg, pathlib.Path(_WORKDIR.value or default_workdir(file)))
+  workdir = pathlib.Path(_WORKDIR.value or default_workdir(file))
+  trainer.train(cfg, workdir, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from iapo_jax import masked
 
 Array = jax.Array
 
-CREDIT_MODES = ("paper", "to_go", "faithful")
+TOKEN_CREDITS = ("paper", "to_go", "faithful")
 
 
 def group_advantages(
@@ -197,7 +197,7 @@ def iapo_advantages(
     entropy: fp32[b, t], h: the policy's entropy where each token was sampled.
     mask: bool[b, t], the tokens of each completion.
     reasoning_mask: bool[b, t], its reasoning tokens.
-    mode: one of `CREDIT_MODES`.
+    mode: one of `TOKEN_CREDITS`.
     info_weight: w_info.
     explore_weight: w_explore.
     discount: γ, of `to_go`.
@@ -221,7 +221,7 @@ def iapo_advantages(
   elif mode == "faithful":
     information = reference_normalised(mi, horizon=horizon)
   else:
-    raise ValueError(f"mode = {mode!r}: must be one of {CREDIT_MODES}")
+    raise ValueError(f"mode = {mode!r}: must be one of {TOKEN_CREDITS}")
   if mode == "faithful":
     exploration = reference_normalised(jnp.where(mask, entropy, 0.0))
   else:

@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 
 from iapo_jax import evaluation, rewards, sharding
 from iapo_jax import state as state_lib
-from iapo_jax.config import Config, OptimizerConfig, fail
+from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
+from iapo_jax.errors import fail
 from iapo_jax.optimizer import make_optimizer
 from iapo_jax.rewards import host, token_match
 from iapo_jax.train_step import TrainStep, make_train_step

@@ -1,48 +1,247 @@
-"""Orbax: a run's state, and the policy of a finished run."""
+"""Orbax: what a stage saves, and which of it can be trusted.
 
+A stage's folder holds one folder a step:
+
+  params/    the policy, an item of its own, so that another run can start
+             from it without the optimizer's moments
+  rest/      all else of the train state
+  progress/  steps done, the position of the data and of the logs
+  metrics/   of the validation at that step, if there was one
+  checksums.json
+
+Orbax commits a step by renaming its folder. The checksums are written after
+that, and a step counts from then on: one without them is half-written, one
+that does not match them is damaged. Neither is ever loaded or overwritten.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from iapo_jax.config import ConfigError
+from iapo_jax.errors import ConfigError
+from iapo_jax.state import StateSpec
 from iapo_jax.types import Params, PyTree, TrainState
 
-_FOLDER = "checkpoints"
+STAGES = ("warm_start", "rl")  # in the order they run
+_CHECKSUMS = "checksums.json"
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"
 
 
-def save(workdir: pathlib.Path, state: TrainState) -> None:
-  """Writes the state at its step; returns when it is on disk.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """Where a stage stood when it was saved.
 
-  The policy is an item of its own, so that another run can start from it
-  without the optimizer's moments.
+  Attributes:
+    done: steps of the stage.
+    data: state of the Grain iterator whose next batch is of step `done` + 1.
+    logs: bytes of each log file.
+  """
+
+  done: int
+  data: dict[str, Any]
+  logs: dict[str, int]
+
+
+class Checkpoints:
+  """A stage's checkpoints: its start, the newest few and the best few."""
+
+  def __init__(
+      self, folder: pathlib.Path, *, keep_last: int, keep_best: int
+  ) -> None:
+    """Opens a stage's folder for writing, and clears half-written steps away.
+
+    Args:
+      folder: created if need be.
+      keep_last: newest checkpoints kept.
+      keep_best: checkpoints kept for their validation accuracy.
+    """
+    self.folder = folder.absolute()
+    _set_half_written_aside(self.folder)
+    policy = keep.AnyPreservationPolicy([
+        keep.LatestN(keep_last),
+        keep.CustomSteps([0]),
+        keep.BestN(
+            get_metric_fn=_accuracy,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        ),
+    ])
+    self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_accuracy,  # without it Orbax writes no metrics
+            enable_async_checkpointing=False,
+        ),
+    )
+
+  def save(
+      self,
+      state: TrainState,
+      progress: Progress,
+      metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Writes a checkpoint; it counts when this returns.
+
+    Args:
+      state: to write.
+      progress: of the stage; its `done` is the checkpoint's step.
+      metrics: of the validation at this step.
+    """
+    with _errors_only():  # Orbax warns of every save without metrics
+      self._manager.save(
+          progress.done,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              rest=ocp.args.StandardSave(state.replace(params=None)),
+              progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+          ),
+          metrics=metrics,
+          force=True,
+      )
+    self._manager.wait_until_finished()
+    _seal(self.folder / str(progress.done))
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._manager.close()
+
+
+def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+  """Where a stage of a run keeps its checkpoints."""
+  return workdir / "checkpoints" / stage
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+  """The committed steps of a stage, in order."""
+  if not folder.is_dir():
+    return []
+  return sorted(
+      int(path.name) for path in folder.iterdir() if path.name.isdecimal()
+  )
+
+
+def fault(folder: pathlib.Path, step: int) -> str | None:
+  """What is wrong with a checkpoint: every byte is read.
 
   Args:
-    workdir: of the run.
-    state: to write.
+    folder: of a stage.
+    step: of it.
+
+  Returns:
+    A few words, or None where it is as it was written.
   """
-  step = int(state.step)
-  with ocp.CheckpointManager(_folder(workdir)) as manager:
-    if step in manager.all_steps():
-      manager.delete(step)  # of the same run, which was started over
-    manager.save(
+  path = folder / str(step)
+  if not path.is_dir():
+    return "is not there"
+  try:
+    expected = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return "was not completely written"
+  except ValueError:
+    return f"has a damaged {_CHECKSUMS}"
+  found = _checksums(path)
+  for name in sorted(expected.keys() | found.keys()):
+    if name not in found:
+      return f"lacks {name}"
+    if expected.get(name) != found[name]:
+      return f"is damaged in {name}"
+  return None
+
+
+def newest_intact(folder: pathlib.Path) -> int | None:
+  """The newest checkpoint that is as it was written.
+
+  Newer ones that are not are moved to `checkpoints/damaged`, and said so.
+
+  Args:
+    folder: of a stage; the caller must be its only writer.
+
+  Returns:
+    Its step, or None where there is none.
+  """
+  for step in reversed(steps(folder)):
+    problem = fault(folder, step)
+    if problem is None:
+      return step
+    kept = _set_aside(folder / str(step))
+    print(
+        f"warning: checkpoint {folder / str(step)} {problem}; it is not used"
+        f" and lies in {kept} now",
+        flush=True,
+    )
+  return None
+
+
+def last(workdir: pathlib.Path) -> tuple[str, int]:
+  """Stage and step of a run's last checkpoint.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The stage and the step.
+
+  Raises:
+    ConfigError: where there is no checkpoint.
+  """
+  for stage in reversed(STAGES):
+    found = steps(stage_folder(workdir, stage))
+    if found:
+      return stage, found[-1]
+  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
+
+
+def restore(
+    folder: pathlib.Path, step: int, spec: StateSpec
+) -> tuple[TrainState, Progress]:
+  """A checkpoint, each shard read by the devices that keep it.
+
+  Args:
+    folder: of a stage.
+    step: of an intact checkpoint.
+    spec: of the state.
+
+  Returns:
+    The state and the stage's progress.
+  """
+  shapes, where = spec.shapes, spec.shardings
+  rest = _target(shapes.replace(params=None), where.replace(params=None))
+  params = _target(shapes.params, where.params)
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    restored = manager.restore(
         step,
         args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(state.replace(params=None)),
+            params=ocp.args.StandardRestore(params),
+            rest=ocp.args.StandardRestore(rest),
+            progress=ocp.args.JsonRestore(),
         ),
-        force=True,
     )
-    manager.wait_until_finished()
+  state = restored["rest"].replace(params=restored["params"])
+  return state, Progress(**restored["progress"])
 
 
 def load_params(
-    workdir: pathlib.Path, shapes: PyTree, shardings: PyTree
+    folder: pathlib.Path, step: int, shapes: PyTree, shardings: PyTree
 ) -> Params:
-  """The latest policy of a run, each shard read by the devices that keep it.
+  """A checkpoint's policy, each shard read by the devices that keep it.
 
   Args:
-    workdir: of the run.
+    folder: of a stage.
+    step: of it.
     shapes: of the parameters.
     shardings: where they shall lie.
 
@@ -50,29 +249,78 @@ def load_params(
     The parameters.
 
   Raises:
-    ConfigError: where there is no checkpoint.
+    ConfigError: where the checkpoint is missing, half-written or damaged.
   """
-  if not _folder(workdir).is_dir():
-    raise ConfigError(
-        f"config.init_from = {str(workdir)!r}: holds no checkpoint"
+  problem = fault(folder, step)
+  if problem:
+    raise ConfigError(f"checkpoint {str(folder / str(step))!r}: {problem}")
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(
+        folder.absolute() / str(step) / "params", _target(shapes, shardings)
     )
-  target = jax.tree.map(
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics["accuracy"]
+
+
+def _target(shapes: PyTree, shardings: PyTree) -> PyTree:
+  return jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
       shapes,
       shardings,
   )
-  with ocp.CheckpointManager(_folder(workdir)) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise ConfigError(
-          f"config.init_from = {str(workdir)!r}: holds no checkpoint"
-      )
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(params=ocp.args.StandardRestore(target)),
-    )
-  return restored["params"]
 
 
-def _folder(workdir: pathlib.Path) -> pathlib.Path:
-  return workdir.absolute() / _FOLDER
+def _checksums(path: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of every file of a checkpoint, by its name inside it."""
+  found = {}
+  for file in sorted(path.rglob("*")):
+    if file.is_file() and file.name != _CHECKSUMS:
+      with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+      found[file.relative_to(path).as_posix()] = digest.hexdigest()
+  return found
+
+
+def _seal(path: pathlib.Path) -> None:
+  """Writes a checkpoint's checksums, whole or not at all."""
+  draft = path / (_CHECKSUMS + ".draft")
+  text = json.dumps(_checksums(path), indent=2)
+  with draft.open("w", encoding="utf-8") as file:
+    file.write(text + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+  draft.rename(path / _CHECKSUMS)
+
+
+def _set_half_written_aside(folder: pathlib.Path) -> None:
+  if folder.is_dir():
+    for path in sorted(folder.iterdir()):
+      if _HALF_WRITTEN in path.name:
+        kept = _set_aside(path)
+        print(
+            f"warning: checkpoint {path} was not completely written; it is"
+            f" not used and lies in {kept} now",
+            flush=True,
+        )
+
+
+def _set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Moves a checkpoint out of its stage's folder; nothing is overwritten."""
+  kept = path.parent.parent / "damaged"
+  kept.mkdir(exist_ok=True)
+  number = 1
+  while (kept / f"{path.parent.name}-{path.name}-{number}").exists():
+    number += 1
+  return path.rename(kept / f"{path.parent.name}-{path.name}-{number}")

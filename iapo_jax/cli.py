@@ -3,6 +3,7 @@
 import difflib
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iapo_jax import config as config_lib
+from iapo_jax.errors import ConfigError
+from iapo_jax.interrupts import Interrupted
 
 # Before transformers is imported, which says that torch is missing.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -20,7 +23,9 @@ _OVERRIDE = "--config."
 def run(main: Callable[[list[str]], None]) -> None:
   """`absl.app.run`, where a user's mistake ends in one line and status 2.
 
-  So does a run that is stopped because its numbers are no longer finite.
+  So does a run that is stopped because its numbers are no longer finite. One
+  that was interrupted ends in a line that says what was saved, and with the
+  status that shells give such a process: 128 + the signal's number.
 
   Args:
     main: called with the arguments that are no flags.
@@ -28,8 +33,17 @@ def run(main: Callable[[list[str]], None]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
   try:
     app.run(main, flags_parser=_parse_flags)
-  except (config_lib.ConfigError, FloatingPointError) as error:
+  except (ConfigError, FloatingPointError) as error:
     _stop(error)
+  except Interrupted as interrupted:
+    print(f"interrupted: {interrupted}", file=sys.stderr)
+    sys.exit(128 + interrupted.number)
+  except KeyboardInterrupt:
+    print(
+        "interrupted: the same command goes on from the last checkpoint",
+        file=sys.stderr,
+    )
+    sys.exit(128 + signal.SIGINT)
 
 
 def load_config() -> tuple[config_lib.Config, str]:
@@ -45,7 +59,7 @@ def load_config() -> tuple[config_lib.Config, str]:
   name = config_flags.get_config_filename(flag)
   path = pathlib.Path(name.partition(":")[0])
   if not path.is_file():
-    raise config_lib.ConfigError(f"--config = {str(path)!r}: no such file")
+    raise ConfigError(f"--config = {str(path)!r}: no such file")
   return config_lib.parse(flag.value), name
 
 
@@ -53,7 +67,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     _check_overrides(argv)
     return flags.FLAGS(argv)
-  except (flags.Error, config_lib.ConfigError, OSError) as error:
+  except (flags.Error, ConfigError, OSError) as error:
     _stop(error)
 
 
@@ -64,7 +78,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     if argument.startswith(_OVERRIDE) and name not in known:
       close = difflib.get_close_matches(name, known, n=1)
       hint = f"; did you mean config.{close[0]}?" if close else ""
-      raise config_lib.ConfigError(
+      raise ConfigError(
           f"config.{name} = {value!r}: unknown field{hint}"
       )
 

@@ -14,21 +14,8 @@ from typing import Any
 
 import ml_collections
 
-from iapo_jax import advantages, losses
-
-CREDIT_MODES = ("grpo", "length_penalty", *advantages.CREDIT_MODES)
-OVERLONG = ("error", "skip", "truncate_left")
-GRADERS = ("token_match", "host")
-DTYPES = ("float32", "bfloat16")
-
-
-class ConfigError(ValueError):
-  """User input that breaks a rule; the message is one line."""
-
-
-def fail(field: str, value: Any, rule: str) -> typing.NoReturn:
-  """Raises a `ConfigError` that names field, value and rule."""
-  raise ConfigError(f"config.{field} = {value!r}: {rule}")
+from iapo_jax import config_rules
+from iapo_jax.errors import fail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,14 +241,50 @@ class EvaluationConfig:
   Attributes:
     every: RL steps between evaluations on the validation split; 0 is never.
     problems: validation problems drawn each time.
-    batch_size: problems per call of the compiled sampler.
+    samples: completions of each problem.
+    batch_size: completions per call of the compiled sampler.
     temperature: of sampling; 0 is greedy.
+    checkpoint: which policy the test split judges at the end: the `last`, or
+      the `best` (of the five checkpoints with the highest validation accuracy,
+      the one with the highest pass@k / length@k at k = `samples`).
   """
 
   every: int = 10
   problems: int = 256
+  samples: int = 1
   batch_size: int = 256
   temperature: float = 1.0
+  checkpoint: str = "last"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """What is saved of a run, besides its start, its end and every validation.
+
+  Attributes:
+    every: steps between saves, of either stage; 0 adds none.
+    keep_last: newest checkpoints kept; at least 2, because the newest may turn
+      out to be damaged.
+    keep_best: checkpoints kept for their validation accuracy.
+  """
+
+  every: int = 50
+  keep_last: int = 2
+  keep_best: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """What is written down of the rollouts.
+
+  Attributes:
+    samples_every: RL steps between records of whole completions, token by
+      token; 0 is never.
+    samples: completions in each record, at most the step's own number.
+  """
+
+  samples_every: int = 10
+  samples: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +315,8 @@ class Config:
   optimizer: OptimizerConfig = OptimizerConfig()
   warm_start: WarmStartConfig = WarmStartConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  log: LogConfig = LogConfig()
 
   @property
   def sequences_per_step(self) -> int:
@@ -319,7 +344,7 @@ def parse(config: Mapping[str, Any]) -> Config:
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   parsed = _build(Config, config, "")
-  _check(parsed)
+  config_rules.check(parsed)
   return parsed
 
 
@@ -354,121 +379,6 @@ def _convert(field: str, value: Any, kind: type) -> Any:
   if kind is float and not math.isfinite(value):
     fail(field, value, "must be finite")
   return value
-
-
-def _check(c: Config) -> None:
-  """Every rule a configuration must obey by itself."""
-  _check_choices(c)
-  _check_ranges(c)
-  m = c.model
-  if m.num_heads % m.num_kv_heads:
-    fail(
-        "model.num_kv_heads",
-        m.num_kv_heads,
-        f"must divide model.num_heads = {m.num_heads}",
-    )
-  if m.head_dim % 2:
-    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
-  if c.prompts_per_step % c.loss.micro_batches:
-    fail(
-        "loss.micro_batches",
-        c.loss.micro_batches,
-        f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
-        f" {_divisors(c.prompts_per_step)}",
-    )
-  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
-    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
-  information = c.credit.mode in ("paper", "to_go")
-  if c.credit.shuffle and not information:
-    fail(
-        "credit.shuffle",
-        True,
-        "needs credit.mode paper or to_go (there is nothing to shuffle)",
-    )
-
-
-def _check_choices(c: Config) -> None:
-  choices = {
-      "model.dtype": (c.model.dtype, DTYPES),
-      "data.overlong": (c.data.overlong, OVERLONG),
-      "reward.grader": (c.reward.grader, GRADERS),
-      "credit.mode": (c.credit.mode, CREDIT_MODES),
-      "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
-  }
-  for field, (value, allowed) in choices.items():
-    if value not in allowed:
-      fail(field, value, f"must be one of {', '.join(allowed)}")
-
-
-def _bounds() -> dict[str, tuple[float, float]]:
-  """The least and the largest value of numbers, both allowed."""
-  inf = math.inf
-  at_least_one = (
-      "prompts_per_step", "model.num_layers", "model.d_model",
-      "model.num_heads", "model.num_kv_heads", "model.mlp_dim",
-      "data.max_operand", "data.max_total", "data.train_problems",
-      "data.validation_problems", "data.test_problems",
-      "data.max_prompt_tokens", "data.max_gold_tokens", "probe.chunk",
-      "credit.horizon", "loss.num_updates", "loss.micro_batches",
-      "loss.head_chunk", "warm_start.batch_size", "evaluation.problems",
-      "evaluation.batch_size",
-  )  # fmt: skip
-  at_least_two = (
-      "group_size", "model.head_dim", "data.operands", "rollout.max_tokens",
-  )  # fmt: skip
-  not_negative = (
-      "num_steps", "model.vocab_size", "loss.clip_high", "loss.kl_weight",
-      "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
-  )  # fmt: skip
-  shares = (
-      "data.redundancy", "credit.discount", "loss.clip_low",
-      "warm_start.early_share", "warm_start.early_full_share",
-  )  # fmt: skip
-  for stage in ("optimizer", "warm_start.optimizer"):
-    fields = ("learning_rate", "warmup_steps", "weight_decay")
-    not_negative += tuple(f"{stage}.{name}" for name in fields)
-    shares += (f"{stage}.b1", f"{stage}.b2")
-  return (
-      {"seed": (0, 2**32 - 1)}
-      | dict.fromkeys(at_least_one, (1, inf))
-      | dict.fromkeys(at_least_two, (2, inf))
-      | dict.fromkeys(not_negative, (0, inf))
-      | dict.fromkeys(shares, (0, 1))
-  )
-
-
-def _check_ranges(c: Config) -> None:
-  for field, (low, high) in _bounds().items():
-    value = _get(c, field)
-    if not low <= value <= high:
-      rule = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
-      fail(field, value, f"must be {rule}")
-    if field.endswith((".b1", ".b2")) and value == 1:
-      fail(field, value, "must be below 1 (Adam divides by 1 - b)")
-  positive = (
-      "rollout.temperature",
-      "optimizer.clip_norm",
-      "warm_start.optimizer.clip_norm",
-      "model.rope_theta",
-      "model.norm_eps",
-  )
-  for field in positive:
-    if _get(c, field) <= 0:
-      fail(field, _get(c, field), "must be positive")
-  for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
-    if _get(c, field) < 1 and _get(c, field) != -1:
-      fail(field, _get(c, field), "must be at least 1, or -1 for the rest")
-
-
-def _get(c: Config, field: str) -> Any:
-  value = c
-  for name in field.split("."):
-    value = getattr(value, name)
-  return value
-
-
-def _divisors(n: int) -> list[int]:
-  return [i for i in range(1, n + 1) if n % i == 0]
 
 
 def flatten(c: Config) -> dict[str, Any]:

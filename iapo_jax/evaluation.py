@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -17,24 +17,122 @@ Sampler = Callable[[Params, Prompts, Array], dict[str, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-  """One sampled completion for each of n problems.
+class Completions:
+  """What n completions of each of m problems were.
 
   Attributes:
-    accuracy: share of correct completions.
-    accuracy_se: its binomial standard error.
-    mean_tokens: completion length in tokens, EOS included.
-    mean_reasoning_tokens: R in tokens.
-    format_rate: share of well-formed completions.
-    problems: n.
+    correct: bool[m, n].
+    well_formed: bool[m, n].
+    lengths: int[m, n], in tokens, EOS included.
+    reasoning_lengths: int[m, n], R in tokens.
   """
 
-  accuracy: float
-  accuracy_se: float
-  mean_tokens: float
-  mean_reasoning_tokens: float
-  format_rate: float
-  problems: int
+  correct: np.ndarray
+  well_formed: np.ndarray
+  lengths: np.ndarray
+  reasoning_lengths: np.ndarray
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> float:
+  """The chance that k completions of a problem hold a correct one.
+
+  Unbiased from n >= k completions, c of them correct (Chen et al. 2021,
+  arXiv 2107.03374): the mean over problems of
+
+    1 - C(n - c, k) / C(n, k)  =  1 - Π_{i = n-c+1..n} (1 - k / i)
+
+  Args:
+    correct: bool[m, n].
+    k: 1 .. n.
+
+  Returns:
+    The mean over problems.
+
+  Raises:
+    ValueError: for a k outside 1 .. n.
+  """
+  n = correct.shape[1]
+  if not 1 <= k <= n:
+    raise ValueError(f"k = {k}: must be in [1, {n}], the samples per problem")
+  factors = np.maximum(1 - k / np.arange(1, n + 1), 0.0)
+  # failing[j]: the product over i = j + 1 .. n.
+  failing = np.append(np.cumprod(factors[::-1])[::-1], 1.0)
+  return float(np.mean(1 - failing[n - np.sum(correct, axis=1)]))
+
+
+def length_at_k(lengths: np.ndarray, k: int) -> float:
+  """Mean tokens of the first k completions of each problem, as the paper.
+
+  Its unbiased form, the expected mean over k of the n completions drawn
+  without replacement, is the mean over all n, whatever k is.
+
+  Args:
+    lengths: int[m, n].
+    k: 1 .. n.
+
+  Returns:
+    The mean over problems.
+  """
+  return float(np.mean(lengths[:, :k]))
+
+
+def powers_of_two(n: int) -> list[int]:
+  """1, 2, 4, ... up to n: the k of pass@k and length@k."""
+  return [2**i for i in range(n.bit_length())]
+
+
+def summarise(results: Completions) -> dict[str, float]:
+  """The metrics of an evaluation; their units are in docs/metrics.md.
+
+  Standard errors are over problems, whose completions are not independent.
+
+  Args:
+    results: of m problems, n completions each.
+
+  Returns:
+    Numbers by name.
+  """
+  problems, samples = results.correct.shape
+  summary = {
+      "accuracy": float(np.mean(results.correct)),
+      "accuracy_se": _standard_error(results.correct),
+      "mean_tokens": float(np.mean(results.lengths)),
+      "mean_tokens_se": _standard_error(results.lengths),
+      "mean_reasoning_tokens": float(np.mean(results.reasoning_lengths)),
+      "format_rate": float(np.mean(results.well_formed)),
+      "problems": problems,
+      "samples": samples,
+  }
+  for k in powers_of_two(samples):
+    passed = pass_at_k(results.correct, k)
+    length = length_at_k(results.lengths, k)
+    summary[f"pass@{k}"] = passed
+    summary[f"length@{k}"] = length
+    summary[f"efficiency@{k}"] = passed / length
+  return summary
+
+
+def _standard_error(values: np.ndarray) -> float:
+  return float(np.std(np.mean(values, axis=1)) / math.sqrt(len(values)))
+
+
+def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
+  """The paper's choice of a checkpoint.
+
+  Of the `top` validations with the highest accuracy, the one with the highest
+  pass@k / length@k for the largest k there is. Of equals the latest.
+
+  Args:
+    points: validations: `step`, `accuracy`, `samples`, `efficiency@K`.
+    top: how many are looked at.
+
+  Returns:
+    Its step.
+  """
+  latest_first = sorted(points, key=lambda p: -p["step"])
+  best = sorted(latest_first, key=lambda p: -p["accuracy"])[:top]
+  k = powers_of_two(int(best[0]["samples"]))[-1]
+  return int(max(best, key=lambda p: p[f"efficiency@{k}"])["step"])
 
 
 def make_sampler(
@@ -45,7 +143,7 @@ def make_sampler(
     grader: rewards.Grader,
     param_axes: PyTree,
 ) -> Sampler:
-  """One completion a prompt, sampled and graded in one compiled program.
+  """`evaluation.samples` completions a prompt, in one compiled program.
 
   Args:
     cfg: the run's configuration.
@@ -55,8 +153,10 @@ def make_sampler(
     param_axes: logical axes of the parameters.
 
   Returns:
-    (fp32 parameters, prompts, key) -> arrays [q] by name.
+    (fp32 parameters, prompts, key) -> arrays [q, samples] by the names of
+    `Completions`.
   """
+  samples = cfg.evaluation.samples
 
   def run(params: Params, prompts: Prompts, key: Array) -> dict[str, Array]:
     with sharding.scope(mesh):
@@ -68,21 +168,44 @@ def make_sampler(
           prompts,
           key,
           cfg=cfg.model,
-          group_size=1,
+          group_size=samples,
           max_tokens=cfg.rollout.max_tokens,
           eos_ids=vocabulary.eos_ids,
           pad_id=vocabulary.pad_id,
           temperature=cfg.evaluation.temperature,
       )
       grades = grader(rolled, prompts)
-    return {
+    rows = {
         "correct": grades.correct,
         "well_formed": grades.well_formed,
         "lengths": rolled.lengths,
         "reasoning_lengths": grades.reasoning_lengths,
     }
+    return {name: x.reshape(-1, samples) for name, x in rows.items()}
 
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def batches(
+    table: PromptTable, mesh: Mesh, *, problems: int, batch_prompts: int
+) -> Iterator[tuple[Prompts, int]]:
+  """The first problems of a table, as many at a time as a sampler takes.
+
+  Args:
+    table: of a split.
+    mesh: devices.
+    problems: how many; all where the table has fewer.
+    batch_prompts: prompts per call; the last call is filled up with repeats.
+
+  Yields:
+    The placed prompts, and how many of them count.
+  """
+  count = min(problems, len(table.kept))
+  for start in range(0, count, batch_prompts):
+    rows = np.arange(start, start + batch_prompts) % count
+    prompts = jax.tree.map(lambda x, rows=rows: x[rows], table.prompts)
+    placed = sharding.put_batch(prompts, mesh)
+    yield placed, min(batch_prompts, count - start)
 
 
 def evaluate(
@@ -92,10 +215,10 @@ def evaluate(
     mesh: Mesh,
     *,
     problems: int,
-    batch_size: int,
+    batch_prompts: int,
     key: Array,
-) -> Summary:
-  """Samples the first `problems` problems of a table once each.
+) -> Completions:
+  """Samples the first `problems` problems of a table.
 
   Args:
     sampler: of `make_sampler`.
@@ -103,29 +226,30 @@ def evaluate(
     table: of a split.
     mesh: devices.
     problems: how many; all where the table has fewer.
-    batch_size: problems per call; the last call is filled up with repeats
-      that are not counted.
-    key: a PRNG key.
+    batch_prompts: problems per call.
+    key: a PRNG key; the call's number is folded into it.
 
   Returns:
-    The summary.
+    What the completions were.
   """
-  count = min(problems, len(table.kept))
-  collected: dict[str, list[np.ndarray]] = {}
-  for batch, start in enumerate(range(0, count, batch_size)):
-    rows = np.arange(start, start + batch_size) % count
-    prompts = jax.tree.map(lambda x, rows=rows: x[rows], table.prompts)
-    batch_key = jax.random.fold_in(key, batch)
-    results = sampler(params, sharding.put_batch(prompts, mesh), batch_key)
-    for name, values in jax.device_get(results).items():
-      collected.setdefault(name, []).append(values[: count - start])
-  values = {name: np.concatenate(parts) for name, parts in collected.items()}
-  accuracy = float(np.mean(values["correct"]))
-  return Summary(
-      accuracy=accuracy,
-      accuracy_se=math.sqrt(accuracy * (1 - accuracy) / count),
-      mean_tokens=float(np.mean(values["lengths"])),
-      mean_reasoning_tokens=float(np.mean(values["reasoning_lengths"])),
-      format_rate=float(np.mean(values["well_formed"])),
-      problems=count,
-  )
+  calls = [
+      _counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
+      for i, (prompts, count) in enumerate(
+          batches(table, mesh, problems=problems, batch_prompts=batch_prompts)
+      )
+  ]
+  return concatenate(calls)
+
+
+def _counted(results: dict[str, Array], count: int) -> Completions:
+  host = jax.device_get(results)
+  return Completions(**{name: x[:count] for name, x in host.items()})
+
+
+def concatenate(parts: Sequence[Completions]) -> Completions:
+  """Several sets of problems as one."""
+  fields = dataclasses.fields(Completions)
+  return Completions(**{
+      f.name: np.concatenate([getattr(part, f.name) for part in parts])
+      for f in fields
+  })

@@ -1,73 +1,134 @@
-"""What a run tells: metrics as JSON lines, and warnings."""
+"""What a run writes down: metrics, completions, evaluations, warnings.
+
+  metrics.jsonl       a line a step: stage, step, metrics by name
+  samples.jsonl       whole completions, token by token
+  evaluations.jsonl   lengths and correctness of every validation completion
+  warnings.jsonl      what was warned of
+  tensorboard/STAGE   the same metrics under the same names
+
+Names and units are in docs/metrics.md. Lines are flushed one by one. A run
+that resumes cuts the files back to its checkpoint: the steps after it are
+repeated identically, so that no line is missing or there twice.
+"""
 
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import tensorboardX
 import tqdm
 
 Metrics = dict[str, float]
 
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+WARNINGS = "warnings.jsonl"
+FILES = (METRICS, SAMPLES, EVALUATIONS, WARNINGS)
+_TENSORBOARD = "tensorboard"
 
-class MetricsLog:
-  """One JSON object a line, flushed, so that a reader sees every step."""
 
-  def __init__(self, workdir: pathlib.Path) -> None:
-    self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+class RunLog:
+  """The log files of a workdir, which is this process's own."""
+
+  def __init__(
+      self, workdir: pathlib.Path, position: Mapping[str, int] | None = None
+  ) -> None:
+    """Opens the logs where a checkpoint left them.
+
+    Args:
+      workdir: of the run.
+      position: bytes of each file to keep, of `position`; none by default.
+    """
+    self._workdir = workdir
+    position = position or {}
+    for name in FILES:
+      _cut(workdir / name, position.get(name, 0))
+    self._files = {
+        name: (workdir / name).open("a", encoding="utf-8") for name in FILES
+    }
+    self._boards: dict[str, tensorboardX.SummaryWriter] = {}
 
   def write(self, stage: str, step: int, metrics: Metrics) -> None:
-    """Appends a line.
+    """Appends metrics.
 
     Args:
       stage: `warm_start`, `rl` or `validation`.
-      step: of the stage, counted from 1.
+      step: of the stage, counted from 1; 0 is before the first.
       metrics: by name.
     """
-    line = {"stage": stage, "step": step} | metrics
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()
+    self._append(METRICS, {"stage": stage, "step": step} | metrics)
+    if stage not in self._boards:
+      # What an interrupted run wrote from this step on is repeated.
+      self._boards[stage] = tensorboardX.SummaryWriter(
+          str(self._workdir / _TENSORBOARD / stage),
+          purge_step=step,
+          flush_secs=10,
+      )
+    for name, value in metrics.items():
+      self._boards[stage].add_scalar(name, value, step)
 
-  def __enter__(self) -> "MetricsLog":
+  def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
+    """Appends completions, of `samples.records`."""
+    for record in records:
+      self._append(SAMPLES, record)
+
+  def write_evaluation(self, record: dict[str, Any]) -> None:
+    """Appends what every completion of an evaluation was."""
+    self._append(EVALUATIONS, record)
+
+  def warn(self, stage: str, step: int, text: str) -> None:
+    """Shows a warning, and keeps it.
+
+    Args:
+      stage: it is about.
+      step: of the stage.
+      text: for people.
+    """
+    tqdm.tqdm.write(f"warning: {stage} step {step}: {text}")
+    self._append(WARNINGS, {"stage": stage, "step": step, "warning": text})
+
+  def position(self) -> dict[str, int]:
+    """Bytes of each file, once they are on the disk."""
+    for file in self._files.values():
+      os.fsync(file.fileno())
+    return {name: file.tell() for name, file in self._files.items()}
+
+  def _append(self, name: str, record: dict[str, Any]) -> None:
+    self._files[name].write(json.dumps(record, allow_nan=False) + "\n")
+    self._files[name].flush()
+
+  def __enter__(self) -> "RunLog":
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._file.close()
+    for file in self._files.values():
+      file.close()
+    for board in self._boards.values():
+      board.close()
 
 
-class ProbeWarner:
-  """Says once each what makes information credit meaningless."""
+def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  """The lines of a log file.
 
-  def __init__(self) -> None:
-    self._said: set[str] = set()
+  Args:
+    workdir: of a run.
+    name: one of `FILES`.
 
-  def check(self, metrics: Metrics) -> None:
-    """Looks at one step's metrics.
+  Returns:
+    Its records; none where there is no such file. A last line without its
+    end, which a killed run may leave, is not counted.
+  """
+  path = workdir / name
+  if not path.exists():
+    return []
+  text = path.read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.split("\n")[:-1]]
 
-    Args:
-      metrics: by name; without probes nothing is said.
-    """
-    if "probe/entropy" not in metrics:
-      return
-    moved = metrics["probe/entropy_first"] - metrics["probe/entropy_last"]
-    gap = metrics["probe/calibration_gap"]
-    if abs(moved) < 0.05:
-      self._say(
-          "still",
-          f"probes do not move (H_0 − H_R = {moved:.3f} nats): is the"
-          " elicitation one the policy can answer?",
-      )
-    if abs(gap) > 0.5:
-      self._say(
-          "gap",
-          f"probes are badly calibrated (gold log-likelihood + entropy ="
-          f" {gap:.2f} nats; 0 is calibrated)",
-      )
-    if metrics["length/unfinished"] > 0.9:
-      self._say(
-          "cut",
-          "over 90 % of completions reach rollout.max_tokens without an EOS",
-      )
 
-  def _say(self, kind: str, text: str) -> None:
-    if kind not in self._said:
-      self._said.add(kind)
-      tqdm.tqdm.write(f"warning: {text}")
+def _cut(path: pathlib.Path, size: int) -> None:
+  """Shortens a file to what a checkpoint knows of it."""
+  if path.exists() and path.stat().st_size > size:
+    os.truncate(path, size)

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from iapo_jax.config import Config, CreditConfig, fail
+from iapo_jax.config import Config, CreditConfig
+from iapo_jax.errors import fail
 
 
 def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
@@ -47,16 +48,26 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
         c.prompts_per_step,
         f"must be a multiple of data x fsdp x micro_batches = {parts}",
     )
-  for stage in ("warm_start", "evaluation"):
-    size = getattr(c, stage).batch_size
-    unused = stage == "warm_start" and not c.warm_start.num_steps
-    if size % shards and not unused:
-      fail(
-          f"{stage}.batch_size",
-          size,
-          f"must be a multiple of data x fsdp = {shards}",
-      )
+  _check_batches(c, shards)
   return shape["data"], shape["fsdp"], shape["tensor"]
+
+
+def _check_batches(c: Config, shards: int) -> None:
+  """Whether the supervised and the sampled batches split over the devices."""
+  size = c.warm_start.batch_size
+  if c.warm_start.num_steps and size % shards:
+    fail(
+        "warm_start.batch_size",
+        size,
+        f"must be a multiple of data x fsdp = {shards}",
+    )
+  size, unit = c.evaluation.batch_size, shards * c.evaluation.samples
+  if size % unit:
+    fail(
+        "evaluation.batch_size",
+        size,
+        f"must be a multiple of data x fsdp x evaluation.samples = {unit}",
+    )
 
 
 def describe(c: Config, devices: int) -> str:

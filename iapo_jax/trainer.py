@@ -1,49 +1,101 @@
-"""The loop: data, compiled step, logs, evaluation, checkpoint."""
+"""A run from its configuration to its summary, going on where it was left."""
 
 import dataclasses
-import json
-import math
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from iapo_jax import assembly, checkpoint, evaluation, plan, sharding
+from iapo_jax import (
+  assembly,
+  checkpoint,
+  evaluation,
+  logs,
+  loop,
+  plan,
+  sharding,
+  watch,
+)
 from iapo_jax import config as config_lib
+from iapo_jax import samples as samples_lib
+from iapo_jax import (
+  workdir as workdir_lib,
+)
 from iapo_jax.assembly import Assembly
-from iapo_jax.config import Config, ConfigError
+from iapo_jax.checkpoint import Checkpoints, Progress
+from iapo_jax.config import Config
 from iapo_jax.data import pipeline
-from iapo_jax.logs import Metrics, MetricsLog, ProbeWarner
+from iapo_jax.errors import ConfigError
+from iapo_jax.logs import Metrics, RunLog
 from iapo_jax.types import (
-    KeyDomain,
-    Params,
-    PyTree,
-    StepOutput,
-    TrainState,
+  KeyDomain,
+  Params,
+  Prompts,
+  PyTree,
+  StepOutput,
+  TrainState,
 )
 from iapo_jax.warm_start import Demonstrations
 
-Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run on its way.
+
+  Attributes:
+    parts: what it is made of.
+    workdir: its folder, locked.
+    log: its log files.
+    sampler: of its evaluations.
+  """
+
+  parts: Assembly
+  workdir: pathlib.Path
+  log: RunLog
+  sampler: evaluation.Sampler
+
+  @property
+  def cfg(self) -> Config:
+    """The checked configuration."""
+    return self.parts.cfg
 
 
-def train(cfg: Config, workdir: pathlib.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """Where an interrupted run goes on.
+
+  Attributes:
+    stage: `warm_start` or `rl`.
+    state: as it was saved.
+    progress: of the stage.
+  """
+
+  stage: str
+  state: TrainState
+  progress: Progress
+
+
+def train(
+    cfg: Config, workdir: pathlib.Path, *, dry_run: bool = False
+) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
-  Writes `config.json`, `tokenizer/`, `metrics.jsonl`, `checkpoints/` and, last,
-  `summary.json` (the evaluation on the test split) to the workdir. A workdir
-  that holds this very run, finished, is left as it is.
+  Writes the files that `logs` names, `config.json`, `tokenizer/`,
+  `checkpoints/` and, last, `summary.json` (the evaluation on the test split)
+  to the workdir. A workdir that holds this very run, finished, is left as it
+  is; an unfinished one is continued from its newest intact checkpoint, and
+  ends as if it had never stopped.
 
   Args:
     cfg: the checked configuration.
     workdir: of the run.
+    dry_run: only print the plan; nothing is written or compiled.
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
+    Interrupted: where somebody asked to stop; everything is saved.
+    FloatingPointError: where a metric is no longer finite.
   """
   start = time.perf_counter()
   if jax.process_count() > 1:
@@ -52,313 +104,324 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         " are not supported yet"
     )
   parts = assembly.assemble(cfg)
-  if claim(workdir, parts):
-    print(f"{workdir} holds this run, finished: nothing to do")
+  if dry_run:
+    print(_introduction(parts))
     return
-  print(_introduction(parts))
-  sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
-  with MetricsLog(workdir) as log:
-    state = _run_stages(parts, sampler, log)
-  checkpoint.save(workdir, state)
-  count = len(parts.task.tables["test"].kept)
-  summary = _sample(parts, sampler, state.params, "test", count)
-  report = dataclasses.asdict(summary)
-  report["seconds"] = time.perf_counter() - start
-  (workdir / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-  print(
-      f"test       accuracy {summary.accuracy:.3f} ± {summary.accuracy_se:.3f},"
-      f" {summary.mean_tokens:.1f} tokens on {summary.problems} problems"
-  )
+  with workdir_lib.locked(workdir):
+    if workdir_lib.claim(workdir, parts):
+      print(f"{workdir} holds this run, finished: nothing to do")
+      return
+    print(_introduction(parts))
+    saved = _find_saved(parts, workdir)
+    position = saved.progress.logs if saved else None
+    sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
+    with RunLog(workdir, position) as log:
+      run = Run(parts, workdir, log, sampler)
+      _summarise(run, _run_stages(run, saved), start)
 
 
-def _run_stages(
-    parts: Assembly, sampler: evaluation.Sampler, log: MetricsLog
-) -> TrainState:
+def _find_saved(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
+  """The newest intact checkpoint of the latest stage that has one."""
+  stages = {
+      "warm_start": assembly.warm_start_stage,
+      "rl": assembly.reinforcement_stage,
+  }
+  for name in reversed(checkpoint.STAGES):
+    folder = checkpoint.stage_folder(workdir, name)
+    step = checkpoint.newest_intact(folder)
+    if step is not None:
+      print(f"resumes at {name} step {step} of {folder}", flush=True)
+      spec = stages[name](parts).spec
+      return Saved(name, *checkpoint.restore(folder, step, spec))
+  return None
+
+
+def _run_stages(run: Run, saved: Saved | None) -> TrainState:
   """The state after the configured stages."""
-  cfg, params, state = parts.cfg, None, None
-  if cfg.init_from:
-    params = load_policy(parts, pathlib.Path(cfg.init_from))
+  cfg, params, state = run.cfg, None, None
+  if saved and saved.stage == "rl":
+    return reinforce(run, None, saved)
+  if cfg.init_from and not saved:
+    params = load_policy(run.parts, pathlib.Path(cfg.init_from))
   if cfg.warm_start.num_steps:
-    state = warm_start(parts, params, log)
+    state = warm_start(run, params, saved)
     params = state.params
   if cfg.num_steps or state is None:
-    state = reinforce(parts, params, sampler, log)
+    state = reinforce(run, params, None)
   return state
 
 
-def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
-  """Makes a workdir this run's, or finds that it is.
-
-  Args:
-    workdir: created if need be.
-    parts: of the run.
-
-  Returns:
-    Whether it holds this run, finished.
-
-  Raises:
-    ConfigError: where it holds a run with another configuration.
-  """
-  path = workdir / "config.json"
-  ours = config_lib.flatten(parts.cfg)
-  if path.exists():
-    theirs = _read_config(workdir)
-    for field in ours | theirs:
-      if ours.get(field) != theirs.get(field):
-        raise ConfigError(
-            f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
-            f" holds a run with {theirs.get(field)!r}; use another --workdir"
-        )
-    if (workdir / "summary.json").exists():
-      return True
-    # Runs do not resume yet: an unfinished one starts over.
-    _set_aside(workdir / "metrics.jsonl")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-  except OSError as error:
-    raise ConfigError(
-        f"workdir {str(workdir)!r}: must be a folder that can be written"
-        f" ({error.strerror})"
-    ) from error
-  parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
-  return False
-
-
 def warm_start(
-    parts: Assembly, params: Params | None, log: MetricsLog
+    run: Run, params: Params | None, saved: Saved | None
 ) -> TrainState:
   """The supervised stage.
 
   Args:
-    parts: of the run.
+    run: on its way.
     params: to start from; fresh weights by default.
-    log: of metrics.
+    saved: where to go on instead.
 
   Returns:
     The state after it.
   """
-  cfg = parts.cfg
-  stage = assembly.warm_start_stage(parts)
-  step = assembly.warm_start_step_of(parts, stage)
+  cfg, task = run.cfg, run.parts.task
+  stage = assembly.warm_start_stage(run.parts)
+  step = assembly.warm_start_step_of(run.parts, stage)
 
   def demonstrate(
       record: pipeline.Record, rng: np.random.Generator
   ) -> pipeline.Record:
-    return parts.task.demonstration(int(record["index"]), rng, cfg)
+    return task.demonstration(int(record["index"]), rng, cfg)
 
-  def as_batch(record: pipeline.Record) -> Demonstrations:
-    return Demonstrations(
+  def place(record: pipeline.Record) -> PyTree:
+    batch = Demonstrations(
         prompts=pipeline.as_prompts(record),
         completion=record["completion"],
         learned=record["learned"],
     )
+    return sharding.put_batch(batch, run.parts.mesh)
 
-  batches = _batches(
-      parts,
-      lambda index: {"index": index},
-      cfg.warm_start.batch_size,
-      as_batch,
-      augment=demonstrate,
-  )
-  return _fit(
-      "warm_start",
-      lambda state, batch: step.lower(state, batch).compile(),
-      assembly.create_state(parts, stage, params),
-      batches,
-      parts,
-      log,
-      num_steps=cfg.warm_start.num_steps,
-  )
+  if saved:
+    state = saved.state
+  else:
+    state = assembly.create_state(run.parts, stage, params)
+  with _checkpoints(run, "warm_start") as checkpoints:
+    todo = loop.Stage(
+        name="warm_start",
+        num_steps=cfg.warm_start.num_steps,
+        compile_step=lambda state, batch: step.lower(state, batch).compile(),
+        records=pipeline.batches(
+            len(task.tables["train"].kept),
+            lambda index: {"index": index},
+            batch_size=cfg.warm_start.batch_size,
+            seed=cfg.seed,
+            augment=demonstrate,
+        ),
+        place=place,
+        checkpoints=checkpoints,
+        save_every=cfg.checkpoint.every,
+    )
+    return loop.fit(todo, state, run.log, saved.progress if saved else None)
 
 
 def reinforce(
-    parts: Assembly,
-    params: Params | None,
-    sampler: evaluation.Sampler,
-    log: MetricsLog,
+    run: Run, params: Params | None, saved: Saved | None
 ) -> TrainState:
   """The reinforcement-learning stage; its start is also the reference.
 
   Args:
-    parts: of the run.
+    run: on its way.
     params: to start from, kept unchanged; fresh weights by default.
-    sampler: of validation.
-    log: of metrics.
+    saved: where to go on instead.
 
   Returns:
     The state after it.
   """
-  cfg = parts.cfg
-  stage = assembly.reinforcement_stage(parts)
-  if params is None:
-    params = assembly.create_state(parts, stage).params
+  cfg = run.cfg
+  stage = assembly.reinforcement_stage(run.parts)
+  folder = checkpoint.stage_folder(run.workdir, "rl")
+  if saved:
+    state = saved.state
+    if cfg.loss.kl_weight:
+      spec = stage.spec
+      params = checkpoint.load_params(
+          folder, 0, spec.shapes.params, spec.shardings.params
+      )
+  else:
+    if params is None:
+      params = assembly.create_state(run.parts, stage).params
+    state = assembly.create_state(run.parts, stage, params)
   reference = params if cfg.loss.kl_weight else None
-  step = assembly.train_step_of(parts, stage)
+  step = assembly.train_step_of(run.parts, stage)
 
-  def compile_step(state: TrainState, batch: PyTree) -> Step:
+  def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
     compiled = step.lower(state, reference, batch).compile()
     return lambda state, batch: compiled(state, reference, batch)
 
-  def validate(state: TrainState, done: int) -> None:
-    every = cfg.evaluation.every
-    if every and (done % every == 0 or done == cfg.num_steps):
-      summary = _sample(
-          parts, sampler, state.params, "validation", cfg.evaluation.problems
-      )
-      log.write("validation", done, dataclasses.asdict(summary))
+  table = run.parts.task.tables["train"]
+  with _checkpoints(run, "rl") as checkpoints:
+    todo = loop.Stage(
+        name="rl",
+        num_steps=cfg.num_steps,
+        compile_step=compile_step,
+        records=pipeline.batches(
+            len(table.kept),
+            table.record,
+            batch_size=cfg.prompts_per_step,
+            seed=cfg.seed,
+        ),
+        place=lambda record: sharding.put_batch(
+            pipeline.as_prompts(record), run.parts.mesh
+        ),
+        checkpoints=checkpoints,
+        save_every=cfg.checkpoint.every,
+        save_start=True,
+        sequences=cfg.sequences_per_step,
+        validate=lambda state, done: _validate(run, state, done),
+        observe=_Observer(run),
+    )
+    return loop.fit(todo, state, run.log, saved.progress if saved else None)
 
-  table = parts.task.tables["train"]
-  return _fit(
-      "rl",
-      compile_step,
-      assembly.create_state(parts, stage, params),
-      _batches(parts, table.record, cfg.prompts_per_step, pipeline.as_prompts),
-      parts,
-      log,
-      num_steps=cfg.num_steps,
-      after_step=validate,
+
+class _Observer:
+  """Writes completions down, and warns of what goes wrong silently."""
+
+  def __init__(self, run: Run) -> None:
+    self._run = run
+    self._watch = watch.Watch()
+    # A resumed run knows what the interrupted one had seen.
+    for line in logs.read(run.workdir, logs.METRICS):
+      if line["stage"] == "rl":
+        self._watch.check(line["step"], line, lambda *_: None)
+
+  def __call__(
+      self, done: int, batch: Prompts, output: StepOutput, metrics: Metrics
+  ) -> None:
+    cfg, log = self._run.cfg, self._run.log
+    self._watch.check(
+        done, metrics, lambda step, text: log.warn("rl", step, text)
+    )
+    every = cfg.log.samples_every
+    if every and (done % every == 0 or done in (1, cfg.num_steps)):
+      log.write_samples(
+          samples_lib.records(
+              "rl",
+              done,
+              batch,
+              output.samples,
+              self._run.parts.task.tokenizer,
+              count=cfg.log.samples,
+          )
+      )
+
+
+def _validate(run: Run, state: TrainState, done: int) -> Metrics | None:
+  every = run.cfg.evaluation.every
+  if not every or (done % every and done != run.cfg.num_steps):
+    return None
+  results = _sample(
+      run, state.params, "validation", run.cfg.evaluation.problems
+  )
+  summary = evaluation.summarise(results)
+  run.log.write("validation", done, summary)
+  run.log.write_evaluation({
+      "step": done,
+      "lengths": results.lengths.tolist(),
+      "reasoning_lengths": results.reasoning_lengths.tolist(),
+      "correct": results.correct.tolist(),
+  })
+  return summary
+
+
+def _summarise(run: Run, state: TrainState, start: float) -> None:
+  """Evaluates on the test split; `summary.json` marks the run as finished."""
+  count = len(run.parts.task.tables["test"].kept)
+  params, name = _judged(run, state)
+  summary = evaluation.summarise(_sample(run, params, "test", count))
+  extra = {"checkpoint": name, "seconds": time.perf_counter() - start}
+  workdir_lib.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
+  print(
+      f"test       accuracy {summary['accuracy']:.3f} ±"
+      f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
+      f" {count} problems, checkpoint {name}"
   )
 
 
-def load_policy(parts: Assembly, workdir: pathlib.Path) -> Params:
-  """The policy of a finished run, for this run's mesh.
+def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
+  """The policy that the test split judges, and its name."""
+  stage = "rl" if run.cfg.num_steps else checkpoint.last(run.workdir)[0]
+  if run.cfg.evaluation.checkpoint == "last" or stage != "rl":
+    return state.params, f"{stage}/{int(state.step)}"
+  step = best_checkpoint(run.workdir)
+  params = load_policy(run.parts, run.workdir, ("rl", step))
+  return params, f"rl/{step}"
+
+
+def best_checkpoint(workdir: pathlib.Path) -> int:
+  """The step of a run that the paper's rule chooses.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    A step of its reinforcement learning that is kept.
+
+  Raises:
+    ConfigError: where no validated checkpoint is kept.
+  """
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  points = [
+      line
+      for line in logs.read(workdir, logs.METRICS)
+      if line["stage"] == "validation" and line["step"] in kept
+  ]
+  if not points:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: holds no validated checkpoint to choose"
+        " the best of"
+    )
+  return evaluation.best_step(points)
+
+
+def load_policy(
+    parts: Assembly,
+    workdir: pathlib.Path,
+    where: tuple[str, int] | None = None,
+) -> Params:
+  """A policy of another run, for this run's mesh.
 
   Args:
     parts: of this run.
-    workdir: of the finished run.
+    workdir: of the other.
+    where: stage and step of the checkpoint; the run's last by default.
 
   Returns:
     Its parameters.
 
   Raises:
-    ConfigError: where it has no checkpoint or another model.
+    ConfigError: where it has no such checkpoint, a damaged one or another
+      model.
   """
-  theirs = _read_config(workdir) if (workdir / "config.json").exists() else {}
-  ours = config_lib.flatten(parts.cfg)
-  for field, value in ours.items():
+  theirs = workdir_lib.read_config(workdir)
+  for field, value in config_lib.flatten(parts.cfg).items():
     if field.startswith("model.") and theirs.get(field, value) != value:
       raise ConfigError(
           f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
           f" {theirs[field]!r}"
       )
+  stage, step = where or checkpoint.last(workdir)
   spec = assembly.reinforcement_stage(parts).spec
   return checkpoint.load_params(
-      workdir, spec.shapes.params, spec.shardings.params
+      checkpoint.stage_folder(workdir, stage),
+      step,
+      spec.shapes.params,
+      spec.shardings.params,
   )
 
 
 def _sample(
-    parts: Assembly,
-    sampler: evaluation.Sampler,
-    params: Params,
-    split: str,
-    problems: int,
-) -> evaluation.Summary:
+    run: Run, params: Params, split: str, problems: int
+) -> evaluation.Completions:
   # The same key each time: points of a curve differ by the policy alone.
+  settings = run.cfg.evaluation
   return evaluation.evaluate(
-      sampler,
+      run.sampler,
       params,
-      parts.task.tables[split],
-      parts.mesh,
+      run.parts.task.tables[split],
+      run.parts.mesh,
       problems=problems,
-      batch_size=parts.cfg.evaluation.batch_size,
-      key=KeyDomain.EVALUATION.key(parts.cfg.seed),
+      batch_prompts=settings.batch_size // settings.samples,
+      key=KeyDomain.EVALUATION.key(run.cfg.seed),
   )
 
 
-def _batches(
-    parts: Assembly,
-    record: Callable[[int], pipeline.Record],
-    batch_size: int,
-    as_batch: Callable[[pipeline.Record], PyTree],
-    augment: Any = None,
-) -> Iterator[PyTree]:
-  """Endless batches of the train split, placed on the mesh."""
-  records = pipeline.batches(
-      len(parts.task.tables["train"].kept),
-      record,
-      batch_size=batch_size,
-      seed=parts.cfg.seed,
-      shard=(jax.process_index(), jax.process_count()),
-      augment=augment,
+def _checkpoints(run: Run, stage: str) -> Checkpoints:
+  kept = run.cfg.checkpoint
+  return Checkpoints(
+      checkpoint.stage_folder(run.workdir, stage),
+      keep_last=kept.keep_last,
+      keep_best=kept.keep_best,
   )
-  return (sharding.put_batch(as_batch(r), parts.mesh) for r in records)
-
-
-def _fit(
-    name: str,
-    compile_step: Callable[[TrainState, PyTree], Step],
-    state: TrainState,
-    batches: Iterator[PyTree],
-    parts: Assembly,
-    log: MetricsLog,
-    *,
-    num_steps: int,
-    after_step: Callable[[TrainState, int], None] = lambda state, done: None,
-) -> TrainState:
-  """Compiles once, then steps, logging every one."""
-  after_step(state, 0)
-  if not num_steps:
-    return state
-  batch = next(batches)
-  start = time.perf_counter()
-  step = compile_step(state, batch)
-  print(f"{name}: compiled in {time.perf_counter() - start:.1f} s", flush=True)
-  warner = ProbeWarner()
-  # Without a terminal every refresh is a line: few of them.
-  interval = 0.5 if sys.stderr.isatty() else 15.0
-  with tqdm.tqdm(total=num_steps, desc=name, mininterval=interval) as bar:
-    for done in range(1, num_steps + 1):
-      start = time.perf_counter()
-      state, output = step(state, batch)
-      if done < num_steps:
-        batch = next(batches)  # while the devices work
-      metrics = _fetch(output, start, parts.cfg.sequences_per_step)
-      _check_finite(name, done, metrics)
-      log.write(name, done, metrics)
-      bar.set_postfix(_shown(metrics), refresh=False)
-      bar.update()
-      warner.check(metrics)
-      after_step(state, done)
-  return state
-
-
-def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
-  """Waits for a step's metrics and adds its time and throughput."""
-  metrics = {k: float(v) for k, v in jax.device_get(output.metrics).items()}
-  seconds = time.perf_counter() - start
-  metrics["time/step_seconds"] = seconds
-  if "length/completion" in metrics:
-    tokens = metrics["length/completion"] * sequences
-    metrics["time/tokens_per_second"] = tokens / seconds
-  return metrics
-
-
-def _check_finite(stage: str, step: int, metrics: Metrics) -> None:
-  """Stops a run that can no longer learn anything."""
-  for name, value in metrics.items():
-    if not math.isfinite(value):
-      raise FloatingPointError(
-          f"{stage} step {step}: {name} = {value}; the run is stopped and"
-          " nothing of this step is saved"
-      )
-
-
-def _shown(metrics: Metrics) -> dict[str, str]:
-  """What the progress bar shows."""
-  shown = {
-      "s": ("time/step_seconds", ".2f"),
-      "tok/s": ("time/tokens_per_second", ".0f"),
-      "acc": ("reward/accuracy", ".2f"),
-      "len": ("length/completion", ".1f"),
-      "nll": ("sft/nll", ".3f"),
-  }
-  return {
-      name: format(metrics[key], style)
-      for name, (key, style) in shown.items()
-      if key in metrics
-  }
 
 
 def _introduction(parts: Assembly) -> str:
@@ -370,21 +433,3 @@ def _introduction(parts: Assembly) -> str:
       for name, table in parts.task.tables.items()
   ]
   return "\n".join(lines)
-
-
-def _set_aside(path: pathlib.Path) -> None:
-  """Renames a file to NAME.1, NAME.2, ...: nothing is lost."""
-  if path.exists():
-    number = 1
-    while path.with_name(f"{path.name}.{number}").exists():
-      number += 1
-    path.rename(path.with_name(f"{path.name}.{number}"))
-
-
-def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ConfigError(
-        f"workdir {str(workdir)!r}: config.json is not JSON ({error})"
-    ) from error

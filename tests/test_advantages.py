@@ -359,7 +359,7 @@ class IapoAdvantagesTest(chex.TestCase):
   def test_confident_tokens_gain_where_the_reward_is_positive(self):
     batch = make_batch()
     batch["mi"] = np.zeros_like(batch["mi"])
-    for mode in advantages.CREDIT_MODES:
+    for mode in advantages.TOKEN_CREDITS:
       # Without information: surprise 0 has n = 0.
       got = self.credit(mode)(**batch) - batch["group_adv"][:, None]
       for row, h, valid, r in zip(
@@ -390,14 +390,14 @@ class IapoAdvantagesTest(chex.TestCase):
   def test_no_weights_leave_the_group_advantage(self):
     batch = make_batch()
     expected = np.where(batch["mask"], batch["group_adv"][:, None], 0.0)
-    for mode in advantages.CREDIT_MODES:
+    for mode in advantages.TOKEN_CREDITS:
       credit = self.credit(mode, info_weight=0.0, explore_weight=0.0)
       np.testing.assert_array_equal(credit(**batch), expected)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_zero_outside_the_mask(self):
     batch = make_batch()
-    for mode in advantages.CREDIT_MODES:
+    for mode in advantages.TOKEN_CREDITS:
       got = np.asarray(self.credit(mode)(**batch))
       np.testing.assert_array_equal(got[~batch["mask"]], 0.0)
       self.assertTrue((got[batch["mask"]] != 0.0).all())
@@ -448,7 +448,7 @@ class IapoAdvantagesTest(chex.TestCase):
           credit(**batch),
           np.where(batch["mask"], batch["group_adv"][:, None], 0.0),
       )
-    for mode in advantages.CREDIT_MODES:
+    for mode in advantages.TOKEN_CREDITS:
       chex.assert_tree_all_finite(self.credit(mode)(**batch))
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -458,7 +458,7 @@ class IapoAdvantagesTest(chex.TestCase):
         name: batch.pop(name)
         for name in ("rewards", "correct", "mask", "reasoning_mask")
     }
-    for mode in advantages.CREDIT_MODES:
+    for mode in advantages.TOKEN_CREDITS:
       credit = self.credit(mode)
 
       def total(inputs, credit=credit):
@@ -467,7 +467,7 @@ class IapoAdvantagesTest(chex.TestCase):
       for gradient in jax.tree.leaves(jax.grad(total)(batch)):
         np.testing.assert_array_equal(gradient, 0.0)
 
-  @parameterized.parameters(*advantages.CREDIT_MODES)
+  @parameterized.parameters(*advantages.TOKEN_CREDITS)
   def test_weights_may_be_traced(self, mode):
     batch, traces = make_batch(), []
 

@@ -5,7 +5,8 @@ import pytest
 
 from iapo_jax import config as config_lib
 from iapo_jax import plan
-from iapo_jax.config import Config, ConfigError
+from iapo_jax.config import Config
+from iapo_jax.errors import ConfigError
 
 
 def flat(**overrides):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import Config, ConfigError, DataConfig
+from iapo_jax.config import Config, DataConfig
 from iapo_jax.data import arithmetic, pipeline
 from iapo_jax.data import task as task_lib
+from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 

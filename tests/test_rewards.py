@@ -16,8 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from iapo_jax import config, rewards, sharding
-from iapo_jax.config import ConfigError
 from iapo_jax.data import arithmetic, tokenizer
+from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import host, text, token_match
 from iapo_jax.types import Grades, Prompts, Rollout
 

@@ -6,7 +6,7 @@ import pytest
 
 from iapo_jax import assembly, checkpoint, logs, trainer
 from iapo_jax import config as config_lib
-from iapo_jax.config import ConfigError
+from iapo_jax.errors import ConfigError
 
 
 def small(**overrides):

@@ -11,7 +11,8 @@ import string
 
 import numpy as np
 
-from iapo_jax.config import ConfigError, DataConfig
+from iapo_jax.config import DataConfig
+from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 EOS = "<eos>"

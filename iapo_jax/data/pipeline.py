@@ -7,8 +7,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from iapo_jax.config import ConfigError, DataConfig
+from iapo_jax.config import DataConfig
 from iapo_jax.data.arithmetic import Piece
+from iapo_jax.errors import ConfigError
 from iapo_jax.types import Prompts
 
 Record = dict[str, np.ndarray]

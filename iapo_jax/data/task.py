@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import Config, ConfigError
+from iapo_jax.config import Config
 from iapo_jax.data import arithmetic, pipeline, tokenizer
 from iapo_jax.data.pipeline import PromptTable, Record
+from iapo_jax.errors import ConfigError
 from iapo_jax.types import Vocabulary
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iapo_jax.config import fail
+from iapo_jax.errors import fail
 from iapo_jax.rewards import Grader, text
 from iapo_jax.types import Array, Grades, Prompts, Rollout
 

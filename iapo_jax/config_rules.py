@@ -1,0 +1,153 @@
+"""Every rule that a configuration must obey by itself.
+
+Rules between the configuration and the devices are in `plan.mesh_shape`, those
+between it and the data where the data is read.
+"""
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+from iapo_jax import advantages, losses
+from iapo_jax.errors import fail
+
+if typing.TYPE_CHECKING:
+  from iapo_jax.config import Config
+
+CREDIT_MODES = ("grpo", "length_penalty", *advantages.TOKEN_CREDITS)
+OVERLONG = ("error", "skip", "truncate_left")
+GRADERS = ("token_match", "host")
+DTYPES = ("float32", "bfloat16")
+EVALUATED = ("last", "best")
+
+
+def check(c: "Config") -> None:
+  """Every rule a configuration must obey by itself."""
+  _check_choices(c)
+  _check_ranges(c)
+  m = c.model
+  if m.num_heads % m.num_kv_heads:
+    fail(
+        "model.num_kv_heads",
+        m.num_kv_heads,
+        f"must divide model.num_heads = {m.num_heads}",
+    )
+  if m.head_dim % 2:
+    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+  if c.prompts_per_step % c.loss.micro_batches:
+    fail(
+        "loss.micro_batches",
+        c.loss.micro_batches,
+        f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
+        f" {_divisors(c.prompts_per_step)}",
+    )
+  e = c.evaluation
+  if e.batch_size % e.samples:
+    fail(
+        "evaluation.batch_size",
+        e.batch_size,
+        f"must be a multiple of evaluation.samples = {e.samples}",
+    )
+  if e.checkpoint == "best" and not (e.every and c.checkpoint.keep_best):
+    fail(
+        "evaluation.checkpoint",
+        e.checkpoint,
+        "needs evaluation.every and checkpoint.keep_best of at least 1",
+    )
+  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
+    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
+  information = c.credit.mode in ("paper", "to_go")
+  if c.credit.shuffle and not information:
+    fail(
+        "credit.shuffle",
+        True,
+        "needs credit.mode paper or to_go (there is nothing to shuffle)",
+    )
+
+
+def _check_choices(c: "Config") -> None:
+  choices = {
+      "model.dtype": (c.model.dtype, DTYPES),
+      "data.overlong": (c.data.overlong, OVERLONG),
+      "reward.grader": (c.reward.grader, GRADERS),
+      "credit.mode": (c.credit.mode, CREDIT_MODES),
+      "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
+      "evaluation.checkpoint": (c.evaluation.checkpoint, EVALUATED),
+  }
+  for field, (value, allowed) in choices.items():
+    if value not in allowed:
+      fail(field, value, f"must be one of {', '.join(allowed)}")
+
+
+def _bounds() -> dict[str, tuple[float, float]]:
+  """The least and the largest value of numbers, both allowed."""
+  inf = math.inf
+  at_least_one = (
+      "prompts_per_step", "model.num_layers", "model.d_model",
+      "model.num_heads", "model.num_kv_heads", "model.mlp_dim",
+      "data.max_operand", "data.max_total", "data.train_problems",
+      "data.validation_problems", "data.test_problems",
+      "data.max_prompt_tokens", "data.max_gold_tokens", "probe.chunk",
+      "credit.horizon", "loss.num_updates", "loss.micro_batches",
+      "loss.head_chunk", "warm_start.batch_size", "evaluation.problems",
+      "evaluation.samples", "evaluation.batch_size", "log.samples",
+  )  # fmt: skip
+  at_least_two = (
+      "group_size", "model.head_dim", "data.operands", "rollout.max_tokens",
+      "checkpoint.keep_last",
+  )  # fmt: skip
+  not_negative = (
+      "num_steps", "model.vocab_size", "loss.clip_high", "loss.kl_weight",
+      "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
+      "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
+  )  # fmt: skip
+  shares = (
+      "data.redundancy", "credit.discount", "loss.clip_low",
+      "warm_start.early_share", "warm_start.early_full_share",
+  )  # fmt: skip
+  for stage in ("optimizer", "warm_start.optimizer"):
+    fields = ("learning_rate", "warmup_steps", "weight_decay")
+    not_negative += tuple(f"{stage}.{name}" for name in fields)
+    shares += (f"{stage}.b1", f"{stage}.b2")
+  return (
+      {"seed": (0, 2**32 - 1)}
+      | dict.fromkeys(at_least_one, (1, inf))
+      | dict.fromkeys(at_least_two, (2, inf))
+      | dict.fromkeys(not_negative, (0, inf))
+      | dict.fromkeys(shares, (0, 1))
+  )
+
+
+def _check_ranges(c: "Config") -> None:
+  for field, (low, high) in _bounds().items():
+    value = _get(c, field)
+    if not low <= value <= high:
+      rule = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
+      fail(field, value, f"must be {rule}")
+    if field.endswith((".b1", ".b2")) and value == 1:
+      fail(field, value, "must be below 1 (Adam divides by 1 - b)")
+  positive = (
+      "rollout.temperature",
+      "optimizer.clip_norm",
+      "warm_start.optimizer.clip_norm",
+      "model.rope_theta",
+      "model.norm_eps",
+  )
+  for field in positive:
+    if _get(c, field) <= 0:
+      fail(field, _get(c, field), "must be positive")
+  for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
+    if _get(c, field) < 1 and _get(c, field) != -1:
+      fail(field, _get(c, field), "must be at least 1, or -1 for the rest")
+
+
+def _get(c: "Config", field: str) -> Any:
+  value = c
+  for name in field.split("."):
+    value = getattr(value, name)
+  return value
+
+
+def _divisors(n: int) -> list[int]:
+  return [i for i in range(1, n + 1) if n % i == 0]

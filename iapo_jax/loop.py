@@ -1,0 +1,184 @@
+"""The loop of a stage: step, log, validate, save; and stop when asked to."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import grain
+import jax
+import tqdm
+
+from iapo_jax import interrupts
+from iapo_jax.checkpoint import Checkpoints, Progress
+from iapo_jax.data.pipeline import Record
+from iapo_jax.logs import Metrics, RunLog
+from iapo_jax.types import PyTree, StepOutput, TrainState
+
+Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What a loop runs.
+
+  Attributes:
+    name: `warm_start` or `rl`.
+    num_steps: of the whole stage, those before a restart included.
+    compile_step: the compiled step, from a state and a batch of its shapes.
+    records: endless batches of the train split.
+    place: puts a batch on the mesh.
+    checkpoints: of the stage.
+    save_every: steps between saves; 0 adds none.
+    save_start: whether the state before the first step is saved too.
+    sequences: completions a step samples; 0 where it samples none.
+    validate: metrics of the state after so many steps, None where it is not
+      the time for it.
+    observe: looks at a step: its number, batch, output and metrics.
+  """
+
+  name: str
+  num_steps: int
+  compile_step: Callable[[TrainState, PyTree], Step]
+  records: grain.DatasetIterator
+  place: Callable[[Record], PyTree]
+  checkpoints: Checkpoints
+  save_every: int
+  save_start: bool = False
+  sequences: int = 0
+  validate: Callable[[TrainState, int], Metrics | None] = lambda *_: None
+  observe: Callable[[int, PyTree, StepOutput, Metrics], None] = (
+      lambda *_: None
+  )
+
+
+def fit(
+    stage: Stage, state: TrainState, log: RunLog, progress: Progress | None
+) -> TrainState:
+  """Runs a stage, from its start or from where it was saved.
+
+  Args:
+    stage: what to run.
+    state: at its start, or restored.
+    log: of metrics.
+    progress: restored with the state; None at the start.
+
+  Returns:
+    The state after the stage, which is saved.
+
+  Raises:
+    Interrupted: where somebody asked to stop; the state is saved.
+    FloatingPointError: where a metric is no longer finite.
+  """
+  if progress:
+    stage.records.set_state(progress.data)
+  elif stage.save_start:
+    _save(stage, state, log, 0, stage.validate(state, 0))
+  first = progress.done + 1 if progress else 1
+  if first > stage.num_steps:
+    return state
+  batch = stage.place(next(stage.records))
+  start = time.perf_counter()
+  step = stage.compile_step(state, batch)
+  # Not over the bar of the next line, and there to read in a file too.
+  print(
+      f"{stage.name}: compiled in {time.perf_counter() - start:.1f} s",
+      flush=True,
+  )
+  # Without a terminal every refresh is a line: few of them.
+  interval = 0.5 if sys.stderr.isatty() else 15.0
+  with (
+      interrupts.deferred() as request,
+      tqdm.tqdm(
+          total=stage.num_steps,
+          initial=first - 1,
+          desc=stage.name,
+          mininterval=interval,
+      ) as bar,
+  ):
+    for done in range(first, stage.num_steps + 1):
+      start = time.perf_counter()
+      state, output = step(state, batch)
+      # While the devices work; the checkpoint's position is before it.
+      position = stage.records.get_state()
+      following = stage.place(next(stage.records))
+      metrics = _fetch(output, start, stage.sequences)
+      _check_finite(stage, done, metrics)
+      log.write(stage.name, done, metrics)
+      bar.set_postfix(_shown(metrics), refresh=False)
+      bar.update()
+      stage.observe(done, batch, output, metrics)
+      batch = following
+      validation = stage.validate(state, done)
+      if validation or request.number or _save_is_due(stage, done):
+        _save(stage, state, log, done, validation, position)
+      if request.number:
+        raise _interrupted(stage, done, request.number)
+  return state
+
+
+def _save_is_due(stage: Stage, done: int) -> bool:
+  every = stage.save_every
+  return done == stage.num_steps or bool(every and done % every == 0)
+
+
+def _save(
+    stage: Stage,
+    state: TrainState,
+    log: RunLog,
+    done: int,
+    validation: Metrics | None,
+    position: dict | None = None,
+) -> None:
+  position = stage.records.get_state() if position is None else position
+  progress = Progress(done, position, log.position())
+  stage.checkpoints.save(state, progress, validation)
+
+
+def _interrupted(
+    stage: Stage, done: int, number: int
+) -> interrupts.Interrupted:
+  return interrupts.Interrupted(
+      number,
+      f"saved {stage.name} step {done} of {stage.num_steps} in"
+      f" {stage.checkpoints.folder / str(done)}; the same command goes on"
+      " from there",
+  )
+
+
+def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
+  """Waits for a step's metrics and adds its time and throughput."""
+  metrics = {k: float(v) for k, v in jax.device_get(output.metrics).items()}
+  seconds = time.perf_counter() - start
+  metrics["time/step_seconds"] = seconds
+  if sequences:
+    tokens = metrics["length/completion"] * sequences
+    metrics["time/tokens_per_second"] = tokens / seconds
+  return metrics
+
+
+def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
+  """Stops a run that can no longer learn anything."""
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+          f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
+          " nothing of this step is saved"
+      )
+
+
+def _shown(metrics: Metrics) -> dict[str, str]:
+  """What the progress bar shows."""
+  shown = {
+      "s": ("time/step_seconds", ".2f"),
+      "tok/s": ("time/tokens_per_second", ".0f"),
+      "acc": ("reward/accuracy", ".2f"),
+      "len": ("length/completion", ".1f"),
+      "nll": ("sft/nll", ".3f"),
+  }
+  return {
+      name: format(metrics[key], style)
+      for name, (key, style) in shown.items()
+      if key in metrics
+  }

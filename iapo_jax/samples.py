@@ -1,0 +1,101 @@
+"""Completions as records that people and the report page can read."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from iapo_jax.types import Prompts, Samples
+
+
+def records(
+    stage: str,
+    step: int,
+    prompts: Prompts,
+    samples: Samples,
+    tokenizer: Any,
+    *,
+    count: int,
+) -> Iterator[dict[str, Any]]:
+  """The first completions of a step, token by token.
+
+  Args:
+    stage: of the run.
+    step: of the stage.
+    prompts: q of them.
+    samples: b of them, prompt-major.
+    tokenizer: a Hugging Face tokenizer.
+    count: completions wanted; the first of the batch, so that the members of a
+      group stay together.
+
+  Yields:
+    JSON-ready records: texts, `tokens` (the text of each, T of them),
+    `entropies` h and `advantages` [T], `information` D [R], `answer_entropies`
+    H [R + 1]; all in nats but for the advantages.
+  """
+  group = len(samples.lengths) // len(prompts.lengths)
+  count = min(count, len(samples.lengths))
+  rows = jax.device_get(jax.tree.map(lambda x: x[:count], samples))
+  shown = -(-count // group)
+  asked = jax.device_get(jax.tree.map(lambda x: x[:shown], prompts))
+  for i in range(count):
+    q = i // group
+    length = int(rows.lengths[i])
+    reasoning = int(rows.reasoning_lengths[i])
+    yield {
+        "stage": stage,
+        "step": step,
+        "prompt": _text(tokenizer, asked.tokens[q, : asked.lengths[q]]),
+        "gold": _text(tokenizer, asked.gold[q, : asked.gold_lengths[q]]),
+        "tokens": token_texts(rows.tokens[i, :length].tolist(), tokenizer),
+        "reasoning_tokens": reasoning,
+        "correct": bool(rows.correct[i]),
+        "well_formed": bool(rows.well_formed[i]),
+        "reward": float(rows.rewards[i]),
+        "entropies": _floats(rows.entropies[i, :length]),
+        "answer_entropies": _floats(rows.answer_entropies[i, : reasoning + 1]),
+        "information": _floats(rows.information[i, :reasoning]),
+        "advantages": _floats(rows.advantages[i, :length]),
+    }
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+  """What each token adds to the text of those before it.
+
+  Joined they are the decoded text. A token that ends inside a character adds
+  nothing; the one that completes the character adds all of it.
+
+  Args:
+    ids: of a completion.
+    tokenizer: a Hugging Face tokenizer.
+
+  Returns:
+    As many texts as ids.
+  """
+  texts: list[str] = []
+  # Decoding every prefix would be quadratic: a few tokens of context decide
+  # about white space, and characters have at most four bytes.
+  start, told = 0, ""
+  for end in range(1, len(ids) + 1):
+    text = _text(tokenizer, ids[start:end])
+    broken = text.endswith("\N{REPLACEMENT CHARACTER}")
+    whole = not broken or end == len(ids) or end - start >= 64
+    texts.append(text[len(told) :] if whole else "")
+    if whole:
+      told = text
+      if end - start >= 8:
+        start = end - 1
+        told = _text(tokenizer, ids[start:end])
+  return texts
+
+
+def _text(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+  return tokenizer.decode(
+      ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+  )
+
+
+def _floats(values: np.ndarray) -> list[float]:
+  """Six digits: enough for pictures, a third of the bytes."""
+  return [float(f"{value:.6g}") for value in values]

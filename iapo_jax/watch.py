@@ -1,0 +1,116 @@
+"""Looks at the metrics of reinforcement learning for what goes wrong silently.
+
+Nothing here stops a run. Every warning is given once, when its reason has held
+for some steps: one odd batch is no reason.
+"""
+
+import collections
+from collections.abc import Callable, Mapping
+
+Metrics = Mapping[str, float]
+Warn = Callable[[int, str], None]
+
+PATIENCE = 5  # steps in a row before a warning
+WINDOW = 10  # steps whose means are compared for collapse
+LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
+LOST_LENGTH = 0.2  # of that window's reasoning length
+
+
+class Watch:
+  """A function of the metrics seen so far, and of nothing else."""
+
+  def __init__(self) -> None:
+    self._streaks: collections.Counter[str] = collections.Counter()
+    self._given: set[str] = set()
+    self._window: collections.deque[tuple[float, float]] = collections.deque(
+        maxlen=WINDOW
+    )
+    self._best = (0.0, 0.0)
+
+  def check(self, step: int, metrics: Metrics, warn: Warn) -> None:
+    """Looks at one step.
+
+    Args:
+      step: of reinforcement learning.
+      metrics: of it.
+      warn: called with the step and the text of each warning.
+    """
+    found = troubles(metrics)
+    collapse = self._collapse(metrics)
+    for name in self._streaks.keys() - found.keys():
+      self._streaks[name] = 0
+    self._streaks.update(found.keys())
+    ready = {n: t for n, t in found.items() if self._streaks[n] >= PATIENCE}
+    if collapse:
+      ready["collapse"] = collapse
+    for name, text in ready.items():
+      if name not in self._given:
+        self._given.add(name)
+        warn(step, text)
+
+  def _collapse(self, metrics: Metrics) -> str | None:
+    """Reasoning that got shorter while accuracy fell."""
+    self._window.append(
+        (metrics["reward/accuracy"], metrics["length/reasoning"])
+    )
+    if len(self._window) < WINDOW:
+      return None
+    columns = zip(*self._window, strict=True)
+    accuracy, length = (sum(column) / WINDOW for column in columns)
+    self._best = max(self._best, (accuracy, length))
+    best_accuracy, best_length = self._best
+    if (
+        accuracy > best_accuracy - LOST_ACCURACY
+        or length > (1 - LOST_LENGTH) * best_length
+    ):
+      return None
+    return (
+        f"early-exit collapse: over {WINDOW} steps accuracy {accuracy:.2f} and"
+        f" {length:.1f} reasoning tokens, after {best_accuracy:.2f} and"
+        f" {best_length:.1f}; lower credit.info_weight or the learning rate"
+    )
+
+
+def troubles(metrics: Metrics) -> dict[str, str]:
+  """What is wrong with one step, by a short name.
+
+  Args:
+    metrics: of a step of reinforcement learning.
+
+  Returns:
+    Texts for people.
+  """
+  found = {}
+  if metrics["reward/zero_spread_groups"] == 1:
+    found["spread"] = (
+        "no group has any spread of reward: nothing is learned from rewards;"
+        " are the problems too easy, too hard, or graded wrongly?"
+    )
+  if metrics["length/unfinished"] == 1:
+    found["cut"] = (
+        "every completion is cut off at rollout.max_tokens without an EOS:"
+        " raise it"
+    )
+  if metrics["reward/accuracy"] == 0:
+    found["zero"] = (
+        "no completion is correct; can the starting policy solve any of the"
+        " problems, and does the grader find its answers?"
+    )
+  return found | _probe_troubles(metrics)
+
+
+def _probe_troubles(metrics: Metrics) -> dict[str, str]:
+  found = {}
+  moved = metrics["probe/entropy_first"] - metrics["probe/entropy_last"]
+  gap = metrics["probe/calibration_gap"]
+  if abs(moved) < 0.05:
+    found["still"] = (
+        f"probes do not move (H_0 − H_R = {moved:.3f} nats): is"
+        " probe.elicitation a text the policy can answer?"
+    )
+  if abs(gap) > 0.5:
+    found["gap"] = (
+        "probes are badly calibrated (gold log-likelihood + entropy ="
+        f" {gap:.2f} nats; 0 is calibrated)"
+    )
+  return found

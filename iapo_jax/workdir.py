@@ -1,0 +1,140 @@
+"""The folder of a run: one configuration, one writer."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from iapo_jax import config as config_lib
+from iapo_jax.assembly import Assembly
+from iapo_jax.errors import ConfigError
+
+SUMMARY = "summary.json"
+_CONFIG = "config.json"
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Makes this process the only writer of a workdir.
+
+  The lock goes with the process, however that ends.
+
+  Args:
+    workdir: created if need be.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    ConfigError: where another process has it, or it cannot be written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / _LOCK).open("a+", encoding="utf-8")
+  except OSError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ConfigError(
+          f"workdir {str(workdir)!r}: process {file.read().strip() or '?'}"
+          " writes to it; wait for it, or use another --workdir"
+      ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+
+
+def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
+  """Makes a locked workdir this run's, or finds that it is.
+
+  Args:
+    workdir: that exists.
+    parts: of the run.
+
+  Returns:
+    Whether it holds this run, finished.
+
+  Raises:
+    ConfigError: where it holds a run with another configuration.
+  """
+  ours = config_lib.flatten(parts.cfg)
+  if (workdir / _CONFIG).exists():
+    theirs = read_config(workdir)
+    for field in ours | theirs:
+      if ours.get(field) != theirs.get(field):
+        raise ConfigError(
+            f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
+            f" holds a run with {theirs.get(field)!r}; use another --workdir"
+        )
+    return (workdir / SUMMARY).exists()
+  parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
+  write_json(workdir / _CONFIG, ours)
+  return False
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The configuration of a run, fields by their dotted names.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The fields.
+
+  Raises:
+    ConfigError: where there is none, or it cannot be read.
+  """
+  path = workdir / _CONFIG
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})"
+    ) from error
+  except ValueError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: {_CONFIG} is not JSON ({error})"
+    ) from error
+  if not isinstance(fields, dict):
+    raise ConfigError(f"workdir {str(workdir)!r}: {_CONFIG} is no object")
+  return fields
+
+
+def load_config(workdir: pathlib.Path) -> config_lib.Config:
+  """The checked configuration of a run.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: where there is none, or it breaks a rule.
+  """
+  nested: dict[str, Any] = {}
+  for name, value in read_config(workdir).items():
+    *groups, field = name.split(".")
+    node = nested
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[field] = value
+  return config_lib.parse(nested)
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a file whole or not at all."""
+  draft = path.with_name(path.name + ".draft")
+  draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  draft.rename(path)
