@@ -55,6 +55,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
   config.warm_start.num_steps = 900
   config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
   config.evaluation.update({"problems": 512, "batch_size": 512})
+  config.checkpoint.every = 100
   if variant == "sft":
     config.num_steps = 0
   elif variant in ("to_go", "shuffled"):

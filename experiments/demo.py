@@ -101,12 +101,7 @@ def _arguments() -> tuple[list[str], list[int]]:
       raise ConfigError(
           f"--methods {method!r}: must be among {', '.join(known)}"
       )
-  for seed in _SEEDS.value:
-    if not seed.isdecimal():
-      raise ConfigError(
-          f"--seeds {seed!r}: must be whole numbers, apart by commas"
-      )
-  seeds = [int(seed) for seed in dict.fromkeys(_SEEDS.value)]
+  seeds = cli.whole_numbers("seeds", _SEEDS.value)
   return ["sft", *dict.fromkeys(_METHODS.value)], seeds
 
 

@@ -63,6 +63,27 @@ def load_config() -> tuple[config_lib.Config, str]:
   return config_lib.parse(flag.value), name
 
 
+def whole_numbers(flag: str, values: Sequence[str]) -> list[int]:
+  """The numbers of a list flag, each once.
+
+  Args:
+    flag: its name.
+    values: as they were given.
+
+  Returns:
+    The numbers, in order.
+
+  Raises:
+    ConfigError: for something else.
+  """
+  for value in values:
+    if not value.isdecimal():
+      raise ConfigError(
+          f"--{flag} {value!r}: must be whole numbers, apart by commas"
+      )
+  return [int(value) for value in dict.fromkeys(values)]
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     _check_overrides(argv)

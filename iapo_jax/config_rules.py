@@ -1,7 +1,6 @@
-"""Every rule that a configuration must obey by itself.
+"""Every rule that a configuration must obey, by itself and on its devices.
 
-Rules between the configuration and the devices are in `plan.mesh_shape`, those
-between it and the data where the data is read.
+Rules between it and the data are where the data is read.
 """
 
 import dataclasses
@@ -151,3 +150,66 @@ def _get(c: "Config", field: str) -> Any:
 
 def _divisors(n: int) -> list[int]:
   return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:
+  """The sizes of (data, fsdp, tensor) on this many devices, checked.
+
+  Args:
+    c: the configuration.
+    devices: how many there are.
+
+  Returns:
+    Devices along each mesh axis.
+
+  Raises:
+    ConfigError: where the sizes do not fit the devices, the heads, the
+      prompts or the micro-batches.
+  """
+  sizes = dataclasses.asdict(c.mesh)
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  shape = {
+      axis: devices // fixed if size == -1 else size
+      for axis, size in sizes.items()
+  }
+  if math.prod(shape.values()) != devices:
+    fail("mesh", sizes, f"must multiply to the {devices} devices there are")
+  tensor = shape["tensor"]
+  for field in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+    value = getattr(c.model, field)
+    if value % tensor:
+      fail(f"model.{field}", value, f"mesh.tensor = {tensor} must divide it")
+  if c.model.d_model % shape["fsdp"]:
+    fail(
+        "model.d_model",
+        c.model.d_model,
+        f"mesh.fsdp = {shape['fsdp']} must divide it",
+    )
+  shards = shape["data"] * shape["fsdp"]
+  parts = shards * c.loss.micro_batches
+  if c.prompts_per_step % parts:
+    fail(
+        "prompts_per_step",
+        c.prompts_per_step,
+        f"must be a multiple of data x fsdp x micro_batches = {parts}",
+    )
+  _check_batches(c, shards)
+  return shape["data"], shape["fsdp"], shape["tensor"]
+
+
+def _check_batches(c: "Config", shards: int) -> None:
+  """Whether the supervised and the sampled batches split over the devices."""
+  size = c.warm_start.batch_size
+  if c.warm_start.num_steps and size % shards:
+    fail(
+        "warm_start.batch_size",
+        size,
+        f"must be a multiple of data x fsdp = {shards}",
+    )
+  size, unit = c.evaluation.batch_size, shards * c.evaluation.samples
+  if size % unit:
+    fail(
+        "evaluation.batch_size",
+        size,
+        f"must be a multiple of data x fsdp x evaluation.samples = {unit}",
+    )

@@ -233,7 +233,7 @@ def evaluate(
     What the completions were.
   """
   calls = [
-      _counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
+      counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
       for i, (prompts, count) in enumerate(
           batches(table, mesh, problems=problems, batch_prompts=batch_prompts)
       )
@@ -241,7 +241,8 @@ def evaluate(
   return concatenate(calls)
 
 
-def _counted(results: dict[str, Array], count: int) -> Completions:
+def counted(results: dict[str, Array], count: int) -> Completions:
+  """What a sampler returned, without the repeats that fill its last call."""
   host = jax.device_get(results)
   return Completions(**{name: x[:count] for name, x in host.items()})
 

@@ -3,91 +3,58 @@
 import dataclasses
 import math
 
+import jax
+from jax.sharding import Mesh
+
+from iapo_jax import memory
 from iapo_jax.config import Config, CreditConfig
-from iapo_jax.errors import fail
+from iapo_jax.state import StateSpec
 
 
-def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
-  """The sizes of (data, fsdp, tensor) on this many devices, checked.
+def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
+  """What follows from the configuration, for people to read.
 
   Args:
-    c: the configuration.
-    devices: how many there are.
+    c: the checked configuration, the vocabulary size filled in.
+    mesh: devices.
+    spec: of the state of reinforcement learning.
 
   Returns:
-    Devices along each mesh axis.
-
-  Raises:
-    ConfigError: where the sizes do not fit the devices, the heads, the
-      prompts or the micro-batches.
+    Lines.
   """
-  sizes = dataclasses.asdict(c.mesh)
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  shape = {
-      axis: devices // fixed if size == -1 else size
-      for axis, size in sizes.items()
-  }
-  if math.prod(shape.values()) != devices:
-    fail("mesh", sizes, f"must multiply to the {devices} devices there are")
-  tensor = shape["tensor"]
-  for field in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
-    value = getattr(c.model, field)
-    if value % tensor:
-      fail(f"model.{field}", value, f"mesh.tensor = {tensor} must divide it")
-  if c.model.d_model % shape["fsdp"]:
-    fail(
-        "model.d_model",
-        c.model.d_model,
-        f"mesh.fsdp = {shape['fsdp']} must divide it",
-    )
+  m, shape = c.model, mesh.shape
+  sequences, micro = c.sequences_per_step, c.loss.micro_batches
+  weights = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
+  positions = c.rollout.max_tokens + 1
   shards = shape["data"] * shape["fsdp"]
-  parts = shards * c.loss.micro_batches
-  if c.prompts_per_step % parts:
-    fail(
-        "prompts_per_step",
-        c.prompts_per_step,
-        f"must be a multiple of data x fsdp x micro_batches = {parts}",
-    )
-  _check_batches(c, shards)
-  return shape["data"], shape["fsdp"], shape["tensor"]
-
-
-def _check_batches(c: Config, shards: int) -> None:
-  """Whether the supervised and the sampled batches split over the devices."""
-  size = c.warm_start.batch_size
-  if c.warm_start.num_steps and size % shards:
-    fail(
-        "warm_start.batch_size",
-        size,
-        f"must be a multiple of data x fsdp = {shards}",
-    )
-  size, unit = c.evaluation.batch_size, shards * c.evaluation.samples
-  if size % unit:
-    fail(
-        "evaluation.batch_size",
-        size,
-        f"must be a multiple of data x fsdp x evaluation.samples = {unit}",
-    )
-
-
-def describe(c: Config, devices: int) -> str:
-  """The numbers that follow from the configuration, for people to read."""
-  data, fsdp, tensor = mesh_shape(c, devices)
-  sequences = c.sequences_per_step
-  per_device = sequences // (data * fsdp)
-  micro = c.loss.micro_batches
-  return "\n".join([
-      f"mesh       data {data} x fsdp {fsdp} x tensor {tensor}",
+  lines = [
+      f"model      {weights:,} weights: {m.num_layers} layers of width"
+      f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
+      f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
+      f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
       f"batch      {c.prompts_per_step} prompts x {c.group_size} samples ="
-      f" {sequences} sequences, {per_device} per data shard",
+      f" {sequences} sequences, {sequences // shards} per data shard, at most"
+      f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
       f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
-      f"probes     {c.rollout.max_tokens + 1} positions in chunks of"
-      f" {min(c.probe.chunk, c.rollout.max_tokens + 1)}",
+      f"probes     {positions} positions in chunks of"
+      f" {min(c.probe.chunk, positions)}",
       f"credit     {_describe_credit(c.credit)}",
-  ])
+      f"memory     {_describe_memory(memory.estimate(c, mesh, spec))}",
+  ]
+  return "\n".join(lines)
+
+
+def _describe_memory(estimate: memory.Estimate) -> str:
+  parts = ", ".join(
+      f"{name} {memory.readable(size)}"
+      for name, size in dataclasses.asdict(estimate).items()
+      if size
+  )
+  total = memory.readable(estimate.peak)
+  return f"about {total} a device; {parts}"
 
 
 def _describe_credit(c: CreditConfig) -> str:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import plan
+from iapo_jax import config_rules
 from iapo_jax.config import Config
 from iapo_jax.types import PyTree
 
@@ -51,7 +51,7 @@ def make_mesh(
     ConfigError: where the sizes do not fit.
   """
   devices = devices or jax.devices()
-  shape = plan.mesh_shape(config, len(devices))
+  shape = config_rules.mesh_shape(config, len(devices))
   return jax.make_mesh(
       shape,
       ("data", "fsdp", "tensor"),

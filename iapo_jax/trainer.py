@@ -8,20 +8,19 @@ import jax
 import numpy as np
 
 from iapo_jax import (
-  assembly,
-  checkpoint,
-  evaluation,
-  logs,
-  loop,
-  plan,
-  sharding,
-  watch,
+    assembly,
+    checkpoint,
+    evaluation,
+    logs,
+    loop,
+    memory,
+    plan,
+    sharding,
+    watch,
 )
 from iapo_jax import config as config_lib
 from iapo_jax import samples as samples_lib
-from iapo_jax import (
-  workdir as workdir_lib,
-)
+from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.config import Config
@@ -236,6 +235,7 @@ def reinforce(
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
     compiled = step.lower(state, reference, batch).compile()
+    _tell_memory(compiled)
     return lambda state, batch: compiled(state, reference, batch)
 
   table = run.parts.task.tables["train"]
@@ -424,9 +424,17 @@ def _checkpoints(run: Run, stage: str) -> Checkpoints:
   )
 
 
+def _tell_memory(compiled: jax.stages.Compiled) -> None:
+  """What the compiler says, to compare with the plan's estimate."""
+  needed = memory.compiled_bytes(compiled)
+  if needed is not None:
+    print(f"memory     {memory.readable(needed)} a device, as compiled")
+
+
 def _introduction(parts: Assembly) -> str:
   """The derived plan and the sizes of the data."""
-  lines = [plan.describe(parts.cfg, parts.mesh.size)]
+  stage = assembly.reinforcement_stage(parts)
+  lines = [plan.describe(parts.cfg, parts.mesh, stage.spec)]
   lines += [
       f"{name:<10} {len(table.kept)} prompts, {table.skipped} skipped,"
       f" {table.truncated} truncated"

@@ -1,6 +1,7 @@
 """The folder of a run: one configuration, one writer."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -131,6 +132,11 @@ def load_config(workdir: pathlib.Path) -> config_lib.Config:
       node = node.setdefault(group, {})
     node[field] = value
   return config_lib.parse(nested)
+
+
+def checked(cfg: config_lib.Config) -> config_lib.Config:
+  """A changed configuration, checked like one that a user wrote."""
+  return config_lib.parse(dataclasses.asdict(cfg))
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

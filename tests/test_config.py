@@ -4,7 +4,7 @@ import json
 import pytest
 
 from iapo_jax import config as config_lib
-from iapo_jax import plan
+from iapo_jax import config_rules, plan
 from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
 
@@ -176,7 +176,7 @@ def test_unknown_fields_are_named(config, message):
 def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
   parsed = config_lib.parse(flat(**overrides))
   with pytest.raises(ConfigError) as error:
-    plan.mesh_shape(parsed, devices)
+    config_rules.mesh_shape(parsed, devices)
   assert str(error.value) == message
 
 
@@ -184,7 +184,7 @@ def test_the_plan_is_derived_from_two_numbers():
   parsed = config_lib.parse(
       flat(prompts_per_step=16, group_size=4, loss__micro_batches=2)
   )
-  assert plan.mesh_shape(parsed, 8) == (8, 1, 1)
+  assert config_rules.mesh_shape(parsed, 8) == (8, 1, 1)
   text = plan.describe(parsed, 8)
   assert "16 prompts x 4 samples = 64 sequences, 8 per data shard" in text
   assert "each of 2 micro-batches of 32 sequences" in text

@@ -1,0 +1,62 @@
+"""Judges policies of finished or running runs on the same problems.
+
+  python experiments/evaluate.py runs/demo/seed-0/grpo runs/demo/seed-0/to_go \
+      --samples=32 --seeds=0,1,2 --checkpoint=best --output=runs/evaluation
+
+Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
+length@k, pass@k / length@k, format rate, seconds per problem. Runs of one
+command are timed side by side; times of different commands do not compare.
+"""
+
+import pathlib
+
+from absl import flags
+
+from iapo_jax import cli, comparison
+from iapo_jax.errors import ConfigError
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "last", "last, best, or a step of reinforcement learning."
+)
+_SPLIT = flags.DEFINE_enum("split", "test", comparison.SPLITS, "Of the data.")
+_PROBLEMS = flags.DEFINE_integer(
+    "problems", None, "The first so many; all by default.", lower_bound=1
+)
+_SAMPLES = flags.DEFINE_integer("samples", None, "Completions of each problem.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Sampling seeds.")
+_BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Completions per call of the compiled sampler."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Stem of the files; FIRST_RUN/evaluation by default."
+)
+
+
+def main(arguments: list[str]) -> None:
+  """Loads, samples, writes."""
+  folders = [pathlib.Path(name) for name in arguments[1:]]
+  if not folders:
+    raise ConfigError("no run: give the folder of one run or of several")
+  contestants = comparison.load(
+      folders,
+      _CHECKPOINT.value,
+      samples=_SAMPLES.value,
+      batch_size=_BATCH.value,
+      temperature=_TEMPERATURE.value,
+  )
+  results = comparison.judge(
+      contestants,
+      split=_SPLIT.value,
+      problems=_PROBLEMS.value or 2**31,
+      seeds=cli.whole_numbers("seeds", _SEEDS.value),
+  )
+  records = comparison.report(contestants, results, _SPLIT.value)
+  stem = pathlib.Path(_OUTPUT.value or folders[0] / "evaluation")
+  comparison.write(records, stem)
+  print(f"\n{comparison.table(records)}\n")
+  print("written  " + ", ".join(map(str, comparison.files(stem))))
+
+
+if __name__ == "__main__":
+  cli.run(main)
