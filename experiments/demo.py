@@ -7,8 +7,8 @@
 
 Every method starts from the same checkpoint and has the same budget. Each is
 evaluated on the held-out test problems, one completion each, sampled at
-temperature 1. Runs that are finished are not run again; delete the folder to
-start over.
+temperature 1. The page at the end compares them. Runs that are finished are not
+run again, interrupted ones go on; delete the folder to start over.
 """
 
 import importlib.util
@@ -19,15 +19,12 @@ import statistics
 import time
 from typing import Any
 
-import matplotlib
 from absl import flags
 
-from iapo_jax import cli, trainer
+from iapo_jax import cli, comparison, trainer
 from iapo_jax import config as config_lib
 from iapo_jax.errors import ConfigError
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from iapo_jax.report import page
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = _ROOT / "configs" / "arithmetic.py"
@@ -49,16 +46,17 @@ _SMALL = flags.DEFINE_bool(
     "small", False, "A few steps of everything, to see that it works."
 )
 
-# Key in summary.json, label and colour (colour-blind safe) of each run.
+# Key in summary.json and label of each run.
 _STYLE = {
-    "sft": ("sft", "warm start", "#555555"),
-    "grpo": ("grpo", "GRPO", "#0072B2"),
-    "paper": ("iapo_paper", "IAPO paper", "#E69F00"),
-    "to_go": ("iapo_to_go", "IAPO to_go", "#009E73"),
-    "faithful": ("iapo_faithful", "authors' code, exact probes", "#CC79A7"),
-    "shuffled": ("iapo_to_go_shuffled", "to_go, shuffled (control)", "#56B4E9"),
-    "length_penalty": ("length_penalty", "length penalty (control)", "#D55E00"),
+    "sft": ("sft", "warm start"),
+    "grpo": ("grpo", "GRPO"),
+    "paper": ("iapo_paper", "IAPO paper"),
+    "to_go": ("iapo_to_go", "IAPO to_go"),
+    "faithful": ("iapo_faithful", "authors' code, exact probes"),
+    "shuffled": ("iapo_to_go_shuffled", "to_go, shuffled (control)"),
+    "length_penalty": ("length_penalty", "length penalty (control)"),
 }
+_TIMED_PROBLEMS = 1024
 
 
 def main(_: list[str]) -> None:
@@ -84,13 +82,43 @@ def main(_: list[str]) -> None:
       for method in methods
   }
   table = _table(summary, len(seeds))
-  _draw(workdir / "curves.png", folders, methods, seeds)
   # Of this call, and of the runs it found finished.
   summary["seconds"] = time.perf_counter() - start + reused
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  timing = _time(workdir, folders, methods, seeds[0])
+  written = page.write(
+      {
+          _STYLE[method][1]: [folders[method, seed] for seed in seeds]
+          for method in methods
+      },
+      workdir / "report",
+      title="The demo: one warm start, then reinforcement learning",
+      timing=timing,
+  )
   print(f"\n{table}\n")
-  print(f"curves   {workdir / 'curves.png'}")
-  print(f"summary  {workdir / 'summary.json'}")
+  print(comparison.table(timing))
+  print(f"\nsummary  {workdir / 'summary.json'}")
+  print(f"page     {written}")
+
+
+def _time(
+    workdir: pathlib.Path,
+    folders: dict[tuple[str, int], pathlib.Path],
+    methods: list[str],
+    seed: int,
+) -> list[dict[str, Any]]:
+  """Seconds per problem of a seed's policies, side by side; also written."""
+  contestants = comparison.load(
+      [folders[method, seed] for method in methods], "last"
+  )
+  results = comparison.judge(
+      contestants, split="test", problems=_TIMED_PROBLEMS, seeds=(0, 1, 2)
+  )
+  records = comparison.report(contestants, results, "test")
+  for record, method in zip(records, methods, strict=True):
+    record["run"] = _STYLE[method][1]
+  comparison.write(records, workdir / "evaluation")
+  return records
 
 
 def _arguments() -> tuple[list[str], list[int]]:
@@ -154,7 +182,11 @@ def _read(path: pathlib.Path) -> dict[str, float]:
 
 def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
   """Means over seeds; with several, standard errors are over seeds too."""
-  mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
+  mean = {
+      key: statistics.mean(run[key] for run in runs)
+      for key, value in runs[0].items()
+      if not isinstance(value, str)
+  }
   mean["problems"] = runs[0]["problems"]
   mean["seconds"] = sum(run["seconds"] for run in runs)
   if len(runs) > 1:
@@ -168,7 +200,7 @@ def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   """Markdown, so that it can be pasted into the docs."""
-  labels = {key: label for key, label, _ in _STYLE.values()}
+  labels = dict(_STYLE.values())
   lines = [
       f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
       " sample each at temperature 1; standard errors over"
@@ -187,38 +219,6 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
         f" {entry['mean_reasoning_tokens']:.1f} | {entry['format_rate']:.3f} |"
     )
   return "\n".join(lines)
-
-
-def _draw(
-    path: pathlib.Path,
-    folders: dict[tuple[str, int], pathlib.Path],
-    methods: list[str],
-    seeds: list[int],
-) -> None:
-  """Validation accuracy and tokens over RL steps."""
-  figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-  for method in methods[1:]:
-    _, label, colour = _STYLE[method]
-    curves = [_validation(folders[method, seed]) for seed in seeds]
-    steps = [point["step"] for point in curves[0]]
-    for axis, field in zip(axes, ("accuracy", "mean_tokens"), strict=True):
-      values = [[point[field] for point in curve] for curve in curves]
-      mean = [statistics.mean(column) for column in zip(*values, strict=True)]
-      axis.plot(steps, mean, color=colour, label=label, linewidth=2)
-      if len(seeds) > 1:
-        for curve in values:
-          axis.plot(steps, curve, color=colour, linewidth=0.7, alpha=0.4)
-  axes[0].set(title="Accuracy", ylabel="share correct")
-  axes[1].set(title="Length", ylabel="tokens per completion")
-  axes[1].set_ylim(bottom=0)
-  for axis in axes:
-    axis.set_xlabel("RL step")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-  axes[0].legend(frameon=False, loc="lower right")
-  figure.suptitle("Validation problems, sampled at temperature 1", fontsize=10)
-  figure.savefig(path, dpi=150)
-  plt.close(figure)
 
 
 def _validation(folder: pathlib.Path) -> list[dict[str, float]]:

@@ -1,0 +1,205 @@
+"""The page itself: figures, a table, and completions token by token.
+
+Whatever a model or a data set wrote is untrusted: Jinja escapes all of it, and
+the page's script reads nothing but attributes of its own elements.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from iapo_jax.report import figures, runs
+from iapo_jax.report.runs import Group
+
+_MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+
+
+def write(
+    folders: Mapping[str, Sequence[pathlib.Path]],
+    output: pathlib.Path,
+    *,
+    title: str,
+    timing: Sequence[Mapping[str, Any]] = (),
+) -> pathlib.Path:
+  """Writes index.html and a PNG of every figure.
+
+  Args:
+    folders: of the runs under each label; several are seeds of one setting.
+    output: folder of the page; made if need be.
+    title: of the page.
+    timing: records of `comparison.report`, measured side by side.
+
+  Returns:
+    The page.
+
+  Raises:
+    ConfigError: where a folder holds no run.
+  """
+  groups = runs.read_groups(folders)
+  pictures = figures.all_of(groups)
+  environment = jinja2.Environment(
+      loader=jinja2.PackageLoader("iapo_jax.report"),
+      autoescape=True,
+      undefined=jinja2.StrictUndefined,
+      trim_blocks=True,
+      lstrip_blocks=True,
+  )
+  html = environment.get_template("page.html.j2").render(
+      title=title,
+      headlines=headlines(groups),
+      rows=[_row(index, group) for index, group in enumerate(groups)],
+      seeds=max(len(group.runs) for group in groups),
+      pictures=pictures,
+      warnings=_warnings(groups),
+      chapters=[_chapter(group) for group in groups],
+      timing=_timing(timing),
+      settings=_settings(groups),
+  )
+  output.mkdir(parents=True, exist_ok=True)
+  figures.write_pngs(pictures, output)
+  page = output / "index.html"
+  # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
+  page.write_text(html, encoding="utf-8", errors="backslashreplace")
+  return page
+
+
+def headlines(groups: Sequence[Group]) -> list[str]:
+  """The result in a sentence each, as numbers and nothing beyond them."""
+  control = next((g for g in groups if g.is_control and g.finished("accuracy")),
+                 None)  # fmt: skip
+  said = []
+  for group in groups:
+    trained = group.runs[0].config["num_steps"] > 0
+    if group is control or not trained or not group.finished("accuracy"):
+      continue
+    tokens, accuracy = _result(group)
+    text = f"{group.label}: {tokens:.1f} tokens at accuracy {accuracy:.3f}"
+    if control:
+      base_tokens, base_accuracy = _result(control)
+      text += (
+          f"; {control.label}: {base_tokens:.1f} at {base_accuracy:.3f}"
+          f" ({_percent(tokens, base_tokens)} tokens,"
+          f" {100 * (accuracy - base_accuracy):+.1f} points)"
+      )
+    said.append(text + ".")
+  return said
+
+
+def _result(group: Group) -> tuple[float, float]:
+  return (
+      runs.mean_and_error(group, "mean_tokens")[0],
+      runs.mean_and_error(group, "accuracy")[0],
+  )
+
+
+def _percent(value: float, base: float) -> str:
+  return f"{100 * (value / base - 1):+.0f} %".replace("-", "−")
+
+
+def _row(index: int, group: Group) -> dict[str, Any]:
+  """A line of the table of test results; also the key to the colours."""
+  colour = index % len(figures.LIGHT.colours)
+  cells = {
+      "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
+      "format_rate": ".3f",
+  }  # fmt: skip
+  texts = []
+  for metric, style in cells.items():
+    found = runs.mean_and_error(group, metric)
+    text = "–" if found is None else format(found[0], style)
+    if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
+      text += f" ± {format(found[1], style)}"
+    texts.append(text)
+  return {
+      "label": group.label,
+      "light": figures.LIGHT.colours[colour],
+      "dark": figures.DARK.colours[colour],
+      "cells": texts,
+      "problems": next(iter(group.finished("problems")), None),
+      "unfinished": sum(run.summary is None for run in group.runs),
+  }
+
+
+def _warnings(groups: Sequence[Group]) -> list[str]:
+  return [
+      f"{group.label} ({run.folder.name}), {w['stage']} step {w['step']}:"
+      f" {w['warning']}"
+      for group in groups
+      for run in group.runs
+      for w in run.warnings
+  ]
+
+
+def _timing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+  rows = []
+  for record in records:
+    mean, spread = record["mean"], record.get("std", {})
+    text = f"{1e3 * mean['seconds_per_problem']:.3f}"
+    if spread:
+      text += f" ± {1e3 * spread['seconds_per_problem']:.3f}"
+    rows.append({
+        "run": record["run"],
+        "checkpoint": record["checkpoint"],
+        "batch": record["batch_size"],
+        "milliseconds": text,
+        "tokens": f"{mean['mean_tokens']:.1f}",
+    })
+  return rows
+
+
+def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
+  """The fields in which the groups differ, or all of a single one."""
+  configs = [group.runs[0].config for group in groups]
+  rows = []
+  for name in configs[0]:
+    values = [config.get(name) for config in configs]
+    apart = any(value != values[0] for value in values)
+    if name != "seed" and (apart or len(groups) == 1):
+      rows.append({"name": name, "values": [str(v) for v in values]})
+  return rows
+
+
+def _chapter(group: Group) -> dict[str, Any]:
+  """Examples of a group's first run."""
+  chosen = runs.examples(group.runs[0])
+  return {
+      "label": group.label,
+      "examples": [_example(record) for record in chosen],
+  }
+
+
+def _example(record: Mapping[str, Any]) -> dict[str, Any]:
+  information = record["information"]
+  # A scale of its own, so that every example shows where its information is.
+  scale = max((abs(value) for value in information), default=0.0) or 1.0
+  tokens = []
+  for i, text in enumerate(record["tokens"]):
+    token = {
+        "text": "".join(_MARKS.get(c, c) for c in text) or "·",
+        "entropy": f"{record['entropies'][i]:.3f}",
+        "credit": f"{record['advantages'][i]:+.3f}",
+        "colour": "",
+    }
+    if i < len(information):
+      value = information[i]
+      share = abs(value) / scale
+      token |= {
+          "information": f"{value:+.3f}",
+          "before": f"{record['answer_entropies'][i]:.3f}",
+          "after": f"{record['answer_entropies'][i + 1]:.3f}",
+          "colour": "gain" if value > 0 else "loss",
+          "share": f"{share:.2f}",
+      }
+    tokens.append(token)
+  return {
+      "step": record["step"],
+      "prompt": record["prompt"],
+      "gold": record["gold"],
+      "correct": record["correct"],
+      "reward": f"{record['reward']:+.1f}",
+      "reasoning": record["reasoning_tokens"],
+      "scale": f"{scale:.2f}",
+      "tokens": tokens,
+  }
