@@ -4,7 +4,7 @@ import json
 import pytest
 
 from iapo_jax import config as config_lib
-from iapo_jax import config_rules, plan
+from iapo_jax import config_rules
 from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
 
@@ -169,7 +169,7 @@ def test_unknown_fields_are_named(config, message):
             {"evaluation__batch_size": 12},
             8,
             "config.evaluation.batch_size = 12: must be a multiple of data x"
-            " fsdp = 8",
+            " fsdp x evaluation.samples = 8",
         ),
     ],
 )
@@ -180,14 +180,34 @@ def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
   assert str(error.value) == message
 
 
-def test_the_plan_is_derived_from_two_numbers():
-  parsed = config_lib.parse(
-      flat(prompts_per_step=16, group_size=4, loss__micro_batches=2)
-  )
-  assert config_rules.mesh_shape(parsed, 8) == (8, 1, 1)
-  text = plan.describe(parsed, 8)
-  assert "16 prompts x 4 samples = 64 sequences, 8 per data shard" in text
-  assert "each of 2 micro-batches of 32 sequences" in text
+def test_the_mesh_takes_what_is_left():
+  parsed = config_lib.parse(flat(mesh__tensor=2, model__vocab_size=40))
+  assert config_rules.mesh_shape(parsed, 8) == (4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"evaluation__samples": 3},
+            "config.evaluation.batch_size = 256: must be a multiple of"
+            " evaluation.samples = 3",
+        ),
+        (
+            {"evaluation__checkpoint": "best", "evaluation__every": 0},
+            "config.evaluation.checkpoint = 'best': needs evaluation.every and"
+            " checkpoint.keep_best of at least 1",
+        ),
+        (
+            {"checkpoint__keep_last": 1},
+            "config.checkpoint.keep_last = 1: must be at least 2",
+        ),
+    ],
+)
+def test_rules_of_evaluation_and_checkpoints(overrides, message):
+  with pytest.raises(ConfigError) as error:
+    config_lib.parse(flat(**overrides))
+  assert str(error.value) == message
 
 
 def test_configurations_are_frozen():

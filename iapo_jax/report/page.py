@@ -80,8 +80,8 @@ def headlines(groups: Sequence[Group]) -> list[str]:
       base_tokens, base_accuracy = _result(control)
       text += (
           f"; {control.label}: {base_tokens:.1f} at {base_accuracy:.3f}"
-          f" ({_percent(tokens, base_tokens)} tokens,"
-          f" {100 * (accuracy - base_accuracy):+.1f} points)"
+          f" ({_signed(100 * (tokens / base_tokens - 1), 0)} % tokens,"
+          f" {_signed(100 * (accuracy - base_accuracy), 1)} points)"
       )
     said.append(text + ".")
   return said
@@ -94,8 +94,12 @@ def _result(group: Group) -> tuple[float, float]:
   )
 
 
-def _percent(value: float, base: float) -> str:
-  return f"{100 * (value / base - 1):+.0f} %".replace("-", "−")
+def _signed(value: float, digits: int) -> str:
+  """With a sign, but for what rounds to zero."""
+  text = f"{value:+.{digits}f}"
+  if float(text) == 0:
+    text = text[1:]
+  return text.replace("-", "−")
 
 
 def _row(index: int, group: Group) -> dict[str, Any]:

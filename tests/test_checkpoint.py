@@ -1,0 +1,199 @@
+"""What is kept, and that nothing damaged is ever loaded."""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from iapo_jax import assembly, checkpoint, logs, trainer
+from iapo_jax import config as config_lib
+from iapo_jax.checkpoint import Checkpoints, Progress
+from iapo_jax.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def parts():
+  config = config_lib.default()
+  config.mesh.data = 8
+  config.num_steps = 4
+  config.evaluation.update({"every": 2, "problems": 8, "batch_size": 8})
+  config.checkpoint.every = 1
+  config.data.update({"train_problems": 64, "test_problems": 8})
+  return assembly.assemble(config_lib.parse(config))
+
+
+@pytest.fixture(scope="module")
+def state(parts):
+  stage = assembly.reinforcement_stage(parts)
+  return assembly.create_state(parts, stage), stage.spec
+
+
+def progress(step):
+  return Progress(step, {"next_index": 10 * step}, {"metrics.jsonl": step})
+
+
+def write(folder, state, steps, accuracies=None, **kwargs):
+  keep = {"keep_last": 2, "keep_best": 2} | kwargs
+  accuracies = accuracies or {}
+  with Checkpoints(folder, **keep) as checkpoints:
+    for step in steps:
+      metrics = None
+      if step in accuracies:
+        metrics = {"accuracy": accuracies[step]}
+      checkpoints.save(state, progress(step), metrics)
+
+
+def test_the_start_the_newest_and_the_best_are_kept(state, tmp_path):
+  folder = tmp_path / "checkpoints" / "rl"
+  accuracies = {0: 0.1, 2: 0.9, 4: 0.5, 6: 0.9, 8: 0.2}
+  write(folder, state[0], range(5), accuracies)
+  assert checkpoint.steps(folder) == [0, 2, 3, 4]
+  # A restart knows the accuracies of what was saved before it.
+  write(folder, state[0], range(5, 9), accuracies)
+  assert checkpoint.steps(folder) == [0, 2, 6, 7, 8]
+
+
+def test_a_checkpoint_is_restored_bit_by_bit(state, tmp_path):
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [3])
+  assert checkpoint.fault(folder, 3) is None
+  restored, where = checkpoint.restore(folder, 3, state[1])
+  assert where == progress(3)
+  for a, b in zip(
+      jax.tree.leaves(restored), jax.tree.leaves(state[0]), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+    assert a.sharding == b.sharding
+
+
+def flip_a_bit(path):
+  victim = max((path / "rest").rglob("d/*"), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 4
+  victim.write_bytes(content)
+  return f"is damaged in {victim.relative_to(path).as_posix()}"
+
+
+def cut(path):
+  victim = max((path / "params").rglob("d/*"), key=lambda p: p.stat().st_size)
+  victim.write_bytes(victim.read_bytes()[:-7])
+  return f"is damaged in {victim.relative_to(path).as_posix()}"
+
+
+def lose(path):
+  (path / "progress" / "metadata").unlink()
+  return "lacks progress/metadata"
+
+
+def unseal(path):
+  (path / "checksums.json").unlink()
+  return "was not completely written"
+
+
+def break_seal(path):
+  (path / "checksums.json").write_text("{")
+  return "has a damaged checksums.json"
+
+
+def add(path):
+  (path / "params" / "stray").write_text("x")
+  return "is damaged in params/stray"
+
+
+@pytest.mark.parametrize(
+    "harm", [flip_a_bit, cut, lose, unseal, break_seal, add]
+)
+def test_the_previous_one_is_used_and_it_says_so(
+    harm, state, tmp_path, capsys
+):
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [1, 2])
+  reason = harm(folder / "2")
+  with pytest.raises(ConfigError, match="rl/2': "):
+    checkpoint.load_params(
+        folder, 2, state[1].shapes.params, state[1].shardings.params
+    )
+  assert checkpoint.newest_intact(folder) == 1
+  out = capsys.readouterr().out
+  assert f"warning: checkpoint {folder}/2 {reason}; it is not used" in out
+  # Nothing is lost, and the step can be saved again.
+  assert (tmp_path / "checkpoints" / "damaged" / "rl-2-1").is_dir()
+  write(folder, state[0], [2])
+  assert checkpoint.fault(folder, 2) is None
+  assert checkpoint.newest_intact(folder) == 2
+
+
+def test_none_is_intact(state, tmp_path):
+  folder = tmp_path / "checkpoints" / "rl"
+  assert checkpoint.newest_intact(folder) is None
+  write(folder, state[0], [1, 2])
+  for step in ("1", "2"):
+    unseal(folder / step)
+  assert checkpoint.newest_intact(folder) is None
+  assert checkpoint.fault(folder, 1) == "is not there"
+
+
+def test_a_half_written_folder_is_put_away(state, tmp_path, capsys):
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [1])
+  half = folder / "2.orbax-checkpoint-tmp-123"
+  shutil.copytree(folder / "1" / "params", half / "params")
+  write(folder, state[0], [2])
+  assert "was not completely written" in capsys.readouterr().out
+  assert not half.exists()
+  assert checkpoint.steps(folder) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+  """A finished run."""
+  folder = tmp_path_factory.mktemp("runs") / "whole"
+  trainer.train(parts.cfg, folder)
+  return folder
+
+
+def unfinished_copy(run, folder):
+  shutil.copytree(run, folder)
+  (folder / "summary.json").unlink()
+  return folder
+
+
+def test_training_goes_on_from_the_previous_one(
+    parts, whole, tmp_path, capsys
+):
+  """The newest is damaged: the run ends as the undamaged one did."""
+  damaged = unfinished_copy(whole, tmp_path / "damaged")
+  flip_a_bit(damaged / "checkpoints" / "rl" / "4")
+  trainer.train(parts.cfg, damaged)
+  out = capsys.readouterr().out
+  assert "rl/4 is damaged in rest/" in out
+  assert "resumes at rl step 3 of" in out
+  for name in (logs.METRICS, logs.EVALUATIONS, logs.SAMPLES):
+    ours, theirs = (
+        [untimed(line) for line in logs.read(folder, name)]
+        for folder in (damaged, whole)
+    )
+    assert ours == theirs
+
+
+def test_a_damaged_reference_is_refused(parts, whole, tmp_path):
+  """The KL penalty needs the policy that the run began with."""
+  damaged = unfinished_copy(whole, tmp_path / "damaged")
+  cut(damaged / "checkpoints" / "rl" / "0")
+  with pytest.raises(ConfigError, match=r"rl/0': is damaged in params/"):
+    trainer.train(parts.cfg, damaged)
+
+
+def untimed(line):
+  return {k: v for k, v in line.items() if not k.startswith("time/")}
+
+
+def test_the_last_checkpoint_of_a_run(state, tmp_path):
+  write(checkpoint.stage_folder(tmp_path, "warm_start"), state[0], [9])
+  assert checkpoint.last(tmp_path) == ("warm_start", 9)
+  write(checkpoint.stage_folder(tmp_path, "rl"), state[0], [0, 3])
+  assert checkpoint.last(tmp_path) == ("rl", 3)
+  with pytest.raises(ConfigError, match="holds no checkpoint"):
+    checkpoint.last(pathlib.Path("/nowhere"))

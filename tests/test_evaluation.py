@@ -1,0 +1,194 @@
+"""pass@k, length@k and the choice of a checkpoint, against hand-made tables."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from iapo_jax import assembly, evaluation
+from iapo_jax import config as config_lib
+from iapo_jax.evaluation import Completions
+
+CORRECT = np.array([
+    [1, 0, 0, 0],
+    [1, 1, 0, 0],
+    [0, 0, 0, 0],
+    [1, 1, 1, 1],
+], bool)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        # c / n: (1/4 + 2/4 + 0 + 1) / 4.
+        (1, 1.75 / 4),
+        # 1 - C(3,2)/C(4,2) = 1 - 3/6; 1 - C(2,2)/6 = 5/6; 0; 1.
+        (2, (3 / 6 + 5 / 6 + 0 + 1) / 4),
+        # 1 - C(3,3)/C(4,3) = 1 - 1/4; 1 - 0 = 1; 0; 1.
+        (3, (3 / 4 + 1 + 0 + 1) / 4),
+        # Any correct one: 1, 1, 0, 1.
+        (4, 3 / 4),
+    ],
+)
+def test_pass_at_k_by_hand(k, expected):
+  assert evaluation.pass_at_k(CORRECT, k) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 32])
+def test_pass_at_k_is_the_closed_form(n):
+  for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+    row = np.arange(n)[None, :] < c
+    expected = 1 - math.comb(n - c, k) / math.comb(n, k)
+    assert evaluation.pass_at_k(row, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_the_mean_over_subsets():
+  """Unbiased: the mean of "any of k" over all ways to draw k of n."""
+  for k in range(1, 5):
+    drawn = [
+        CORRECT[:, list(subset)].any(axis=1).mean()
+        for subset in itertools.combinations(range(4), k)
+    ]
+    assert evaluation.pass_at_k(CORRECT, k) == pytest.approx(np.mean(drawn))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_k_that_the_samples_cannot_tell(k):
+  with pytest.raises(ValueError, match=rf"k = {k}: must be in \[1, 4\]"):
+    evaluation.pass_at_k(CORRECT, k)
+
+
+LENGTHS = np.array([[10, 20, 30, 40], [2, 4, 6, 8]])
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    # (10 + 2) / 2; ((10 + 20) / 2 + (2 + 4) / 2) / 2; (25 + 5) / 2.
+    [(1, 6.0), (2, 9.0), (4, 15.0)],
+)
+def test_length_at_k_takes_the_first_k(k, expected):
+  assert evaluation.length_at_k(LENGTHS, k) == expected
+
+
+def test_the_unbiased_length_is_the_mean_over_subsets_for_every_k():
+  for k in range(1, 5):
+    drawn = [
+        LENGTHS[:, list(subset)].mean()
+        for subset in itertools.combinations(range(4), k)
+    ]
+    assert np.mean(drawn) == pytest.approx(LENGTHS.mean())
+
+
+def test_powers_of_two():
+  assert evaluation.powers_of_two(1) == [1]
+  assert evaluation.powers_of_two(7) == [1, 2, 4]
+  assert evaluation.powers_of_two(32) == [1, 2, 4, 8, 16, 32]
+
+
+def test_the_summary_of_a_table():
+  results = Completions(
+      correct=np.array([[1, 0], [1, 1]], bool),
+      well_formed=np.array([[1, 1], [1, 0]], bool),
+      lengths=np.array([[10, 20], [30, 40]]),
+      reasoning_lengths=np.array([[6, 16], [26, 36]]),
+  )
+  summary = evaluation.summarise(results)
+  assert summary == pytest.approx({
+      "accuracy": 0.75,
+      # Problem means 1/2 and 1: spread 1/4 over sqrt(2).
+      "accuracy_se": 0.25 / math.sqrt(2),
+      "mean_tokens": 25.0,
+      # Problem means 15 and 35.
+      "mean_tokens_se": 10 / math.sqrt(2),
+      "mean_reasoning_tokens": 21.0,
+      "format_rate": 0.75,
+      "problems": 2,
+      "samples": 2,
+      "pass@1": 0.75,
+      "pass@2": 1.0,
+      "length@1": 20.0,
+      "length@2": 25.0,
+      "efficiency@1": 0.75 / 20,
+      "efficiency@2": 1 / 25,
+  })
+
+
+def test_one_sample_a_problem_has_the_binomial_error():
+  correct = np.array([[1], [1], [1], [0]], bool)
+  ones = np.ones((4, 1), int)
+  summary = evaluation.summarise(Completions(correct, correct, ones, ones))
+  assert summary["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def point(step, accuracy, efficiency):
+  return {
+      "step": step,
+      "accuracy": accuracy,
+      "samples": 4,
+      "efficiency@1": 0.0,
+      "efficiency@4": efficiency,
+  }
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        # The most efficient of all is not among the five most accurate.
+        (
+            [point(i, 0.9 + i / 100, 0.01 * i) for i in range(5)]
+            + [point(9, 0.5, 1.0)],
+            4,
+        ),
+        # Among the five the ratio decides, not the accuracy.
+        ([point(1, 0.9, 0.03), point(2, 0.8, 0.04)], 2),
+        # The sixth by accuracy is left out; of equals the later one stays.
+        ([point(i, 0.9, 1 / (i + 1)) for i in range(6)], 1),
+        # Of equal ratios too.
+        ([point(1, 0.9, 0.03), point(7, 0.9, 0.03), point(3, 0.9, 0.03)], 7),
+    ],
+)
+def test_the_choice_of_a_checkpoint(points, expected):
+  assert evaluation.best_step(points) == expected
+  assert evaluation.best_step(points[::-1]) == expected
+
+
+@pytest.fixture(scope="module")
+def parts():
+  config = config_lib.default()
+  config.mesh.data = 8
+  config.rollout.max_tokens = 12
+  config.evaluation.update({"samples": 2, "batch_size": 32})
+  config.data.update({"train_problems": 64, "test_problems": 40})
+  return assembly.assemble(config_lib.parse(config))
+
+
+def test_every_problem_counts_once_whatever_the_batch(parts):
+  """40 problems, 16 a call: the third call is filled up with repeats."""
+  stage = assembly.reinforcement_stage(parts)
+  params = assembly.create_state(parts, stage).params
+  sampler = assembly.sampler_of(parts, stage)
+  key = jax.random.key(3)
+  table = parts.task.tables["test"]
+  results = evaluation.evaluate(
+      sampler, params, table, parts.mesh, problems=1000, batch_prompts=16,
+      key=key,
+  )  # fmt: skip
+  assert results.lengths.shape == results.correct.shape == (40, 2)
+  # The first call is what the sampler says of the first sixteen problems.
+  prompts, count = next(
+      evaluation.batches(table, parts.mesh, problems=16, batch_prompts=16)
+  )
+  assert count == 16
+  first = sampler(params, prompts, jax.random.fold_in(key, 0))
+  np.testing.assert_array_equal(results.lengths[:16], first["lengths"])
+  # Two completions of a problem are drawn independently.
+  assert (results.lengths[:, 0] != results.lengths[:, 1]).any()
+  counts = [
+      count
+      for _, count in evaluation.batches(
+          table, parts.mesh, problems=1000, batch_prompts=16
+      )
+  ]
+  assert counts == [16, 16, 8]

@@ -1,0 +1,96 @@
+import pytest
+
+from iapo_jax import watch
+
+HEALTHY = {
+    "reward/accuracy": 0.5,
+    "reward/zero_spread_groups": 0.3,
+    "length/reasoning": 40.0,
+    "length/unfinished": 0.0,
+    "probe/entropy_first": 2.0,
+    "probe/entropy_last": 0.1,
+    "probe/calibration_gap": 0.1,
+}
+
+
+def warnings_of(steps):
+  watcher, said = watch.Watch(), []
+  for number, metrics in enumerate(steps, 1):
+    watcher.check(
+        number, HEALTHY | metrics, lambda step, text: said.append((step, text))
+    )
+  return said
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"reward/zero_spread_groups": 1.0}, "no group has any spread"),
+        ({"length/unfinished": 1.0}, "every completion is cut off"),
+        ({"reward/accuracy": 0.0}, "no completion is correct"),
+        ({"probe/entropy_last": 1.96}, "probes do not move"),
+        ({"probe/calibration_gap": -0.9}, "probes are badly calibrated"),
+    ],
+)
+def test_each_trouble_is_told_once_when_it_lasts(change, text):
+  assert warnings_of([change] * 4) == []
+  # A healthy step between them starts the count again.
+  assert warnings_of([change] * 4 + [{}] + [change] * 4) == []
+  said = warnings_of([{}, *[change] * 12])
+  assert [step for step, _ in said] == [6]
+  assert text in said[0][1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reward/zero_spread_groups": 0.99},
+        {"length/unfinished": 0.95},
+        {"probe/entropy_last": 1.94},
+        {"probe/calibration_gap": 0.49},
+    ],
+)
+def test_nearly_is_not_enough(change):
+  assert warnings_of([change] * 20) == []
+
+
+def test_two_troubles_at_once():
+  change = {"reward/zero_spread_groups": 1.0, "reward/accuracy": 0.0}
+  assert [step for step, _ in warnings_of([change] * 9)] == [5, 5]
+
+
+class TestCollapse:
+  good = {"reward/accuracy": 0.9, "length/reasoning": 40.0}  # noqa: RUF012
+
+  def bad(self, accuracy, length):
+    return {"reward/accuracy": accuracy, "length/reasoning": length}
+
+  def test_shorter_and_worse(self):
+    """Means of ten steps, k of them bad: accuracy .9 - k/10 .3, length 40 - 2k.
+
+    Below .8 needs k > 3.3, at most 32 needs k >= 4: at step 10 + 4.
+    """
+    said = warnings_of([self.good] * 10 + [self.bad(0.6, 20.0)] * 10)
+    assert len(said) == 1
+    assert said[0][0] == 14
+    assert "accuracy 0.78 and 32.0 reasoning tokens" in said[0][1]
+    assert "after 0.90 and 40.0" in said[0][1]
+
+  def test_shorter_and_as_good_is_what_is_wanted(self):
+    assert warnings_of([self.good] * 10 + [self.bad(0.9, 10.0)] * 20) == []
+
+  def test_worse_at_the_same_length_is_something_else(self):
+    assert warnings_of([self.good] * 10 + [self.bad(0.3, 40.0)] * 20) == []
+
+  def test_nothing_is_said_before_there_is_a_window(self):
+    steps = [self.good] * 4 + [self.bad(0.1, 5.0)] * 5
+    assert warnings_of(steps) == []
+
+
+def test_a_replayed_watch_goes_on_where_it_was():
+  steps = [{"reward/accuracy": 0.0}] * 7
+  watcher, said = watch.Watch(), []
+  for number, metrics in enumerate(steps, 1):
+    warn = (lambda *_: None) if number <= 5 else (lambda *x: said.append(x))
+    watcher.check(number, HEALTHY | metrics, warn)
+  assert said == []  # it was given at step 5, before the restart

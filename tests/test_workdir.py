@@ -1,0 +1,44 @@
+import multiprocessing
+
+import pytest
+
+from iapo_jax import workdir
+from iapo_jax.errors import ConfigError
+
+
+def hold(folder, ready, leave):
+  with workdir.locked(folder):
+    ready.set()
+    leave.wait(60)
+
+
+def test_two_processes_cannot_write_one_workdir(tmp_path):
+  context = multiprocessing.get_context("spawn")
+  ready, leave = context.Event(), context.Event()
+  process = context.Process(target=hold, args=(tmp_path, ready, leave))
+  process.start()
+  assert ready.wait(60)
+  with pytest.raises(ConfigError) as error, workdir.locked(tmp_path):
+    pass
+  assert str(error.value) == (
+      f"workdir {str(tmp_path)!r}: process {process.pid} writes to it; wait"
+      " for it, or use another --workdir"
+  )
+  # A killed process holds nothing.
+  process.kill()
+  process.join()
+  with workdir.locked(tmp_path):
+    pass
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "summary.json"
+  workdir.write_json(path, {"a": 1})
+  with pytest.raises(TypeError):
+    workdir.write_json(path, {"a": object()})
+  assert path.read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_a_folder_without_a_run(tmp_path):
+  with pytest.raises(ConfigError, match=r"holds no run \(no config.json\)"):
+    workdir.load_config(tmp_path)
