@@ -80,9 +80,19 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
         "format_rate", "problems",
     }  # fmt: skip
     assert summary[name]["problems"] == 64
-  picture = (workdir / "curves.png").read_bytes()
-  assert picture.startswith(b"\x89PNG")
   assert "| IAPO to_go |" in result.stdout
+  # It ends with the page, and says where that is.
+  path = workdir / "report" / "index.html"
+  assert result.stdout.strip().splitlines()[-1] == f"page     {path}"
+  text = path.read_text(encoding="utf-8")
+  for label in ("warm start", "GRPO", "IAPO paper", "IAPO to_go"):
+    assert label in text
+  assert (workdir / "report" / "validation_mean_tokens.png").exists()
+  timed = json.loads((workdir / "evaluation.json").read_text())["runs"]
+  assert [run["run"] for run in timed] == [
+      "warm start", "GRPO", "IAPO paper", "IAPO to_go",
+  ]  # fmt: skip
+  assert all(run["mean"]["seconds_per_problem"] > 0 for run in timed)
   # A second call reports the finished runs without training again.
   again = run("demo.py", "--small", f"--workdir={workdir}")
   assert again.returncode == 0, again.stderr
@@ -90,6 +100,32 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
   repeated = json.loads((workdir / "summary.json").read_text())
   assert repeated.pop("seconds") > 0
   assert repeated == {k: v for k, v in summary.items() if k != "seconds"}
+
+
+def test_a_dry_run_prints_the_plan(tmp_path):
+  workdir = tmp_path / "run"
+  result = run("run.py", CONFIG, "--dry_run", f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr
+  assert "133,760 weights" in result.stdout
+  assert "memory     about" in result.stdout
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("evaluate.py", [], "no run: give the folder of one run or of sev"),
+        ("evaluate.py", ["nowhere"], "workdir 'nowhere': holds no run"),
+        ("evaluate.py", ["x", "--split=tset"], "flag --split=tset: value sh"),
+        ("report.py", [], "no run: give the folder of one run or of several"),
+        ("report.py", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
+    ],
+)
+def test_judging_and_drawing_refuse_what_is_no_run(script, arguments, message):
+  result = run(script, *arguments)
+  assert result.returncode == 2
+  assert result.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
+  assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
