@@ -114,7 +114,7 @@ def _row(index: int, group: Group) -> dict[str, Any]:
     found = runs.mean_and_error(group, metric)
     text = "–" if found is None else format(found[0], style)
     if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
-      text += f" ± {format(found[1], style)}"
+      text += f" ±\N{NO-BREAK SPACE}{format(found[1], style)}"
     texts.append(text)
   return {
       "label": group.label,
@@ -142,7 +142,8 @@ def _timing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     mean, spread = record["mean"], record.get("std", {})
     text = f"{1e3 * mean['seconds_per_problem']:.3f}"
     if spread:
-      text += f" ± {1e3 * spread['seconds_per_problem']:.3f}"
+      error = 1e3 * spread["seconds_per_problem"]
+      text += f" ±\N{NO-BREAK SPACE}{error:.3f}"
     rows.append({
         "run": record["run"],
         "checkpoint": record["checkpoint"],
