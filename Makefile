@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 # Everything that is checked: style and the test suite.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ run again, interrupted ones go on; delete the folder to start over.
 """
 
 import importlib.util
-import json
 import math
 import pathlib
 import statistics
@@ -21,8 +20,9 @@ from typing import Any
 
 from absl import flags
 
-from iapo_jax import cli, comparison, trainer
+from iapo_jax import cli, comparison, logs, trainer
 from iapo_jax import config as config_lib
+from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.report import page
 
@@ -72,19 +72,19 @@ def main(_: list[str]) -> None:
     for method in methods:
       folder = workdir / f"seed-{seed}" / method
       folders[method, seed] = folder
-      if (folder / "summary.json").exists():
-        reused += _read(folder / "summary.json")["seconds"]
+      if (folder / workdir_lib.SUMMARY).exists():
+        reused += _summary(folder)["seconds"]
       _run(method, seed, folders)
   summary = {
       _STYLE[method][0]: _combine([
-          _read(folders[method, seed] / "summary.json") for seed in seeds
+          _summary(folders[method, seed]) for seed in seeds
       ])
       for method in methods
   }
   table = _table(summary, len(seeds))
   # Of this call, and of the runs it found finished.
   summary["seconds"] = time.perf_counter() - start + reused
-  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  workdir_lib.write_json(workdir / workdir_lib.SUMMARY, summary)
   timing = _time(workdir, folders, methods, seeds[0])
   written = page.write(
       {
@@ -176,10 +176,6 @@ def _config_module() -> Any:
   return module
 
 
-def _read(path: pathlib.Path) -> dict[str, float]:
-  return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
   """Means over seeds; with several, standard errors are over seeds too."""
   mean = {
@@ -221,9 +217,12 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   return "\n".join(lines)
 
 
+def _summary(folder: pathlib.Path) -> dict[str, Any]:
+  return workdir_lib.read_json(folder / workdir_lib.SUMMARY)
+
+
 def _validation(folder: pathlib.Path) -> list[dict[str, float]]:
-  lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  points = [json.loads(line) for line in lines]
+  points = logs.read(folder, logs.METRICS)
   return [point for point in points if point["stage"] == "validation"]
 
 

@@ -4,7 +4,8 @@
       --samples=32 --seeds=0,1,2 --checkpoint=best --output=runs/evaluation
 
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
-length@k, pass@k / length@k, format rate, seconds per problem. Runs of one
+length@k, pass@k / length@k, format rate, seconds per completion; ± is the
+standard deviation over sampling seeds. Runs of one
 command are timed side by side; times of different commands do not compare.
 """
 
@@ -38,6 +39,9 @@ def main(arguments: list[str]) -> None:
   folders = [pathlib.Path(name) for name in arguments[1:]]
   if not folders:
     raise ConfigError("no run: give the folder of one run or of several")
+  seeds = cli.whole_numbers("seeds", _SEEDS.value)
+  stem = pathlib.Path(_OUTPUT.value or folders[0] / "evaluation")
+  written = comparison.files(stem)
   contestants = comparison.load(
       folders,
       _CHECKPOINT.value,
@@ -49,13 +53,12 @@ def main(arguments: list[str]) -> None:
       contestants,
       split=_SPLIT.value,
       problems=_PROBLEMS.value or 2**31,
-      seeds=cli.whole_numbers("seeds", _SEEDS.value),
+      seeds=seeds,
   )
   records = comparison.report(contestants, results, _SPLIT.value)
-  stem = pathlib.Path(_OUTPUT.value or folders[0] / "evaluation")
   comparison.write(records, stem)
   print(f"\n{comparison.table(records)}\n")
-  print("written  " + ", ".join(map(str, comparison.files(stem))))
+  print("written  " + ", ".join(map(str, written)))
 
 
 if __name__ == "__main__":

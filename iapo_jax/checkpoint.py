@@ -34,6 +34,7 @@ from iapo_jax.types import Params, PyTree, TrainState
 
 STAGES = ("warm_start", "rl")  # in the order they run
 _CHECKSUMS = "checksums.json"
+_SMALL = 2**20  # bytes of a file that is read even in a quick look
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 
 
@@ -125,7 +126,15 @@ def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-  """The committed steps of a stage, in order."""
+  """The completely written steps of a stage, in order."""
+  return [
+      step for step in _folders(folder)
+      if (folder / str(step) / _CHECKSUMS).exists()
+  ]  # fmt: skip
+
+
+def _folders(folder: pathlib.Path) -> list[int]:
+  """The steps that have a folder, sealed or not."""
   if not folder.is_dir():
     return []
   return sorted(
@@ -133,12 +142,15 @@ def steps(folder: pathlib.Path) -> list[int]:
   )
 
 
-def fault(folder: pathlib.Path, step: int) -> str | None:
-  """What is wrong with a checkpoint: every byte is read.
+def fault(
+    folder: pathlib.Path, step: int, *, quick: bool = False
+) -> str | None:
+  """What is wrong with a checkpoint.
 
   Args:
     folder: of a stage.
     step: of it.
+    quick: of large files look at the size alone; otherwise every byte is read.
 
   Returns:
     A few words, or None where it is as it was written.
@@ -152,11 +164,17 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
     return "was not completely written"
   except ValueError:
     return f"has a damaged {_CHECKSUMS}"
-  found = _checksums(path)
+  if not isinstance(expected, dict):
+    return f"has a damaged {_CHECKSUMS}"
+  try:
+    found = _checksums(path, _SMALL if quick else None)
+  except FileNotFoundError:
+    return "is being removed"
   for name in sorted(expected.keys() | found.keys()):
     if name not in found:
       return f"lacks {name}"
-    if expected.get(name) != found[name]:
+    size, digest = expected.get(name, (None, None))
+    if found[name] not in ((size, digest), (size, None)):
       return f"is damaged in {name}"
   return None
 
@@ -164,7 +182,9 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
 def newest_intact(folder: pathlib.Path) -> int | None:
   """The newest checkpoint that is as it was written.
 
-  Newer ones that are not are moved to `checkpoints/damaged`, and said so.
+  Those that are not are moved to `checkpoints/damaged`, and said so. Of the
+  older ones only sizes and small files are looked at; whoever loads one reads
+  all of it.
 
   Args:
     folder: of a stage; the caller must be its only writer.
@@ -172,17 +192,19 @@ def newest_intact(folder: pathlib.Path) -> int | None:
   Returns:
     Its step, or None where there is none.
   """
-  for step in reversed(steps(folder)):
-    problem = fault(folder, step)
+  newest = None
+  for step in reversed(_folders(folder)):
+    problem = fault(folder, step, quick=newest is not None)
     if problem is None:
-      return step
+      newest = step if newest is None else newest
+      continue
     kept = _set_aside(folder / str(step))
     print(
         f"warning: checkpoint {folder / str(step)} {problem}; it is not used"
         f" and lies in {kept} now",
         flush=True,
     )
-  return None
+  return newest
 
 
 def last(workdir: pathlib.Path) -> tuple[str, int]:
@@ -221,7 +243,10 @@ def restore(
   rest = _target(shapes.replace(params=None), where.replace(params=None))
   params = _target(shapes.params, where.params)
   options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+  with (
+      _errors_only(),
+      ocp.CheckpointManager(folder.absolute(), options=options) as manager,
+  ):
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -282,14 +307,21 @@ def _target(shapes: PyTree, shardings: PyTree) -> PyTree:
   )
 
 
-def _checksums(path: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of every file of a checkpoint, by its name inside it."""
+def _checksums(
+    path: pathlib.Path, largest: int | None = None
+) -> dict[str, tuple[int, str | None]]:
+  """Size and SHA-256 of every file of a checkpoint, by its name inside it.
+
+  Files over `largest` bytes are not read: their digest is None.
+  """
   found = {}
   for file in sorted(path.rglob("*")):
     if file.is_file() and file.name != _CHECKSUMS:
-      with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-      found[file.relative_to(path).as_posix()] = digest.hexdigest()
+      size, digest = file.stat().st_size, None
+      if largest is None or size <= largest:
+        with file.open("rb") as stream:
+          digest = hashlib.file_digest(stream, "sha256").hexdigest()
+      found[file.relative_to(path).as_posix()] = (size, digest)
   return found
 
 

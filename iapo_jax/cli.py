@@ -40,7 +40,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.exit(128 + interrupted.number)
   except KeyboardInterrupt:
     print(
-        "interrupted: the same command goes on from the last checkpoint",
+        "interrupted: a run goes on from its last checkpoint when its command"
+        " is given again",
         file=sys.stderr,
     )
     sys.exit(128 + signal.SIGINT)
@@ -76,12 +77,13 @@ def whole_numbers(flag: str, values: Sequence[str]) -> list[int]:
   Raises:
     ConfigError: for something else.
   """
+  rule = "must be whole numbers below 2^32, apart by commas"
+  if not values:
+    raise ConfigError(f"--{flag} '': {rule}")
   for value in values:
-    if not value.isdecimal():
-      raise ConfigError(
-          f"--{flag} {value!r}: must be whole numbers, apart by commas"
-      )
-  return [int(value) for value in dict.fromkeys(values)]
+    if not value.isdecimal() or int(value) >= 2**32:
+      raise ConfigError(f"--{flag} {value!r}: {rule}")
+  return list(dict.fromkeys(int(value) for value in values))
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -10,17 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 from iapo_jax import assembly, checkpoint, evaluation, trainer
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
-from iapo_jax.errors import ConfigError, fail
+from iapo_jax.errors import ConfigError
 from iapo_jax.evaluation import Completions
 from iapo_jax.types import KeyDomain, Params
 
 SPLITS = ("train", "validation", "test")
-SECONDS = "seconds_per_problem"
+SECONDS = "seconds_per_completion"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,28 @@ def load(
     params = trainer.load_policy(parts, workdir, (stage, step))
     name = f"{stage}/{step}"
     contestants.append(Contestant(str(workdir), name, parts, sampler, params))
+  _check_alike(contestants)
   return contestants
+
+
+def _check_alike(contestants: Sequence[Contestant]) -> None:
+  """Whether the contestants can be judged side by side."""
+  first, *others = (c.parts for c in contestants)
+  for other in others:
+    for field in ("samples", "batch_size"):
+      ours, theirs = (
+          getattr(parts.cfg.evaluation, field) for parts in (first, other)
+      )
+      if ours != theirs:
+        raise ConfigError(
+            f"config.evaluation.{field}: the runs have {ours} and {theirs};"
+            f" give one with --{field}"
+        )
+    for split in SPLITS:
+      tables = (parts.task.tables[split].prompts for parts in (first, other))
+      leaves = zip(*map(jax.tree.leaves, tables), strict=True)
+      if not all(np.array_equal(a, b) for a, b in leaves):
+        raise ConfigError(f"the runs differ in their {split} problems")
 
 
 def _where(workdir: pathlib.Path, which: str) -> tuple[str, int]:
@@ -119,7 +140,7 @@ def judge(
 
   Returns:
     For every contestant and seed the metrics of `evaluation.summarise` and
-    `seconds_per_problem`: the median time of a call over the completions in
+    `seconds_per_completion`: the median time of a call over the completions in
     it.
   """
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
@@ -160,9 +181,6 @@ def _batches(contestant: Contestant, split: str, problems: int) -> Any:
 
 def _warm_up(contestants: Sequence[Contestant], split: str) -> None:
   """Compiles, and lets every contestant run once."""
-  sizes = {len(c.parts.task.tables[split].kept) for c in contestants}
-  if len(sizes) > 1:
-    fail("data", sorted(sizes), "the runs must have the same problems")
   for contestant in contestants:
     prompts, _ = next(_batches(contestant, split, 1))
     key = KeyDomain.EVALUATION.key(0)
@@ -231,19 +249,29 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
 
 
 def files(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """The JSON and the CSV file of a stem."""
+  """The JSON and the CSV file of a stem.
+
+  Args:
+    stem: of both.
+
+  Returns:
+    Their paths.
+
+  Raises:
+    ConfigError: for a stem without a name.
+  """
+  if not stem.name:
+    raise ConfigError(f"--output = {str(stem)!r}: must end in a file name")
   return tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-  """The most asked-for numbers as Markdown."""
-  k = int(records[0]["mean"]["samples"])
-  k = evaluation.powers_of_two(k)[-1]
+  """The most asked-for numbers as Markdown; ± is over sampling seeds."""
+  k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
   head = ["run", "accuracy", f"pass@{k}", f"length@{k}", f"efficiency@{k}"]
-  head += ["reasoning", "format", "ms per problem"]
+  head += ["reasoning", "format", "ms per completion"]
   lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
   for record in records:
-    k = evaluation.powers_of_two(int(record["mean"]["samples"]))[-1]
     cells = [
         f"{record['run']} {record['checkpoint']}",
         _cell(record, "accuracy", 1, ".3f"),
@@ -268,5 +296,22 @@ def _cell(
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The records that `write` wrote."""
-  return json.loads(path.read_text(encoding="utf-8"))["runs"]
+  """The records that `write` wrote.
+
+  Args:
+    path: of the JSON file.
+
+  Returns:
+    The records.
+
+  Raises:
+    ConfigError: where it was not written by `write`.
+  """
+  records = workdir_lib.read_json(path).get("runs")
+  needed = {"run", "checkpoint", "batch_size", "mean"}
+  if not isinstance(records, list) or not all(
+      isinstance(r, dict) and needed <= r.keys() and SECONDS in r["mean"]
+      for r in records
+  ):
+    raise ConfigError(f"{str(path)!r}: was not written by evaluate.py")
+  return records

@@ -246,7 +246,7 @@ class EvaluationConfig:
     temperature: of sampling; 0 is greedy.
     checkpoint: which policy the test split judges at the end: the `last`, or
       the `best` (of the five checkpoints with the highest validation accuracy,
-      the one with the highest pass@k / length@k at k = `samples`).
+      the one with the highest pass@k / length@k at the largest k there is).
   """
 
   every: int = 10

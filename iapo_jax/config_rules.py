@@ -48,11 +48,12 @@ def check(c: "Config") -> None:
         e.batch_size,
         f"must be a multiple of evaluation.samples = {e.samples}",
     )
-  if e.checkpoint == "best" and not (e.every and c.checkpoint.keep_best):
+  if e.checkpoint == "best" and (not e.every or c.checkpoint.keep_best < 5):
     fail(
         "evaluation.checkpoint",
         e.checkpoint,
-        "needs evaluation.every and checkpoint.keep_best of at least 1",
+        "needs evaluation.every >= 1, and checkpoint.keep_best >= 5 (it"
+        " chooses among the five best)",
     )
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")

@@ -35,10 +35,11 @@ def assign(
   slots = jnp.arange(rolled.tokens.shape[1])
   reasoning = slots < grades.reasoning_lengths[:, None]
   information = mi.realised_information(probe.entropy, reasoning)
+  credited = information
   if cfg.credit.shuffle:
-    information = mi.shuffled_information(information, reasoning, key)
+    credited = mi.shuffled_information(information, reasoning, key)
   group_adv, per_token = _advantages(
-      reward, information, reasoning, rolled, grades, probe, weights, cfg
+      reward, credited, reasoning, rolled, grades, probe, weights, cfg
   )
   samples = Samples(
       tokens=rolled.tokens,

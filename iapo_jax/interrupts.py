@@ -10,7 +10,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818: it is not an error
+class Interrupted(Exception):
   """A run that was asked to stop, and what it saved before."""
 
   def __init__(self, number: int, saved: str) -> None:
@@ -48,7 +48,12 @@ def deferred() -> Iterator[Request]:
   if threading.current_thread() is not threading.main_thread():
     yield request
     return
-  before = {number: signal.getsignal(number) for number in _SIGNALS}
+  before = {
+      number: signal.getsignal(number)
+      for number in _SIGNALS
+      # Who starts a run with a signal ignored (nohup does) means it.
+      if signal.getsignal(number) is not signal.SIG_IGN
+  }
 
   def restore() -> None:
     for number, handler in before.items():
@@ -62,7 +67,7 @@ def deferred() -> Iterator[Request]:
     text = f"\n{name}: finishing the step, then saving; again to stop at once\n"
     os.write(2, text.encode())
 
-  for number in _SIGNALS:
+  for number in before:
     signal.signal(number, note)
   try:
     yield request

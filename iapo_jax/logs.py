@@ -20,6 +20,8 @@ from typing import Any
 import tensorboardX
 import tqdm
 
+from iapo_jax.errors import ConfigError
+
 Metrics = dict[str, float]
 
 METRICS = "metrics.jsonl"
@@ -40,12 +42,18 @@ class RunLog:
 
     Args:
       workdir: of the run.
-      position: bytes of each file to keep, of `position`; none by default.
+      position: bytes of each file to keep, of `position`. By default the logs
+        begin anew, and what there was is renamed to NAME.1, NAME.2, ...
+
+    Raises:
+      ConfigError: where a file is shorter than that.
     """
     self._workdir = workdir
-    position = position or {}
     for name in FILES:
-      _cut(workdir / name, position.get(name, 0))
+      if position is None:
+        _set_aside(workdir / name)
+      else:
+        _cut(workdir / name, position.get(name, 0))
     self._files = {
         name: (workdir / name).open("a", encoding="utf-8") for name in FILES
     }
@@ -120,15 +128,41 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
   Returns:
     Its records; none where there is no such file. A last line without its
     end, which a killed run may leave, is not counted.
+
+  Raises:
+    ConfigError: for a line that is no JSON object.
   """
   path = workdir / name
   if not path.exists():
     return []
-  text = path.read_text(encoding="utf-8")
-  return [json.loads(line) for line in text.split("\n")[:-1]]
+  records = []
+  text = path.read_text(encoding="utf-8", errors="replace")
+  for number, line in enumerate(text.split("\n")[:-1], 1):
+    try:
+      record = json.loads(line)
+    except ValueError:
+      record = None
+    if not isinstance(record, dict):
+      raise ConfigError(f"{str(path)!r}: line {number} is no JSON object")
+    records.append(record)
+  return records
 
 
 def _cut(path: pathlib.Path, size: int) -> None:
   """Shortens a file to what a checkpoint knows of it."""
-  if path.exists() and path.stat().st_size > size:
+  found = path.stat().st_size if path.exists() else 0
+  if found < size:
+    raise ConfigError(
+        f"{str(path)!r}: has {found} bytes, but the checkpoint to go on from"
+        f" knows of {size}; put the file back, or use another --workdir"
+    )
+  if found > size:
     os.truncate(path, size)
+
+
+def _set_aside(path: pathlib.Path) -> None:
+  if path.exists() and path.stat().st_size:
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+      number += 1
+    path.rename(path.with_name(f"{path.name}.{number}"))

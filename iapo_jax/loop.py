@@ -111,10 +111,11 @@ def fit(
       stage.observe(done, batch, output, metrics)
       batch = following
       validation = stage.validate(state, done)
-      if validation or request.number or _save_is_due(stage, done):
+      signal = request.number  # read once: another may come at any time
+      if validation or signal or _save_is_due(stage, done):
         _save(stage, state, log, done, validation, position)
-      if request.number:
-        raise _interrupted(stage, done, request.number)
+      if signal:
+        raise _interrupted(stage, done, signal)
   return state
 
 

@@ -66,7 +66,8 @@ def estimate(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   slots += c.sequences_per_step * (c.rollout.max_tokens + 1)
   cache = 2 * slots * m.num_layers * m.num_kv_heads * m.head_dim * width
   context = c.data.max_prompt_tokens + c.rollout.max_tokens
-  probed = c.sequences_per_step // shards * c.probe.chunk
+  chunk = min(c.probe.chunk, c.rollout.max_tokens + 1)
+  probed = c.sequences_per_step // shards * chunk
   trained = c.sequences_per_step // shards // c.loss.micro_batches
   trained *= c.rollout.max_tokens
   elicitation = 4  # tokens, about: the tokenizer is not asked

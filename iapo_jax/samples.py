@@ -10,7 +10,6 @@ from iapo_jax.types import Prompts, Samples
 
 
 def records(
-    stage: str,
     step: int,
     prompts: Prompts,
     samples: Samples,
@@ -21,8 +20,7 @@ def records(
   """The first completions of a step, token by token.
 
   Args:
-    stage: of the run.
-    step: of the stage.
+    step: of reinforcement learning.
     prompts: q of them.
     samples: b of them, prompt-major.
     tokenizer: a Hugging Face tokenizer.
@@ -44,7 +42,6 @@ def records(
     length = int(rows.lengths[i])
     reasoning = int(rows.reasoning_lengths[i])
     yield {
-        "stage": stage,
         "step": step,
         "prompt": _text(tokenizer, asked.tokens[q, : asked.lengths[q]]),
         "gold": _text(tokenizer, asked.gold[q, : asked.gold_lengths[q]]),

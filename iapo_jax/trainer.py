@@ -103,6 +103,8 @@ def train(
         " are not supported yet"
     )
   parts = assembly.assemble(cfg)
+  if cfg.init_from and (dry_run or not workdir_lib.is_claimed(workdir)):
+    check_source(parts, pathlib.Path(cfg.init_from))
   if dry_run:
     print(_introduction(parts))
     return
@@ -218,14 +220,10 @@ def reinforce(
   """
   cfg = run.cfg
   stage = assembly.reinforcement_stage(run.parts)
-  folder = checkpoint.stage_folder(run.workdir, "rl")
   if saved:
     state = saved.state
-    if cfg.loss.kl_weight:
-      spec = stage.spec
-      params = checkpoint.load_params(
-          folder, 0, spec.shapes.params, spec.shardings.params
-      )
+    if cfg.loss.kl_weight and saved.progress.done < cfg.num_steps:
+      params = _reference(run)
   else:
     if params is None:
       params = assembly.create_state(run.parts, stage).params
@@ -263,6 +261,27 @@ def reinforce(
     return loop.fit(todo, state, run.log, saved.progress if saved else None)
 
 
+def _reference(run: Run) -> Params:
+  """The policy that an interrupted reinforcement learning began with."""
+  folder = checkpoint.stage_folder(run.workdir, "rl")
+  problem = checkpoint.fault(folder, 0)
+  if not problem:
+    return load_policy(run.parts, run.workdir, ("rl", 0))
+  # What it was copied from is as good.
+  warm = ("warm_start", run.cfg.warm_start.num_steps)
+  folder = checkpoint.stage_folder(run.workdir, warm[0])
+  if checkpoint.fault(folder, warm[1]) is None:
+    print(f"warning: checkpoint rl/0 {problem}; the warm start's end is read")
+    return load_policy(run.parts, run.workdir, warm)
+  if run.cfg.init_from and not run.cfg.warm_start.num_steps:
+    print(f"warning: checkpoint rl/0 {problem}; config.init_from is read")
+    return load_policy(run.parts, pathlib.Path(run.cfg.init_from))
+  raise ConfigError(
+      f"workdir {str(run.workdir)!r}: checkpoint rl/0 {problem}; the KL penalty"
+      " needs that policy: start over in another --workdir"
+  )
+
+
 class _Observer:
   """Writes completions down, and warns of what goes wrong silently."""
 
@@ -285,7 +304,6 @@ class _Observer:
     if every and (done % every == 0 or done in (1, cfg.num_steps)):
       log.write_samples(
           samples_lib.records(
-              "rl",
               done,
               batch,
               output.samples,
@@ -349,18 +367,24 @@ def best_checkpoint(workdir: pathlib.Path) -> int:
   Raises:
     ConfigError: where no validated checkpoint is kept.
   """
-  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
   points = [
       line
       for line in logs.read(workdir, logs.METRICS)
-      if line["stage"] == "validation" and line["step"] in kept
+      if line["stage"] == "validation"
   ]
-  if not points:
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  available = [point for point in points if point["step"] in kept]
+  if not available:
     raise ConfigError(
         f"workdir {str(workdir)!r}: holds no validated checkpoint to choose"
         " the best of"
     )
-  return evaluation.best_step(points)
+  best = evaluation.best_step(points)
+  if best not in kept:
+    print(f"warning: the best checkpoint, rl/{best}, is not there; the best of"
+          " those that are is taken")  # fmt: skip
+    return evaluation.best_step(available)
+  return best
 
 
 def load_policy(
@@ -382,13 +406,7 @@ def load_policy(
     ConfigError: where it has no such checkpoint, a damaged one or another
       model.
   """
-  theirs = workdir_lib.read_config(workdir)
-  for field, value in config_lib.flatten(parts.cfg).items():
-    if field.startswith("model.") and theirs.get(field, value) != value:
-      raise ConfigError(
-          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
-          f" {theirs[field]!r}"
-      )
+  _check_model(parts, workdir)
   stage, step = where or checkpoint.last(workdir)
   spec = assembly.reinforcement_stage(parts).spec
   return checkpoint.load_params(
@@ -397,6 +415,35 @@ def load_policy(
       spec.shapes.params,
       spec.shardings.params,
   )
+
+
+def check_source(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether a run can begin with the last policy of another.
+
+  Args:
+    parts: of the run.
+    workdir: of the other.
+
+  Raises:
+    ConfigError: where that is not finished, or has another model.
+  """
+  _check_model(parts, workdir)
+  checkpoint.last(workdir)
+  if not (workdir / workdir_lib.SUMMARY).exists():
+    raise ConfigError(
+        f"config.init_from = {str(workdir)!r}: must be a finished run (it has"
+        f" no {workdir_lib.SUMMARY})"
+    )
+
+
+def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
+  theirs = workdir_lib.read_config(workdir)
+  for field, value in config_lib.flatten(parts.cfg).items():
+    if field.startswith("model.") and theirs.get(field, value) != value:
+      raise ConfigError(
+          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
+          f" {theirs[field]!r}"
+      )
 
 
 def _sample(

@@ -5,9 +5,10 @@ for some steps: one odd batch is no reason.
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-Metrics = Mapping[str, float]
+from iapo_jax.logs import Metrics
+
 Warn = Callable[[int, str], None]
 
 PATIENCE = 5  # steps in a row before a warning

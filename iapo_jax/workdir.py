@@ -9,12 +9,15 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.errors import ConfigError
 
 SUMMARY = "summary.json"
 _CONFIG = "config.json"
+_ENVIRONMENT = "environment.json"
 _LOCK = "lock"
 
 
@@ -56,6 +59,33 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
+def is_claimed(workdir: pathlib.Path) -> bool:
+  """Whether a folder holds a run."""
+  return (workdir / _CONFIG).exists()
+
+
+def environment(parts: Assembly) -> dict[str, str]:
+  """What the last digits of a run's numbers depend on besides its config."""
+  devices = parts.mesh.devices
+  return {
+      "devices": f"{devices.size} x {devices.flat[0].device_kind}",
+      "jax": jax.__version__,
+  }
+
+
+def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
+  """Warns where a run goes on elsewhere: it will not repeat itself exactly."""
+  path = workdir / _ENVIRONMENT
+  theirs = read_json(path) if path.exists() else {}
+  for name, ours in environment(parts).items():
+    if theirs.get(name, ours) != ours:
+      print(
+          f"warning: {name}: the run began with {theirs[name]} and goes on with"
+          f" {ours}; the steps from here on may differ in their last digits",
+          flush=True,
+      )
+
+
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   """Makes a locked workdir this run's, or finds that it is.
 
@@ -78,7 +108,9 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
             f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
             f" holds a run with {theirs.get(field)!r}; use another --workdir"
         )
+    _compare_environment(workdir, parts)
     return (workdir / SUMMARY).exists()
+  write_json(workdir / _ENVIRONMENT, environment(parts))
   parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
   write_json(workdir / _CONFIG, ours)
   return False
@@ -96,20 +128,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     ConfigError: where there is none, or it cannot be read.
   """
-  path = workdir / _CONFIG
-  try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise ConfigError(
-        f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})"
-    ) from error
-  except ValueError as error:
-    raise ConfigError(
-        f"workdir {str(workdir)!r}: {_CONFIG} is not JSON ({error})"
-    ) from error
-  if not isinstance(fields, dict):
-    raise ConfigError(f"workdir {str(workdir)!r}: {_CONFIG} is no object")
-  return fields
+  if not is_claimed(workdir):
+    raise ConfigError(f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})")
+  return read_json(workdir / _CONFIG)
 
 
 def load_config(workdir: pathlib.Path) -> config_lib.Config:
@@ -137,6 +158,29 @@ def load_config(workdir: pathlib.Path) -> config_lib.Config:
 def checked(cfg: config_lib.Config) -> config_lib.Config:
   """A changed configuration, checked like one that a user wrote."""
   return config_lib.parse(dataclasses.asdict(cfg))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a file.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The object.
+
+  Raises:
+    ConfigError: where there is no such file, or something else in it.
+  """
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise ConfigError(f"{str(path)!r}: {error.strerror}") from error
+  except ValueError as error:
+    raise ConfigError(f"{str(path)!r}: is not JSON ({error})") from error
+  if not isinstance(content, dict):
+    raise ConfigError(f"{str(path)!r}: is not a JSON object")
+  return content
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ def parts():
   config = config_lib.default()
   config.mesh.data = 8
   config.num_steps = 4
+  config.warm_start.num_steps = 3
   config.evaluation.update({"every": 2, "problems": 8, "batch_size": 8})
   config.checkpoint.every = 1
   config.data.update({"train_problems": 64, "test_problems": 8})
@@ -97,13 +98,18 @@ def break_seal(path):
   return "has a damaged checksums.json"
 
 
+def replace_seal(path):
+  (path / "checksums.json").write_text("[]")
+  return "has a damaged checksums.json"
+
+
 def add(path):
   (path / "params" / "stray").write_text("x")
   return "is damaged in params/stray"
 
 
 @pytest.mark.parametrize(
-    "harm", [flip_a_bit, cut, lose, unseal, break_seal, add]
+    "harm", [flip_a_bit, cut, lose, unseal, break_seal, replace_seal, add]
 )
 def test_the_previous_one_is_used_and_it_says_so(
     harm, state, tmp_path, capsys
@@ -123,6 +129,28 @@ def test_the_previous_one_is_used_and_it_says_so(
   write(folder, state[0], [2])
   assert checkpoint.fault(folder, 2) is None
   assert checkpoint.newest_intact(folder) == 2
+
+
+def test_an_older_one_may_be_damaged(state, tmp_path, capsys):
+  """Orbax reads the metrics of all of them: it never sees the damaged."""
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [1, 2, 3], {1: 0.5, 2: 0.1, 3: 0.2}, keep_last=3)
+  (folder / "1" / "metrics" / "metrics").write_text("{")
+  unseal(folder / "2")
+  assert checkpoint.newest_intact(folder) == 3
+  assert capsys.readouterr().out.count("it is not used") == 2
+  assert checkpoint.steps(folder) == [3]
+  checkpoint.restore(folder, 3, state[1])
+  write(folder, state[0], [4], {4: 0.3})
+  assert checkpoint.steps(folder) == [3, 4]
+
+
+def test_what_is_not_sealed_is_not_the_last(state, tmp_path):
+  """Another process may be writing it just now."""
+  folder = checkpoint.stage_folder(tmp_path, "rl")
+  write(folder, state[0], [1, 2])
+  unseal(folder / "2")
+  assert checkpoint.last(tmp_path) == ("rl", 1)
 
 
 def test_none_is_intact(state, tmp_path):
@@ -178,11 +206,41 @@ def test_training_goes_on_from_the_previous_one(
     assert ours == theirs
 
 
-def test_a_damaged_reference_is_refused(parts, whole, tmp_path):
-  """The KL penalty needs the policy that the run began with."""
+def test_all_of_a_stage_is_damaged(parts, whole, tmp_path, capsys):
+  """The warm start's end is intact: reinforcement learning starts over."""
   damaged = unfinished_copy(whole, tmp_path / "damaged")
-  cut(damaged / "checkpoints" / "rl" / "0")
-  with pytest.raises(ConfigError, match=r"rl/0': is damaged in params/"):
+  for step in checkpoint.steps(damaged / "checkpoints" / "rl"):
+    unseal(damaged / "checkpoints" / "rl" / str(step))
+  trainer.train(parts.cfg, damaged)
+  assert "resumes at warm_start step 3 of" in capsys.readouterr().out
+  for name in logs.FILES:
+    ours, theirs = (
+        [untimed(line) for line in logs.read(folder, name)]
+        for folder in (damaged, whole)
+    )
+    assert ours == theirs
+
+
+def test_a_damaged_reference(parts, whole, tmp_path, capsys):
+  """The KL penalty needs the policy that reinforcement learning began with."""
+  damaged = unfinished_copy(whole, tmp_path / "damaged")
+  rl = damaged / "checkpoints" / "rl"
+  cut(rl / "0")
+  unseal(rl / "4")
+  # The warm start ended with the same policy.
+  again = tmp_path / "again"
+  shutil.copytree(damaged, again)
+  trainer.train(parts.cfg, again)
+  out = capsys.readouterr().out
+  assert "checkpoint rl/0 is not there; the warm start's end is read" in out
+  ours, theirs = (
+      [untimed(line) for line in logs.read(folder, logs.METRICS)]
+      for folder in (again, whole)
+  )
+  assert ours == theirs
+  # Without it there is nothing to go on with.
+  unseal(damaged / "checkpoints" / "warm_start" / "3")
+  with pytest.raises(ConfigError, match="the KL penalty needs that policy"):
     trainer.train(parts.cfg, damaged)
 
 

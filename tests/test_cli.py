@@ -92,7 +92,7 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
   assert [run["run"] for run in timed] == [
       "warm start", "GRPO", "IAPO paper", "IAPO to_go",
   ]  # fmt: skip
-  assert all(run["mean"]["seconds_per_problem"] > 0 for run in timed)
+  assert all(run["mean"]["seconds_per_completion"] > 0 for run in timed)
   # A second call reports the finished runs without training again.
   again = run("demo.py", "--small", f"--workdir={workdir}")
   assert again.returncode == 0, again.stderr
@@ -132,7 +132,7 @@ def test_judging_and_drawing_refuse_what_is_no_run(script, arguments, message):
     ("argument", "message"),
     [
         ("--methods=gpro", "--methods 'gpro': must be among grpo, paper"),
-        ("--seeds=0,x", "--seeds 'x': must be whole numbers, apart by commas"),
+        ("--seeds=0,x", "--seeds 'x': must be whole numbers below 2^32, apart"),
     ],
 )
 def test_the_demo_refuses_what_it_does_not_know(argument, message, tmp_path):

@@ -195,8 +195,9 @@ def test_the_mesh_takes_what_is_left():
         ),
         (
             {"evaluation__checkpoint": "best", "evaluation__every": 0},
-            "config.evaluation.checkpoint = 'best': needs evaluation.every and"
-            " checkpoint.keep_best of at least 1",
+            "config.evaluation.checkpoint = 'best': needs evaluation.every >="
+            " 1, and checkpoint.keep_best >= 5 (it chooses among the five"
+            " best)",
         ),
         (
             {"checkpoint__keep_last": 1},

@@ -5,6 +5,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from iapo_jax import logs
+from iapo_jax.errors import ConfigError
 from iapo_jax.logs import RunLog
 
 
@@ -54,12 +55,29 @@ def test_a_restart_cuts_back_to_the_checkpoint(tmp_path):
   assert logs.read(tmp_path, logs.WARNINGS) == []
 
 
-def test_without_a_checkpoint_a_run_starts_over(tmp_path):
+def test_without_a_checkpoint_a_run_starts_over_and_loses_nothing(tmp_path):
+  for value in (1.0, 2.0, 3.0):
+    with RunLog(tmp_path) as log:
+      log.write("rl", 1, {"a": value})
+  for name, value in (("", 3.0), (".1", 1.0), (".2", 2.0)):
+    lines = logs.read(tmp_path, logs.METRICS + name)
+    assert [x["a"] for x in lines] == [value]
+
+
+def test_a_log_that_lost_lines_is_refused(tmp_path):
   with RunLog(tmp_path) as log:
     log.write("rl", 1, {"a": 1.0})
-  with RunLog(tmp_path) as log:
-    log.write("rl", 1, {"a": 3.0})
-  assert [x["a"] for x in logs.read(tmp_path, logs.METRICS)] == [3.0]
+    position = log.position()
+  (tmp_path / logs.METRICS).unlink()
+  with pytest.raises(ConfigError, match=r"metrics.jsonl': has 0 bytes, but"):
+    RunLog(tmp_path, position)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "7"])
+def test_a_line_that_is_no_record(tmp_path, line):
+  (tmp_path / logs.METRICS).write_text('{"a": 1}\n' + line + "\n")
+  with pytest.raises(ConfigError, match=r"metrics.jsonl': line 2 is no JSON"):
+    logs.read(tmp_path, logs.METRICS)
 
 
 def test_what_is_not_finite_is_no_json(tmp_path):

@@ -170,7 +170,8 @@ def test_untrusted_text_is_shown_as_text(hostile, trained, tmp_path):
       tmp_path / "page",
       title=EVIL,
       timing=[{"run": EVIL, "checkpoint": EVIL, "batch_size": 1,
-               "mean": {"seconds_per_problem": 1.0, "mean_tokens": 1.0}}],
+               "mean": {"seconds_per_completion": 1.0, "mean_tokens": 1.0,
+                        "samples": 1}}],
   )  # fmt: skip
   reader, text = read(path)
   assert text.count("<script>") == 1  # the page's own
@@ -199,16 +200,57 @@ def test_a_run_that_is_still_going_on(trained, tmp_path):
 
 
 def test_seeds_are_averaged(trained, tmp_path):
-  both = [trained / "grpo", trained / "to_go"]
+  second = tmp_path / "second"
+  shutil.copytree(trained / "grpo", second)
+  edit(second / "config.json", seed=1)
+  edit(second / "summary.json", accuracy=0.875)
+  both = [trained / "grpo", second]
   group = runs.read_groups({"both": both})[0]
   values = [run.summary["accuracy"] for run in group.runs]
   mean, error = runs.mean_and_error(group, "accuracy")
   assert mean == pytest.approx(sum(values) / 2)
   # Two values: stdev |a - b| / sqrt(2), over sqrt(2).
   assert error == pytest.approx(abs(values[0] - values[1]) / 2)
+  assert values[0] != values[1] == 0.875
   reader, _ = read(page.write({"both": both}, tmp_path, title="x"))
-  assert any("error over seeds" in " ".join(t.split()) for t in reader.text)
+  assert f"{mean:.3f} ± {error:.3f}" in " ".join("".join(reader.text).split())
 
+
+def edit(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_only_seeds_are_averaged(trained, tmp_path):
+  with pytest.raises(ConfigError, match=r"'x': have the seeds \[0, 0\]"):
+    runs.read_groups({"x": [trained / "grpo", trained / "grpo"]})
+  other = tmp_path / "other"
+  shutil.copytree(trained / "to_go", other)
+  edit(other / "config.json", seed=1)
+  with pytest.raises(ConfigError, match=r"differ in config\.num_steps|credit"):
+    runs.read_groups({"x": [trained / "grpo", other]})
+
+
+@pytest.mark.parametrize("label", [r"$\frac$", "_hidden", "a$b$c", "50 %"])
+def test_labels_are_only_text(trained, tmp_path, label):
+  path = page.write({label: [trained / "grpo"]}, tmp_path, title="x")
+  assert label in "".join(read(path)[0].text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", "{", "is not JSON"),
+        ("metrics.jsonl", "no\n", "line 1 is no JSON object"),
+        ("config.json", "[]", "is not a JSON object"),
+        ("config.json", '{"seed": "x"}', "config.seed = 'x': must be of type"),
+    ],
+)
+def test_files_that_are_broken(trained, tmp_path, name, content, message):
+  folder = tmp_path / "run"
+  shutil.copytree(trained / "grpo", folder)
+  (folder / name).write_text(content)
+  with pytest.raises(ConfigError, match=message):
+    page.write({"x": [folder]}, tmp_path / "page", title="x")
 
 def test_no_run(tmp_path):
   with pytest.raises(ConfigError, match="holds no run"):
@@ -249,7 +291,7 @@ class TestComparison:
     for result in results[0] + results[1]:
       assert result["problems"] == 16
       assert result["samples"] == 2
-      assert result["seconds_per_problem"] > 0
+      assert result["seconds_per_completion"] > 0
       assert {"pass@1", "pass@2", "length@2", "efficiency@2"} <= result.keys()
     # Seeds differ in what was sampled.
     assert results[0][0]["mean_tokens"] != results[0][1]["mean_tokens"]
@@ -277,7 +319,43 @@ class TestComparison:
     assert records[0]["std"]["accuracy"] == pytest.approx(
         abs(values[0] - values[1]) / 2**0.5
     )
-    assert "| " in comparison.table(records)
+    head, _, first, second = comparison.table(records).splitlines()
+    assert "| pass@2 | length@2 | efficiency@2 |" in head
+    spread = f"{records[0]['std']['accuracy']:.3f}"
+    assert f"| {records[0]['mean']['accuracy']:.3f} ± {spread} |" in first
+    assert f"{records[1]['mean']['length@2']:.1f}" in second
+
+  @pytest.mark.parametrize(
+      "content", ["{}", '{"runs": [{}]}', '{"runs": 3}', "[]", "x"]
+  )
+  def test_a_file_of_something_else(self, tmp_path, content):
+    path = tmp_path / "evaluation.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"evaluation\.json': "):
+      comparison.read(path)
+    with pytest.raises(ConfigError, match="No such file"):
+      comparison.read(tmp_path / "none.json")
+
+  @pytest.mark.parametrize(
+      ("changes", "message"),
+      [
+          ({"data.operands": 3}, "the runs differ in their train problems"),
+          (
+              {"evaluation.batch_size": 64},
+              r"evaluation\.batch_size: the runs have 16 and 64; give one with",
+          ),
+          (
+              {"evaluation.samples": 2},
+              r"evaluation\.samples: the runs have 1 and 2; give one with",
+          ),
+      ],
+  )
+  def test_runs_that_do_not_compare(self, trained, tmp_path, changes, message):
+    other = tmp_path / "other"
+    shutil.copytree(trained / "to_go", other)
+    edit(other / "config.json", **changes)
+    with pytest.raises(ConfigError, match=message):
+      comparison.load([trained / "grpo", other], "last")
 
   @pytest.mark.parametrize(
       ("which", "message"),

@@ -34,18 +34,42 @@ SETTINGS = {
 }
 
 
-def start(folder, cache, *more):
+# Kills its own process where the n-th call of a function begins.
+KILLER = """
+import importlib, os, runpy, signal, sys
+module, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+  owner = getattr(owner, part)
+original, calls = getattr(owner, name), 0
+def killer(*args, **kwargs):
+  global calls
+  calls += 1
+  if calls == count:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return original(*args, **kwargs)
+setattr(owner, name, killer)
+del sys.argv[1:4]
+runpy.run_path("experiments/run.py", run_name="__main__")
+"""
+
+
+def start(folder, cache, kill=None):
   command = [sys.executable, "experiments/run.py"]
+  if kill:
+    command[1:] = ["-c", KILLER, *map(str, kill)]
   command += ["--config=configs/arithmetic.py:to_go", f"--workdir={folder}"]
   command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
   environment = {
+      "PYTHONPATH": str(ROOT),
       "XLA_FLAGS": "--xla_backend_optimization_level=0",
       # Only to be quicker: a restart would compile the same program again.
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   return subprocess.Popen(
-      [*command, *more],
+      command,
       cwd=ROOT,
       env=os.environ | environment,
       stdout=subprocess.PIPE,
@@ -54,11 +78,15 @@ def start(folder, cache, *more):
   )
 
 
-def wait_for_lines(process, folder, count):
-  """Until so many steps are logged."""
+def wait_for_step(process, folder, count):
+  """Until so many lines are logged, and this process wrote the last of them."""
+  line = process.stdout.readline()
+  while ": compiled in" not in line:
+    assert line, "it ended before it trained"
+    line = process.stdout.readline()
   path = folder / logs.METRICS
   deadline = time.monotonic() + 300
-  while not path.exists() or path.read_bytes().count(b"\n") < count:
+  while path.read_bytes().count(b"\n") < count:
     assert process.poll() is None, process.stdout.read()
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -116,23 +144,29 @@ def uninterrupted(tmp_path_factory, cache):
 def test_five_kills_and_a_ctrl_c_change_nothing(
     uninterrupted, cache, tmp_path
 ):
-  """SIGKILL at five random points, between saves and inside them."""
+  """SIGKILL at five random steps, wherever between saves that is."""
   rng = random.Random(0)
   total = len(logs.read(uninterrupted, logs.METRICS))
   folder = tmp_path / "killed"
-  for point in sorted(rng.sample(range(1, total - 1), 5)):
+  for point in sorted(rng.sample(range(1, total - 3), 5)):
     process = start(folder, cache)
-    wait_for_lines(process, folder, point)
+    wait_for_step(process, folder, point)
     time.sleep(rng.uniform(0, 0.3))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
   process = start(folder, cache)
-  wait_for_lines(process, folder, total - 3)
+  wait_for_step(process, folder, total - 3)
+  # A second writer is refused, and does no harm. The first one waits for it.
+  process.send_signal(signal.SIGSTOP)
+  other = start(folder, cache)
+  out, _ = other.communicate(timeout=300)
+  assert other.returncode == 2
+  assert f"process {process.pid} writes to it" in out
   process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGCONT)
   out, _ = process.communicate(timeout=300)
   assert process.returncode == 128 + signal.SIGINT, out
-  assert "resumes at" in out
   assert "SIGINT: finishing the step, then saving" in out
   assert "interrupted: saved rl step" in out
   assert "Traceback" not in out
@@ -140,18 +174,25 @@ def test_five_kills_and_a_ctrl_c_change_nothing(
   assert_same_run(uninterrupted, folder)
 
 
-def test_steps_in_two_processes(uninterrupted, cache, tmp_path):
-  """k steps, SIGTERM, a new process, N - k steps."""
-  folder = tmp_path / "two"
-  process = start(folder, cache)
-  wait_for_lines(process, folder, 16)
-  # A second writer is refused, and does no harm.
-  other = start(folder, cache)
-  out, _ = other.communicate(timeout=300)
-  assert other.returncode == 2
-  assert f"process {process.pid} writes to it" in out
-  process.terminate()
-  out, _ = process.communicate(timeout=300)
-  assert process.returncode == 128 + signal.SIGTERM, out
+# (module, function, call) at the beginning of which the process is killed.
+WORST = (
+    # Before the first checkpoint, and with one that is not sealed yet.
+    ("iapo_jax.checkpoint", "Checkpoints.save", 1),
+    ("iapo_jax.checkpoint", "_seal", 2),
+    # Between the stages; between a validation and its checkpoint.
+    ("iapo_jax.trainer", "reinforce", 1),
+    ("iapo_jax.logs", "RunLog.write_evaluation", 2),
+    # With everything done but the evaluation.
+    ("iapo_jax.trainer", "_judged", 1),
+)
+
+
+def test_kills_at_the_worst_moments(uninterrupted, cache, tmp_path):
+  folder = tmp_path / "killed"
+  for kill in WORST:
+    process = start(folder, cache, kill)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, out
+    assert not (folder / workdir.SUMMARY).exists()
   finish(start(folder, cache))
   assert_same_run(uninterrupted, folder)

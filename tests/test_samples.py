@@ -95,9 +95,8 @@ def test_records_of_a_step():
       information=-table,
       advantages=table / 3,
   )
-  first, _, third = samples.records("rl", 7, prompts, step, words, count=3)
+  first, _, third = samples.records(7, prompts, step, words, count=3)
   assert first == {
-      "stage": "rl",
       "step": 7,
       "prompt": "a b",
       "gold": "a",
@@ -116,5 +115,5 @@ def test_records_of_a_step():
   assert len(third["information"]) == len(third["tokens"]) == 4
   assert len(third["answer_entropies"]) == 5
   # More than there are is all there are.
-  assert len(list(samples.records("rl", 7, prompts, step, words, count=9))) == 4
+  assert len(list(samples.records(7, prompts, step, words, count=9))) == 4
   assert np.isfinite(first["entropies"]).all()

@@ -62,7 +62,7 @@ def test_every_metric_is_documented(finished):
   written = {name for line in lines_of(finished) for name in line}
   written |= set(json.loads((finished / "summary.json").read_text()))
   general = {re.sub(r"@\d+$", "@K", name) for name in written}
-  assert general - {"stage", "step"} == documented - {"seconds_per_problem"}
+  assert general - {"stage", "step"} == documented - {"seconds_per_completion"}
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -159,6 +159,43 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(tmp_path):
   assert summary["samples"] == 2
 
 
+def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
+  """A typo in init_from can be mended in the same workdir."""
+  for source, message in (
+      (tmp_path / "typo", "holds no run"),
+      (unfinished_copy(finished, tmp_path / "young"), "must be a finished run"),
+  ):
+    for dry_run in (False, True):
+      with pytest.raises(ConfigError, match=message):
+        trainer.train(
+            small(init_from=str(source)), tmp_path / "run", dry_run=dry_run
+        )
+      assert not (tmp_path / "run" / "config.json").exists()
+
+
+def unfinished_copy(run, folder):
+  shutil.copytree(run, folder)
+  (folder / "summary.json").unlink()
+  return folder
+
+
+def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
+  copy = unfinished_copy(finished, tmp_path / "copy")
+  path = copy / "environment.json"
+  theirs = json.loads(path.read_text())
+  assert theirs["devices"] == "8 x cpu"
+  path.write_text(json.dumps(theirs | {"devices": "4 x tpu"}))
+  trainer.train(small(reward__grader="host"), copy)
+  assert (
+      "warning: devices: the run began with 4 x tpu and goes on with 8 x cpu"
+  ) in capsys.readouterr().out
+  # Nothing was left to do but the evaluation: it repeats itself.
+  ours, theirs = (
+      json.loads((f / "summary.json").read_text()) for f in (copy, finished)
+  )
+  assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
   trainer.train(small(), tmp_path / "run", dry_run=True)
   assert not (tmp_path / "run").exists()
@@ -176,7 +213,6 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 def test_the_estimate_of_memory_is_near_what_is_compiled():
   """Within a factor of two; the compiler fuses as it likes."""
   for overrides in (
-      {},
       {"loss__micro_batches": 4, "prompts_per_step": 32},
       {"model__remat": True, "rollout__max_tokens": 256},
   ):
@@ -230,7 +266,7 @@ def test_a_workdir_that_cannot_be_one(tmp_path, kind):
     folder.mkdir()
     text = {"broken": "{", "list": "[]"}[kind]
     (folder / "config.json").write_text(text)
-    message = "config.json is no"
+    message = "config.json': is not"
   with pytest.raises(ConfigError, match=message), workdir.locked(folder):
     workdir.claim(folder, assembly.assemble(small()))
 

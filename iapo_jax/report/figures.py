@@ -119,7 +119,7 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
           fmt="o",
           markersize=8,
           color=theme.colours[i % len(theme.colours)],
-          label=group.label,
+          label=_plain(group.label),
           capsize=3,
       )
     axes.set(xlabel="tokens per completion", ylabel="share correct")
@@ -141,8 +141,8 @@ def _over_steps(
       curves = group.curve(stage, metric)
       if curves:
         colour = theme.colours[i % len(theme.colours)]
-        steps, mean = _mean_curve(curves)
-        axes.plot(steps, mean, color=colour, linewidth=2, label=group.label)
+        label = _plain(group.label)
+        axes.plot(*_mean_curve(curves), color=colour, linewidth=2, label=label)
         if len(curves) > 1:
           for curve in curves:
             axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7,
@@ -157,6 +157,8 @@ def _over_steps(
     curves = group.curve(stage, metric)
     if curves:
       _, mean = _mean_curve(curves)
+      if not mean:
+        continue
       told.append(f"{group.label}: from {mean[0]:.3g} to {mean[-1]:.3g}")
   split = " (validation)" if stage == "validation" else ""
   text = f"{unit} over steps; " + "; ".join(told)
@@ -206,6 +208,12 @@ def _histogram(
   return _render(f"lengths_{index}", title, told, draw)
 
 
+def _plain(label: str) -> str:
+  """A label in which matplotlib sees neither mathematics nor a hidden name."""
+  label = label.replace("$", r"\$")
+  return f" {label}" if label.startswith("_") else label
+
+
 def _render(name: str, title: str, text: str, draw: Draw) -> Picture:
   light, dark = (
       "data:image/svg+xml;base64,"
@@ -235,7 +243,7 @@ def _save(draw: Draw, theme: Theme, kind: str, title: str = "") -> bytes:
   for label in (axes.xaxis.label, axes.yaxis.label):
     label.set(color=theme.ink, fontsize=11)
   axes.patch.set_alpha(0)
-  axes.set_title(title, color=theme.ink, fontsize=11)
+  axes.set_title(_plain(title), color=theme.ink, fontsize=11)
   buffer = io.BytesIO()
   # The same runs give the same bytes: no date, no random identifiers.
   with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):

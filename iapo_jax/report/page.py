@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from iapo_jax.errors import ConfigError
 from iapo_jax.report import figures, runs
 from iapo_jax.report.runs import Group
 
@@ -50,14 +51,19 @@ def write(
       title=title,
       headlines=headlines(groups),
       rows=[_row(index, group) for index, group in enumerate(groups)],
-      seeds=max(len(group.runs) for group in groups),
+      problems=sorted({n for g in groups for n in g.finished("problems")}),
       pictures=pictures,
       warnings=_warnings(groups),
       chapters=[_chapter(group) for group in groups],
       timing=_timing(timing),
       settings=_settings(groups),
   )
-  output.mkdir(parents=True, exist_ok=True)
+  try:
+    output.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(output)!r}: must be a folder ({error.strerror})"
+    ) from error
   figures.write_pngs(pictures, output)
   page = output / "index.html"
   # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
@@ -121,7 +127,7 @@ def _row(index: int, group: Group) -> dict[str, Any]:
       "light": figures.LIGHT.colours[colour],
       "dark": figures.DARK.colours[colour],
       "cells": texts,
-      "problems": next(iter(group.finished("problems")), None),
+      "seeds": len(group.runs),
       "unfinished": sum(run.summary is None for run in group.runs),
   }
 
@@ -140,14 +146,15 @@ def _timing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
   rows = []
   for record in records:
     mean, spread = record["mean"], record.get("std", {})
-    text = f"{1e3 * mean['seconds_per_problem']:.3f}"
+    text = f"{1e3 * mean['seconds_per_completion']:.3f}"
     if spread:
-      error = 1e3 * spread["seconds_per_problem"]
+      error = 1e3 * spread["seconds_per_completion"]
       text += f" ±\N{NO-BREAK SPACE}{error:.3f}"
     rows.append({
         "run": record["run"],
         "checkpoint": record["checkpoint"],
         "batch": record["batch_size"],
+        "samples": f"{mean['samples']:.0f}",
         "milliseconds": text,
         "tokens": f"{mean['mean_tokens']:.1f}",
     })
@@ -158,7 +165,7 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
   """The fields in which the groups differ, or all of a single one."""
   configs = [group.runs[0].config for group in groups]
   rows = []
-  for name in configs[0]:
+  for name in dict.fromkeys(name for config in configs for name in config):
     values = [config.get(name) for config in configs]
     apart = any(value != values[0] for value in values)
     if name != "seed" and (apart or len(groups) == 1):

@@ -1,14 +1,15 @@
 """What the page needs to know of runs, read from their folders."""
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iapo_jax import config as config_lib
 from iapo_jax import logs
 from iapo_jax import workdir as workdir_lib
+from iapo_jax.errors import ConfigError
 
 Record = dict[str, Any]
 
@@ -81,13 +82,11 @@ def read(folder: pathlib.Path) -> Run:
     ConfigError: where the folder holds no run.
   """
   lines: dict[str, list[Record]] = {}
-  config = workdir_lib.read_config(folder)
+  config = config_lib.flatten(workdir_lib.load_config(folder))
   for line in logs.read(folder, logs.METRICS):
     lines.setdefault(line["stage"], []).append(line)
   path = folder / workdir_lib.SUMMARY
-  summary = None
-  if path.exists():
-    summary = json.loads(path.read_text(encoding="utf-8"))
+  summary = workdir_lib.read_json(path) if path.exists() else None
   return Run(
       folder=folder,
       config=config,
@@ -109,11 +108,37 @@ def read_groups(
 
   Returns:
     The groups, in that order.
+
+  Raises:
+    ConfigError: where a folder holds no run, or runs of one label differ in
+      more than their seed.
   """
-  return [
+  groups = [
       Group(label, tuple(read(folder) for folder in members))
       for label, members in folders.items()
   ]
+  for group in groups:
+    _check_seeds(group)
+  return groups
+
+
+def _check_seeds(group: Group) -> None:
+  """Only runs that differ by their seed are averaged."""
+  first, *others = group.runs
+  seeds = [run.config["seed"] for run in group.runs]
+  if len(set(seeds)) < len(seeds):
+    raise ConfigError(
+        f"runs labelled {group.label!r}: have the seeds {seeds}; each must be"
+        " there once"
+    )
+  for other in others:
+    for field, value in first.config.items():
+      # Each seed has its own start, too.
+      if field not in ("seed", "init_from") and other.config[field] != value:
+        raise ConfigError(
+            f"runs labelled {group.label!r}: differ in config.{field},"
+            f" {value!r} and {other.config[field]!r}; label them apart"
+        )
 
 
 def mean_and_error(
