@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from iapo_jax import cli, comparison, logs, trainer
+from iapo_jax import cli, comparison, files, logs, trainer
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
@@ -84,8 +84,8 @@ def main(_: list[str]) -> None:
   table = _table(summary, len(seeds))
   # Of this call, and of the runs it found finished.
   summary["seconds"] = time.perf_counter() - start + reused
-  workdir_lib.write_json(workdir / workdir_lib.SUMMARY, summary)
-  timing = _time(workdir, folders, methods, seeds[0])
+  files.write_json(workdir / workdir_lib.SUMMARY, summary)
+  timing = _time(workdir, folders, methods, seeds)
   written = page.write(
       {
           _STYLE[method][1]: [folders[method, seed] for seed in seeds]
@@ -105,9 +105,11 @@ def _time(
     workdir: pathlib.Path,
     folders: dict[tuple[str, int], pathlib.Path],
     methods: list[str],
-    seed: int,
+    seeds: list[int],
 ) -> list[dict[str, Any]]:
-  """Seconds per problem of a seed's policies, side by side; also written."""
+  """Time to answer of the first seed's policies, side by side; also written."""
+  seed = seeds[0]
+  suffix = f" (seed {seed})" if len(seeds) > 1 else ""
   contestants = comparison.load(
       [folders[method, seed] for method in methods], "last"
   )
@@ -116,7 +118,7 @@ def _time(
   )
   records = comparison.report(contestants, results, "test")
   for record, method in zip(records, methods, strict=True):
-    record["run"] = _STYLE[method][1]
+    record["run"] = _STYLE[method][1] + suffix
   comparison.write(records, workdir / "evaluation")
   return records
 
@@ -141,7 +143,7 @@ def _tune(workdir: pathlib.Path, seed: int) -> None:
   for rate in _config_module().GRPO_LEARNING_RATES:
     folders["grpo", seed] = workdir / f"seed-{seed}" / f"grpo-{rate:g}"
     _run("grpo", seed, folders, rate)
-    last = _validation(folders["grpo", seed])[-1]
+    last = logs.stage_metrics(folders["grpo", seed], "validation")[-1]
     rows.append(f"| {rate:g} | {last['accuracy']:.3f} |")
   print("\n| learning rate | validation accuracy |\n|---|---|")
   print("\n".join(rows))
@@ -218,12 +220,7 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
 
 
 def _summary(folder: pathlib.Path) -> dict[str, Any]:
-  return workdir_lib.read_json(folder / workdir_lib.SUMMARY)
-
-
-def _validation(folder: pathlib.Path) -> list[dict[str, float]]:
-  points = logs.read(folder, logs.METRICS)
-  return [point for point in points if point["stage"] == "validation"]
+  return files.read_json(folder / workdir_lib.SUMMARY)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
 length@k, pass@k / length@k, format rate, seconds per completion; ± is the
-standard deviation over sampling seeds. Runs of one
-command are timed side by side; times of different commands do not compare.
+standard deviation over sampling seeds. Runs of one command are timed side by
+side; times of different commands do not compare. A run whose mesh does not fit
+the devices there are is judged data parallel.
 """
 
 import pathlib
@@ -29,6 +30,9 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", None, "Completions per call of the compiled sampler."
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy.")
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "Longest completion.", lower_bound=2
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Stem of the files; FIRST_RUN/evaluation by default."
 )
@@ -41,14 +45,15 @@ def main(arguments: list[str]) -> None:
     raise ConfigError("no run: give the folder of one run or of several")
   seeds = cli.whole_numbers("seeds", _SEEDS.value)
   stem = pathlib.Path(_OUTPUT.value or folders[0] / "evaluation")
-  written = comparison.files(stem)
   contestants = comparison.load(
       folders,
       _CHECKPOINT.value,
+      max_tokens=_MAX_TOKENS.value,
       samples=_SAMPLES.value,
       batch_size=_BATCH.value,
       temperature=_TEMPERATURE.value,
   )
+  written = comparison.outputs(stem)  # before the work, not after it
   results = comparison.judge(
       contestants,
       split=_SPLIT.value,
@@ -56,8 +61,8 @@ def main(arguments: list[str]) -> None:
       seeds=seeds,
   )
   records = comparison.report(contestants, results, _SPLIT.value)
-  comparison.write(records, stem)
   print(f"\n{comparison.table(records)}\n")
+  comparison.write(records, stem)
   print("written  " + ", ".join(map(str, written)))
 
 

@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
   for argument in arguments[1:]:
     label, equals, folder = argument.partition("=")
     path = pathlib.Path(folder if equals else argument)
-    folders.setdefault(label if equals else path.name, []).append(path)
+    name = label if equals else path.resolve().name
+    folders.setdefault(name, []).append(path)
   if not folders:
     raise ConfigError("no run: give the folder of one run or of several")
   first = next(iter(folders.values()))[0]

@@ -12,14 +12,16 @@ A stage's folder holds one folder a step:
 Orbax commits a step by renaming its folder. The checksums are written after
 that, and a step counts from then on: one without them is half-written, one
 that does not match them is damaged. Neither is ever loaded or overwritten.
+Steps that are kept no longer leave by being renamed, too: a folder that lost
+files is damaged, and never one that was being deleted.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,14 +30,17 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from iapo_jax.errors import ConfigError
+from iapo_jax import files
+from iapo_jax.errors import ConfigError, SaveError
 from iapo_jax.state import StateSpec
 from iapo_jax.types import Params, PyTree, TrainState
 
 STAGES = ("warm_start", "rl")  # in the order they run
 _CHECKSUMS = "checksums.json"
+_NO_SPACE = "RESOURCE_EXHAUSTED"  # TensorStore has no OSError for it
 _SMALL = 2**20  # bytes of a file that is read even in a quick look
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
+_REMOVED = "removed"  # steps that are kept no longer, until they are deleted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Checkpoints:
       keep_best: checkpoints kept for their validation accuracy.
     """
     self.folder = folder.absolute()
-    _set_half_written_aside(self.folder)
+    _clear(self.folder)
     policy = keep.AnyPreservationPolicy([
         keep.LatestN(keep_last),
         keep.CustomSteps([0]),
@@ -82,6 +87,7 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=_accuracy,  # without it Orbax writes no metrics
+            todelete_subdir=_REMOVED,
             enable_async_checkpointing=False,
         ),
     )
@@ -98,20 +104,39 @@ class Checkpoints:
       state: to write.
       progress: of the stage; its `done` is the checkpoint's step.
       metrics: of the validation at this step.
+
+    Raises:
+      SaveError: where it could not be written.
     """
-    with _errors_only():  # Orbax warns of every save without metrics
-      self._manager.save(
-          progress.done,
-          args=ocp.args.Composite(
-              params=ocp.args.StandardSave(state.params),
-              rest=ocp.args.StandardSave(state.replace(params=None)),
-              progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-          ),
-          metrics=metrics,
-          force=True,
-      )
-    self._manager.wait_until_finished()
-    _seal(self.folder / str(progress.done))
+    try:
+      with _errors_only():  # Orbax warns of every save without metrics
+        self._manager.save(
+            progress.done,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(state.replace(params=None)),
+                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+            ),
+            metrics=metrics,
+            force=True,
+        )
+      self._manager.wait_until_finished()
+      _seal(self.folder / str(progress.done))
+    except (OSError, ValueError) as error:
+      if isinstance(error, ValueError) and _NO_SPACE not in str(error):
+        raise
+      raise SaveError(self._failure(progress.done, error)) from error
+    # Only now that the newest counts.
+    shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+
+  def _failure(self, step: int, error: Exception) -> str:
+    intact = steps(self.folder)
+    kept = f"the last one is {intact[-1]}" if intact else "there is none before"
+    reason = getattr(error, "strerror", None) or "no space left on the device"
+    return (
+        f"checkpoint {self.folder / str(step)} could not be written ({reason});"
+        f" {kept}. The same command goes on from there"
+    )
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -123,6 +148,11 @@ class Checkpoints:
 def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
   """Where a stage of a run keeps its checkpoints."""
   return workdir / "checkpoints" / stage
+
+
+def exists(workdir: pathlib.Path) -> bool:
+  """Whether a workdir holds anything of any checkpoint."""
+  return any(_folders(stage_folder(workdir, stage)) for stage in STAGES)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -162,14 +192,16 @@ def fault(
     expected = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
   except FileNotFoundError:
     return "was not completely written"
+  except OSError as error:
+    return f"cannot be read ({error.strerror})"
   except ValueError:
     return f"has a damaged {_CHECKSUMS}"
   if not isinstance(expected, dict):
     return f"has a damaged {_CHECKSUMS}"
   try:
     found = _checksums(path, _SMALL if quick else None)
-  except FileNotFoundError:
-    return "is being removed"
+  except OSError as error:
+    return f"cannot be read ({error.strerror})"
   for name in sorted(expected.keys() | found.keys()):
     if name not in found:
       return f"lacks {name}"
@@ -327,32 +359,27 @@ def _checksums(
 
 def _seal(path: pathlib.Path) -> None:
   """Writes a checkpoint's checksums, whole or not at all."""
-  draft = path / (_CHECKSUMS + ".draft")
-  text = json.dumps(_checksums(path), indent=2)
-  with draft.open("w", encoding="utf-8") as file:
-    file.write(text + "\n")
-    file.flush()
-    os.fsync(file.fileno())
-  draft.rename(path / _CHECKSUMS)
+  files.write_json(path / _CHECKSUMS, _checksums(path))
 
 
-def _set_half_written_aside(folder: pathlib.Path) -> None:
-  if folder.is_dir():
-    for path in sorted(folder.iterdir()):
-      if _HALF_WRITTEN in path.name:
-        kept = _set_aside(path)
-        print(
-            f"warning: checkpoint {path} was not completely written; it is"
-            f" not used and lies in {kept} now",
-            flush=True,
-        )
+def _clear(folder: pathlib.Path) -> None:
+  """Deletes what never was a checkpoint, or is one no longer."""
+  if not folder.is_dir():
+    return
+  shutil.rmtree(folder / _REMOVED, ignore_errors=True)
+  for path in sorted(folder.iterdir()):
+    if _HALF_WRITTEN in path.name:
+      shutil.rmtree(path)
+      print(
+          f"warning: checkpoint {path} was not completely written; it is"
+          " deleted",
+          flush=True,
+      )
 
 
 def _set_aside(path: pathlib.Path) -> pathlib.Path:
   """Moves a checkpoint out of its stage's folder; nothing is overwritten."""
   kept = path.parent.parent / "damaged"
   kept.mkdir(exist_ok=True)
-  number = 1
-  while (kept / f"{path.parent.name}-{path.name}-{number}").exists():
-    number += 1
-  return path.rename(kept / f"{path.parent.name}-{path.name}-{number}")
+  name = kept / f"{path.parent.name}-{path.name}"
+  return path.rename(files.numbered(name, "-"))

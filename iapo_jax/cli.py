@@ -6,12 +6,13 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iapo_jax import config as config_lib
-from iapo_jax.errors import ConfigError
+from iapo_jax.errors import ConfigError, SaveError
 from iapo_jax.interrupts import Interrupted
 
 # Before transformers is imported, which says that torch is missing.
@@ -23,28 +24,61 @@ _OVERRIDE = "--config."
 def run(main: Callable[[list[str]], None]) -> None:
   """`absl.app.run`, where a user's mistake ends in one line and status 2.
 
-  So does a run that is stopped because its numbers are no longer finite. One
-  that was interrupted ends in a line that says what was saved, and with the
-  status that shells give such a process: 128 + the signal's number.
+  So does a run that is stopped because its numbers are no longer finite, or
+  because something cannot be read or written. One that was interrupted ends in
+  a line that says what was saved, and with the status that shells give such a
+  process: 128 + the signal's number.
 
   Args:
     main: called with the arguments that are no flags.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
   try:
     app.run(main, flags_parser=_parse_flags)
-  except (ConfigError, FloatingPointError) as error:
+  except (ConfigError, FloatingPointError, SaveError, OSError) as error:
     _stop(error)
   except Interrupted as interrupted:
     print(f"interrupted: {interrupted}", file=sys.stderr)
     sys.exit(128 + interrupted.number)
   except KeyboardInterrupt:
-    print(
-        "interrupted: a run goes on from its last checkpoint when its command"
-        " is given again",
-        file=sys.stderr,
-    )
+    print("interrupted", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
+
+
+class _Lasting:
+  """A standard stream that outlives its reader.
+
+  Ctrl-C also ends the `tee` at the other end of a pipe: what is written after
+  that is lost, and nothing else is.
+  """
+
+  def __init__(self, stream: TextIO) -> None:
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    """Writes, or drops what nobody reads."""
+    try:
+      return self._stream.write(text)
+    except OSError:
+      self._drop()
+      return len(text)
+
+  def flush(self) -> None:
+    """Flushes, or drops what nobody reads."""
+    try:
+      self._stream.flush()
+    except OSError:
+      self._drop()
+
+  def _drop(self) -> None:
+    """From here on, and for what is still in the buffer: nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, self._stream.fileno())
+    os.close(nowhere)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
 
 
 def load_config() -> tuple[config_lib.Config, str]:

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import math
+import os
 import pathlib
 import statistics
 import time
@@ -12,9 +14,11 @@ import jax
 import numpy as np
 import tqdm
 
-from iapo_jax import assembly, checkpoint, evaluation, trainer
+from iapo_jax import assembly, checkpoint, evaluation, files, policies
+from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
+from iapo_jax.config import MeshConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.evaluation import Completions
 from iapo_jax.types import KeyDomain, Params
@@ -43,7 +47,11 @@ class Contestant:
 
 
 def load(
-    workdirs: Sequence[pathlib.Path], which: str, **settings: Any
+    workdirs: Sequence[pathlib.Path],
+    which: str,
+    *,
+    max_tokens: int | None = None,
+    **settings: Any,
 ) -> list[Contestant]:
   """Policies of runs.
 
@@ -51,6 +59,7 @@ def load(
     workdirs: of the runs.
     which: `last`, `best` (`evaluation.best_step`; the last of a run without
       reinforcement learning) or a step of its reinforcement learning.
+    max_tokens: replaces `config.rollout.max_tokens` of the runs.
     **settings: fields of `config.evaluation` that replace those of the runs;
       None leaves one as it is.
 
@@ -63,10 +72,7 @@ def load(
   shared: dict[Any, tuple[Assembly, evaluation.Sampler]] = {}
   contestants = []
   for workdir in workdirs:
-    cfg = workdir_lib.load_config(workdir)
-    given = {k: v for k, v in settings.items() if v is not None}
-    changed = dataclasses.replace(cfg.evaluation, **given)
-    cfg = workdir_lib.checked(dataclasses.replace(cfg, evaluation=changed))
+    cfg = _judging(workdir_lib.load_config(workdir), max_tokens, settings)
     # All that shapes the sampler and its data: such runs share one program.
     alike = (
         cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
@@ -77,26 +83,67 @@ def load(
       stage = assembly.reinforcement_stage(parts)
       shared[alike] = parts, assembly.sampler_of(parts, stage)
     parts, sampler = shared[alike]
-    stage, step = _where(workdir, which)
-    params = trainer.load_policy(parts, workdir, (stage, step))
-    name = f"{stage}/{step}"
-    contestants.append(Contestant(str(workdir), name, parts, sampler, params))
+    source = _where(workdir, which)
+    params = policies.load(parts, source)
+    contestants.append(
+        Contestant(str(workdir), source.name, parts, sampler, params)
+    )
   _check_alike(contestants)
   return contestants
+
+
+def _judging(
+    cfg: config_lib.Config, max_tokens: int | None, settings: dict[str, Any]
+) -> config_lib.Config:
+  """A run's configuration with all that only training needs left out."""
+  given = {k: v for k, v in settings.items() if v is not None}
+  rollout = cfg.rollout
+  if max_tokens is not None:
+    rollout = dataclasses.replace(rollout, max_tokens=max_tokens)
+  default = config_lib.Config()
+  return config_lib.checked(
+      dataclasses.replace(
+          cfg,
+          evaluation=dataclasses.replace(cfg.evaluation, **given),
+          rollout=rollout,
+          mesh=_mesh_here(cfg.mesh),
+          num_steps=0,
+          loss=default.loss,
+          warm_start=default.warm_start,
+      )
+  )
+
+
+def _mesh_here(mesh: MeshConfig) -> MeshConfig:
+  """The mesh of a run, or where it does not fit the devices, data parallel."""
+  sizes = dataclasses.astuple(mesh)
+  devices = jax.device_count()
+  fixed = math.prod(size for size in sizes if size != -1)
+  if devices == fixed or (-1 in sizes and devices % fixed == 0):
+    return mesh
+  print(
+      f"mesh       data {devices}: the run's own (data, fsdp, tensor) = {sizes}"
+      " does not fit the devices there are"
+  )
+  return MeshConfig()
 
 
 def _check_alike(contestants: Sequence[Contestant]) -> None:
   """Whether the contestants can be judged side by side."""
   first, *others = (c.parts for c in contestants)
   for other in others:
-    for field in ("samples", "batch_size"):
+    for field in (
+        "evaluation.samples", "evaluation.batch_size",
+        "evaluation.temperature", "rollout.max_tokens",
+    ):  # fmt: skip
+      group, name = field.split(".")
       ours, theirs = (
-          getattr(parts.cfg.evaluation, field) for parts in (first, other)
+          getattr(getattr(parts.cfg, group), name) for parts in (first, other)
       )
       if ours != theirs:
         raise ConfigError(
-            f"config.evaluation.{field}: the runs have {ours} and {theirs};"
-            f" give one with --{field}"
+            f"config.{field}: the runs have {ours} and {theirs}; give one with"
+            f" --{name}"
         )
     for split in SPLITS:
       tables = (parts.task.tables[split].prompts for parts in (first, other))
@@ -105,19 +152,19 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
         raise ConfigError(f"the runs differ in their {split} problems")
 
 
-def _where(workdir: pathlib.Path, which: str) -> tuple[str, int]:
-  last = checkpoint.last(workdir)
-  if which == "last" or (which == "best" and last[0] != "rl"):
+def _where(workdir: pathlib.Path, which: str) -> policies.Source:
+  last = policies.last(workdir)
+  if which == "last" or (which == "best" and last.stage != "rl"):
     return last
   if which == "best":
-    return "rl", trainer.best_checkpoint(workdir)
+    return policies.best(workdir)
   kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
   if not which.isdecimal() or int(which) not in kept:
     raise ConfigError(
         f"--checkpoint = {which!r}: must be last, best or a kept step of"
         f" {str(workdir)!r}, which are {kept}"
     )
-  return "rl", int(which)
+  return policies.Source(workdir, "rl", int(which))
 
 
 def judge(
@@ -228,61 +275,101 @@ def report(
 def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
   """STEM.json with everything, and STEM.csv with a row per run and seed.
 
+  Rows whose `seed` is `mean` or `std` are over the seeds before them.
+
   Args:
     records: of `report`.
     stem: of both files.
   """
-  stem.parent.mkdir(parents=True, exist_ok=True)
-  as_json, as_csv = files(stem)
-  workdir_lib.write_json(as_json, {"runs": list(records)})
+  as_json, as_csv = outputs(stem)
+  files.write_json(as_json, {"runs": list(records)})
   shared = ["run", "checkpoint", "split", "batch_size", "temperature"]
-  # Runs may differ in their samples, and so in the k of pass@k.
-  metrics = list(
-      dict.fromkeys(k for r in records for seed in r["seeds"] for k in seed)
-  )
   with as_csv.open("w", newline="", encoding="utf-8") as f:
-    writer = csv.DictWriter(f, [*shared, *metrics], restval="")
+    writer = csv.DictWriter(f, [*shared, "seed", *records[0]["mean"]])
     writer.writeheader()
     for record in records:
       base = {name: record[name] for name in shared}
-      writer.writerows(base | seed for seed in record["seeds"])
+      rows = list(record["seeds"])
+      rows += [
+          {"seed": name} | record[name]
+          for name in ("mean", "std")
+          if name in record
+      ]
+      writer.writerows(base | row for row in rows)
 
 
-def files(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """The JSON and the CSV file of a stem.
+def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """The JSON and the CSV file of a stem, which can be written.
 
   Args:
-    stem: of both.
+    stem: of both; its folder is made if need be.
 
   Returns:
     Their paths.
 
   Raises:
-    ConfigError: for a stem without a name.
+    ConfigError: for a stem without a name or a folder.
   """
   if not stem.name:
     raise ConfigError(f"--output = {str(stem)!r}: must end in a file name")
-  return tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
+  paths = tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
+  try:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(stem)!r}: cannot be written ({error.strerror})"
+    ) from error
+  if not os.access(stem.parent, os.W_OK) or any(p.is_dir() for p in paths):
+    raise ConfigError(f"--output = {str(stem)!r}: cannot be written")
+  return paths
+
+
+def columns(records: Sequence[dict[str, Any]]) -> list[str]:
+  """The heads of the most asked-for numbers, the run's first."""
+  return ["run", *(head for head, *_ in _columns(records))]
+
+
+def cells(
+    record: dict[str, Any], records: Sequence[dict[str, Any]]
+) -> list[str]:
+  """The most asked-for numbers of a record; ± is over sampling seeds.
+
+  Args:
+    record: one of `records`.
+    records: of `report`, that stand in one table.
+
+  Returns:
+    A text for each of `columns`.
+  """
+  numbers = [
+      _cell(record, metric, scale, style)
+      for _, metric, scale, style in _columns(records)
+  ]
+  return [f"{record['run']} {record['checkpoint']}", *numbers]
+
+
+def _columns(
+    records: Sequence[dict[str, Any]],
+) -> list[tuple[str, str, float, str]]:
+  """Head, metric, factor and format."""
+  k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
+  return [
+      ("accuracy", "accuracy", 1, ".3f"),
+      (f"pass@{k}", f"pass@{k}", 1, ".3f"),
+      (f"length@{k} (tokens)", f"length@{k}", 1, ".1f"),
+      (f"pass@{k} / length@{k}", f"efficiency@{k}", 1, ".4f"),
+      ("reasoning (tokens)", "mean_reasoning_tokens", 1, ".1f"),
+      ("format", "format_rate", 1, ".3f"),
+      ("ms per completion", SECONDS, 1e3, ".3f"),
+  ]
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-  """The most asked-for numbers as Markdown; ± is over sampling seeds."""
-  k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
-  head = ["run", "accuracy", f"pass@{k}", f"length@{k}", f"efficiency@{k}"]
-  head += ["reasoning", "format", "ms per completion"]
+  """`columns` and `cells` as Markdown."""
+  head = columns(records)
   lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
   for record in records:
-    cells = [
-        f"{record['run']} {record['checkpoint']}",
-        _cell(record, "accuracy", 1, ".3f"),
-        _cell(record, f"pass@{k}", 1, ".3f"),
-        _cell(record, f"length@{k}", 1, ".1f"),
-        _cell(record, f"efficiency@{k}", 1, ".4f"),
-        _cell(record, "mean_reasoning_tokens", 1, ".1f"),
-        _cell(record, "format_rate", 1, ".3f"),
-        _cell(record, SECONDS, 1e3, ".3f"),
-    ]
-    lines.append("| " + " | ".join(cells) + " |")
+    lines.append("| " + " | ".join(cells(record, records)) + " |")
   return "\n".join(lines)
 
 
@@ -307,8 +394,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     ConfigError: where it was not written by `write`.
   """
-  records = workdir_lib.read_json(path).get("runs")
-  needed = {"run", "checkpoint", "batch_size", "mean"}
+  records = files.read_json(path).get("runs")
+  needed = {"run", "checkpoint", "split", "batch_size", "seeds", "mean"}
   if not isinstance(records, list) or not all(
       isinstance(r, dict) and needed <= r.keys() and SECONDS in r["mean"]
       for r in records

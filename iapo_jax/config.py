@@ -296,7 +296,8 @@ class Config:
     prompts_per_step: q; with `group_size` the only two numbers of the batch.
     group_size: G, samples per prompt.
     num_steps: RL steps; 0 leaves the stage out.
-    init_from: folder of a finished run whose policy to start from.
+    init_from: whose policy to start from: the folder of a finished run, or of
+      any checkpoint (RUN/checkpoints/STAGE/STEP).
   """
 
   seed: int = 0
@@ -346,6 +347,11 @@ def parse(config: Mapping[str, Any]) -> Config:
   parsed = _build(Config, config, "")
   config_rules.check(parsed)
   return parsed
+
+
+def checked(c: Config) -> Config:
+  """A changed configuration, checked like one that a user wrote."""
+  return parse(dataclasses.asdict(c))
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -188,7 +188,7 @@ def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:
     )
   shards = shape["data"] * shape["fsdp"]
   parts = shards * c.loss.micro_batches
-  if c.prompts_per_step % parts:
+  if c.num_steps and c.prompts_per_step % parts:
     fail(
         "prompts_per_step",
         c.prompts_per_step,

@@ -32,6 +32,7 @@ def assign(
       malformed=cfg.reward.malformed,
   )
   reward = correctness + form
+  ranked = _penalised(reward, rolled, grades, weights, cfg)
   slots = jnp.arange(rolled.tokens.shape[1])
   reasoning = slots < grades.reasoning_lengths[:, None]
   information = mi.realised_information(probe.entropy, reasoning)
@@ -39,7 +40,7 @@ def assign(
   if cfg.credit.shuffle:
     credited = mi.shuffled_information(information, reasoning, key)
   group_adv, per_token = _advantages(
-      reward, credited, reasoning, rolled, grades, probe, weights, cfg
+      ranked, credited, reasoning, rolled, grades, probe, weights, cfg
   )
   samples = Samples(
       tokens=rolled.tokens,
@@ -51,14 +52,34 @@ def assign(
       entropies=rolled.entropies,
       answer_entropies=probe.entropy,
       information=information,
+      group_advantages=group_adv,
       advantages=per_token,
   )
   metrics = (
-      _reward_metrics(correctness, form, rolled, grades, cfg)
+      _reward_metrics(correctness, form, ranked, rolled, grades, cfg)
       | _probe_metrics(probe, grades.reasoning_lengths)
       | _credit_metrics(group_adv, per_token, rolled)
   )
   return samples, metrics
+
+
+def _penalised(
+    reward: Array,
+    rolled: Rollout,
+    grades: Grades,
+    weights: CreditWeights,
+    cfg: Config,
+) -> Array:
+  """The reward that members of a group are compared by."""
+  if cfg.credit.mode != "length_penalty":
+    return reward
+  return advantages.length_penalised_rewards(
+      reward,
+      grades.correct,
+      rolled.lengths,
+      max_length=cfg.rollout.max_tokens,
+      weight=weights.length,
+  )
 
 
 def _advantages(
@@ -73,14 +94,6 @@ def _advantages(
 ) -> tuple[Array, Array]:
   """The group advantages [b] and the token advantages [b, t]."""
   mode = cfg.credit.mode
-  if mode == "length_penalty":
-    reward = advantages.length_penalised_rewards(
-        reward,
-        grades.correct,
-        rolled.lengths,
-        max_length=cfg.rollout.max_tokens,
-        weight=weights.length,
-    )
   group_adv = advantages.group_advantages(
       reward, group_size=cfg.group_size, normalise=mode != "length_penalty"
   )
@@ -108,14 +121,14 @@ def _advantages(
 def _reward_metrics(
     correctness: Array,
     form: Array,
+    ranked: Array,
     rolled: Rollout,
     grades: Grades,
     cfg: Config,
 ) -> dict[str, Array]:
-  reward = correctness + form
-  spread = jnp.ptp(reward.reshape(-1, cfg.group_size), axis=1)
+  spread = jnp.ptp(ranked.reshape(-1, cfg.group_size), axis=1)
   return {
-      "reward/total": jnp.mean(reward),
+      "reward/total": jnp.mean(correctness + form),
       "reward/correctness": jnp.mean(correctness),
       "reward/format": jnp.mean(form),
       "reward/accuracy": jnp.mean(grades.correct),

@@ -1,4 +1,4 @@
-"""What is said of user input that breaks a rule."""
+"""What ends a command in one line, for people."""
 
 import typing
 from typing import Any
@@ -6,6 +6,10 @@ from typing import Any
 
 class ConfigError(ValueError):
   """User input that breaks a rule; the message is one line."""
+
+
+class SaveError(Exception):
+  """A checkpoint that could not be written; the message is one line."""
 
 
 def fail(field: str, value: Any, rule: str) -> typing.NoReturn:

@@ -120,7 +120,8 @@ def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
   """The paper's choice of a checkpoint.
 
   Of the `top` validations with the highest accuracy, the one with the highest
-  pass@k / length@k for the largest k there is. Of equals the latest.
+  pass@k / length@k for the largest k there is. Of equal ratios the more
+  accurate, of equals in both the latest.
 
   Args:
     points: validations: `step`, `accuracy`, `samples`, `efficiency@K`.

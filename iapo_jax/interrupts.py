@@ -65,7 +65,9 @@ def deferred() -> Iterator[Request]:
     name = signal.Signals(number).name
     # Not print: the signal may have come in the middle of another one.
     text = f"\n{name}: finishing the step, then saving; again to stop at once\n"
-    os.write(2, text.encode())
+    # Ctrl-C ends the reader of a pipe, too: nobody may be listening.
+    with contextlib.suppress(OSError):
+      os.write(2, text.encode())
 
   for number in before:
     signal.signal(number, note)

@@ -4,22 +4,27 @@
   samples.jsonl       whole completions, token by token
   evaluations.jsonl   lengths and correctness of every validation completion
   warnings.jsonl      what was warned of
-  tensorboard/STAGE   the same metrics under the same names
+  tensorboard/STAGE   metrics.jsonl once more, for TensorBoard
 
 Names and units are in docs/metrics.md. Lines are flushed one by one. A run
 that resumes cuts the files back to its checkpoint: the steps after it are
-repeated identically, so that no line is missing or there twice.
+repeated identically, so that no line is missing or there twice. TensorBoard's
+files are then written anew from the lines.
 """
 
 import json
 import os
 import pathlib
+import shutil
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
+from iapo_jax import files
 from iapo_jax.errors import ConfigError
 
 Metrics = dict[str, float]
@@ -29,6 +34,7 @@ SAMPLES = "samples.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 WARNINGS = "warnings.jsonl"
 FILES = (METRICS, SAMPLES, EVALUATIONS, WARNINGS)
+WRITTEN = "time/written"
 _TENSORBOARD = "tensorboard"
 
 
@@ -44,6 +50,8 @@ class RunLog:
       workdir: of the run.
       position: bytes of each file to keep, of `position`. By default the logs
         begin anew, and what there was is renamed to NAME.1, NAME.2, ...
+        (TensorBoard's files are deleted: they say nothing that the lines do
+        not).
 
     Raises:
       ConfigError: where a file is shorter than that.
@@ -57,7 +65,10 @@ class RunLog:
     self._files = {
         name: (workdir / name).open("a", encoding="utf-8") for name in FILES
     }
-    self._boards: dict[str, tensorboardX.SummaryWriter] = {}
+    self._boards: dict[str, EventsWriter] = {}
+    shutil.rmtree(workdir / _TENSORBOARD, ignore_errors=True)
+    for line in read(workdir, METRICS):
+      self._write_events(line)
 
   def write(self, stage: str, step: int, metrics: Metrics) -> None:
     """Appends metrics.
@@ -67,16 +78,28 @@ class RunLog:
       step: of the stage, counted from 1; 0 is before the first.
       metrics: by name.
     """
-    self._append(METRICS, {"stage": stage, "step": step} | metrics)
+    line = {"stage": stage, "step": step} | metrics | {WRITTEN: time.time()}
+    self._append(METRICS, line)
+    self._write_events(line)
+
+  def _write_events(self, line: Mapping[str, Any]) -> None:
+    """A line of metrics.jsonl for TensorBoard.
+
+    Not by tensorboardX's SummaryWriter: its thread loses what it has not
+    written when the process is killed, and hangs it where the disk is full;
+    and it changes names (pass@1 to pass_1).
+    """
+    stage = line["stage"]
     if stage not in self._boards:
-      # What an interrupted run wrote from this step on is repeated.
-      self._boards[stage] = tensorboardX.SummaryWriter(
-          str(self._workdir / _TENSORBOARD / stage),
-          purge_step=step,
-          flush_secs=10,
-      )
-    for name, value in metrics.items():
-      self._boards[stage].add_scalar(name, value, step)
+      folder = self._workdir / _TENSORBOARD / stage
+      folder.mkdir(parents=True)
+      self._boards[stage] = EventsWriter(str(folder / "events"))
+    event = event_pb2.Event(step=line["step"], wall_time=line[WRITTEN])
+    for name, number in line.items():
+      if name not in ("stage", "step", WRITTEN):
+        event.summary.value.add(tag=name, simple_value=number)
+    self._boards[stage].write_event(event)
+    self._boards[stage].flush()
 
   def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
     """Appends completions, of `samples.records`."""
@@ -148,6 +171,22 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
   return records
 
 
+def stage_metrics(workdir: pathlib.Path, stage: str) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl of a stage.
+
+  Args:
+    workdir: of a run.
+    stage: `warm_start`, `rl` or `validation`.
+
+  Returns:
+    Its records, in order.
+
+  Raises:
+    ConfigError: for a line that is no JSON object.
+  """
+  return [line for line in read(workdir, METRICS) if line["stage"] == stage]
+
+
 def _cut(path: pathlib.Path, size: int) -> None:
   """Shortens a file to what a checkpoint knows of it."""
   found = path.stat().st_size if path.exists() else 0
@@ -162,7 +201,4 @@ def _cut(path: pathlib.Path, size: int) -> None:
 
 def _set_aside(path: pathlib.Path) -> None:
   if path.exists() and path.stat().st_size:
-    number = 1
-    while path.with_name(f"{path.name}.{number}").exists():
-      number += 1
-    path.rename(path.with_name(f"{path.name}.{number}"))
+    path.rename(files.numbered(path, "."))

@@ -10,7 +10,7 @@ import grain
 import jax
 import tqdm
 
-from iapo_jax import interrupts
+from iapo_jax import checkpoint, interrupts
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.data.pipeline import Record
 from iapo_jax.logs import Metrics, RunLog
@@ -111,11 +111,13 @@ def fit(
       stage.observe(done, batch, output, metrics)
       batch = following
       validation = stage.validate(state, done)
-      signal = request.number  # read once: another may come at any time
-      if validation or signal or _save_is_due(stage, done):
+      asked = request.number is not None
+      if validation or asked or _save_is_due(stage, done):
         _save(stage, state, log, done, validation, position)
-      if signal:
-        raise _interrupted(stage, done, signal)
+        if request.number is not None:  # perhaps only since it was saved
+          break
+  if request.number is not None:
+    raise _interrupted(stage, done, request.number)
   return state
 
 
@@ -163,9 +165,17 @@ def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
   """Stops a run that can no longer learn anything."""
   for name, value in metrics.items():
     if not math.isfinite(value):
+      saved = checkpoint.steps(stage.checkpoints.folder)
+      good = (
+          f"--config.init_from={stage.checkpoints.folder / str(saved[-1])}"
+          if saved
+          else "the same start"
+      )
       raise FloatingPointError(
           f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
-          " nothing of this step is saved"
+          " nothing of this step is saved. The same command would come to the"
+          " same number: use another --workdir with a lower learning rate or"
+          f" clip_norm, from {good}"
       )
 
 

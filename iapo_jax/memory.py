@@ -1,4 +1,4 @@
-"""How much memory a step will need, before it is compiled.
+"""How much memory the programs of a run need, before they are compiled.
 
 Weights, moments and cache are counted exactly. Activations are a model of what
 the compiler keeps, and it may fuse or reorder better or worse: the estimate is
@@ -21,10 +21,10 @@ _FP32 = 4
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Bytes on each device.
+  """Bytes on each device while a program runs.
 
   Attributes:
-    state: weights and moments, for as long as the run lasts.
+    state: weights and moments, for as long as the stage lasts.
     reference: the starting policy, where the loss compares with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
@@ -33,11 +33,11 @@ class Estimate:
   """
 
   state: int
-  reference: int
-  decoding: int
-  cache: int
-  probes: int
-  update: int
+  reference: int = 0
+  decoding: int = 0
+  cache: int = 0
+  probes: int = 0
+  update: int = 0
 
   @property
   def peak(self) -> int:
@@ -46,8 +46,47 @@ class Estimate:
     return held + max(self.decoding + self.cache + self.probes, self.update)
 
 
-def estimate(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
-  """The estimate for one training step.
+def programs(c: Config, mesh: Mesh, spec: StateSpec) -> dict[str, Estimate]:
+  """The estimate of every program that a run will compile.
+
+  Args:
+    c: the checked configuration.
+    mesh: devices.
+    spec: of the state.
+
+  Returns:
+    `warm start`, `rl step` and `evaluation`, those that will run.
+  """
+  found = {}
+  if c.warm_start.num_steps:
+    found["warm start"] = of_warm_start(c, mesh, spec)
+  if c.num_steps:
+    found["rl step"] = of_step(c, mesh, spec)
+  return found | {"evaluation": of_evaluation(c, mesh, spec)}
+
+
+def of_warm_start(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
+  """The estimate for one supervised step; arguments as in `programs`."""
+  tokens = c.warm_start.batch_size // _shards(mesh) * c.rollout.max_tokens
+  return Estimate(
+      state=tree_bytes(spec.shapes, spec.shardings),
+      update=_update_bytes(c, mesh, spec, tokens),
+  )
+
+
+def of_evaluation(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
+  """The estimate for one call of the sampler, beside what training holds."""
+  sequences = c.evaluation.batch_size
+  return Estimate(
+      state=tree_bytes(spec.shapes, spec.shardings),
+      reference=_reference_bytes(c, spec),
+      decoding=_decoding_bytes(c, mesh, spec),
+      cache=_cache_bytes(c, mesh, sequences // c.evaluation.samples, sequences),
+  )
+
+
+def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
+  """The estimate for one step of reinforcement learning.
 
   Args:
     c: the checked configuration.
@@ -58,28 +97,59 @@ def estimate(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
     Bytes on each device, by purpose.
   """
   m, tensor = c.model, mesh.shape["tensor"]
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  width = 2 if m.dtype == "bfloat16" else 4
-  weights = tree_bytes(spec.shapes.params, spec.shardings.params)
-  count = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
-  slots = c.prompts_per_step * c.data.max_prompt_tokens
-  slots += c.sequences_per_step * (c.rollout.max_tokens + 1)
-  cache = 2 * slots * m.num_layers * m.num_kv_heads * m.head_dim * width
-  context = c.data.max_prompt_tokens + c.rollout.max_tokens
+  rows = c.sequences_per_step // _shards(mesh)
   chunk = min(c.probe.chunk, c.rollout.max_tokens + 1)
-  probed = c.sequences_per_step // shards * chunk
-  trained = c.sequences_per_step // shards // c.loss.micro_batches
-  trained *= c.rollout.max_tokens
   elicitation = 4  # tokens, about: the tokenizer is not asked
+  probe = elicitation * _layer_bytes(c, _context(c), tensor)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
-      reference=weights if c.loss.kl_weight else 0,
-      decoding=count * width // tensor,
-      cache=cache // (shards * tensor),
-      probes=probed * (elicitation * _layer_bytes(c, context, tensor) + head),
-      update=weights + _stored_bytes(c, trained, context, tensor),
+      reference=_reference_bytes(c, spec),
+      decoding=_decoding_bytes(c, mesh, spec),
+      cache=_cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step),
+      probes=rows * chunk * (probe + head),
+      update=_update_bytes(
+          c, mesh, spec, rows // c.loss.micro_batches * c.rollout.max_tokens
+      ),
   )
+
+
+def _shards(mesh: Mesh) -> int:
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _width(c: Config) -> int:
+  """Bytes of a number in the compute dtype."""
+  return 2 if c.model.dtype == "bfloat16" else 4
+
+
+def _context(c: Config) -> int:
+  return c.data.max_prompt_tokens + c.rollout.max_tokens
+
+
+def _reference_bytes(c: Config, spec: StateSpec) -> int:
+  if not (c.num_steps and c.loss.kl_weight):
+    return 0
+  return tree_bytes(spec.shapes.params, spec.shardings.params)
+
+
+def _decoding_bytes(c: Config, mesh: Mesh, spec: StateSpec) -> int:
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
+  return count * _width(c) // mesh.shape["tensor"]
+
+
+def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
+  m = c.model
+  slots = prompts * c.data.max_prompt_tokens
+  slots += sequences * (c.rollout.max_tokens + 1)
+  size = 2 * slots * m.num_layers * m.num_kv_heads * m.head_dim * _width(c)
+  return size // (_shards(mesh) * mesh.shape["tensor"])
+
+
+def _update_bytes(c: Config, mesh: Mesh, spec: StateSpec, tokens: int) -> int:
+  """Gradients, and what a backward pass over so many tokens stores."""
+  gradients = tree_bytes(spec.shapes.params, spec.shardings.params)
+  return gradients + _stored_bytes(c, tokens, _context(c), mesh.shape["tensor"])
 
 
 def _layer_bytes(c: Config, context: int, tensor: int) -> int:
@@ -87,17 +157,16 @@ def _layer_bytes(c: Config, context: int, tensor: int) -> int:
   m = c.model
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = 2 * m.num_heads // tensor * context * _FP32
-  width = 2 if m.dtype == "bfloat16" else 4
-  return (4 * m.d_model + heads + 3 * m.mlp_dim // tensor) * width + scores
+  dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
+  return dense * _width(c) + scores
 
 
 def _stored_bytes(c: Config, tokens: int, context: int, tensor: int) -> int:
   """What the backward pass of one micro-batch needs of the forward pass."""
   m = c.model
-  width = 2 if m.dtype == "bfloat16" else 4
   layer = 2 * _layer_bytes(c, context, tensor)  # values and their gradients
   if m.remat:
-    layers = m.num_layers * m.d_model * width + layer
+    layers = m.num_layers * m.d_model * _width(c) + layer
   else:
     layers = m.num_layers * layer
   rows = tokens // c.rollout.max_tokens

@@ -23,38 +23,73 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
     Lines.
   """
   m, shape = c.model, mesh.shape
-  sequences, micro = c.sequences_per_step, c.loss.micro_batches
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
-  positions = c.rollout.max_tokens + 1
-  shards = shape["data"] * shape["fsdp"]
   lines = [
       f"model      {weights:,} weights: {m.num_layers} layers of width"
       f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
       f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
       f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
-      f"batch      {c.prompts_per_step} prompts x {c.group_size} samples ="
-      f" {sequences} sequences, {sequences // shards} per data shard, at most"
-      f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
+  ]
+  if c.warm_start.num_steps:
+    size = c.warm_start.batch_size
+    lines.append(
+        f"warm start {c.warm_start.num_steps} steps of {size} chains, at most"
+        f" {size * c.rollout.max_tokens:,} tokens a step"
+    )
+  if c.num_steps:
+    lines += _describe_step(c, shape["data"] * shape["fsdp"])
+  lines.append(_describe_evaluation(c))
+  for name, needed in memory.programs(c, mesh, spec).items():
+    lines.append(f"memory     {_describe_memory(name, needed)}")
+  return "\n".join(lines)
+
+
+def _describe_step(c: Config, shards: int) -> list[str]:
+  """What one step of reinforcement learning is made of."""
+  sequences, micro = c.sequences_per_step, c.loss.micro_batches
+  positions = c.rollout.max_tokens + 1
+  return [
+      f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
+      f" {c.group_size} samples = {sequences} sequences,"
+      f" {sequences // shards} per data shard, at most"
+      f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
       f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
       f"probes     {positions} positions in chunks of"
       f" {min(c.probe.chunk, positions)}",
       f"credit     {_describe_credit(c.credit)}",
-      f"memory     {_describe_memory(memory.estimate(c, mesh, spec))}",
   ]
-  return "\n".join(lines)
 
 
-def _describe_memory(estimate: memory.Estimate) -> str:
-  parts = ", ".join(
-      f"{name} {memory.readable(size)}"
-      for name, size in dataclasses.asdict(estimate).items()
-      if size
+def _describe_evaluation(c: Config) -> str:
+  e = c.evaluation
+  during = ""
+  if c.num_steps and e.every:
+    during = (
+        f"every {e.every} RL steps on {e.problems} problems, at the end"
+        " on the test split: "
+    )
+  return (
+      f"evaluation {during}{e.samples} sample{'s' if e.samples > 1 else ''} a"
+      f" problem, {e.batch_size} completions per call"
   )
-  total = memory.readable(estimate.peak)
-  return f"about {total} a device; {parts}"
+
+
+def _describe_memory(name: str, needed: memory.Estimate) -> str:
+  """The total, and where it comes from."""
+  told = {
+      part: f"{part} {memory.readable(size)}"
+      for part, size in dataclasses.asdict(needed).items()
+      if size
+  }
+  held = [told.pop(part) for part in ("state", "reference") if part in told]
+  update = [told.pop("update")] if "update" in told else []
+  sampling = [" + ".join(told.values())] if told else []
+  phases = " or, if that is more, ".join(sampling + update)
+  total = memory.readable(needed.peak)
+  return f"{name} about {total} a device: {' + '.join([*held, phases])}"
 
 
 def _describe_credit(c: CreditConfig) -> str:

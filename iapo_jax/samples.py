@@ -28,9 +28,7 @@ def records(
       group stay together.
 
   Yields:
-    JSON-ready records: texts, `tokens` (the text of each, T of them),
-    `entropies` h and `advantages` [T], `information` D [R], `answer_entropies`
-    H [R + 1]; all in nats but for the advantages.
+    JSON-ready records; docs/metrics.md tells their fields.
   """
   group = len(samples.lengths) // len(prompts.lengths)
   count = min(count, len(samples.lengths))
@@ -53,6 +51,7 @@ def records(
         "entropies": _floats(rows.entropies[i, :length]),
         "answer_entropies": _floats(rows.answer_entropies[i, : reasoning + 1]),
         "information": _floats(rows.information[i, :reasoning]),
+        "group_advantage": _floats(rows.group_advantages[i : i + 1])[0],
         "advantages": _floats(rows.advantages[i, :length]),
     }
 

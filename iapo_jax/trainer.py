@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import signal
 import time
 
 import jax
@@ -11,14 +12,15 @@ from iapo_jax import (
     assembly,
     checkpoint,
     evaluation,
+    files,
     logs,
     loop,
     memory,
     plan,
+    policies,
     sharding,
     watch,
 )
-from iapo_jax import config as config_lib
 from iapo_jax import samples as samples_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -26,6 +28,7 @@ from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
 from iapo_jax.errors import ConfigError
+from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Metrics, RunLog
 from iapo_jax.types import (
   KeyDomain,
@@ -93,8 +96,9 @@ def train(
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
-    Interrupted: where somebody asked to stop; everything is saved.
+    Interrupted: where somebody asked to stop; it says what is saved.
     FloatingPointError: where a metric is no longer finite.
+    SaveError: where a checkpoint could not be written.
   """
   start = time.perf_counter()
   if jax.process_count() > 1:
@@ -104,7 +108,7 @@ def train(
     )
   parts = assembly.assemble(cfg)
   if cfg.init_from and (dry_run or not workdir_lib.is_claimed(workdir)):
-    check_source(parts, pathlib.Path(cfg.init_from))
+    policies.check_source(parts, policies.source(cfg.init_from))
   if dry_run:
     print(_introduction(parts))
     return
@@ -116,9 +120,15 @@ def train(
     saved = _find_saved(parts, workdir)
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
-    with RunLog(workdir, position) as log:
-      run = Run(parts, workdir, log, sampler)
-      _summarise(run, _run_stages(run, saved), start)
+    try:
+      with RunLog(workdir, position) as log:
+        run = Run(parts, workdir, log, sampler)
+        _summarise(run, _run_stages(run, saved), start)
+    except KeyboardInterrupt as error:
+      raise Interrupted(
+          signal.SIGINT,
+          "stopped at once; the same command goes on from the last checkpoint",
+      ) from error
 
 
 def _find_saved(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
@@ -139,17 +149,18 @@ def _find_saved(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
 
 def _run_stages(run: Run, saved: Saved | None) -> TrainState:
   """The state after the configured stages."""
-  cfg, params, state = run.cfg, None, None
+  cfg, params = run.cfg, None
   if saved and saved.stage == "rl":
     return reinforce(run, None, saved)
   if cfg.init_from and not saved:
-    params = load_policy(run.parts, pathlib.Path(cfg.init_from))
+    params = policies.load(run.parts, policies.source(cfg.init_from))
   if cfg.warm_start.num_steps:
     state = warm_start(run, params, saved)
+    if not cfg.num_steps:
+      return state
     params = state.params
-  if cfg.num_steps or state is None:
-    state = reinforce(run, params, None)
-  return state
+    del state  # its moments would lie on the devices until the end
+  return reinforce(run, params, None)
 
 
 def warm_start(
@@ -263,22 +274,24 @@ def reinforce(
 
 def _reference(run: Run) -> Params:
   """The policy that an interrupted reinforcement learning began with."""
-  folder = checkpoint.stage_folder(run.workdir, "rl")
-  problem = checkpoint.fault(folder, 0)
-  if not problem:
-    return load_policy(run.parts, run.workdir, ("rl", 0))
+  cfg, workdir = run.cfg, run.workdir
+  start = policies.Source(workdir, "rl", 0)
   # What it was copied from is as good.
-  warm = ("warm_start", run.cfg.warm_start.num_steps)
-  folder = checkpoint.stage_folder(run.workdir, warm[0])
-  if checkpoint.fault(folder, warm[1]) is None:
-    print(f"warning: checkpoint rl/0 {problem}; the warm start's end is read")
-    return load_policy(run.parts, run.workdir, warm)
-  if run.cfg.init_from and not run.cfg.warm_start.num_steps:
-    print(f"warning: checkpoint rl/0 {problem}; config.init_from is read")
-    return load_policy(run.parts, pathlib.Path(run.cfg.init_from))
+  if cfg.warm_start.num_steps:
+    other = policies.Source(workdir, "warm_start", cfg.warm_start.num_steps)
+  elif cfg.init_from:
+    other = policies.source(cfg.init_from)
+  else:
+    other = None
+  problem = start.fault()
+  if not problem:
+    return policies.load(run.parts, start)
+  if other and other.fault() is None:
+    print(f"warning: checkpoint {start} {problem}; {other} is read instead")
+    return policies.load(run.parts, other)
   raise ConfigError(
-      f"workdir {str(run.workdir)!r}: checkpoint rl/0 {problem}; the KL penalty"
-      " needs that policy: start over in another --workdir"
+      f"checkpoint {start} {problem}; the KL penalty needs that policy: start"
+      " over in another --workdir"
   )
 
 
@@ -289,9 +302,8 @@ class _Observer:
     self._run = run
     self._watch = watch.Watch()
     # A resumed run knows what the interrupted one had seen.
-    for line in logs.read(run.workdir, logs.METRICS):
-      if line["stage"] == "rl":
-        self._watch.check(line["step"], line, lambda *_: None)
+    for line in logs.stage_metrics(run.workdir, "rl"):
+      self._watch.check(line["step"], line, lambda *_: None)
 
   def __call__(
       self, done: int, batch: Prompts, output: StepOutput, metrics: Metrics
@@ -337,7 +349,7 @@ def _summarise(run: Run, state: TrainState, start: float) -> None:
   params, name = _judged(run, state)
   summary = evaluation.summarise(_sample(run, params, "test", count))
   extra = {"checkpoint": name, "seconds": time.perf_counter() - start}
-  workdir_lib.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
+  files.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
   print(
       f"test       accuracy {summary['accuracy']:.3f} ±"
       f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
@@ -350,100 +362,8 @@ def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
   stage = "rl" if run.cfg.num_steps else checkpoint.last(run.workdir)[0]
   if run.cfg.evaluation.checkpoint == "last" or stage != "rl":
     return state.params, f"{stage}/{int(state.step)}"
-  step = best_checkpoint(run.workdir)
-  params = load_policy(run.parts, run.workdir, ("rl", step))
-  return params, f"rl/{step}"
-
-
-def best_checkpoint(workdir: pathlib.Path) -> int:
-  """The step of a run that the paper's rule chooses.
-
-  Args:
-    workdir: of a run.
-
-  Returns:
-    A step of its reinforcement learning that is kept.
-
-  Raises:
-    ConfigError: where no validated checkpoint is kept.
-  """
-  points = [
-      line
-      for line in logs.read(workdir, logs.METRICS)
-      if line["stage"] == "validation"
-  ]
-  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
-  available = [point for point in points if point["step"] in kept]
-  if not available:
-    raise ConfigError(
-        f"workdir {str(workdir)!r}: holds no validated checkpoint to choose"
-        " the best of"
-    )
-  best = evaluation.best_step(points)
-  if best not in kept:
-    print(f"warning: the best checkpoint, rl/{best}, is not there; the best of"
-          " those that are is taken")  # fmt: skip
-    return evaluation.best_step(available)
-  return best
-
-
-def load_policy(
-    parts: Assembly,
-    workdir: pathlib.Path,
-    where: tuple[str, int] | None = None,
-) -> Params:
-  """A policy of another run, for this run's mesh.
-
-  Args:
-    parts: of this run.
-    workdir: of the other.
-    where: stage and step of the checkpoint; the run's last by default.
-
-  Returns:
-    Its parameters.
-
-  Raises:
-    ConfigError: where it has no such checkpoint, a damaged one or another
-      model.
-  """
-  _check_model(parts, workdir)
-  stage, step = where or checkpoint.last(workdir)
-  spec = assembly.reinforcement_stage(parts).spec
-  return checkpoint.load_params(
-      checkpoint.stage_folder(workdir, stage),
-      step,
-      spec.shapes.params,
-      spec.shardings.params,
-  )
-
-
-def check_source(parts: Assembly, workdir: pathlib.Path) -> None:
-  """Whether a run can begin with the last policy of another.
-
-  Args:
-    parts: of the run.
-    workdir: of the other.
-
-  Raises:
-    ConfigError: where that is not finished, or has another model.
-  """
-  _check_model(parts, workdir)
-  checkpoint.last(workdir)
-  if not (workdir / workdir_lib.SUMMARY).exists():
-    raise ConfigError(
-        f"config.init_from = {str(workdir)!r}: must be a finished run (it has"
-        f" no {workdir_lib.SUMMARY})"
-    )
-
-
-def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
-  theirs = workdir_lib.read_config(workdir)
-  for field, value in config_lib.flatten(parts.cfg).items():
-    if field.startswith("model.") and theirs.get(field, value) != value:
-      raise ConfigError(
-          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
-          f" {theirs[field]!r}"
-      )
+  best = policies.best(run.workdir)
+  return policies.load(run.parts, best), best.name
 
 
 def _sample(

@@ -206,7 +206,8 @@ class Samples:
     entropies: fp32[b, t], of the policy.
     answer_entropies: fp32[b, t + 1], H; 0 after R (after T for `faithful`).
     information: fp32[b, t], D; 0 after R.
-    advantages: fp32[b, t]; 0 after the end.
+    group_advantages: fp32[b], A.
+    advantages: fp32[b, t], A plus the token's credit; 0 after the end.
   """
 
   tokens: Array
@@ -218,6 +219,7 @@ class Samples:
   entropies: Array
   answer_entropies: Array
   information: Array
+  group_advantages: Array
   advantages: Array
 
 

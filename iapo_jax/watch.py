@@ -14,6 +14,7 @@ Warn = Callable[[int, str], None]
 PATIENCE = 5  # steps in a row before a warning
 WINDOW = 10  # steps whose means are compared for collapse
 LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
+ALL = 1 - 1e-6  # a share of all, whose fp32 mean may round below 1
 LOST_LENGTH = 0.2  # of that window's reasoning length
 
 
@@ -82,12 +83,12 @@ def troubles(metrics: Metrics) -> dict[str, str]:
     Texts for people.
   """
   found = {}
-  if metrics["reward/zero_spread_groups"] == 1:
+  if metrics["reward/zero_spread_groups"] > ALL:
     found["spread"] = (
         "no group has any spread of reward: nothing is learned from rewards;"
         " are the problems too easy, too hard, or graded wrongly?"
     )
-  if metrics["length/unfinished"] == 1:
+  if metrics["length/unfinished"] > ALL:
     found["cut"] = (
         "every completion is cut off at rollout.max_tokens without an EOS:"
         " raise it"

@@ -1,16 +1,14 @@
 """The folder of a run: one configuration, one writer."""
 
 import contextlib
-import dataclasses
 import fcntl
-import json
+import importlib.metadata
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-
+from iapo_jax import checkpoint, files
 from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.errors import ConfigError
@@ -67,21 +65,27 @@ def is_claimed(workdir: pathlib.Path) -> bool:
 def environment(parts: Assembly) -> dict[str, str]:
   """What the last digits of a run's numbers depend on besides its config."""
   devices = parts.mesh.devices
+  packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
   return {
       "devices": f"{devices.size} x {devices.flat[0].device_kind}",
-      "jax": jax.__version__,
+      "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+      **{name: importlib.metadata.version(name) for name in packages},
   }
 
 
 def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
   """Warns where a run goes on elsewhere: it will not repeat itself exactly."""
-  path = workdir / _ENVIRONMENT
-  theirs = read_json(path) if path.exists() else {}
+  try:
+    theirs = files.read_json(workdir / _ENVIRONMENT)
+  except ConfigError as error:
+    print(f"warning: {error}; where the run began is not known", flush=True)
+    return
   for name, ours in environment(parts).items():
     if theirs.get(name, ours) != ours:
       print(
-          f"warning: {name}: the run began with {theirs[name]} and goes on with"
-          f" {ours}; the steps from here on may differ in their last digits",
+          f"warning: {name}: the run began with {theirs[name]!r} and goes on"
+          f" with {ours!r}; the steps from here on may differ in their last"
+          " digits",
           flush=True,
       )
 
@@ -97,23 +101,51 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
     Whether it holds this run, finished.
 
   Raises:
-    ConfigError: where it holds a run with another configuration.
+    ConfigError: where it holds a run with another configuration, or one
+      whose configuration is lost.
   """
   ours = config_lib.flatten(parts.cfg)
-  if (workdir / _CONFIG).exists():
-    theirs = read_config(workdir)
-    for field in ours | theirs:
-      if ours.get(field) != theirs.get(field):
-        raise ConfigError(
-            f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
-            f" holds a run with {theirs.get(field)!r}; use another --workdir"
-        )
+  if is_claimed(workdir):
+    _check_same(ours, read_config(workdir), workdir)
     _compare_environment(workdir, parts)
-    return (workdir / SUMMARY).exists()
-  write_json(workdir / _ENVIRONMENT, environment(parts))
+    return is_finished(workdir)
+  if checkpoint.exists(workdir):
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: has checkpoints, but no {_CONFIG} that"
+        " tells of which run; put it back, or use another --workdir"
+    )
+  files.write_json(workdir / _ENVIRONMENT, environment(parts))
   parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
-  write_json(workdir / _CONFIG, ours)
+  files.write_json(workdir / _CONFIG, ours)
   return False
+
+
+def _check_same(
+    ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path
+) -> None:
+  for field in ours | theirs:
+    values = ours.get(field), theirs.get(field)
+    if field == "init_from" and all(values):
+      # However its path was written.
+      values = tuple(pathlib.Path(value).resolve() for value in values)
+    if values[0] != values[1]:
+      raise ConfigError(
+          f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
+          f" holds a run with {theirs.get(field)!r}; use another --workdir"
+      )
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether a run has its summary, which is written last."""
+  path = workdir / SUMMARY
+  if not path.exists():
+    return False
+  try:
+    files.read_json(path)
+  except ConfigError as error:
+    print(f"warning: {error}; the run is taken as not finished", flush=True)
+    return False
+  return True
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -130,7 +162,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   """
   if not is_claimed(workdir):
     raise ConfigError(f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})")
-  return read_json(workdir / _CONFIG)
+  return files.read_json(workdir / _CONFIG)
 
 
 def load_config(workdir: pathlib.Path) -> config_lib.Config:
@@ -153,38 +185,3 @@ def load_config(workdir: pathlib.Path) -> config_lib.Config:
       node = node.setdefault(group, {})
     node[field] = value
   return config_lib.parse(nested)
-
-
-def checked(cfg: config_lib.Config) -> config_lib.Config:
-  """A changed configuration, checked like one that a user wrote."""
-  return config_lib.parse(dataclasses.asdict(cfg))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a file.
-
-  Args:
-    path: of the file.
-
-  Returns:
-    The object.
-
-  Raises:
-    ConfigError: where there is no such file, or something else in it.
-  """
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except OSError as error:
-    raise ConfigError(f"{str(path)!r}: {error.strerror}") from error
-  except ValueError as error:
-    raise ConfigError(f"{str(path)!r}: is not JSON ({error})") from error
-  if not isinstance(content, dict):
-    raise ConfigError(f"{str(path)!r}: is not a JSON object")
-  return content
-
-
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """Writes a file whole or not at all."""
-  draft = path.with_name(path.name + ".draft")
-  draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-  draft.rename(path)

@@ -6,11 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from runs import lines, unfinished_copy
 
 from iapo_jax import assembly, checkpoint, logs, trainer
 from iapo_jax import config as config_lib
 from iapo_jax.checkpoint import Checkpoints, Progress
-from iapo_jax.errors import ConfigError
+from iapo_jax.errors import ConfigError, SaveError
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,8 @@ def test_none_is_intact(state, tmp_path):
   assert checkpoint.fault(folder, 1) == "is not there"
 
 
-def test_a_half_written_folder_is_put_away(state, tmp_path, capsys):
+def test_a_half_written_folder_is_deleted(state, tmp_path, capsys):
+  """It never was a checkpoint. Kept, every kill would cost the disk another."""
   folder = tmp_path / "checkpoints" / "rl"
   write(folder, state[0], [1])
   half = folder / "2.orbax-checkpoint-tmp-123"
@@ -172,6 +174,63 @@ def test_a_half_written_folder_is_put_away(state, tmp_path, capsys):
   assert "was not completely written" in capsys.readouterr().out
   assert not half.exists()
   assert checkpoint.steps(folder) == [1, 2]
+  assert not (tmp_path / "checkpoints" / "damaged").exists()
+
+
+def test_old_steps_leave_when_the_newest_counts(state, tmp_path, monkeypatch):
+  """And by a rename: a step that lost files was never being deleted."""
+  folder = tmp_path / "checkpoints" / "rl"
+  seen, seal = [], checkpoint._seal
+
+  def look(path):
+    seen.append(sorted(p.name for p in (folder / "removed").glob("*")))
+    seal(path)
+
+  monkeypatch.setattr(checkpoint, "_seal", look)
+  write(folder, state[0], [1, 2, 3, 4])
+  assert seen == [[], [], ["1"], ["2"]]
+  assert not (folder / "removed").exists()
+  assert checkpoint.steps(folder) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("RESOURCE_EXHAUSTED: Error writing; a long story"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_in_a_line(state, tmp_path, monkeypatch, error):
+  folder = tmp_path / "checkpoints" / "rl"
+
+  def fail(*_, **__):
+    raise error
+
+  with Checkpoints(folder, keep_last=2, keep_best=2) as checkpoints:
+    checkpoints.save(state[0], progress(1))
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(SaveError) as told:
+      checkpoints.save(state[0], progress(2))
+  assert str(told.value).lower() == (
+      f"checkpoint {folder}/2 could not be written (no space left on"
+      " device); the last one is 1. the same command goes on from there"
+  )
+  assert checkpoint.newest_intact(folder) == 1
+
+
+def test_what_cannot_be_read_is_not_used(state, tmp_path, monkeypatch):
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [1, 2])
+  read = checkpoint._checksums
+
+  def broken(path, largest=None):
+    if path.name == "2":
+      raise OSError(5, "Input/output error")
+    return read(path, largest)
+
+  monkeypatch.setattr(checkpoint, "_checksums", broken)
+  assert checkpoint.fault(folder, 2) == "cannot be read (Input/output error)"
+  assert checkpoint.newest_intact(folder) == 1
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +238,6 @@ def whole(parts, tmp_path_factory):
   """A finished run."""
   folder = tmp_path_factory.mktemp("runs") / "whole"
   trainer.train(parts.cfg, folder)
-  return folder
-
-
-def unfinished_copy(run, folder):
-  shutil.copytree(run, folder)
-  (folder / "summary.json").unlink()
   return folder
 
 
@@ -198,12 +251,19 @@ def test_training_goes_on_from_the_previous_one(
   out = capsys.readouterr().out
   assert "rl/4 is damaged in rest/" in out
   assert "resumes at rl step 3 of" in out
-  for name in (logs.METRICS, logs.EVALUATIONS, logs.SAMPLES):
-    ours, theirs = (
-        [untimed(line) for line in logs.read(folder, name)]
-        for folder in (damaged, whole)
-    )
-    assert ours == theirs
+  assert_same_logs(damaged, whole)
+  spec = assembly.reinforcement_stage(parts).spec
+  (ours, _), (theirs, _) = (
+      checkpoint.restore(checkpoint.stage_folder(folder, "rl"), 4, spec)
+      for folder in (damaged, whole)
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def assert_same_logs(ours, theirs):
+  for name in logs.FILES:
+    assert lines(ours, name) == lines(theirs, name), name
 
 
 def test_all_of_a_stage_is_damaged(parts, whole, tmp_path, capsys):
@@ -213,12 +273,7 @@ def test_all_of_a_stage_is_damaged(parts, whole, tmp_path, capsys):
     unseal(damaged / "checkpoints" / "rl" / str(step))
   trainer.train(parts.cfg, damaged)
   assert "resumes at warm_start step 3 of" in capsys.readouterr().out
-  for name in logs.FILES:
-    ours, theirs = (
-        [untimed(line) for line in logs.read(folder, name)]
-        for folder in (damaged, whole)
-    )
-    assert ours == theirs
+  assert_same_logs(damaged, whole)
 
 
 def test_a_damaged_reference(parts, whole, tmp_path, capsys):
@@ -232,20 +287,13 @@ def test_a_damaged_reference(parts, whole, tmp_path, capsys):
   shutil.copytree(damaged, again)
   trainer.train(parts.cfg, again)
   out = capsys.readouterr().out
-  assert "checkpoint rl/0 is not there; the warm start's end is read" in out
-  ours, theirs = (
-      [untimed(line) for line in logs.read(folder, logs.METRICS)]
-      for folder in (again, whole)
-  )
-  assert ours == theirs
+  start, end = again / "checkpoints/rl/0", again / "checkpoints/warm_start/3"
+  assert f"checkpoint {start} is not there; {end} is read instead" in out
+  assert lines(again) == lines(whole)
   # Without it there is nothing to go on with.
   unseal(damaged / "checkpoints" / "warm_start" / "3")
   with pytest.raises(ConfigError, match="the KL penalty needs that policy"):
     trainer.train(parts.cfg, damaged)
-
-
-def untimed(line):
-  return {k: v for k, v in line.items() if not k.startswith("time/")}
 
 
 def test_the_last_checkpoint_of_a_run(state, tmp_path):

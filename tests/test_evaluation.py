@@ -73,12 +73,18 @@ def test_length_at_k_takes_the_first_k(k, expected):
 
 
 def test_the_unbiased_length_is_the_mean_over_subsets_for_every_k():
+  """`mean_tokens` is what k of the n completions have on average."""
+  flags = np.ones((2, 4), bool)
+  results = Completions(flags, flags, LENGTHS, LENGTHS)
+  unbiased = evaluation.summarise(results)["mean_tokens"]
+  # ((10 + 20 + 30 + 40) / 4 + (2 + 4 + 6 + 8) / 4) / 2.
+  assert unbiased == 15.0
   for k in range(1, 5):
     drawn = [
-        LENGTHS[:, list(subset)].mean()
+        evaluation.length_at_k(LENGTHS[:, list(subset)], k)
         for subset in itertools.combinations(range(4), k)
     ]
-    assert np.mean(drawn) == pytest.approx(LENGTHS.mean())
+    assert np.mean(drawn) == pytest.approx(unbiased)
 
 
 def test_powers_of_two():

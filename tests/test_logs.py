@@ -1,8 +1,13 @@
 import json
-import struct
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
+import runs
 
 from iapo_jax import logs
 from iapo_jax.errors import ConfigError
@@ -15,9 +20,9 @@ def test_lines_come_back(tmp_path):
     log.write_samples([{"tokens": ["a\n", "</script>"]}, {"tokens": []}])
     log.write_evaluation({"step": 0})
     log.warn("rl", 1, "careful")
-  assert logs.read(tmp_path, logs.METRICS) == [
-      {"stage": "rl", "step": 1, "reward/total": 0.5}
-  ]
+  (line,) = logs.read(tmp_path, logs.METRICS)
+  assert abs(line.pop("time/written") - time.time()) < 60
+  assert line == {"stage": "rl", "step": 1, "reward/total": 0.5}
   first, _ = logs.read(tmp_path, logs.SAMPLES)
   assert first == {"tokens": ["a\n", "</script>"]}
   assert logs.read(tmp_path, logs.EVALUATIONS) == [{"step": 0}]
@@ -85,39 +90,71 @@ def test_what_is_not_finite_is_no_json(tmp_path):
     log.write("rl", 1, {"a": float("nan")})
 
 
-def events(folder):
-  """(step, tag, value) of TensorBoard's files, in the order written."""
-  found, purged = [], []
-  for path in sorted(folder.glob("events*")):
-    content = path.read_bytes()
-    while content:
-      (size,) = struct.unpack("<Q", content[:8])
-      event = event_pb2.Event.FromString(content[12 : 12 + size])
-      content = content[16 + size :]
-      if event.HasField("session_log"):
-        purged.append(event.step)
-      for value in event.summary.value:
-        found.append((event.step, value.tag, value.simple_value))
-  return found, purged
+def assert_boards_are_the_lines(folder):
+  """TensorBoard says what metrics.jsonl says, once, and of the same time."""
+  lines = logs.read(folder, logs.METRICS)
+  for stage in {line["stage"] for line in lines}:
+    found, times = runs.events(folder / "tensorboard" / stage)
+    expected = [
+        (line["step"], name, np.float32(value), line["time/written"])
+        for line in lines
+        if line["stage"] == stage
+        for name, value in line.items()
+        if name not in ("stage", "step", "time/written")
+    ]
+    assert found == [entry[:3] for entry in expected]
+    assert times == [entry[3] for entry in expected]
 
 
 def test_tensorboard_has_the_same_names_and_numbers(tmp_path):
   with RunLog(tmp_path) as log:
-    log.write("validation", 0, {"accuracy": 0.25})
+    log.write("validation", 0, {"accuracy": 0.25, "pass@1": 0.3})
     log.write("rl", 1, {"reward/total": 0.5, "length/reasoning": 7.0})
-  found, _ = events(tmp_path / "tensorboard" / "rl")
+  found, _ = runs.events(tmp_path / "tensorboard" / "rl")
   assert found == [(1, "reward/total", 0.5), (1, "length/reasoning", 7.0)]
-  found, _ = events(tmp_path / "tensorboard" / "validation")
-  assert found == [(0, "accuracy", 0.25)]
+  assert_boards_are_the_lines(tmp_path)
 
 
-def test_tensorboard_forgets_what_a_restart_repeats(tmp_path):
-  for first in (1, 3):
-    with RunLog(tmp_path) as log:
-      for step in range(first, 5):
-        log.write("rl", step, {"a": float(step)})
-  _, purged = events(tmp_path / "tensorboard" / "rl")
-  assert purged[-1] == 3  # what the first process wrote from step 3 on
+def test_tensorboard_is_cut_back_too(tmp_path):
+  with RunLog(tmp_path) as log:
+    for step in (1, 2):
+      log.write("rl", step, {"a": float(step)})
+    position = log.position()
+    log.write("rl", 3, {"a": 3.0})
+    log.write("validation", 3, {"b": 3.0})
+  with RunLog(tmp_path, position) as log:
+    log.write("rl", 3, {"a": 3.5})
+  found, _ = runs.events(tmp_path / "tensorboard" / "rl")
+  assert found == [(1, "a", 1.0), (2, "a", 2.0), (3, "a", 3.5)]
+  assert_boards_are_the_lines(tmp_path)
+  assert not (tmp_path / "tensorboard" / "validation").exists()
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from iapo_jax.logs import RunLog
+log = RunLog(pathlib.Path(sys.argv[1]))
+for step in range(50):
+  log.write("rl", step, {"a": step / 3, "b": 1.0})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_has_written_everything(tmp_path):
+  command = [sys.executable, "-c", KILLED, str(tmp_path)]
+  killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()})
+  assert killed.returncode == -signal.SIGKILL
+  assert len(logs.read(tmp_path, logs.METRICS)) == 50
+  assert_boards_are_the_lines(tmp_path)
+
+
+def test_lines_of_a_stage(tmp_path):
+  with RunLog(tmp_path) as log:
+    for step in (1, 2):
+      log.write("rl", step, {"a": 1.0})
+      log.write("validation", step, {"b": 2.0})
+  assert [x["b"] for x in logs.stage_metrics(tmp_path, "validation")] == [2, 2]
+  assert logs.stage_metrics(tmp_path / "none", "rl") == []
 
 
 def test_a_last_line_without_its_end_is_not_counted(tmp_path):

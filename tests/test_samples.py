@@ -93,6 +93,7 @@ def test_records_of_a_step():
       entropies=table,
       answer_entropies=jnp.arange(20.0).reshape(4, 5),
       information=-table,
+      group_advantages=jnp.array([0.25, -0.5, 1 / 3, 0.0]),
       advantages=table / 3,
   )
   first, _, third = samples.records(7, prompts, step, words, count=3)
@@ -108,8 +109,10 @@ def test_records_of_a_step():
       "entropies": [0.0, 1.0, 2.0],
       "answer_entropies": [0.0, 1.0, 2.0],
       "information": [0.0, -1.0],
+      "group_advantage": 0.25,
       "advantages": [0.0, 0.333333, 0.666667],
   }
+  assert third["group_advantage"] == 0.333333
   # The third completion belongs to the second prompt of groups of two.
   assert (third["prompt"], third["gold"]) == ("c", "b")
   assert len(third["information"]) == len(third["tokens"]) == 4

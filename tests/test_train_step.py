@@ -253,7 +253,14 @@ def test_every_mode_credits_and_reports(overrides):
   chex.assert_tree_all_finite((moved, samples, metrics))
   live = np.arange(20) < samples.lengths[:, None]
   assert np.all(samples.advantages[~live] == 0)
-  expected = np.where(live, group_advantages_by_hand(samples, setup), 0)
+  by_hand = group_advantages_by_hand(samples, setup)
+  np.testing.assert_allclose(samples.group_advantages, by_hand[:, 0], atol=1e-5)
+  # In such a group there is nothing to learn, with the length penalty too.
+  without = np.ptp(by_hand.reshape(-1, 4), axis=1) < 1e-6
+  np.testing.assert_allclose(
+      metrics["reward/zero_spread_groups"], without.mean(), rtol=1e-6
+  )
+  expected = np.where(live, by_hand, 0)
   credited = not np.allclose(samples.advantages, expected, atol=1e-5)
   per_token = overrides["credit__mode"] not in ("grpo", "length_penalty")
   assert credited == per_token

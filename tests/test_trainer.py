@@ -1,15 +1,22 @@
 import json
+import math
+import os
 import pathlib
 import re
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
+from runs import unfinished_copy
 
-from iapo_jax import assembly, checkpoint, memory, trainer, workdir
+from iapo_jax import assembly, checkpoint, memory, policies, trainer, workdir
 from iapo_jax import config as config_lib
+from iapo_jax.checkpoint import Checkpoints
 from iapo_jax.errors import ConfigError
+from iapo_jax.interrupts import Interrupted
+from iapo_jax.warm_start import Demonstrations
 
 
 def small(**overrides):
@@ -101,8 +108,8 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
       warm_start__num_steps=0,
       num_steps=0,
   )
-  ours = trainer.load_policy(assembly.assemble(cfg), finished)
-  theirs = trainer.load_policy(assembly.assemble(small()), finished)
+  ours = policies.load(assembly.assemble(cfg), policies.last(finished))
+  theirs = policies.load(assembly.assemble(small()), policies.last(finished))
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
   kernel = ours["layers"]["mlp"]["up_kernel"]
@@ -117,7 +124,7 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
 def test_another_model_is_refused(finished):
   cfg = small(init_from=str(finished), model__mlp_dim=64)
   with pytest.raises(ConfigError) as error:
-    trainer.load_policy(assembly.assemble(cfg), finished)
+    policies.load(assembly.assemble(cfg), policies.last(finished))
   assert str(error.value) == (
       f"config.model.mlp_dim = 64: the run in {str(finished)!r} has 256"
   )
@@ -126,11 +133,14 @@ def test_another_model_is_refused(finished):
 def test_no_checkpoint(tmp_path):
   parts = assembly.assemble(small())
   with pytest.raises(ConfigError, match="holds no run"):
-    trainer.load_policy(parts, tmp_path / "nothing")
+    policies.source(str(tmp_path / "nothing"))
   with workdir.locked(tmp_path / "run"):
     assert not workdir.claim(tmp_path / "run", parts)
-  with pytest.raises(ConfigError, match="holds no checkpoint"):
-    trainer.load_policy(parts, tmp_path / "run")
+  for find in (policies.last, lambda run: policies.source(str(run))):
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+      find(tmp_path / "run")
+  with pytest.raises(ConfigError, match="holds no validated checkpoint"):
+    policies.best(tmp_path / "run")
 
 
 def test_a_damaged_policy_is_refused(finished, tmp_path):
@@ -140,15 +150,17 @@ def test_a_damaged_policy_is_refused(finished, tmp_path):
   victim = next((copy / "checkpoints/rl/2/params").rglob("d/*"))
   victim.write_bytes(victim.read_bytes()[:-1])
   with pytest.raises(ConfigError, match=r"rl/2': is damaged in params/"):
-    trainer.load_policy(assembly.assemble(small()), copy)
+    policies.load(assembly.assemble(small()), policies.last(copy))
 
 
-def test_the_best_checkpoint_can_be_the_one_that_is_judged(tmp_path):
+def test_the_best_checkpoint_can_be_the_one_that_is_judged(
+    tmp_path, capsys
+):
   cfg = small(
       evaluation__checkpoint="best", evaluation__samples=2, num_steps=3
   )
   trainer.train(cfg, tmp_path)
-  best = trainer.best_checkpoint(tmp_path)
+  best = policies.best(tmp_path).step
   points = [x for x in lines_of(tmp_path) if x["stage"] == "validation"]
   # All four validations are among the five best, so the ratio alone decides.
   ratios = {x["step"]: x["efficiency@2"] for x in points}
@@ -157,13 +169,24 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(tmp_path):
   summary = json.loads((tmp_path / "summary.json").read_text())
   assert summary["checkpoint"] == f"rl/{best}"
   assert summary["samples"] == 2
+  # Where it is damaged the best of the others is judged, and it says so.
+  ratios.pop(best)
+  second = max(ratios, key=ratios.get)
+  capsys.readouterr()
+  victim = next((tmp_path / f"checkpoints/rl/{best}/params").rglob("d/*"))
+  victim.write_bytes(victim.read_bytes()[:-1])
+  assert policies.best(tmp_path).step == second
+  said = capsys.readouterr().out
+  assert f"the best checkpoint, {tmp_path}/checkpoints/rl/{best}, is dam" in said
 
 
 def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
   """A typo in init_from can be mended in the same workdir."""
   for source, message in (
       (tmp_path / "typo", "holds no run"),
-      (unfinished_copy(finished, tmp_path / "young"), "must be a finished run"),
+      (unfinished_copy(finished, tmp_path / "young"), "is not finished"),
+      (finished / "checkpoints" / "rl" / "7", r"no such checkpoint; kept are"),
+      (finished / "checkpoints" / "rl" / "x", "must end in the number"),
   ):
     for dry_run in (False, True):
       with pytest.raises(ConfigError, match=message):
@@ -173,10 +196,25 @@ def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
       assert not (tmp_path / "run" / "config.json").exists()
 
 
-def unfinished_copy(run, folder):
-  shutil.copytree(run, folder)
-  (folder / "summary.json").unlink()
-  return folder
+def test_any_checkpoint_can_be_named(finished, tmp_path):
+  """Of a run that was never finished, too: it may have diverged later."""
+  young = unfinished_copy(finished, tmp_path / "young")
+  start = young / "checkpoints" / "rl" / "1"
+  cfg = small(
+      init_from=str(start),
+      warm_start__num_steps=0,
+      num_steps=1,
+      evaluation__every=0,
+      data__test_problems=8,
+  )
+  trainer.train(cfg, tmp_path / "second")
+  parts = assembly.assemble(cfg)
+  ours, theirs = (
+      policies.load(parts, policies.source(str(path)))
+      for path in (tmp_path / "second" / "checkpoints" / "rl" / "0", start)
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
@@ -187,7 +225,8 @@ def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
   path.write_text(json.dumps(theirs | {"devices": "4 x tpu"}))
   trainer.train(small(reward__grader="host"), copy)
   assert (
-      "warning: devices: the run began with 4 x tpu and goes on with 8 x cpu"
+      "warning: devices: the run began with '4 x tpu' and goes on with '8 x"
+      " cpu'; the steps"
   ) in capsys.readouterr().out
   # Nothing was left to do but the evaluation: it repeats itself.
   ours, theirs = (
@@ -203,10 +242,17 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   # Embedding 37 x 64; a layer 4 x 64 x 64 + 3 x 64 x 256 + 2 x 64; norm 64:
   # 2,368 + 2 x 65,664 + 64 = 133,760.
   assert "133,760 weights: 2 layers of width 64, vocabulary 37" in out
-  assert "8 prompts x 8 samples = 64 sequences, 8 per data shard" in out
-  # 64 x 72.
-  assert "at most 4,608 sampled tokens a step" in out
-  assert "memory     about" in out
+  assert "mesh       data 8 x fsdp 1 x tensor 1 on cpu" in out
+  # 64 x 72 tokens either way.
+  assert "warm start 12 steps of 64 chains, at most 4,608 tokens" in out
+  assert (
+      "rl         2 steps of 8 prompts x 8 samples = 64 sequences, 8 per data"
+      " shard, at most 4,608 sampled tokens a step"
+  ) in out
+  assert "update     1 per rollout, each of 1 micro-batch of 64 sequences" in out
+  assert "every 1 RL steps on 16 problems" in out
+  for program in ("warm start", "rl step", "evaluation"):
+    assert re.search(rf"memory     {program} about \d+\.\d MiB a device", out)
   assert "compiled" not in out
 
 
@@ -228,10 +274,33 @@ def test_the_estimate_of_memory_is_near_what_is_compiled():
     step = assembly.train_step_of(parts, stage)
     compiled = step.lower(shapes, shapes.params, prompts).compile()
     needed = memory.compiled_bytes(compiled)
-    estimated = memory.estimate(parts.cfg, parts.mesh, stage.spec)
+    estimated = memory.of_step(parts.cfg, parts.mesh, stage.spec)
     assert 0.5 < estimated.peak / needed < 2, overrides
     # Exact: fp32 weights, two moments of each, and eight numbers more.
     assert estimated.state == pytest.approx(3 * 4 * 133_760, rel=1e-4)
+
+
+def test_the_estimate_of_the_warm_start():
+  parts = assembly.assemble(small(mesh__data=1), jax.devices()[:1])
+  stage = assembly.warm_start_stage(parts)
+  rows = {
+      "prompts": jax.tree.map(lambda x: x[:64], parts.task.tables["train"]
+                              .prompts),
+      "completion": np.zeros((64, 72), np.int32),
+      "learned": np.zeros((64, 72), bool),
+  }  # fmt: skip
+  step = assembly.warm_start_step_of(parts, stage)
+  compiled = step.lower(stage.spec.shapes, Demonstrations(**rows)).compile()
+  estimated = memory.of_warm_start(parts.cfg, parts.mesh, stage.spec)
+  assert 0.5 < estimated.peak / memory.compiled_bytes(compiled) < 2
+
+
+def test_the_plan_tells_only_what_will_run(tmp_path, capsys):
+  trainer.train(small(num_steps=0), tmp_path / "run", dry_run=True)
+  out = capsys.readouterr().out
+  assert "warm start 12 steps of 64 chains" in out
+  assert not re.search(r"^(rl|update|probes|credit) ", out, re.MULTILINE)
+  assert "rl step" not in out and "reference" not in out
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer():
@@ -250,10 +319,65 @@ def test_a_run_stops_where_numbers_are_no_longer_finite(tmp_path):
       warm_start__optimizer__learning_rate=1e30,
       num_steps=0,
   )
-  with pytest.raises(FloatingPointError, match=r"warm_start step \d: .* = nan"):
+  with pytest.raises(FloatingPointError) as error:
     trainer.train(cfg, tmp_path)
-  assert all("NaN" not in str(line) for line in lines_of(tmp_path))
+  said = str(error.value)
+  assert re.match(r"warm_start step \d: \S+ = nan; the run is stopped", said)
+  assert "lower learning rate or clip_norm, from the same start" in said
+  for line in lines_of(tmp_path):
+    assert all(math.isfinite(v) for k, v in line.items() if k != "stage")
   assert checkpoint.steps(checkpoint.stage_folder(tmp_path, "warm_start")) == []
+
+
+def test_a_request_during_the_last_save_of_a_stage_is_heard(
+    tmp_path, monkeypatch
+):
+  save = Checkpoints.save
+
+  def save_and_ask(self, state, progress, metrics=None):
+    save(self, state, progress, metrics)
+    if progress.done == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(Checkpoints, "save", save_and_ask)
+  with pytest.raises(Interrupted, match="saved warm_start step 3 of 3"):
+    trainer.train(small(warm_start__num_steps=3), tmp_path)
+  assert policies.last(tmp_path).name == "warm_start/3"
+  assert not (tmp_path / "checkpoints" / "rl").exists()
+
+
+@pytest.mark.parametrize("kind", ["empty", "broken"])
+def test_small_files_that_were_lost(finished, tmp_path, capsys, kind):
+  """The power went: what can be written again is, nothing else is guessed."""
+  copy = tmp_path / "copy"
+  shutil.copytree(finished, copy)
+  text = {"empty": "", "broken": "{"}[kind]
+  for name in ("environment.json", "summary.json"):
+    (copy / name).write_text(text)
+  cfg = small(reward__grader="host")
+  trainer.train(cfg, copy)
+  said = capsys.readouterr().out
+  assert "environment.json': is not JSON" in said
+  assert "summary.json': is not JSON" in said
+  ours, theirs = (
+      json.loads((f / "summary.json").read_text()) for f in (copy, finished)
+  )
+  assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+  (copy / "config.json").unlink()
+  with pytest.raises(ConfigError, match="has checkpoints, but no config.json"):
+    trainer.train(cfg, copy)
+
+
+def test_a_path_may_be_written_in_two_ways(finished, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for source in (finished, pathlib.Path(os.path.relpath(finished))):
+    parts = assembly.assemble(small(init_from=str(source)))
+    with workdir.locked(tmp_path / "run"):
+      assert not workdir.claim(tmp_path / "run", parts)
+  with pytest.raises(ConfigError, match="config.init_from = '/else"):
+    workdir.claim(
+        tmp_path / "run", assembly.assemble(small(init_from="/elsewhere"))
+    )
 
 
 @pytest.mark.parametrize("kind", ["file", "broken", "list"])

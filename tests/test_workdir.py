@@ -31,14 +31,6 @@ def test_two_processes_cannot_write_one_workdir(tmp_path):
     pass
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-  path = tmp_path / "summary.json"
-  workdir.write_json(path, {"a": 1})
-  with pytest.raises(TypeError):
-    workdir.write_json(path, {"a": object()})
-  assert path.read_text() == '{\n  "a": 1\n}\n'
-
-
 def test_a_folder_without_a_run(tmp_path):
   with pytest.raises(ConfigError, match=r"holds no run \(no config.json\)"):
     workdir.load_config(tmp_path)

@@ -4,17 +4,26 @@ import base64
 import dataclasses
 import io
 import pathlib
+import re
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from iapo_jax.report import runs
 from iapo_jax.report.runs import Group
 
 Curves = Sequence[Sequence[tuple[int, float]]]
+
+_WIDTH, _HEIGHT = 4.4, 3.4  # inches, the height with one line of legend
+_LINE = 0.22  # inches of a line of the legend
+_LABEL = 44  # characters of a line of a label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Theme:
   Attributes:
     ink: of text and axes.
     faint: of the grid, and of what is there for comparison.
-    colours: of the groups, told apart by colour-blind readers too.
+    colours: of the groups.
   """
 
   ink: str
@@ -35,14 +44,14 @@ class Theme:
 LIGHT = Theme(
     "#1c2430",
     "#8a94a3",
-    ("#5b6573", "#0072b2", "#b35900", "#00795a", "#a3427f", "#1f7fb5",
-     "#c0392b"),
+    ("#5b6573", "#0072b2", "#b35900", "#00795a", "#5a3fd0", "#5c1010",
+     "#d6249f"),
 )  # fmt: skip
 DARK = Theme(
     "#e6e9ee",
     "#8f99a8",
-    ("#aeb7c4", "#56b4e9", "#e69f00", "#2fc79b", "#e08fc0", "#8ecae6",
-     "#ff8a75"),
+    ("#aeb7c4", "#56b4e9", "#e69f00", "#2fc79b", "#9070ff", "#f5e663",
+     "#f25fb8"),
 )  # fmt: skip
 
 
@@ -54,6 +63,7 @@ class Picture:
     name: of its PNG file.
     title: above it.
     text: what it shows, for those who do not see it.
+    size: width and height in CSS pixels.
     light: a data URI.
     dark: a data URI.
     png: the bytes of the PNG.
@@ -62,12 +72,27 @@ class Picture:
   name: str
   title: str
   text: str
+  size: tuple[int, int]
   light: str
   dark: str
   png: bytes
 
 
 Draw = Callable[[Axes, Theme], None]
+
+
+def colour(index: int, theme: Theme) -> str:
+  """The colour of a group, by its place; they repeat after the last."""
+  return theme.colours[index % len(theme.colours)]
+
+
+def line_style(index: int) -> str:
+  """The dashes of a group: what the colour alone does not tell apart."""
+  return ("-", "--", ":", "-.")[index // 4 % 4]
+
+
+def _marker(index: int) -> str:
+  return "osD^vPX*"[index % 8]
 
 
 def all_of(groups: Sequence[Group]) -> list[Picture]:
@@ -82,15 +107,7 @@ def all_of(groups: Sequence[Group]) -> list[Picture]:
   pictures = []
   if any(group.finished("accuracy") for group in groups):
     pictures.append(_trade_off(groups))
-  for metric, stage, title, unit in (
-      ("accuracy", "validation", "Accuracy", "share correct"),
-      ("mean_tokens", "validation", "Length", "tokens per completion"),
-      ("probe/entropy_first", "rl", "Uncertainty before reasoning",
-       "H₀ (nats)"),
-      ("probe/entropy_last", "rl", "Uncertainty after reasoning",
-       "H at the end (nats)"),
-      ("sft/nll", "warm_start", "Warm start", "−log-likelihood (nats/token)"),
-  ):  # fmt: skip
+  for stage, metric, title, unit in _curves(groups):
     if any(group.curve(stage, metric) for group in groups):
       pictures.append(_over_steps(groups, stage, metric, title, unit))
   for index, group in enumerate(groups):
@@ -98,6 +115,30 @@ def all_of(groups: Sequence[Group]) -> list[Picture]:
     if lengths:
       pictures.append(_histogram(index, group, *lengths))
   return pictures
+
+
+def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
+  """Stage, metric, title and unit of what is drawn over steps."""
+  results = [
+      ("validation", "accuracy", "Accuracy (validation)", "share correct"),
+      ("validation", "mean_tokens", "Length (validation)",
+       "tokens per completion"),
+  ]  # fmt: skip
+  if not any(group.curve("validation", "accuracy") for group in groups):
+    results = [
+        ("rl", "reward/accuracy", "Accuracy (training)", "share correct"),
+        ("rl", "length/completion", "Length (training)",
+         "tokens per completion"),
+    ]  # fmt: skip
+  return [
+      *results,
+      ("rl", "probe/entropy_first", "Uncertainty before reasoning (training)",
+       "H₀ (nats)"),
+      ("rl", "probe/entropy_last", "Uncertainty after reasoning (training)",
+       "H at the end (nats)"),
+      ("warm_start", "sft/nll", "Warm start (training)",
+       "−log-likelihood (nats/token)"),
+  ]  # fmt: skip
 
 
 def _trade_off(groups: Sequence[Group]) -> Picture:
@@ -116,14 +157,16 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
           accuracy[0],
           xerr=tokens[1] or 0,
           yerr=accuracy[1] or 0,
-          fmt="o",
+          fmt=_marker(i),
           markersize=8,
-          color=theme.colours[i % len(theme.colours)],
+          color=colour(i, theme),
           label=_plain(group.label),
           capsize=3,
       )
     axes.set(xlabel="tokens per completion", ylabel="share correct")
-    axes.set_xlim(0, 1.1 * max(tokens[0] for _, _, tokens, _ in points))
+    # With the whole of the widest error bar.
+    ends = [tokens[0] + (tokens[1] or 0) for _, _, tokens, _ in points]
+    axes.set_xlim(0, 1.1 * max(ends))
     axes.margins(y=0.25)
 
   told = "; ".join(
@@ -139,16 +182,22 @@ def _over_steps(
   def draw(axes: Axes, theme: Theme) -> None:
     for i, group in enumerate(groups):
       curves = group.curve(stage, metric)
-      if curves:
-        colour = theme.colours[i % len(theme.colours)]
-        label = _plain(group.label)
-        axes.plot(*_mean_curve(curves), color=colour, linewidth=2, label=label)
-        if len(curves) > 1:
-          for curve in curves:
-            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7,
-                      alpha=0.45)  # fmt: skip
+      if not curves:
+        continue
+      style = {"color": colour(i, theme), "linestyle": line_style(i)}
+      mean = _mean_curve(curves)
+      axes.plot(
+          *mean, **style, **_dots(mean[0], i), linewidth=2,
+          label=_plain(group.label),
+      )  # fmt: skip
+      if len(curves) > 1:
+        for curve in curves:
+          steps, values = zip(*curve, strict=True)
+          axes.plot(steps, values, **style, **_dots(steps, i), linewidth=0.7,
+                    alpha=0.45)  # fmt: skip
     name = "step of the warm start" if stage == "warm_start" else "RL step"
     axes.set(xlabel=name, ylabel=unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if metric != "accuracy":
       axes.set_ylim(bottom=0)
 
@@ -160,9 +209,13 @@ def _over_steps(
       if not mean:
         continue
       told.append(f"{group.label}: from {mean[0]:.3g} to {mean[-1]:.3g}")
-  split = " (validation)" if stage == "validation" else ""
   text = f"{unit} over steps; " + "; ".join(told)
-  return _render(f"{stage}_{metric}", title + split, text, draw)
+  return _render(f"{stage}_{metric}", title, text, draw)
+
+
+def _dots(steps: Sequence[int], index: int) -> dict[str, Any]:
+  """A line through a single point would not be seen."""
+  return {"marker": _marker(index)} if len(steps) == 1 else {}
 
 
 def _mean_curve(curves: Curves) -> tuple[list[int], list[float]]:
@@ -194,7 +247,7 @@ def _histogram(
         weights=[100 / len(after)] * len(after),
         histtype="step",
         linewidth=2,
-        color=theme.colours[index % len(theme.colours)],
+        color=colour(index, theme),
         label=f"after: mean {statistics.mean(after):.1f}",
     )
     axes.set(xlabel="tokens per completion", ylabel="% of completions")
@@ -205,37 +258,39 @@ def _histogram(
       f" {statistics.mean(after):.1f} after"
   )
   title = f"Lengths, {group.label} (validation)"
-  return _render(f"lengths_{index}", title, told, draw)
+  slug = re.sub(r"[^a-z0-9]+", "_", group.label.lower()).strip("_")[:40]
+  return _render(f"lengths_{index}_{slug}".rstrip("_"), title, told, draw)
 
 
 def _plain(label: str) -> str:
-  """A label in which matplotlib sees neither mathematics nor a hidden name."""
+  """A label in which matplotlib sees neither mathematics nor a hidden name.
+
+  Nor what has no UTF-8 form, nor more than fits into a line.
+  """
+  label = label.encode("utf-8", "backslashreplace").decode("utf-8")
   label = label.replace("$", r"\$")
-  return f" {label}" if label.startswith("_") else label
+  lines = textwrap.wrap(label, _LABEL, break_on_hyphens=False) or [label]
+  return " " + "\n".join(lines) if label.startswith("_") else "\n".join(lines)
 
 
 def _render(name: str, title: str, text: str, draw: Draw) -> Picture:
-  light, dark = (
-      "data:image/svg+xml;base64,"
-      + base64.b64encode(_save(draw, theme, "svg")).decode("ascii")
-      for theme in (LIGHT, DARK)
-  )
-  png = _save(draw, LIGHT, "png", title)
-  return Picture(name.replace("/", "_"), title, text, light, dark, png)
+  images = []
+  for theme in (LIGHT, DARK):
+    svg = _save(_figure(draw, theme), "svg")
+    images.append(
+        "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+    )
+  figure = _figure(draw, LIGHT, title)
+  png = _save(figure, "png")
+  size = tuple(round(80 * inches) for inches in figure.get_size_inches())
+  return Picture(name.replace("/", "_"), title, text, size, *images, png)
 
 
-def _save(draw: Draw, theme: Theme, kind: str, title: str = "") -> bytes:
-  figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+def _figure(draw: Draw, theme: Theme, title: str = "") -> Figure:
+  figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
   axes = figure.subplots()
   draw(axes, theme)
-  # Below the axes it can hide nothing.
-  figure.legend(
-      loc="outside lower center",
-      ncols=3,
-      frameon=False,
-      labelcolor=theme.ink,
-      fontsize=10,
-  )
+  _add_legend(figure, theme)
   axes.grid(alpha=0.25, color=theme.faint)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["bottom", "left"]].set_color(theme.faint)
@@ -244,6 +299,38 @@ def _save(draw: Draw, theme: Theme, kind: str, title: str = "") -> bytes:
     label.set(color=theme.ink, fontsize=11)
   axes.patch.set_alpha(0)
   axes.set_title(_plain(title), color=theme.ink, fontsize=11)
+  return figure
+
+
+def _add_legend(figure: Figure, theme: Theme) -> None:
+  """Below the axes, where it hides nothing, in as many columns as fit.
+
+  Every line beyond the first makes the figure higher: the axes keep their
+  size.
+  """
+  renderer = FigureCanvasAgg(figure).get_renderer()
+
+  def legend(columns: int) -> Legend:
+    return figure.legend(
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=10,
+        handlelength=2.8,  # room for dashes
+    )
+
+  for columns in (3, 2, 1):
+    placed = legend(columns)
+    box = placed.get_window_extent(renderer)
+    if box.width <= figure.bbox.width or columns == 1:
+      break
+    placed.remove()
+  extra = box.height / figure.dpi - 2 * _LINE
+  figure.set_figheight(_HEIGHT + max(extra, 0.0))
+
+
+def _save(figure: Figure, kind: str) -> bytes:
   buffer = io.BytesIO()
   # The same runs give the same bytes: no date, no random identifiers.
   with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):

@@ -10,11 +10,13 @@ from typing import Any
 
 import jinja2
 
+from iapo_jax import comparison
 from iapo_jax.errors import ConfigError
 from iapo_jax.report import figures, runs
 from iapo_jax.report.runs import Group
 
 _MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+_FAINT = 0.05  # nats: less information than this never has the full colour
 
 
 def write(
@@ -30,13 +32,13 @@ def write(
     folders: of the runs under each label; several are seeds of one setting.
     output: folder of the page; made if need be.
     title: of the page.
-    timing: records of `comparison.report`, measured side by side.
+    timing: records of `comparison.report`, judged side by side.
 
   Returns:
     The page.
 
   Raises:
-    ConfigError: where a folder holds no run.
+    ConfigError: where a folder holds no run, or `output` cannot be written.
   """
   groups = runs.read_groups(folders)
   pictures = figures.all_of(groups)
@@ -55,30 +57,36 @@ def write(
       pictures=pictures,
       warnings=_warnings(groups),
       chapters=[_chapter(group) for group in groups],
-      timing=_timing(timing),
+      judged=_judged(timing),
       settings=_settings(groups),
   )
+  page = output / "index.html"
   try:
     output.mkdir(parents=True, exist_ok=True)
+    figures.write_pngs(pictures, output)
+    # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
+    page.write_text(html, encoding="utf-8", errors="backslashreplace")
   except OSError as error:
     raise ConfigError(
-        f"--output = {str(output)!r}: must be a folder ({error.strerror})"
+        f"--output = {str(output)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
     ) from error
-  figures.write_pngs(pictures, output)
-  page = output / "index.html"
-  # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
-  page.write_text(html, encoding="utf-8", errors="backslashreplace")
   return page
 
 
 def headlines(groups: Sequence[Group]) -> list[str]:
   """The result in a sentence each, as numbers and nothing beyond them."""
-  control = next((g for g in groups if g.is_control and g.finished("accuracy")),
-                 None)  # fmt: skip
+  trained = [
+      group
+      for group in groups
+      if group.runs[0].config["num_steps"] and group.finished("accuracy")
+  ]
+  control = next((group for group in trained if group.is_control), None)
+  if len(trained) == 1:
+    control = None  # there is nothing to compare
   said = []
-  for group in groups:
-    trained = group.runs[0].config["num_steps"] > 0
-    if group is control or not trained or not group.finished("accuracy"):
+  for group in trained:
+    if group is control:
       continue
     tokens, accuracy = _result(group)
     text = f"{group.label}: {tokens:.1f} tokens at accuracy {accuracy:.3f}"
@@ -110,7 +118,6 @@ def _signed(value: float, digits: int) -> str:
 
 def _row(index: int, group: Group) -> dict[str, Any]:
   """A line of the table of test results; also the key to the colours."""
-  colour = index % len(figures.LIGHT.colours)
   cells = {
       "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
       "format_rate": ".3f",
@@ -122,13 +129,14 @@ def _row(index: int, group: Group) -> dict[str, Any]:
     if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
       text += f" ±\N{NO-BREAK SPACE}{format(found[1], style)}"
     texts.append(text)
+  finished = len(group.finished("accuracy"))
   return {
       "label": group.label,
-      "light": figures.LIGHT.colours[colour],
-      "dark": figures.DARK.colours[colour],
+      "light": figures.colour(index, figures.LIGHT),
+      "dark": figures.colour(index, figures.DARK),
       "cells": texts,
       "seeds": len(group.runs),
-      "unfinished": sum(run.summary is None for run in group.runs),
+      "unfinished": len(group.runs) - finished,
   }
 
 
@@ -142,29 +150,29 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
   ]
 
 
-def _timing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-  rows = []
-  for record in records:
-    mean, spread = record["mean"], record.get("std", {})
-    text = f"{1e3 * mean['seconds_per_completion']:.3f}"
-    if spread:
-      error = 1e3 * spread["seconds_per_completion"]
-      text += f" ±\N{NO-BREAK SPACE}{error:.3f}"
-    rows.append({
-        "run": record["run"],
-        "checkpoint": record["checkpoint"],
-        "batch": record["batch_size"],
-        "samples": f"{mean['samples']:.0f}",
-        "milliseconds": text,
-        "tokens": f"{mean['mean_tokens']:.1f}",
-    })
-  return rows
+def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The table of an evaluation, and what was sampled for it."""
+  if not records:
+    return {}
+  first = records[0]
+  return {
+      "columns": comparison.columns(records),
+      "rows": [comparison.cells(record, records) for record in records],
+      "problems": f"{first['mean']['problems']:.0f} {first['split']} problems",
+      "samples": f"{first['mean']['samples']:.0f}",
+      "seeds": len(first["seeds"]),
+      "batch": first["batch_size"],
+  }
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
-  """The fields in which the groups differ, or all of a single one."""
+  """The seeds, and the fields in which the groups differ or, of one, all."""
   configs = [group.runs[0].config for group in groups]
-  rows = []
+  seeds = [
+      ", ".join(str(run.config["seed"]) for run in group.runs)
+      for group in groups
+  ]
+  rows = [{"name": "seed", "values": seeds}]
   for name in dict.fromkeys(name for config in configs for name in config):
     values = [config.get(name) for config in configs]
     apart = any(value != values[0] for value in values)
@@ -183,15 +191,16 @@ def _chapter(group: Group) -> dict[str, Any]:
 
 
 def _example(record: Mapping[str, Any]) -> dict[str, Any]:
-  information = record["information"]
+  information, group = record["information"], record["group_advantage"]
   # A scale of its own, so that every example shows where its information is.
-  scale = max((abs(value) for value in information), default=0.0) or 1.0
+  scale = max(map(abs, [*information, _FAINT]))
   tokens = []
   for i, text in enumerate(record["tokens"]):
     token = {
         "text": "".join(_MARKS.get(c, c) for c in text) or "·",
         "entropy": f"{record['entropies'][i]:.3f}",
-        "credit": f"{record['advantages'][i]:+.3f}",
+        "advantage": f"{record['advantages'][i]:+.3f}",
+        "credit": f"{record['advantages'][i] - group:+.3f}",
         "colour": "",
     }
     if i < len(information):
@@ -211,6 +220,7 @@ def _example(record: Mapping[str, Any]) -> dict[str, Any]:
       "gold": record["gold"],
       "correct": record["correct"],
       "reward": f"{record['reward']:+.1f}",
+      "group": f"{group:+.3f}",
       "reasoning": record["reasoning_tokens"],
       "scale": f"{scale:.2f}",
       "tokens": tokens,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iapo_jax import config as config_lib
-from iapo_jax import logs
+from iapo_jax import files, logs
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
 
@@ -86,7 +86,7 @@ def read(folder: pathlib.Path) -> Run:
   for line in logs.read(folder, logs.METRICS):
     lines.setdefault(line["stage"], []).append(line)
   path = folder / workdir_lib.SUMMARY
-  summary = workdir_lib.read_json(path) if path.exists() else None
+  summary = files.read_json(path) if path.exists() else None
   return Run(
       folder=folder,
       config=config,
@@ -186,8 +186,7 @@ def examples(run: Run, *, correct: int = 2, wrong: int = 1) -> list[Record]:
     wrong: how many others of it.
 
   Returns:
-    The first of the first record, then those of the last; the same choice for
-    every run, so that runs with one seed show the same prompts.
+    The first of the first record, then those of the last.
   """
   if not run.samples:
     return []

@@ -1,0 +1,173 @@
+"""Policies of runs: which checkpoint is meant, and its weights."""
+
+import dataclasses
+import pathlib
+
+from iapo_jax import assembly, checkpoint, evaluation, logs
+from iapo_jax import config as config_lib
+from iapo_jax import workdir as workdir_lib
+from iapo_jax.assembly import Assembly
+from iapo_jax.errors import ConfigError
+from iapo_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A checkpoint of a run.
+
+  Attributes:
+    workdir: of the run.
+    stage: `warm_start` or `rl`.
+    step: of the stage.
+    named: whether somebody chose this very step.
+  """
+
+  workdir: pathlib.Path
+  stage: str
+  step: int
+  named: bool = True
+
+  @property
+  def name(self) -> str:
+    """stage/step."""
+    return f"{self.stage}/{self.step}"
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Of the stage."""
+    return checkpoint.stage_folder(self.workdir, self.stage)
+
+  def fault(self) -> str | None:
+    """What is wrong with it, None where it is as it was written."""
+    return checkpoint.fault(self.folder, self.step)
+
+  def __str__(self) -> str:
+    return str(self.folder / str(self.step))
+
+
+def last(workdir: pathlib.Path) -> Source:
+  """A run's last checkpoint.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where there is none.
+  """
+  return Source(workdir, *checkpoint.last(workdir), named=False)
+
+
+def best(workdir: pathlib.Path) -> Source:
+  """The checkpoint that the paper's rule chooses (`evaluation.best_step`).
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The best of the intact checkpoints of its reinforcement learning.
+
+  Raises:
+    ConfigError: where none was validated and is intact.
+  """
+  points = logs.stage_metrics(workdir, "validation")
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  while points:
+    chosen = Source(workdir, "rl", evaluation.best_step(points))
+    problem = chosen.fault()
+    if problem is None:
+      return chosen
+    print(
+        f"warning: the best checkpoint, {chosen}, {problem}; the best of the"
+        " others is taken",
+        flush=True,
+    )
+    kept = [step for step in kept if step != chosen.step]
+    points = [point for point in points if point["step"] in kept]
+  raise ConfigError(
+      f"workdir {str(workdir)!r}: holds no validated checkpoint to choose the"
+      " best of"
+  )
+
+
+def source(text: str) -> Source:
+  """The checkpoint that `config.init_from` names.
+
+  Args:
+    text: the folder of a run, whose last checkpoint is meant, or of one of its
+      checkpoints: RUN/checkpoints/STAGE/STEP.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where a run has none.
+  """
+  path = pathlib.Path(text)
+  *_, kind, stage, step = ("", "", *path.parts)
+  if kind == "checkpoints" and stage in checkpoint.STAGES:
+    if not step.isdecimal():
+      raise ConfigError(
+          f"config.init_from = {text!r}: must end in the number of a step"
+      )
+    return Source(path.parent.parent.parent, stage, int(step))
+  workdir_lib.read_config(path)
+  return last(path)
+
+
+def load(parts: Assembly, chosen: Source) -> Params:
+  """A policy of a run, perhaps another one, for this run's mesh.
+
+  Args:
+    parts: of this run.
+    chosen: of any run.
+
+  Returns:
+    Its parameters.
+
+  Raises:
+    ConfigError: where the checkpoint is missing or damaged, or of another
+      model.
+  """
+  _check_model(parts, chosen.workdir)
+  spec = assembly.reinforcement_stage(parts).spec
+  return checkpoint.load_params(
+      chosen.folder, chosen.step, spec.shapes.params, spec.shardings.params
+  )
+
+
+def check_source(parts: Assembly, chosen: Source) -> None:
+  """Whether a run can begin with a policy.
+
+  Args:
+    parts: of the run.
+    chosen: of another run.
+
+  Raises:
+    ConfigError: where that has another model, or the checkpoint is the last
+      only because the run is not finished.
+  """
+  _check_model(parts, chosen.workdir)
+  if not chosen.named and not workdir_lib.is_finished(chosen.workdir):
+    raise ConfigError(
+        f"config.init_from = {str(chosen.workdir)!r}: is not finished (it has"
+        f" no {workdir_lib.SUMMARY}); name a checkpoint of it, such as"
+        f" {str(chosen)!r}"
+    )
+  if chosen.named and not (chosen.folder / str(chosen.step)).is_dir():
+    raise ConfigError(
+        f"config.init_from = {str(chosen)!r}: no such checkpoint; kept are"
+        f" {checkpoint.steps(chosen.folder)}"
+    )
+
+
+def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
+  theirs = workdir_lib.read_config(workdir)
+  for field, value in config_lib.flatten(parts.cfg).items():
+    if field.startswith("model.") and theirs.get(field, value) != value:
+      raise ConfigError(
+          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
+          f" {theirs[field]!r}"
+      )

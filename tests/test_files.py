@@ -1,0 +1,39 @@
+import pytest
+
+from iapo_jax import files
+from iapo_jax.errors import ConfigError
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "summary.json"
+  files.write_json(path, {"a": 1})
+  with pytest.raises(TypeError):
+    files.write_json(path, {"a": object()})
+  assert path.read_text() == '{\n  "a": 1\n}\n'
+  assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+  assert files.read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"a\.json': is not JSON"),
+        ("[]", r"a\.json': is not a JSON object"),
+        (None, r"a\.json': No such file"),
+    ],
+)
+def test_what_is_no_object(tmp_path, content, message):
+  path = tmp_path / "a.json"
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(ConfigError, match=message):
+    files.read_json(path)
+
+
+def test_free_names(tmp_path):
+  path = tmp_path / "a.b"
+  assert files.numbered(path, ".").name == "a.b.1"
+  (tmp_path / "a.b.1").touch()
+  (tmp_path / "a.b.2").mkdir()
+  assert files.numbered(path, ".").name == "a.b.3"
+  assert files.numbered(path, "-").name == "a.b-1"
