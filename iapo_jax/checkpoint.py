@@ -132,7 +132,7 @@ class Checkpoints:
   def _failure(self, step: int, error: Exception) -> str:
     intact = steps(self.folder)
     kept = f"the last one is {intact[-1]}" if intact else "there is none before"
-    reason = getattr(error, "strerror", None) or "no space left on the device"
+    reason = getattr(error, "strerror", None) or "No space left on device"
     return (
         f"checkpoint {self.folder / str(step)} could not be written ({reason});"
         f" {kept}. The same command goes on from there"

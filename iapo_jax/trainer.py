@@ -395,7 +395,7 @@ def _tell_memory(compiled: jax.stages.Compiled) -> None:
   """What the compiler says, to compare with the plan's estimate."""
   needed = memory.compiled_bytes(compiled)
   if needed is not None:
-    print(f"memory     {memory.readable(needed)} a device, as compiled")
+    print(f"memory     rl step {memory.readable(needed)} a device, as compiled")
 
 
 def _introduction(parts: Assembly) -> str:

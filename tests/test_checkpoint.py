@@ -211,9 +211,9 @@ def test_a_full_disk_is_told_in_a_line(state, tmp_path, monkeypatch, error):
     monkeypatch.setattr(checkpoints._manager, "save", fail)
     with pytest.raises(SaveError) as told:
       checkpoints.save(state[0], progress(2))
-  assert str(told.value).lower() == (
-      f"checkpoint {folder}/2 could not be written (no space left on"
-      " device); the last one is 1. the same command goes on from there"
+  assert str(told.value) == (
+      f"checkpoint {folder}/2 could not be written (No space left on device);"
+      " the last one is 1. The same command goes on from there"
   )
   assert checkpoint.newest_intact(folder) == 1
 

@@ -106,8 +106,12 @@ def test_a_dry_run_prints_the_plan(tmp_path):
   workdir = tmp_path / "run"
   result = run("run.py", CONFIG, "--dry_run", f"--workdir={workdir}")
   assert result.returncode == 0, result.stderr
-  assert "133,760 weights" in result.stdout
-  assert "memory     about" in result.stdout
+  for told in (
+      "133,760 weights", "mesh       data 1 x fsdp 1 x tensor 1 on cpu",
+      "warm start 900 steps of 64 chains", "rl         100 steps of 16 prompts",
+      "of 1 micro-batch of 128 sequences", "memory     rl step about",
+  ):  # fmt: skip
+    assert told in result.stdout
   assert not workdir.exists()
 
 

@@ -3,15 +3,18 @@
 import base64
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 
+import jax
 import pytest
+from runs import edit
 
-from iapo_jax import comparison, logs, trainer
+from iapo_jax import comparison, logs, policies, trainer
 from iapo_jax import config as config_lib
 from iapo_jax.errors import ConfigError
-from iapo_jax.report import page, runs
+from iapo_jax.report import figures, page, runs
 
 EVIL = "<script>alert('x')</script>"
 
@@ -137,12 +140,44 @@ def test_every_token_has_its_numbers(trained, tmp_path):
   assert tokens[0]["data-before"] == f"{first['answer_entropies'][0]:.3f}"
   assert tokens[0]["data-after"] == f"{first['answer_entropies'][1]:.3f}"
   assert tokens[0]["data-entropy"] == f"{first['entropies'][0]:.3f}"
-  assert tokens[0]["data-credit"] == f"{first['advantages'][0]:+.3f}"
+  assert tokens[0]["data-advantage"] == f"{first['advantages'][0]:+.3f}"
+  # GRPO has no credit of single tokens; to_go has.
+  assert {t["data-credit"] for t in tokens_of_run(tokens, shown, 0)} == {
+      "+0.000"
+  }
+  record = shown[-1]
+  credit = record["advantages"][0] - record["group_advantage"]
+  seen = tokens_of_run(tokens, shown, -1)[0]["data-credit"]
+  assert seen == f"{credit:+.3f}" != "+0.000"
   gain = first["information"][0] > 0
   assert tokens[0]["class"] == f"token {'gain' if gain else 'loss'}"
   # After the reasoning there is no information to colour.
   rest = tokens[first["reasoning_tokens"]]
   assert rest["class"] == "token after" and "data-information" not in rest
+
+
+def tokens_of_run(tokens, shown, index):
+  """Those of one of the shown records."""
+  index %= len(shown)
+  start = sum(len(record["tokens"]) for record in shown[:index])
+  return tokens[start : start + len(shown[index]["tokens"])]
+
+
+def test_noise_is_not_painted_in_full_colour():
+  record = {
+      "step": 1, "prompt": "p", "gold": "g", "correct": True, "reward": 1.0,
+      "reasoning_tokens": 2, "tokens": ["a", "b"], "entropies": [0.1, 0.2],
+      "answer_entropies": [0.5, 0.49, 0.5], "information": [0.01, -0.01],
+      "group_advantage": 0.5, "advantages": [0.75, 0.25],
+  }  # fmt: skip
+  example = page._example(record)
+  # 0.01 of 0.05 nats.
+  assert [t["share"] for t in example["tokens"]] == ["0.20", "0.20"]
+  assert [t["credit"] for t in example["tokens"]] == ["+0.250", "-0.250"]
+  record["information"] = [0.01, -0.2]
+  assert [t["share"] for t in page._example(record)["tokens"]] == [
+      "0.05", "1.00",
+  ]  # fmt: skip
 
 
 @pytest.fixture
@@ -169,9 +204,11 @@ def test_untrusted_text_is_shown_as_text(hostile, trained, tmp_path):
       {EVIL: [hostile], "GRPO": [trained / "grpo"]},
       tmp_path / "page",
       title=EVIL,
-      timing=[{"run": EVIL, "checkpoint": EVIL, "batch_size": 1,
-               "mean": {"seconds_per_completion": 1.0, "mean_tokens": 1.0,
-                        "samples": 1}}],
+      timing=[{"run": EVIL, "checkpoint": EVIL, "batch_size": 1, "split": EVIL,
+               "seeds": [{}], "mean": dict.fromkeys((
+                   "problems", "samples", "accuracy", "pass@1", "length@1",
+                   "efficiency@1", "mean_reasoning_tokens", "format_rate",
+                   "seconds_per_completion"), 1.0)}],
   )  # fmt: skip
   reader, text = read(path)
   assert text.count("<script>") == 1  # the page's own
@@ -216,10 +253,6 @@ def test_seeds_are_averaged(trained, tmp_path):
   assert f"{mean:.3f} ± {error:.3f}" in " ".join("".join(reader.text).split())
 
 
-def edit(path, **changes):
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_only_seeds_are_averaged(trained, tmp_path):
   with pytest.raises(ConfigError, match=r"'x': have the seeds \[0, 0\]"):
     runs.read_groups({"x": [trained / "grpo", trained / "grpo"]})
@@ -230,10 +263,149 @@ def test_only_seeds_are_averaged(trained, tmp_path):
     runs.read_groups({"x": [trained / "grpo", other]})
 
 
-@pytest.mark.parametrize("label", [r"$\frac$", "_hidden", "a$b$c", "50 %"])
+LABELS = [
+    r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", LABELS)
 def test_labels_are_only_text(trained, tmp_path, label):
   path = page.write({label: [trained / "grpo"]}, tmp_path, title="x")
-  assert label in "".join(read(path)[0].text)
+  shown = label.encode("utf-8", "backslashreplace").decode("utf-8")
+  assert shown in "".join(read(path)[0].text)
+  # Every picture has it in its legend, whole.
+  (drawn,) = legends(runs.read_groups({label: [trained / "grpo"]}))
+  assert unwrapped(drawn) == unwrapped(shown)
+
+
+def legends(groups):
+  """Texts of the legend of the first figure."""
+  figure = drawn_figures(groups)[0]
+  return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def unwrapped(text):
+  return "".join(text.replace(r"\$", "$").split())
+
+
+def drawn_figures(groups):
+  """The figures before they are saved."""
+  drawn = []
+  with pytest.MonkeyPatch.context() as patch:
+    save = figures._save
+    patch.setattr(
+        figures, "_save", lambda f, kind: (drawn.append(f), save(f, kind))[1]
+    )
+    figures.all_of(groups)
+  return drawn
+
+
+def synthetic(label, place, seeds=1, points=3):
+  """A group whose numbers follow its place."""
+  members = []
+  for seed in range(seeds):
+    lines = [
+        {"stage": "validation", "step": 10 * i, "accuracy": 0.5 + 0.01 * place,
+         "mean_tokens": 60.0 - place}
+        for i in range(points)
+    ]  # fmt: skip
+    summary = {"accuracy": 0.5 + 0.01 * place, "accuracy_se": 0.01,
+               "mean_tokens": 20.0 + 40 * seed}  # fmt: skip
+    config = {"seed": seed, "num_steps": 1, "credit.mode": "grpo"}
+    members.append(
+        runs.Run(
+            pathlib.Path(), config, {"validation": lines}, [], [], [], summary
+        )
+    )
+  return runs.Group(label, tuple(members))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["warm start", "GRPO", "IAPO paper", "IAPO to_go",
+         "to_go, shuffled (control)", "length penalty (control)"],
+        [f"a setting with a long name, number {i}" for i in range(20)],
+        LABELS,
+    ],
+    ids=["demo", "many", "odd"],
+)  # fmt: skip
+def test_nothing_is_cut(labels):
+  groups = [synthetic(label, i) for i, label in enumerate(labels)]
+  for figure in drawn_figures(groups):
+    figure.canvas.draw()
+    whole = figure.bbox.padded(1)
+    (axes,) = figure.axes
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(labels)
+    parts = [legend, axes.xaxis.label, axes.yaxis.label]
+    if axes.get_title():  # the page has its own
+      parts.append(axes.title)
+    for part in parts:
+      box = part.get_window_extent()
+      assert whole.contains(box.x0, box.y0) and whole.contains(box.x1, box.y1)
+    # A long legend makes the figure higher, and leaves the axes their size.
+    assert axes.bbox.height > 1.6 * figure.dpi
+    below = axes.xaxis.label.get_window_extent().y0
+    assert legend.get_window_extent().y1 <= below + 1
+
+
+def test_groups_look_different():
+  def look(index, theme):
+    return (
+        figures.colour(index, theme),
+        figures.line_style(index),
+        figures._marker(index),
+    )
+
+  for theme in (figures.LIGHT, figures.DARK):
+    assert len({look(i, theme) for i in range(28)}) == 28
+    assert len({figures.colour(i, theme) for i in range(7)}) == 7
+
+
+def test_a_single_point_is_drawn():
+  """A run that has just begun: a line through it would be invisible."""
+  for points, marker in ((1, "o"), (2, "None")):
+    figure = drawn_figures([synthetic("young", 0, points=points)])[-1]
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() == marker
+
+
+def test_error_bars_are_whole():
+  """20 and 60 tokens: 40 and a standard error of 20."""
+  figure = drawn_figures([synthetic("wide", 0, seeds=2)])[0]
+  assert figure.axes[0].get_xlim() == pytest.approx((0, 66))
+
+
+def test_without_validation_the_training_is_drawn():
+  group = synthetic("x", 0)
+  line = {"stage": "rl", "step": 1, "reward/accuracy": 0.25,
+          "length/completion": 30.0}  # fmt: skip
+  group.runs[0].lines.clear()
+  group.runs[0].lines["rl"] = [line]
+  titles = [picture.title for picture in figures.all_of([group])]
+  assert titles[1:] == ["Accuracy (training)", "Length (training)"]
+
+
+def test_headlines_compare_only_what_is_there():
+  def said(*modes):
+    groups = []
+    for i, mode in enumerate(modes):
+      group = synthetic(mode, i)
+      group.runs[0].config["credit.mode"] = mode
+      groups.append(group)
+    return page.headlines(groups)
+
+  assert said("grpo") == ["grpo: 20.0 tokens at accuracy 0.500."]
+  assert said("grpo", "to_go") == [
+      "to_go: 20.0 tokens at accuracy 0.510; grpo: 20.0 at 0.500 (0 % tokens,"
+      " +1.0 points)."
+  ]
+
+
+def test_the_seeds_are_among_the_settings():
+  rows = page._settings([synthetic("a", 0, seeds=2), synthetic("b", 1)])
+  assert rows == [{"name": "seed", "values": ["0, 1", "0"]}]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +423,15 @@ def test_files_that_are_broken(trained, tmp_path, name, content, message):
   (folder / name).write_text(content)
   with pytest.raises(ConfigError, match=message):
     page.write({"x": [folder]}, tmp_path / "page", title="x")
+
+
+def test_a_page_that_cannot_be_written(trained, tmp_path):
+  (tmp_path / "file").touch()
+  (tmp_path / "page" / "index.html").mkdir(parents=True)
+  for output in ("file", "page"):
+    with pytest.raises(ConfigError, match="must be a folder that can be writ"):
+      page.write({"x": [trained / "grpo"]}, tmp_path / output, title="x")
+
 
 def test_no_run(tmp_path):
   with pytest.raises(ConfigError, match="holds no run"):
@@ -311,8 +492,14 @@ class TestComparison:
     comparison.write(records, tmp_path / "v1.2")
     assert comparison.read(tmp_path / "v1.2.json") == records
     rows = (tmp_path / "v1.2.csv").read_text().splitlines()
-    assert len(rows) == 1 + 4
-    assert rows[0].startswith("run,checkpoint,split,batch_size,temperature,acc")
+    # Two runs, each with two seeds, their mean and their spread.
+    assert len(rows) == 1 + 2 * 4
+    assert rows[0].startswith(
+        "run,checkpoint,split,batch_size,temperature,seed,accuracy,"
+    )
+    assert [row.split(",")[5] for row in rows[1:5]] == ["0", "1", "mean", "std"]
+    assert float(rows[3].split(",")[6]) == records[0]["mean"]["accuracy"]
+    assert float(rows[4].split(",")[6]) == records[0]["std"]["accuracy"]
     values = [s["accuracy"] for s in records[0]["seeds"]]
     assert records[0]["mean"]["accuracy"] == pytest.approx(sum(values) / 2)
     # Two values: |a - b| / sqrt(2).
@@ -320,7 +507,7 @@ class TestComparison:
         abs(values[0] - values[1]) / 2**0.5
     )
     head, _, first, second = comparison.table(records).splitlines()
-    assert "| pass@2 | length@2 | efficiency@2 |" in head
+    assert "| pass@2 | length@2 (tokens) | pass@2 / length@2 |" in head
     spread = f"{records[0]['std']['accuracy']:.3f}"
     assert f"| {records[0]['mean']['accuracy']:.3f} ± {spread} |" in first
     assert f"{records[1]['mean']['length@2']:.1f}" in second
@@ -343,6 +530,14 @@ class TestComparison:
           (
               {"evaluation.batch_size": 64},
               r"evaluation\.batch_size: the runs have 16 and 64; give one with",
+          ),
+          (
+              {"evaluation.temperature": 0.5},
+              r"temperature: the runs have 1.0 and 0.5; give one with",
+          ),
+          (
+              {"rollout.max_tokens": 70},
+              r"rollout\.max_tokens: the runs have 72 and 70; give one with -",
           ),
           (
               {"evaluation.samples": 2},
@@ -370,8 +565,53 @@ class TestComparison:
 
   def test_the_best_checkpoint(self, trained):
     (contestant,) = comparison.load([trained / "grpo"], "best")
-    best = trainer.best_checkpoint(trained / "grpo")
-    assert contestant.checkpoint == f"rl/{best}"
+    assert contestant.checkpoint == policies.best(trained / "grpo").name
+
+  def test_the_page_has_what_was_judged(self, judged, trained, tmp_path):
+    records = comparison.report(*judged, "test")
+    reader, _ = read(write(trained, tmp_path, timing=records))
+    said = " ".join(" ".join(reader.text).split())
+    for record in records:
+      for cell in comparison.cells(record, records):
+        assert cell in said
+    assert "16 test problems in one process, 2 for each problem" in said
+    assert "standard deviation over 2 sampling seeds" in said
+
+  @pytest.mark.parametrize(
+      ("mesh", "expected"),
+      [
+          ({"mesh.data": 4, "mesh.fsdp": 4}, (8, 1, 1)),  # it had 16 devices
+          ({"mesh.data": 2, "mesh.fsdp": 4}, (2, 4, 1)),
+          ({"mesh.data": -1, "mesh.fsdp": 2}, (4, 2, 1)),
+      ],
+  )
+  def test_other_devices(self, trained, tmp_path, capsys, mesh, expected):
+    """Nor need the prompts of a training step split over them."""
+    other = tmp_path / "other"
+    shutil.copytree(trained / "to_go", other)
+    edit(other / "config.json", prompts_per_step=3, **mesh)
+    (contestant,) = comparison.load([other], "last")
+    assert tuple(contestant.parts.mesh.shape.values()) == expected
+    fits = "does not fit" not in capsys.readouterr().out
+    assert fits == (expected != (8, 1, 1))
+    (policy,) = comparison.load([trained / "to_go"], "last")
+    for a, b in zip(
+        *(jax.tree.leaves(c.params) for c in (contestant, policy)), strict=True
+    ):
+      assert (jax.device_get(a) == jax.device_get(b)).all()
+
+  def test_longer_completions_can_be_asked_for(self, trained):
+    (contestant,) = comparison.load([trained / "grpo"], "last", max_tokens=90)
+    assert contestant.parts.cfg.rollout.max_tokens == 90
+
+  def test_a_folder_that_cannot_be_written(self, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "x.json").mkdir()
+    for stem in (tmp_path / "file" / "x", tmp_path / "x"):
+      with pytest.raises(ConfigError, match="cannot be written"):
+        comparison.outputs(stem)
+    with pytest.raises(ConfigError, match="must end in a file name"):
+      comparison.outputs(pathlib.Path())
 
   def test_a_broken_rule(self, trained):
     with pytest.raises(ConfigError, match=r"multiple of evaluation\.samples"):

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import runs
 
 from iapo_jax import assembly, checkpoint, logs, workdir
 
@@ -79,7 +80,7 @@ def start(folder, cache, kill=None):
 
 
 def wait_for_step(process, folder, count):
-  """Until so many lines are logged, and this process wrote the last of them."""
+  """Until the process trains, and so many lines are logged."""
   line = process.stdout.readline()
   while ": compiled in" not in line:
     assert line, "it ended before it trained"
@@ -98,10 +99,6 @@ def finish(process):
   return out
 
 
-def untimed(line):
-  return {k: v for k, v in line.items() if not k.startswith("time/")}
-
-
 def final_state(folder):
   parts = assembly.assemble(workdir.load_config(folder), jax.devices()[:1])
   stage = assembly.reinforcement_stage(parts)
@@ -111,9 +108,14 @@ def final_state(folder):
 
 def assert_same_run(ours, theirs):
   for name in logs.FILES:
-    a, b = logs.read(ours, name), logs.read(theirs, name)
-    assert [untimed(x) for x in a] == [untimed(x) for x in b], name
-    assert a or name == logs.WARNINGS
+    assert runs.lines(ours, name) == runs.lines(theirs, name), name
+    assert runs.lines(ours, name) or name == logs.WARNINGS
+  for stage in ("warm_start", "rl", "validation"):
+    a, b = (
+        runs.events(folder / "tensorboard" / stage)[0]
+        for folder in (ours, theirs)
+    )
+    assert untimed_events(a) == untimed_events(b) != [], stage
   (a, progress), (b, other) = final_state(ours), final_state(theirs)
   for x, y in zip(leaves(a), leaves(b), strict=True):
     np.testing.assert_array_equal(x, y)
@@ -123,6 +125,10 @@ def assert_same_run(ours, theirs):
       for folder in (ours, theirs)
   )
   assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def untimed_events(events):
+  return [event for event in events if not event[1].startswith("time/")]
 
 
 def leaves(state):
@@ -155,6 +161,14 @@ def test_five_kills_and_a_ctrl_c_change_nothing(
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+  # Ctrl-C ends the `tee` at the end of the pipe too: nobody reads on.
+  process = start(folder, cache)
+  wait_for_step(process, folder, total - 5)
+  process.stdout.close()
+  process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=300) == 128 + signal.SIGINT
+  done = logs.stage_metrics(folder, "rl")[-1]["step"]
+  assert checkpoint.last(folder) == ("rl", done)
   process = start(folder, cache)
   wait_for_step(process, folder, total - 3)
   # A second writer is refused, and does no harm. The first one waits for it.

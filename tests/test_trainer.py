@@ -171,13 +171,13 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(
   assert summary["samples"] == 2
   # Where it is damaged the best of the others is judged, and it says so.
   ratios.pop(best)
-  second = max(ratios, key=ratios.get)
   capsys.readouterr()
   victim = next((tmp_path / f"checkpoints/rl/{best}/params").rglob("d/*"))
   victim.write_bytes(victim.read_bytes()[:-1])
-  assert policies.best(tmp_path).step == second
+  assert ratios[policies.best(tmp_path).step] == max(ratios.values())
+  folder = tmp_path / "checkpoints" / "rl" / str(best)
   said = capsys.readouterr().out
-  assert f"the best checkpoint, {tmp_path}/checkpoints/rl/{best}, is dam" in said
+  assert f"the best checkpoint, {folder}, is damaged" in said
 
 
 def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
@@ -249,7 +249,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
       "rl         2 steps of 8 prompts x 8 samples = 64 sequences, 8 per data"
       " shard, at most 4,608 sampled tokens a step"
   ) in out
-  assert "update     1 per rollout, each of 1 micro-batch of 64 sequences" in out
+  assert "update     1 per rollout, each of 1 micro-batch of 64 seq" in out
   assert "every 1 RL steps on 16 problems" in out
   for program in ("warm start", "rl step", "evaluation"):
     assert re.search(rf"memory     {program} about \d+\.\d MiB a device", out)
@@ -364,7 +364,7 @@ def test_small_files_that_were_lost(finished, tmp_path, capsys, kind):
   )
   assert ours | {"seconds": 0} == theirs | {"seconds": 0}
   (copy / "config.json").unlink()
-  with pytest.raises(ConfigError, match="has checkpoints, but no config.json"):
+  with pytest.raises(ConfigError, match="has checkpoints, but no config"):
     trainer.train(cfg, copy)
 
 
@@ -374,7 +374,7 @@ def test_a_path_may_be_written_in_two_ways(finished, tmp_path, monkeypatch):
     parts = assembly.assemble(small(init_from=str(source)))
     with workdir.locked(tmp_path / "run"):
       assert not workdir.claim(tmp_path / "run", parts)
-  with pytest.raises(ConfigError, match="config.init_from = '/else"):
+  with pytest.raises(ConfigError, match=r"config\.init_from = '/else"):
     workdir.claim(
         tmp_path / "run", assembly.assemble(small(init_from="/elsewhere"))
     )
