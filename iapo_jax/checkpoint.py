@@ -109,7 +109,7 @@ class Checkpoints:
       SaveError: where it could not be written.
     """
     try:
-      with _errors_only():  # Orbax warns of every save without metrics
+      with _quiet():  # Orbax warns of every save without metrics
         self._manager.save(
             progress.done,
             args=ocp.args.Composite(
@@ -276,7 +276,7 @@ def restore(
   params = _target(shapes.params, where.params)
   options = ocp.CheckpointManagerOptions(read_only=True)
   with (
-      _errors_only(),
+      _quiet(),
       ocp.CheckpointManager(folder.absolute(), options=options) as manager,
   ):
     restored = manager.restore(
@@ -318,9 +318,10 @@ def load_params(
 
 
 @contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+  """Orbax logs what it raises, too: a page for a full disk."""
   verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(logging.FATAL)
   try:
     yield
   finally:
