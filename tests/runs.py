@@ -1,12 +1,18 @@
 """What tests of whole runs share."""
 
 import json
+import pathlib
 import shutil
 import struct
 
 from tensorboardX.proto import event_pb2
 
 from iapo_jax import logs
+from iapo_jax.report.runs import Group, Run
+
+ODD_LABELS = [
+    r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
+]  # fmt: skip
 
 
 def untimed(line):
@@ -41,3 +47,23 @@ def events(folder):
         found.append((event.step, value.tag, value.simple_value))
         times.append(event.wall_time)
   return found, times
+
+
+def synthetic(label, place, seeds=1, points=3):
+  """A group whose numbers follow its place."""
+  members = []
+  for seed in range(seeds):
+    lines = [
+        {"stage": "validation", "step": 10 * i, "accuracy": 0.5 + 0.01 * place,
+         "mean_tokens": 60.0 - place}
+        for i in range(points)
+    ]  # fmt: skip
+    summary = {"accuracy": 0.5 + 0.01 * place, "accuracy_se": 0.01,
+               "mean_tokens": 20.0 + 40 * seed}  # fmt: skip
+    config = {"seed": seed, "num_steps": 1, "credit.mode": "grpo"}
+    members.append(
+        Run(
+            pathlib.Path(), config, {"validation": lines}, [], [], [], summary
+        )
+    )
+  return Group(label, tuple(members))
