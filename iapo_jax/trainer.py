@@ -276,16 +276,15 @@ def _reference(run: Run) -> Params:
   """The policy that an interrupted reinforcement learning began with."""
   cfg, workdir = run.cfg, run.workdir
   start = policies.Source(workdir, "rl", 0)
+  problem = start.fault()
+  if not problem:
+    return policies.load(run.parts, start)
   # What it was copied from is as good.
+  other = None
   if cfg.warm_start.num_steps:
     other = policies.Source(workdir, "warm_start", cfg.warm_start.num_steps)
   elif cfg.init_from:
     other = policies.source(cfg.init_from)
-  else:
-    other = None
-  problem = start.fault()
-  if not problem:
-    return policies.load(run.parts, start)
   if other and other.fault() is None:
     print(f"warning: checkpoint {start} {problem}; {other} is read instead")
     return policies.load(run.parts, other)
