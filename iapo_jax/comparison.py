@@ -353,9 +353,10 @@ def _columns(
 ) -> list[tuple[str, str, float, str]]:
   """Head, metric, factor and format."""
   k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
+  passed = [(f"pass@{k}", f"pass@{k}", 1, ".3f")]
   return [
       ("accuracy", "accuracy", 1, ".3f"),
-      (f"pass@{k}", f"pass@{k}", 1, ".3f"),
+      *(passed if k > 1 else []),  # pass@1 is the accuracy
       (f"length@{k} (tokens)", f"length@{k}", 1, ".1f"),
       (f"pass@{k} / length@{k}", f"efficiency@{k}", 1, ".4f"),
       ("reasoning (tokens)", "mean_reasoning_tokens", 1, ".1f"),

@@ -229,7 +229,7 @@ def test_a_run_that_is_still_going_on(trained, tmp_path):
   for name in (logs.SAMPLES, logs.EVALUATIONS):
     (folder / name).unlink()
   reader, _ = read(page.write({"young": [folder]}, tmp_path / "p", title="x"))
-  assert any("1 not finished" in text for text in reader.text)
+  assert any("0 of 1 finished" in text for text in reader.text)
   # Nothing but its configuration: there is a page all the same.
   (folder / logs.METRICS).unlink()
   reader, _ = read(page.write({"young": [folder]}, tmp_path / "q", title="x"))
@@ -457,7 +457,7 @@ class TestComparison:
     for record in records:
       for cell in comparison.cells(record, records):
         assert cell in said
-    assert "16 test problems in one process, 2 for each problem" in said
+    assert "16 test problems in one process, 2 completions of each per" in said
     assert "standard deviation over 2 sampling seeds" in said
 
   @pytest.mark.parametrize(

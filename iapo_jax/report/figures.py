@@ -160,9 +160,11 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
           fmt=_marker(i),
           markersize=8,
           color=colour(i, theme),
-          label=_plain(group.label),
           capsize=3,
       )
+      # The legend shows the marker, which bars would hide there.
+      axes.plot([], [], linestyle="", marker=_marker(i), markersize=8,
+                color=colour(i, theme), label=_plain(group.label))  # fmt: skip
     axes.set(xlabel="tokens per completion", ylabel="share correct")
     # With the whole of the widest error bar.
     ends = [tokens[0] + (tokens[1] or 0) for _, _, tokens, _ in points]

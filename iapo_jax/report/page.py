@@ -129,14 +129,15 @@ def _row(index: int, group: Group) -> dict[str, Any]:
     if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
       text += f" ±\N{NO-BREAK SPACE}{format(found[1], style)}"
     texts.append(text)
-  finished = len(group.finished("accuracy"))
+  members, finished = len(group.runs), len(group.finished("accuracy"))
+  seeds = str(members)
+  if finished < members:
+    seeds = f"{finished} of {members} finished"
   return {
       "label": group.label,
       "light": figures.colour(index, figures.LIGHT),
       "dark": figures.colour(index, figures.DARK),
-      "cells": texts,
-      "seeds": len(group.runs),
-      "unfinished": len(group.runs) - finished,
+      "cells": [*texts, seeds],
   }
 
 
@@ -155,11 +156,13 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   if not records:
     return {}
   first = records[0]
+  rows = [comparison.cells(record, records) for record in records]
+  samples = int(first["mean"]["samples"])
   return {
       "columns": comparison.columns(records),
-      "rows": [comparison.cells(record, records) for record in records],
+      "rows": [{"label": label, "cells": cells} for label, *cells in rows],
       "problems": f"{first['mean']['problems']:.0f} {first['split']} problems",
-      "samples": f"{first['mean']['samples']:.0f}",
+      "samples": f"{samples} completion{'s' if samples > 1 else ''}",
       "seeds": len(first["seeds"]),
       "batch": first["batch_size"],
   }
