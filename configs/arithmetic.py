@@ -6,9 +6,9 @@ Variants: `sft` (the warm start alone), and reinforcement learning with `grpo`,
 `paper` (default), `to_go`, `faithful` or `length_penalty` credit, and
 `shuffled` (`to_go` with each sequence's information permuted: the control).
 The RL variants begin with the warm start unless `--config.init_from=FOLDER`
-names a finished run and `--config.warm_start.num_steps=0` leaves it out.
-`docs/demo.md` has the numbers to expect. Two CPU cores take two to three
-minutes for the warm start and one for each method.
+names a finished run or a checkpoint and `--config.warm_start.num_steps=0`
+leaves it out. `docs/demo.md` has the numbers to expect. Two CPU cores take two
+to three minutes for the warm start and one for each method.
 
 The learning rate of `grpo` is the best of `GRPO_LEARNING_RATES` by validation
 accuracy at seed 0 (`experiments/demo.py --tune_grpo` trains all three); every

@@ -20,7 +20,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +39,8 @@ from iapo_jax.types import Params, PyTree, TrainState
 
 STAGES = ("warm_start", "rl")  # in the order they run
 _CHECKSUMS = "checksums.json"
-_NO_SPACE = "RESOURCE_EXHAUSTED"  # TensorStore has no OSError for it
+# What TensorStore says in an exception that is no OSError.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _SMALL = 2**20  # bytes of a file that is read even in a quick look
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 _REMOVED = "removed"  # steps that are kept no longer, until they are deleted
@@ -122,21 +125,17 @@ class Checkpoints:
         )
       self._manager.wait_until_finished()
       _seal(self.folder / str(progress.done))
-    except (OSError, ValueError) as error:
-      if isinstance(error, ValueError) and _NO_SPACE not in str(error):
+    except Exception as error:
+      reason = _system_error(error)
+      if reason is None:
         raise
-      raise SaveError(self._failure(progress.done, error)) from error
+      raise SaveError(
+          f"checkpoint {self.folder / str(progress.done)} could not be written"
+          f" ({reason}); the same command goes on from the one before it, or"
+          " starts over where there is none"
+      ) from error
     # Only now that the newest counts.
     shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
-
-  def _failure(self, step: int, error: Exception) -> str:
-    intact = steps(self.folder)
-    kept = f"the last one is {intact[-1]}" if intact else "there is none before"
-    reason = getattr(error, "strerror", None) or "No space left on device"
-    return (
-        f"checkpoint {self.folder / str(step)} could not be written ({reason});"
-        f" {kept}. The same command goes on from there"
-    )
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -185,23 +184,28 @@ def fault(
   Returns:
     A few words, or None where it is as it was written.
   """
-  path = folder / str(step)
+  try:
+    return _find_fault(folder / str(step), quick)
+  except OSError as error:
+    return f"cannot be read ({error.strerror})"
+
+
+def _find_fault(path: pathlib.Path, quick: bool) -> str | None:
+  """As `fault`; what the system does not let us read is no fault of it."""
   if not path.is_dir():
     return "is not there"
   try:
     expected = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
   except FileNotFoundError:
     return "was not completely written"
-  except OSError as error:
-    return f"cannot be read ({error.strerror})"
   except ValueError:
     return f"has a damaged {_CHECKSUMS}"
   if not isinstance(expected, dict):
     return f"has a damaged {_CHECKSUMS}"
   try:
     found = _checksums(path, _SMALL if quick else None)
-  except OSError as error:
-    return f"cannot be read ({error.strerror})"
+  except FileNotFoundError:
+    return "is being removed"
   for name in sorted(expected.keys() | found.keys()):
     if name not in found:
       return f"lacks {name}"
@@ -223,10 +227,13 @@ def newest_intact(folder: pathlib.Path) -> int | None:
 
   Returns:
     Its step, or None where there is none.
+
+  Raises:
+    OSError: where one cannot be read. It may be intact: nothing is moved.
   """
   newest = None
   for step in reversed(_folders(folder)):
-    problem = fault(folder, step, quick=newest is not None)
+    problem = _find_fault(folder / str(step), newest is not None)
     if problem is None:
       newest = step if newest is None else newest
       continue
@@ -292,7 +299,12 @@ def restore(
 
 
 def load_params(
-    folder: pathlib.Path, step: int, shapes: PyTree, shardings: PyTree
+    folder: pathlib.Path,
+    step: int,
+    shapes: PyTree,
+    shardings: PyTree,
+    *,
+    verify: bool = True,
 ) -> Params:
   """A checkpoint's policy, each shard read by the devices that keep it.
 
@@ -301,6 +313,7 @@ def load_params(
     step: of it.
     shapes: of the parameters.
     shardings: where they shall lie.
+    verify: whether to look for faults first; who just did need not again.
 
   Returns:
     The parameters.
@@ -308,7 +321,7 @@ def load_params(
   Raises:
     ConfigError: where the checkpoint is missing, half-written or damaged.
   """
-  problem = fault(folder, step)
+  problem = fault(folder, step) if verify else None
   if problem:
     raise ConfigError(f"checkpoint {str(folder / str(step))!r}: {problem}")
   with ocp.StandardCheckpointer() as checkpointer:
@@ -319,13 +332,22 @@ def load_params(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Orbax logs what it raises, too: a page for a full disk."""
+  """Orbax logs what it raises, too: a page for a full disk.
+
+  After an exception its threads still do, so that it stays quiet.
+  """
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(verbosity)
+  yield
+  logging.set_verbosity(verbosity)
+
+
+def _system_error(error: Exception) -> str | None:
+  """What the system refused, None where it is another kind of error."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  code = _OS_ERROR.search(str(error))
+  return os.strerror(int(code[1])) if code else None
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -33,7 +33,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     main: called with the arguments that are no flags.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
-  sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+  # One that was closed from the start is None, and print knows that.
+  sys.stdout = sys.stdout and _Lasting(sys.stdout)
+  sys.stderr = sys.stderr and _Lasting(sys.stderr)
   try:
     app.run(main, flags_parser=_parse_flags)
   except (ConfigError, FloatingPointError, SaveError, OSError) as error:

@@ -94,7 +94,7 @@ class RunLog:
       folder = self._workdir / _TENSORBOARD / stage
       folder.mkdir(parents=True)
       self._boards[stage] = EventsWriter(str(folder / "events"))
-    event = event_pb2.Event(step=line["step"], wall_time=line[WRITTEN])
+    event = event_pb2.Event(step=line["step"], wall_time=line.get(WRITTEN, 0))
     for name, number in line.items():
       if name not in ("stage", "step", WRITTEN):
         event.summary.value.add(tag=name, simple_value=number)

@@ -166,11 +166,12 @@ def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
   for name, value in metrics.items():
     if not math.isfinite(value):
       saved = checkpoint.steps(stage.checkpoints.folder)
-      good = (
-          f"--config.init_from={stage.checkpoints.folder / str(saved[-1])}"
-          if saved
-          else "the same start"
-      )
+      good = "the same start"
+      if saved:
+        last = stage.checkpoints.folder / str(saved[-1])
+        good = f"--config.init_from={last}"
+        if stage.name == "rl":
+          good += " --config.warm_start.num_steps=0"
       raise FloatingPointError(
           f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
           " nothing of this step is saved. The same command would come to the"

@@ -106,23 +106,28 @@ def source(text: str) -> Source:
     ConfigError: where a run has none.
   """
   path = pathlib.Path(text)
-  *_, kind, stage, step = ("", "", *path.parts)
+  if workdir_lib.is_claimed(path):
+    return last(path)
+  *_, kind, stage, step = ("", "", "", *path.parts)
   if kind == "checkpoints" and stage in checkpoint.STAGES:
     if not step.isdecimal():
       raise ConfigError(
           f"config.init_from = {text!r}: must end in the number of a step"
       )
     return Source(path.parent.parent.parent, stage, int(step))
-  workdir_lib.read_config(path)
+  workdir_lib.read_config(path)  # which says that there is none
   return last(path)
 
 
-def load(parts: Assembly, chosen: Source) -> Params:
+def load(
+    parts: Assembly, chosen: Source, *, verify: bool = True
+) -> Params:
   """A policy of a run, perhaps another one, for this run's mesh.
 
   Args:
     parts: of this run.
     chosen: of any run.
+    verify: whether to look for faults first; who just did need not again.
 
   Returns:
     Its parameters.
@@ -134,7 +139,11 @@ def load(parts: Assembly, chosen: Source) -> Params:
   _check_model(parts, chosen.workdir)
   spec = assembly.reinforcement_stage(parts).spec
   return checkpoint.load_params(
-      chosen.folder, chosen.step, spec.shapes.params, spec.shardings.params
+      chosen.folder,
+      chosen.step,
+      spec.shapes.params,
+      spec.shardings.params,
+      verify=verify,
   )
 
 

@@ -127,7 +127,8 @@ def train(
     except KeyboardInterrupt as error:
       raise Interrupted(
           signal.SIGINT,
-          "stopped at once; the same command goes on from the last checkpoint",
+          "stopped at once; the same command goes on from the last checkpoint,"
+          " if there is one",
       ) from error
 
 
@@ -148,30 +149,54 @@ def _find_saved(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
 
 
 def _run_stages(run: Run, saved: Saved | None) -> TrainState:
-  """The state after the configured stages."""
-  cfg, params = run.cfg, None
+  """The state after the configured stages.
+
+  A name that is left here keeps its weights on the devices until the end.
+  """
+  cfg, parts = run.cfg, run.parts
   if saved and saved.stage == "rl":
-    return reinforce(run, None, saved)
-  if cfg.init_from and not saved:
-    params = policies.load(run.parts, policies.source(cfg.init_from))
+    goes_on = saved.progress.done < cfg.num_steps
+    reference = _reference(run) if goes_on and cfg.loss.kl_weight else None
+    return reinforce(run, saved.state, reference, saved.progress)
+  params = None
   if cfg.warm_start.num_steps:
-    state = warm_start(run, params, saved)
+    state = warm_start(run, *_begin_warm_start(run, saved))
     if not cfg.num_steps:
       return state
     params = state.params
-    del state  # its moments would lie on the devices until the end
-  return reinforce(run, params, None)
+    del state, saved
+  elif cfg.init_from:
+    params = policies.load(parts, policies.source(cfg.init_from))
+  stage = assembly.reinforcement_stage(parts)
+  if params is None:
+    params = assembly.create_state(parts, stage).params
+  state = assembly.create_state(parts, stage, params)
+  reference = params if cfg.loss.kl_weight else None
+  del params
+  return reinforce(run, state, reference, None)
+
+
+def _begin_warm_start(
+    run: Run, saved: Saved | None
+) -> tuple[TrainState, Progress | None]:
+  if saved:
+    return saved.state, saved.progress
+  params = None
+  if run.cfg.init_from:
+    params = policies.load(run.parts, policies.source(run.cfg.init_from))
+  stage = assembly.warm_start_stage(run.parts)
+  return assembly.create_state(run.parts, stage, params), None
 
 
 def warm_start(
-    run: Run, params: Params | None, saved: Saved | None
+    run: Run, state: TrainState, progress: Progress | None
 ) -> TrainState:
   """The supervised stage.
 
   Args:
     run: on its way.
-    params: to start from; fresh weights by default.
-    saved: where to go on instead.
+    state: to begin or go on with; donated.
+    progress: where to go on, None at the start.
 
   Returns:
     The state after it.
@@ -193,10 +218,6 @@ def warm_start(
     )
     return sharding.put_batch(batch, run.parts.mesh)
 
-  if saved:
-    state = saved.state
-  else:
-    state = assembly.create_state(run.parts, stage, params)
   with _checkpoints(run, "warm_start") as checkpoints:
     todo = loop.Stage(
         name="warm_start",
@@ -213,33 +234,28 @@ def warm_start(
         checkpoints=checkpoints,
         save_every=cfg.checkpoint.every,
     )
-    return loop.fit(todo, state, run.log, saved.progress if saved else None)
+    return loop.fit(todo, state, run.log, progress)
 
 
 def reinforce(
-    run: Run, params: Params | None, saved: Saved | None
+    run: Run,
+    state: TrainState,
+    reference: Params | None,
+    progress: Progress | None,
 ) -> TrainState:
-  """The reinforcement-learning stage; its start is also the reference.
+  """The reinforcement-learning stage.
 
   Args:
     run: on its way.
-    params: to start from, kept unchanged; fresh weights by default.
-    saved: where to go on instead.
+    state: to begin or go on with; donated.
+    reference: the policy it began with, where the loss compares with it.
+    progress: where to go on, None at the start.
 
   Returns:
     The state after it.
   """
   cfg = run.cfg
   stage = assembly.reinforcement_stage(run.parts)
-  if saved:
-    state = saved.state
-    if cfg.loss.kl_weight and saved.progress.done < cfg.num_steps:
-      params = _reference(run)
-  else:
-    if params is None:
-      params = assembly.create_state(run.parts, stage).params
-    state = assembly.create_state(run.parts, stage, params)
-  reference = params if cfg.loss.kl_weight else None
   step = assembly.train_step_of(run.parts, stage)
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
@@ -269,7 +285,7 @@ def reinforce(
         validate=lambda state, done: _validate(run, state, done),
         observe=_Observer(run),
     )
-    return loop.fit(todo, state, run.log, saved.progress if saved else None)
+    return loop.fit(todo, state, run.log, progress)
 
 
 def _reference(run: Run) -> Params:
@@ -278,7 +294,7 @@ def _reference(run: Run) -> Params:
   start = policies.Source(workdir, "rl", 0)
   problem = start.fault()
   if not problem:
-    return policies.load(run.parts, start)
+    return policies.load(run.parts, start, verify=False)
   # What it was copied from is as good.
   other = None
   if cfg.warm_start.num_steps:
@@ -287,7 +303,7 @@ def _reference(run: Run) -> Params:
     other = policies.source(cfg.init_from)
   if other and other.fault() is None:
     print(f"warning: checkpoint {start} {problem}; {other} is read instead")
-    return policies.load(run.parts, other)
+    return policies.load(run.parts, other, verify=False)
   raise ConfigError(
       f"checkpoint {start} {problem}; the KL penalty needs that policy: start"
       " over in another --workdir"
@@ -362,7 +378,7 @@ def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
   if run.cfg.evaluation.checkpoint == "last" or stage != "rl":
     return state.params, f"{stage}/{int(state.step)}"
   best = policies.best(run.workdir)
-  return policies.load(run.parts, best), best.name
+  return policies.load(run.parts, best, verify=False), best.name
 
 
 def _sample(

@@ -107,8 +107,10 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
     _check_same(ours, read_config(workdir), workdir)
+    if is_finished(workdir):
+      return True
     _compare_environment(workdir, parts)
-    return is_finished(workdir)
+    return False
   if checkpoint.exists(workdir):
     raise ConfigError(
         f"workdir {str(workdir)!r}: has checkpoints, but no {_CONFIG} that"

@@ -196,7 +196,7 @@ def test_old_steps_leave_when_the_newest_counts(state, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("RESOURCE_EXHAUSTED: Error writing; a long story"),
+        ValueError("RESOURCE_EXHAUSTED: Error: a story [os_error_code='28']"),
         OSError(28, "No space left on device"),
     ],
 )
@@ -213,12 +213,29 @@ def test_a_full_disk_is_told_in_a_line(state, tmp_path, monkeypatch, error):
       checkpoints.save(state[0], progress(2))
   assert str(told.value) == (
       f"checkpoint {folder}/2 could not be written (No space left on device);"
-      " the last one is 1. The same command goes on from there"
+      " the same command goes on from the one before it, or starts over where"
+      " there is none"
   )
   assert checkpoint.newest_intact(folder) == 1
 
 
-def test_what_cannot_be_read_is_not_used(state, tmp_path, monkeypatch):
+def test_other_errors_of_a_save_are_not_explained_away(
+    state, tmp_path, monkeypatch
+):
+  folder = tmp_path / "checkpoints" / "rl"
+  error = ValueError("RESOURCE_EXHAUSTED: of something else")
+
+  def fail(*_, **__):
+    raise error
+
+  with Checkpoints(folder, keep_last=2, keep_best=2) as checkpoints:
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(ValueError, match="of something else"):
+      checkpoints.save(state[0], progress(2))
+
+
+def test_what_cannot_be_read_is_left_alone(state, tmp_path, monkeypatch):
+  """It may be intact: a run that goes on without it would lose its steps."""
   folder = tmp_path / "checkpoints" / "rl"
   write(folder, state[0], [1, 2])
   read = checkpoint._checksums
@@ -230,7 +247,9 @@ def test_what_cannot_be_read_is_not_used(state, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint, "_checksums", broken)
   assert checkpoint.fault(folder, 2) == "cannot be read (Input/output error)"
-  assert checkpoint.newest_intact(folder) == 1
+  with pytest.raises(OSError, match="Input/output"):
+    checkpoint.newest_intact(folder)
+  assert checkpoint.steps(folder) == [1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,13 @@ def test_bad_input_is_one_line_before_any_compilation(
   assert not workdir.exists()
 
 
+def test_a_standard_stream_may_be_closed(tmp_path):
+  """As cron and daemons have it."""
+  command = f"{sys.executable} experiments/run.py {CONFIG} --dry_run >&-"
+  closed = subprocess.run(["sh", "-c", command], cwd=ROOT, timeout=600)
+  assert closed.returncode == 0
+
+
 def test_the_demo_end_to_end_at_small_size(tmp_path):
   workdir = tmp_path / "demo"
   result = run("demo.py", "--small", f"--workdir={workdir}")

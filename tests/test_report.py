@@ -316,6 +316,18 @@ def test_a_page_that_cannot_be_written(trained, tmp_path):
       page.write({"x": [trained / "grpo"]}, tmp_path / output, title="x")
 
 
+def test_records_of_an_older_version(trained, tmp_path):
+  folder = tmp_path / "old"
+  shutil.copytree(trained / "grpo", folder)
+  records = logs.read(folder, logs.SAMPLES)
+  for record in records:
+    del record["group_advantage"]
+  lines = [json.dumps(record) + "\n" for record in records]
+  (folder / logs.SAMPLES).write_text("".join(lines))
+  with pytest.raises(ConfigError, match="has records of an older version"):
+    page.write({"x": [folder]}, tmp_path / "page", title="x")
+
+
 def test_no_run(tmp_path):
   with pytest.raises(ConfigError, match="holds no run"):
     page.write({"x": [tmp_path]}, tmp_path / "page", title="x")

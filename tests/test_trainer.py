@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 import os
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from runs import unfinished_copy
 
-from iapo_jax import assembly, checkpoint, memory, policies, trainer, workdir
+from iapo_jax import (
+    assembly,
+    checkpoint,
+    loop,
+    memory,
+    policies,
+    trainer,
+    workdir,
+)
 from iapo_jax import config as config_lib
 from iapo_jax.checkpoint import Checkpoints
 from iapo_jax.errors import ConfigError
@@ -196,6 +205,16 @@ def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
       assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_what_a_path_means(finished, tmp_path, monkeypatch):
+  monkeypatch.chdir(finished)
+  assert str(policies.source(".")) == "checkpoints/rl/2"
+  assert policies.source("checkpoints/rl/1/").step == 1
+  # A run may be kept anywhere.
+  odd = tmp_path / "checkpoints" / "rl" / "7"
+  shutil.copytree(finished, odd)
+  assert policies.source(str(odd)) == policies.Source(odd, "rl", 2, named=False)
+
+
 def test_any_checkpoint_can_be_named(finished, tmp_path):
   """Of a run that was never finished, too: it may have diverged later."""
   young = unfinished_copy(finished, tmp_path / "young")
@@ -346,6 +365,41 @@ def test_a_request_during_the_last_save_of_a_stage_is_heard(
   assert not (tmp_path / "checkpoints" / "rl").exists()
 
 
+class _BeforeReinforcement(Exception):
+  pass
+
+
+@pytest.mark.parametrize(("kl_weight", "copies"), [(0.0, 0), (0.1, 1)])
+def test_weights_are_kept_where_something_needs_them(
+    tmp_path, monkeypatch, kl_weight, copies
+):
+  """Beside the state only the reference, and no moments of the warm start."""
+  fit, before = loop.fit, live_bytes()
+
+  def look(stage, state, *rest):
+    if stage.name == "warm_start":
+      return fit(stage, state, *rest)
+    others = live_bytes() - before - nbytes(state)
+    assert others / nbytes(state.params) == pytest.approx(copies, abs=0.1)
+    raise _BeforeReinforcement
+
+  monkeypatch.setattr(loop, "fit", look)
+  cfg = small(warm_start__num_steps=2, loss__kl_weight=kl_weight)
+  with pytest.raises(_BeforeReinforcement):
+    trainer.train(cfg, tmp_path)
+
+
+def live_bytes():
+  gc.collect()
+  # Not the views of single shards that Orbax took to write them.
+  whole = (x for x in jax.live_arrays() if len(x.sharding.device_set) > 1)
+  return sum(x.nbytes for x in whole)
+
+
+def nbytes(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize("kind", ["empty", "broken"])
 def test_small_files_that_were_lost(finished, tmp_path, capsys, kind):
   """The power went: what can be written again is, nothing else is guessed."""
@@ -359,6 +413,10 @@ def test_small_files_that_were_lost(finished, tmp_path, capsys, kind):
   said = capsys.readouterr().out
   assert "environment.json': is not JSON" in said
   assert "summary.json': is not JSON" in said
+  # Finished again: where it began is of no interest any more.
+  trainer.train(cfg, copy)
+  said = capsys.readouterr().out
+  assert "nothing to do" in said and "warning" not in said
   ours, theirs = (
       json.loads((f / "summary.json").read_text()) for f in (copy, finished)
   )

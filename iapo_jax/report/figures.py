@@ -87,8 +87,8 @@ def colour(index: int, theme: Theme) -> str:
 
 
 def line_style(index: int) -> str:
-  """The dashes of a group: what the colour alone does not tell apart."""
-  return ("-", "--", ":", "-.")[index // 4 % 4]
+  """The dashes of a group: they change where the colours repeat."""
+  return ("-", "--", ":", "-.")[index // 7 % 4]
 
 
 def _marker(index: int) -> str:

@@ -79,19 +79,25 @@ def read(folder: pathlib.Path) -> Run:
     The run.
 
   Raises:
-    ConfigError: where the folder holds no run.
+    ConfigError: where the folder holds no run, or one of an older version.
   """
   lines: dict[str, list[Record]] = {}
   config = config_lib.flatten(workdir_lib.load_config(folder))
   for line in logs.read(folder, logs.METRICS):
     lines.setdefault(line["stage"], []).append(line)
+  samples = logs.read(folder, logs.SAMPLES)
+  if not all("group_advantage" in record for record in samples):
+    raise ConfigError(
+        f"{str(folder / logs.SAMPLES)!r}: has records of an older version,"
+        " without group_advantage; the run must be made anew to be drawn"
+    )
   path = folder / workdir_lib.SUMMARY
   summary = files.read_json(path) if path.exists() else None
   return Run(
       folder=folder,
       config=config,
       lines=lines,
-      samples=logs.read(folder, logs.SAMPLES),
+      samples=samples,
       evaluations=logs.read(folder, logs.EVALUATIONS),
       warnings=logs.read(folder, logs.WARNINGS),
       summary=summary,
