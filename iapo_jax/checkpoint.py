@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from iapo_jax import files
+from iapo_jax import files, memory
 from iapo_jax.errors import ConfigError, SaveError
 from iapo_jax.state import StateSpec
 from iapo_jax.types import Params, PyTree, TrainState
@@ -111,6 +111,7 @@ class Checkpoints:
     Raises:
       SaveError: where it could not be written.
     """
+    self._check_space(state, progress.done)
     try:
       with _quiet():  # Orbax warns of every save without metrics
         self._manager.save(
@@ -129,13 +130,32 @@ class Checkpoints:
       reason = _system_error(error)
       if reason is None:
         raise
-      raise SaveError(
-          f"checkpoint {self.folder / str(progress.done)} could not be written"
-          f" ({reason}); the same command goes on from the one before it, or"
-          " starts over where there is none"
-      ) from error
+      raise self._failure(progress.done, reason) from error
     # Only now that the newest counts.
     shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+
+  def _check_space(self, state: TrainState, step: int) -> None:
+    """Before TensorStore's threads find out, one error each."""
+    needed = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    )
+    free = shutil.disk_usage(self.folder).free
+    if free < needed:
+      raise self._failure(
+          step,
+          f"it needs {memory.readable(needed)}, the device has"
+          f" {memory.readable(free)} left",
+      )
+
+  def _failure(self, step: int, reason: str) -> SaveError:
+    return SaveError(
+        f"checkpoint {self.folder / str(step)} could not be written ({reason});"
+        " the same command goes on from the one before it, or starts over where"
+        " there is none"
+    )
 
   def __enter__(self) -> "Checkpoints":
     return self

@@ -1,5 +1,6 @@
 """What is kept, and that nothing damaged is ever loaded."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -217,6 +218,29 @@ def test_a_full_disk_is_told_in_a_line(state, tmp_path, monkeypatch, error):
       " there is none"
   )
   assert checkpoint.newest_intact(folder) == 1
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    state, tmp_path, monkeypatch
+):
+  folder = tmp_path / "checkpoints" / "rl"
+  # fp32 weights and two moments of each, once though eight devices have them;
+  # and a few numbers more.
+  needed = sum(x.nbytes for x in jax.tree.leaves(state[0]))
+  assert needed == pytest.approx(3 * 4 * 133_760, rel=1e-4)
+  usage = shutil.disk_usage(tmp_path)
+  for free, fails in ((needed - 1, True), (needed, False)):
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+      patch.setattr(
+          checkpoint.shutil, "disk_usage", lambda _, n=free: usage._replace(
+              free=n
+          )
+      )  # fmt: skip
+      if fails:
+        told = stack.enter_context(pytest.raises(SaveError))
+      write(folder, state[0], [1])
+    assert checkpoint.steps(folder) == ([] if fails else [1])
+  assert "(it needs 1.5 MiB, the device has 1.5 MiB left)" in str(told.value)
 
 
 def test_other_errors_of_a_save_are_not_explained_away(
