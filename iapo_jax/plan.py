@@ -84,12 +84,15 @@ def _describe_memory(name: str, needed: memory.Estimate) -> str:
       for part, size in dataclasses.asdict(needed).items()
       if size
   }
-  held = [told.pop(part) for part in ("state", "reference") if part in told]
-  update = [told.pop("update")] if "update" in told else []
-  sampling = [" + ".join(told.values())] if told else []
-  phases = " or, if that is more, ".join(sampling + update)
+  parts = [told.pop(part) for part in ("state", "reference") if part in told]
+  update = told.pop("update", None)
+  sampling = " + ".join(told.values())
+  if update and sampling:
+    parts.append(f"the larger of ({sampling}) and ({update})")
+  else:
+    parts.append(update or sampling)
   total = memory.readable(needed.peak)
-  return f"{name} about {total} a device: {' + '.join([*held, phases])}"
+  return f"{name} about {total} a device: {' + '.join(parts)}"
 
 
 def _describe_credit(c: CreditConfig) -> str:

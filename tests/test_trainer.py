@@ -272,6 +272,13 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   assert "every 1 RL steps on 16 problems" in out
   for program in ("warm start", "rl step", "evaluation"):
     assert re.search(rf"memory     {program} about \d+\.\d MiB a device", out)
+  size = r"\d+\.\d [KM]iB"
+  assert re.search(
+      rf"rl step about .*: state {size} \+ reference {size} \+ the larger of"
+      rf" \(decoding {size} \+ cache {size} \+ probes {size}\) and \(update"
+      rf" {size}\)\n",
+      out,
+  )
   assert "compiled" not in out
 
 
