@@ -191,27 +191,27 @@ def _folders(folder: pathlib.Path) -> list[int]:
   )
 
 
-def fault(
-    folder: pathlib.Path, step: int, *, quick: bool = False
-) -> str | None:
+def fault(folder: pathlib.Path, step: int) -> str | None:
   """What is wrong with a checkpoint.
 
   Args:
     folder: of a stage.
-    step: of it.
-    quick: of large files look at the size alone; otherwise every byte is read.
+    step: of it, of which every byte is read.
 
   Returns:
     A few words, or None where it is as it was written.
   """
   try:
-    return _find_fault(folder / str(step), quick)
+    return _find_fault(folder / str(step))
   except OSError as error:
     return f"cannot be read ({error.strerror})"
 
 
-def _find_fault(path: pathlib.Path, quick: bool) -> str | None:
-  """As `fault`; what the system does not let us read is no fault of it."""
+def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
+  """As `fault`; what the system does not let us read is no fault of it.
+
+  Of large files a quick look takes the size alone.
+  """
   if not path.is_dir():
     return "is not there"
   try:
@@ -253,7 +253,7 @@ def newest_intact(folder: pathlib.Path) -> int | None:
   """
   newest = None
   for step in reversed(_folders(folder)):
-    problem = _find_fault(folder / str(step), newest is not None)
+    problem = _find_fault(folder / str(step), quick=newest is not None)
     if problem is None:
       newest = step if newest is None else newest
       continue

@@ -165,19 +165,23 @@ def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
   """Stops a run that can no longer learn anything."""
   for name, value in metrics.items():
     if not math.isfinite(value):
-      saved = checkpoint.steps(stage.checkpoints.folder)
-      good = "the same start"
-      if saved:
-        last = stage.checkpoints.folder / str(saved[-1])
-        good = f"--config.init_from={last}"
-        if stage.name == "rl":
-          good += " --config.warm_start.num_steps=0"
       raise FloatingPointError(
           f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
           " nothing of this step is saved. The same command would come to the"
           " same number: use another --workdir with a lower learning rate or"
-          f" clip_norm, from {good}"
+          f" clip_norm, from {_last_good(stage)}"
       )
+
+
+def _last_good(stage: Stage) -> str:
+  """How another run starts from the last checkpoint of this one."""
+  saved = checkpoint.steps(stage.checkpoints.folder)
+  if not saved:
+    return "the same start"
+  flags = f"--config.init_from={stage.checkpoints.folder / str(saved[-1])}"
+  if stage.name == "rl":
+    flags += " --config.warm_start.num_steps=0"
+  return flags
 
 
 def _shown(metrics: Metrics) -> dict[str, str]:

@@ -4,8 +4,8 @@ import contextlib
 import pathlib
 import shutil
 
+import chex
 import jax
-import numpy as np
 import pytest
 from runs import lines, unfinished_copy
 
@@ -64,10 +64,10 @@ def test_a_checkpoint_is_restored_bit_by_bit(state, tmp_path):
   assert checkpoint.fault(folder, 3) is None
   restored, where = checkpoint.restore(folder, 3, state[1])
   assert where == progress(3)
+  chex.assert_trees_all_equal(restored, state[0])
   for a, b in zip(
       jax.tree.leaves(restored), jax.tree.leaves(state[0]), strict=True
   ):
-    np.testing.assert_array_equal(a, b)
     assert a.sharding == b.sharding
 
 
@@ -300,8 +300,7 @@ def test_training_goes_on_from_the_previous_one(
       checkpoint.restore(checkpoint.stage_folder(folder, "rl"), 4, spec)
       for folder in (damaged, whole)
   )
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(ours, theirs)
 
 
 def assert_same_logs(ours, theirs):

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 
+import chex
 import jax
 import pytest
 from runs import ODD_LABELS, edit, synthetic
@@ -494,10 +495,9 @@ class TestComparison:
     fits = "does not fit" not in capsys.readouterr().out
     assert fits == (expected != (8, 1, 1))
     (policy,) = comparison.load([trained / "to_go"], "last")
-    for a, b in zip(
-        *(jax.tree.leaves(c.params) for c in (contestant, policy)), strict=True
-    ):
-      assert (jax.device_get(a) == jax.device_get(b)).all()
+    chex.assert_trees_all_equal(
+        *jax.device_get((contestant.params, policy.params))
+    )
 
   def test_longer_completions_can_be_asked_for(self, trained):
     (contestant,) = comparison.load([trained / "grpo"], "last", max_tokens=90)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
-import numpy as np
 import pytest
 import runs
 
@@ -117,8 +117,7 @@ def assert_same_run(ours, theirs):
     )
     assert untimed_events(a) == untimed_events(b) != [], stage
   (a, progress), (b, other) = final_state(ours), final_state(theirs)
-  for x, y in zip(leaves(a), leaves(b), strict=True):
-    np.testing.assert_array_equal(x, y)
+  chex.assert_trees_all_equal(a, b)
   assert progress.data == other.data
   a, b = (
       json.loads((folder / workdir.SUMMARY).read_text())
@@ -129,10 +128,6 @@ def assert_same_run(ours, theirs):
 
 def untimed_events(events):
   return [event for event in events if not event[1].startswith("time/")]
-
-
-def leaves(state):
-  return [np.asarray(x) for x in jax.tree.leaves(state)]
 
 
 @pytest.fixture(scope="module")

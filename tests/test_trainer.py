@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -119,8 +120,7 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
   )
   ours = policies.load(assembly.assemble(cfg), policies.last(finished))
   theirs = policies.load(assembly.assemble(small()), policies.last(finished))
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
+  chex.assert_trees_all_equal(*jax.device_get((ours, theirs)))
   kernel = ours["layers"]["mlp"]["up_kernel"]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 256)
   # Not the weights a fresh start would give.
@@ -232,8 +232,7 @@ def test_any_checkpoint_can_be_named(finished, tmp_path):
       policies.load(parts, policies.source(str(path)))
       for path in (tmp_path / "second" / "checkpoints" / "rl" / "0", start)
   )
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
