@@ -1,6 +1,7 @@
 """The parts of a run, put together from its configuration."""
 
 import dataclasses
+import pathlib
 
 import jax
 import optax
@@ -11,6 +12,8 @@ from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
 from iapo_jax.errors import fail
+from iapo_jax.hf import folder
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.optimizer import make_optimizer
 from iapo_jax.rewards import host, token_match
 from iapo_jax.train_step import TrainStep, make_train_step
@@ -49,13 +52,18 @@ class Stage:
 
 
 def assemble(
-    cfg: Config, devices: list[jax.Device] | None = None
+    cfg: Config,
+    devices: list[jax.Device] | None = None,
+    *,
+    home: pathlib.Path | None = None,
 ) -> Assembly:
   """Everything that can fail on user input, before any compilation.
 
   Args:
     cfg: the checked configuration.
     devices: all of the runtime's by default.
+    home: folder of the run, if it has begun: it keeps all of a pretrained
+      model but the weights.
 
   Returns:
     The parts.
@@ -63,8 +71,16 @@ def assemble(
   Raises:
     ConfigError: for a rule that the data, tokenizer or devices break.
   """
-  task = task_lib.load(cfg)
-  cfg = _fill_vocabulary(cfg, len(task.tokenizer))
+  pretrained = None
+  if cfg.model.pretrained:
+    pretrained = home and home / folder.KEPT
+    if not pretrained or not pretrained.is_dir():
+      pretrained = folder.find(cfg.model.pretrained)
+    cfg = _fill_model(cfg, folder.read_model(pretrained))
+  task = task_lib.load(cfg, pretrained)
+  if not pretrained:
+    cfg = _fill_vocabulary(cfg, len(task.tokenizer))
+  _check_ids(cfg, task)
   mesh = sharding.make_mesh(cfg, devices)
   if cfg.reward.grader == "host":
     grader = host.make_grader(task.tokenizer, mesh)
@@ -140,6 +156,55 @@ def _stage(
       credit=parts.cfg.credit,
   )
   return Stage(optimizer, spec)
+
+
+def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
+  """The pretrained model's architecture, with what is left to the run.
+
+  Raises:
+    ConfigError: where a run was made with another architecture.
+  """
+  ours = cfg.model
+  model = dataclasses.replace(
+      theirs, pretrained=ours.pretrained, dtype=ours.dtype, remat=ours.remat
+  )
+  if ours.vocab_size and ours != model:  # it was filled in before
+    field = next(
+        f.name
+        for f in dataclasses.fields(model)
+        if getattr(ours, f.name) != getattr(model, f.name)
+    )
+    rule = f"{ours.pretrained!r} has {getattr(model, field)!r}"
+    fail(f"model.{field}", getattr(ours, field), rule)
+  return dataclasses.replace(cfg, model=model)
+
+
+def _check_ids(cfg: Config, task: task_lib.Task) -> None:
+  """Whether the embedding has every token, and the model every position.
+
+  A tokenizer may know more tokens than the model has; none of them may occur.
+  """
+  size, vocabulary = cfg.model.vocab_size, task.vocabulary
+  used = [*vocabulary.eos_ids, vocabulary.pad_id, *vocabulary.elicitation]
+  for table in task.tables.values():
+    used += [table.prompts.tokens.max(), table.prompts.gold.max()]
+  if max(used) >= size:
+    fail(
+        "model.vocab_size",
+        size,
+        f"the tokenizer gives the data token {max(used)}, which the model"
+        " does not have",
+    )
+  most = cfg.model.max_positions
+  length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
+  needed = length + len(vocabulary.elicitation)
+  if most and needed > most:
+    fail(
+        "model.max_positions",
+        most,
+        "must be at least data.max_prompt_tokens + rollout.max_tokens + the"
+        f" elicitation's tokens = {needed}",
+    )
 
 
 def _fill_vocabulary(cfg: Config, size: int) -> Config:

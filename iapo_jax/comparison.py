@@ -79,7 +79,7 @@ def load(
         cfg.probe.elicitation, cfg.evaluation,
     )  # fmt: skip
     if alike not in shared:
-      parts = assembly.assemble(cfg)
+      parts = assembly.assemble(cfg, home=workdir)
       stage = assembly.reinforcement_stage(parts)
       shared[alike] = parts, assembly.sampler_of(parts, stage)
     parts, sampler = shared[alike]

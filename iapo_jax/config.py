@@ -16,43 +16,7 @@ import ml_collections
 
 from iapo_jax import config_rules
 from iapo_jax.errors import fail
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The decoder.
-
-  Attributes:
-    vocab_size: rows of the embedding; 0 takes the tokenizer's size.
-    num_layers: l.
-    d_model: d.
-    num_heads: n.
-    num_kv_heads: k; divides `num_heads`.
-    head_dim: h, even.
-    mlp_dim: f.
-    rope_theta: base of the rotary embedding.
-    norm_eps: of every RMSNorm.
-    qkv_bias: bias on the query, key and value projections (Qwen2).
-    qk_norm: RMSNorm on each query and key head (Qwen3).
-    tie_embeddings: the head reads the embedding table.
-    dtype: of matmuls and the cache; weights are kept in fp32.
-    remat: recompute each layer in the backward pass instead of storing it.
-  """
-
-  vocab_size: int = 0
-  num_layers: int = 2
-  d_model: int = 64
-  num_heads: int = 2
-  num_kv_heads: int = 2
-  head_dim: int = 32
-  mlp_dim: int = 256
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-6
-  qkv_bias: bool = False
-  qk_norm: bool = False
-  tie_embeddings: bool = True
-  dtype: str = "float32"
-  remat: bool = False
+from iapo_jax.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +42,8 @@ class DataConfig:
     test_problems: distinct, shared with no other split.
     max_prompt_tokens: p.
     max_gold_tokens: a.
+    chat_template: whether problems are put as a user's message, by the chat
+      template of the tokenizer.
     overlong: a prompt beyond p is an error, is skipped (and counted), or
       loses its beginning (and is counted).
   """
@@ -91,6 +57,7 @@ class DataConfig:
   test_problems: int = 2048
   max_prompt_tokens: int = 16
   max_gold_tokens: int = 1
+  chat_template: bool = False
   overlong: str = "error"
 
 
@@ -305,7 +272,7 @@ class Config:
   group_size: int = 8
   num_steps: int = 60
   init_from: str = ""
-  model: ModelConfig = ModelConfig()
+  model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   mesh: MeshConfig = MeshConfig()
   data: DataConfig = DataConfig()
   rollout: RolloutConfig = RolloutConfig()
@@ -375,8 +342,15 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
   return cls(**filled)
 
 
-def _convert(field: str, value: Any, kind: type) -> Any:
-  """`value` as `kind`; only int -> float is converted."""
+def _convert(field: str, value: Any, kind: Any) -> Any:
+  """`value` as `kind`; only int -> float and list -> tuple are converted."""
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, list | tuple):
+      fail(field, value, "must be a list, one entry for each layer")
+    item = typing.get_args(kind)[0]
+    return tuple(
+        _convert(f"{field}[{i}]", entry, item) for i, entry in enumerate(value)
+    )
   number = isinstance(value, int) and not isinstance(value, bool)
   if kind is float and number:
     return float(value)
@@ -388,7 +362,7 @@ def _convert(field: str, value: Any, kind: type) -> Any:
 
 
 def flatten(c: Config) -> dict[str, Any]:
-  """Every field by its dotted name."""
+  """Every field by its dotted name, as JSON has it (tuples are lists)."""
   flat: dict[str, Any] = {}
 
   def visit(prefix: str, node: Any) -> None:
@@ -397,7 +371,8 @@ def flatten(c: Config) -> dict[str, Any]:
       if dataclasses.is_dataclass(value):
         visit(f"{prefix}{field.name}.", value)
       else:
-        flat[prefix + field.name] = value
+        as_list = isinstance(value, tuple)
+        flat[prefix + field.name] = list(value) if as_list else value
 
   visit("", c)
   return flat

@@ -8,8 +8,9 @@ import math
 import typing
 from typing import Any
 
-from iapo_jax import advantages, losses
+from iapo_jax import advantages, losses, model_config
 from iapo_jax.errors import fail
+from iapo_jax.model_config import ModelConfig, RopeConfig
 
 if typing.TYPE_CHECKING:
   from iapo_jax.config import Config
@@ -25,15 +26,7 @@ def check(c: "Config") -> None:
   """Every rule a configuration must obey by itself."""
   _check_choices(c)
   _check_ranges(c)
-  m = c.model
-  if m.num_heads % m.num_kv_heads:
-    fail(
-        "model.num_kv_heads",
-        m.num_kv_heads,
-        f"must divide model.num_heads = {m.num_heads}",
-    )
-  if m.head_dim % 2:
-    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+  check_model(c.model)
   if c.prompts_per_step % c.loss.micro_batches:
     fail(
         "loss.micro_batches",
@@ -66,15 +59,91 @@ def check(c: "Config") -> None:
     )
 
 
+def check_model(m: ModelConfig) -> None:
+  """Every rule of the decoder beyond the range of each number.
+
+  Args:
+    m: the decoder.
+
+  Raises:
+    ConfigError: for a broken rule.
+  """
+  _check_pretrained(m)
+  choices = {
+      "rope.kind": (m.rope.kind, model_config.ROPE_KINDS),
+      "local_rope.kind": (m.local_rope.kind, model_config.ROPE_KINDS),
+      "norm_position": (m.norm_position, model_config.NORM_POSITIONS),
+      "qk_norm": (m.qk_norm, model_config.QK_NORMS),
+      "activation": (m.activation, model_config.ACTIVATIONS),
+      "dtype": (m.dtype, DTYPES),
+  }
+  choices |= {
+      f"rotary[{i}]": (kind, model_config.ROTARY)
+      for i, kind in enumerate(m.rotary)
+  }
+  _check_members({f"model.{name}": rule for name, rule in choices.items()})
+  if m.num_heads % m.num_kv_heads:
+    fail(
+        "model.num_kv_heads",
+        m.num_kv_heads,
+        f"must divide model.num_heads = {m.num_heads}",
+    )
+  if m.head_dim % 2:
+    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+  for name in ("rotary", "windows"):
+    value = getattr(m, name)
+    if len(value) not in (0, m.num_layers):
+      rule = f"must have an entry for each of {m.num_layers} layers, or none"
+      fail(f"model.{name}", list(value), rule)
+  if min(m.windows, default=0) < 0:
+    fail("model.windows", list(m.windows), "must be at least 0")
+  for name in ("rope", "local_rope"):
+    _check_rope(f"model.{name}", getattr(m, name), m)
+
+
+def _check_pretrained(m: ModelConfig) -> None:
+  """Whether fields are left to the pretrained model that gives them."""
+  if not m.pretrained or m.vocab_size:  # with a size it was read already
+    return
+  default = ModelConfig()
+  for field in dataclasses.fields(m):
+    value = getattr(m, field.name)
+    own = field.name in ("pretrained", "dtype", "remat")
+    if not own and value != getattr(default, field.name):
+      rule = f"is read from model.pretrained = {m.pretrained!r}; leave it out"
+      fail(f"model.{field.name}", value, rule)
+
+
+def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
+  width = m.head_dim * rope.fraction
+  if not 0 < rope.fraction <= 1 or width % 2:
+    rule = f"of head_dim = {m.head_dim} must be even, and in (0, 1]"
+    fail(f"{name}.fraction", rope.fraction, rule)
+  if "local" in m.rotary and rope.fraction != m.rope.fraction:
+    rule = f"must be that of model.rope, {m.rope.fraction}"
+    fail(f"{name}.fraction", rope.fraction, rule)
+  if rope.factor < 1:
+    fail(f"{name}.factor", rope.factor, "must be at least 1")
+  if rope.kind in ("llama3", "yarn") and rope.original_positions < 1:
+    rule = f"must be at least 1 with kind {rope.kind}"
+    fail(f"{name}.original_positions", rope.original_positions, rule)
+  if rope.high_freq <= rope.low_freq:
+    rule = f"must be above {name}.low_freq = {rope.low_freq}"
+    fail(f"{name}.high_freq", rope.high_freq, rule)
+
+
 def _check_choices(c: "Config") -> None:
   choices = {
-      "model.dtype": (c.model.dtype, DTYPES),
       "data.overlong": (c.data.overlong, OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
       "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
       "evaluation.checkpoint": (c.evaluation.checkpoint, EVALUATED),
   }
+  _check_members(choices)
+
+
+def _check_members(choices: dict[str, tuple[Any, tuple[str, ...]]]) -> None:
   for field, (value, allowed) in choices.items():
     if value not in allowed:
       fail(field, value, f"must be one of {', '.join(allowed)}")
@@ -101,6 +170,9 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "num_steps", "model.vocab_size", "loss.clip_high", "loss.kl_weight",
       "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
+      "model.query_scalar", "model.score_cap", "model.logit_cap",
+      "model.max_positions", "model.rope.amplitude",
+      "model.local_rope.amplitude",
   )  # fmt: skip
   shares = (
       "data.redundancy", "credit.discount", "loss.clip_low",
@@ -131,7 +203,11 @@ def _check_ranges(c: "Config") -> None:
       "rollout.temperature",
       "optimizer.clip_norm",
       "warm_start.optimizer.clip_norm",
-      "model.rope_theta",
+      "model.rope.theta",
+      "model.rope.low_freq",
+      "model.rope.beta_fast",
+      "model.rope.beta_slow",
+      "model.local_rope.theta",
       "model.norm_eps",
   )
   for field in positive:

@@ -8,6 +8,7 @@ from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.errors import ConfigError
+from iapo_jax.hf import folder, weights
 from iapo_jax.types import Params
 
 
@@ -119,6 +120,32 @@ def source(text: str) -> Source:
   return last(path)
 
 
+def start(parts: Assembly) -> Params | None:
+  """The policy that a run begins with.
+
+  Args:
+    parts: of the run.
+
+  Returns:
+    Another run's parameters, those of a pretrained model, or None: fresh ones
+    are to be made.
+
+  Raises:
+    ConfigError: where what the configuration names cannot be loaded.
+  """
+  cfg = parts.cfg
+  if cfg.init_from:
+    return load(parts, source(cfg.init_from))
+  if not cfg.model.pretrained:
+    return None
+  spec = assembly.reinforcement_stage(parts).spec
+  return weights.load(
+      folder.find(cfg.model.pretrained),
+      cfg.model,
+      shardings=spec.shardings.params,
+  )
+
+
 def load(
     parts: Assembly, chosen: Source, *, verify: bool = True
 ) -> Params:
@@ -145,6 +172,24 @@ def load(
       spec.shardings.params,
       verify=verify,
   )
+
+
+def check_start(parts: Assembly) -> None:
+  """Whether `start` will find what it needs, before anything is read or made.
+
+  Args:
+    parts: of the run.
+
+  Raises:
+    ConfigError: as `check_source`; or where a pretrained model's tensors are
+      not those of its configuration.
+  """
+  cfg = parts.cfg
+  if cfg.init_from:
+    check_source(parts, source(cfg.init_from))
+  elif cfg.model.pretrained:
+    reader = weights.Reader(folder.find(cfg.model.pretrained))
+    weights.check(reader, cfg.model)
 
 
 def check_source(parts: Assembly, chosen: Source) -> None:
@@ -175,6 +220,8 @@ def check_source(parts: Assembly, chosen: Source) -> None:
 def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
   theirs = workdir_lib.read_config(workdir)
   for field, value in config_lib.flatten(parts.cfg).items():
+    if field == "model.pretrained":  # wherever it lay
+      continue
     if field.startswith("model.") and theirs.get(field, value) != value:
       raise ConfigError(
           f"config.{field} = {value!r}: the run in {str(workdir)!r} has"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from iapo_jax import sharding
-from iapo_jax.config import ModelConfig
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
     Array,

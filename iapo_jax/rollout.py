@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from iapo_jax import policy, sharding
-from iapo_jax.config import ModelConfig
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
     Array,
@@ -112,7 +112,7 @@ def sample(
       ended=carry.ended,
       logprobs=carry.logprobs,
       entropies=carry.entropies,
-      context=_context(prompt, carry.replace(index=carry.index + 1)),
+      context=_context(prompt, start, carry.replace(index=carry.index + 1)),
   )
 
 
@@ -132,7 +132,7 @@ def _feed(
       params,
       carry.token[:, None],
       (start + carry.index)[:, None],
-      _context(prompt, carry),
+      _context(prompt, start, carry),
       cfg=cfg,
   )
   at = (0, 0, carry.index, 0, 0)
@@ -198,10 +198,12 @@ def _empty(
   )
 
 
-def _context(prompt: KVSegment, carry: _Decoding) -> Context:
+def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
   """The prompt segment and the slots written before `index`."""
-  visible = (jnp.arange(carry.keys.shape[2]) < carry.index)[None]
-  return prompt, KVSegment(carry.keys, carry.values, visible)
+  slots = jnp.arange(carry.keys.shape[2])
+  visible = (slots < carry.index)[None]
+  positions = start[:, None] + slots
+  return prompt, KVSegment(carry.keys, carry.values, visible, positions)
 
 
 def _choose(

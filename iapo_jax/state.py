@@ -10,7 +10,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from iapo_jax import sharding
-from iapo_jax.config import CreditConfig, ModelConfig
+from iapo_jax.config import CreditConfig
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import transformer
 from iapo_jax.types import (
     CreditWeights,

@@ -106,9 +106,10 @@ def train(
         f"process count = {jax.process_count()}: must be 1; several processes"
         " are not supported yet"
     )
-  parts = assembly.assemble(cfg)
-  if cfg.init_from and (dry_run or not workdir_lib.is_claimed(workdir)):
-    policies.check_source(parts, policies.source(cfg.init_from))
+  home = workdir if workdir_lib.is_claimed(workdir) else None
+  parts = assembly.assemble(cfg, home=home)
+  if dry_run or home is None:
+    policies.check_start(parts)
   if dry_run:
     print(_introduction(parts))
     return
@@ -165,8 +166,8 @@ def _run_stages(run: Run, saved: Saved | None) -> TrainState:
       return state
     params = state.params
     del state, saved
-  elif cfg.init_from:
-    params = policies.load(parts, policies.source(cfg.init_from))
+  else:
+    params = policies.start(parts)
   stage = assembly.reinforcement_stage(parts)
   if params is None:
     params = assembly.create_state(parts, stage).params
@@ -181,10 +182,8 @@ def _begin_warm_start(
 ) -> tuple[TrainState, Progress | None]:
   if saved:
     return saved.state, saved.progress
-  params = None
-  if run.cfg.init_from:
-    params = policies.load(run.parts, policies.source(run.cfg.init_from))
   stage = assembly.warm_start_stage(run.parts)
+  params = policies.start(run.parts)
   return assembly.create_state(run.parts, stage, params), None
 
 
@@ -301,6 +300,10 @@ def _reference(run: Run) -> Params:
     other = policies.Source(workdir, "warm_start", cfg.warm_start.num_steps)
   elif cfg.init_from:
     other = policies.source(cfg.init_from)
+  elif cfg.model.pretrained:
+    name = cfg.model.pretrained
+    print(f"warning: checkpoint {start} {problem}; {name} is read instead")
+    return policies.start(run.parts)
   if other and other.fault() is None:
     print(f"warning: checkpoint {start} {problem}; {other} is read instead")
     return policies.load(run.parts, other, verify=False)

@@ -73,11 +73,13 @@ class KVSegment:
     values: [l, r, s, k, h].
     visible: bool[m, s], which slots a row of new tokens sees; `m` divides `b`
       and consecutive rows of new tokens share a row of it.
+    positions: int32[r, s], of the slots: sliding windows go by them.
   """
 
   keys: Array
   values: Array
   visible: Array
+  positions: Array
 
 
 Context = tuple[KVSegment, ...]

@@ -12,6 +12,7 @@ from iapo_jax import checkpoint, files
 from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.errors import ConfigError
+from iapo_jax.hf import folder
 
 SUMMARY = "summary.json"
 _CONFIG = "config.json"
@@ -117,7 +118,12 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
         " tells of which run; put it back, or use another --workdir"
     )
   files.write_json(workdir / _ENVIRONMENT, environment(parts))
-  parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
+  name = parts.cfg.model.pretrained
+  if name:
+    kept = workdir / folder.KEPT
+    folder.copy_all_but_weights(folder.find(name), kept)
+  else:
+    parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
   files.write_json(workdir / _CONFIG, ours)
   return False
 

@@ -30,11 +30,11 @@ def _attend(layer, x, cfg):
     y = np.einsum("d,dnh->nh", x[position], layer[f"{name}_kernel"])
     if cfg.qkv_bias:
       y = y + layer[f"{name}_bias"]
-    if norm and cfg.qk_norm:
+    if norm and cfg.qk_norm == "head":
       scale = layer[f"{name}_norm"]["scale"]
       y = np.stack([_rms_norm(head, scale, cfg.norm_eps) for head in y])
     if norm:
-      y = np.stack([_rotate(head, position, cfg.rope_theta) for head in y])
+      y = np.stack([_rotate(head, position, cfg.rope.theta) for head in y])
     return y
 
   times = range(len(x))

@@ -31,7 +31,7 @@ def test_a_problem_by_hand():
   assert problem.prompt == "5 b + 1 c - 5 d + 3 = <think>"
   lean = pieces(problem, redundancy=0.0)
   assert " ".join(piece.text for piece in lean) == (
-      "b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4 </think> <answer> 4 </answer> <eos>"
+      "b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4 </think> <answer> 4 </answer>"
   )
   assert all(piece.learned for piece in lean)
 
@@ -59,12 +59,10 @@ def test_more_problems_than_there_are():
 def test_every_demonstration_is_well_formed_right_and_within_bounds(task):
   longest = 0
   for i, problem in enumerate(task.problems["train"][:3000]):
-    words = " ".join(piece.text for piece in pieces(problem, seed=i))
-    assert words.endswith(f" {arithmetic.EOS}")
-    completion = words.removesuffix(arithmetic.EOS)
+    completion = " ".join(piece.text for piece in pieces(problem, seed=i))
     assert text.is_well_formed(completion)
     assert text.extract_answer(completion) == problem.answer
-    longest = max(longest, len(words.split()))
+    longest = max(longest, len(completion.split()) + 1)  # and an EOS
   assert longest <= arithmetic.longest_demonstration(DataConfig())
   # The bound is one: a chain with every redundancy has this length.
   assert longest == arithmetic.longest_demonstration(DataConfig())
@@ -115,6 +113,12 @@ def test_tables_hold_the_prompts(task):
     }
 
 
+def tokenise(task, prompts, golds):
+  return pipeline.tokenise_prompts(
+      task.tokenizer, prompts, golds, DataConfig(), pad_id=0
+  )
+
+
 class TestLimits:
   """Prompts of 3, 5 and 4 words against a limit of 4."""
 
@@ -126,7 +130,7 @@ class TestLimits:
         DataConfig(), max_prompt_tokens=4, max_gold_tokens=1, **settings
     )
     return pipeline.tokenise_prompts(
-        task.tokenizer, self.prompts, self.golds, data
+        task.tokenizer, self.prompts, self.golds, data, pad_id=0
     )
 
   def test_error_is_the_default(self, task):
@@ -154,25 +158,23 @@ class TestLimits:
     )
     with pytest.raises(ConfigError, match=r"the data set is empty \(3 prompts"):
       pipeline.tokenise_prompts(
-          task.tokenizer, self.prompts, self.golds, data
+          task.tokenizer, self.prompts, self.golds, data, pad_id=0
       )
 
   def test_no_prompts_at_all(self, task):
     with pytest.raises(ConfigError, match=r"the data set is empty \(0 prompts"):
-      pipeline.tokenise_prompts(task.tokenizer, [], [], DataConfig())
+      tokenise(task, [], [])
 
   def test_long_and_empty_golds(self, task):
     with pytest.raises(ConfigError) as error:
-      pipeline.tokenise_prompts(
-          task.tokenizer, ["1 + 2"], ["1 2"], DataConfig()
-      )
+      tokenise(task, ["1 + 2"], ["1 2"])
     assert str(error.value) == (
         "config.data.max_gold_tokens = 1: the gold answer of row 0 has 2 tokens"
     )
     with pytest.raises(ConfigError, match="row 0: the gold answer is empty"):
-      pipeline.tokenise_prompts(task.tokenizer, ["1"], [""], DataConfig())
+      tokenise(task, ["1"], [""])
     with pytest.raises(ConfigError, match="row 0: the prompt is empty"):
-      pipeline.tokenise_prompts(task.tokenizer, [""], ["1"], DataConfig())
+      tokenise(task, [""], ["1"])
 
 
 def numbers(size, **settings):

@@ -101,7 +101,9 @@ class AttendTest(chex.TestCase):
         jnp.array([0.0, 8.0]).reshape(1, 1, 1, 2),
         jnp.ones((1, 1, 1), bool),
     )
-    out = self.variant(attention.attend)(queries, [first, second])
+    out = self.variant(attention.attend)(
+        queries, [first, second], scale=2**-0.5
+    )
     np.testing.assert_allclose(out.reshape(2), [3.0, 2.0], rtol=1e-6)
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -110,7 +112,7 @@ class AttendTest(chex.TestCase):
     some = jax.random.normal(jax.random.key(0), (2, 3, 1, 4))
     seen = (some, some, jnp.ones((1, 1, 3), bool))
     unseen = (some * 9, some * 9, jnp.zeros((1, 1, 3), bool))
-    attend = self.variant(attention.attend)
+    attend = self.variant(functools.partial(attention.attend, scale=0.5))
     np.testing.assert_array_equal(
         attend(queries, [unseen, seen]), attend(queries, [seen])
     )
@@ -220,6 +222,7 @@ def test_segments_may_be_empty_handed():
   tokens = jnp.array([[4, 5, 6]])
   at = jnp.arange(3)[None]
   shape = (cfg.num_layers, 1, 2, cfg.num_kv_heads, cfg.head_dim)
-  unseen = KVSegment(jnp.ones(shape), jnp.ones(shape), jnp.zeros((1, 2), bool))
+  nothing = jnp.zeros((1, 2), bool)
+  unseen = KVSegment(jnp.ones(shape), jnp.ones(shape), nothing, at[:, :2])
   ours, _ = transformer.extend(params, tokens, at, (unseen,), cfg=cfg)
   np.testing.assert_array_equal(ours, tiny.full_forward(params, tokens, cfg))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from iapo_jax.config import ModelConfig
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import transformer
 from iapo_jax.types import Prompts
 
@@ -22,7 +22,7 @@ MODEL = ModelConfig(
 )
 # Every optional part of the decoder at once.
 FULL = dataclasses.replace(
-    MODEL, qkv_bias=True, qk_norm=True, tie_embeddings=False, num_kv_heads=1
+    MODEL, qkv_bias=True, qk_norm="head", tie_embeddings=False, num_kv_heads=1
 )
 PAD, EOS, SECOND_EOS = 0, 1, 2
 

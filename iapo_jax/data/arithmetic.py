@@ -18,6 +18,7 @@ from iapo_jax.rewards import text
 EOS = "<eos>"
 PAD = "<pad>"
 UNKNOWN = "<unk>"
+SPECIAL = (PAD, EOS, UNKNOWN)
 
 _CLAUSES = (
     "so", "total", "check", "yes", "hmm", "wait", "again", ".", "+", "-", "=",
@@ -77,7 +78,7 @@ def vocabulary(data: DataConfig) -> list[str]:
       text.ANSWER_CLOSE,
   )
   steps = string.ascii_lowercase[1 : data.operands]
-  return [PAD, EOS, UNKNOWN, *tags, *_CLAUSES, *steps, *map(str, numbers)]
+  return [*SPECIAL, *tags, *_CLAUSES, *steps, *map(str, numbers)]
 
 
 def make_splits(data: DataConfig, seed: int = 0) -> dict[str, list[Problem]]:
@@ -147,7 +148,7 @@ def demonstration(
       others only the answer is.
 
   Returns:
-    Pieces whose texts, joined by blanks, are the completion.
+    Pieces whose texts, joined by blanks, are the completion without its EOS.
   """
   chain = _chain(problem, rng, redundant=rng.random() < redundancy)
   learned = True
@@ -158,12 +159,12 @@ def demonstration(
   return [
       Piece(" ".join(opening), learned),
       Piece(problem.answer, True),
-      Piece(f"{text.ANSWER_CLOSE} {EOS}", learned),
+      Piece(text.ANSWER_CLOSE, learned),
   ]
 
 
 def longest_demonstration(data: DataConfig) -> int:
-  """Words of the longest completion `demonstration` can give."""
+  """Words of the longest completion `demonstration` can give, and an EOS."""
   step, restated, checked, hesitation, closing, answer = 6, 4, 7, 3, 4, 5
   steps = data.operands - 1
   return steps * (step + restated + checked + hesitation) + closing + answer

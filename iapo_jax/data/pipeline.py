@@ -8,9 +8,10 @@ import grain
 import numpy as np
 
 from iapo_jax.config import DataConfig
+from iapo_jax.data import tokenizer as tokenizer_lib
 from iapo_jax.data.arithmetic import Piece
 from iapo_jax.errors import ConfigError
-from iapo_jax.types import Prompts
+from iapo_jax.types import Prompts, Vocabulary
 
 Record = dict[str, np.ndarray]
 
@@ -47,14 +48,18 @@ def tokenise_prompts(
     prompts: Sequence[str],
     golds: Sequence[str],
     data: DataConfig,
+    *,
+    pad_id: int,
 ) -> PromptTable:
   """Tokenises prompts and gold answers within the limits of the config.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
-    prompts: n texts.
+    prompts: n texts; a chat template, where there is one, has been applied.
     golds: n texts.
-    data: limits, and what to do with a prompt beyond its limit.
+    data: limits, and what to do with a prompt beyond its limit; one that
+      loses its beginning keeps its BOS.
+    pad_id: fills rows after their end.
 
   Returns:
     The table.
@@ -64,24 +69,27 @@ def tokenise_prompts(
       the limit where `overlong` is `error`, or a gold answer over its limit.
   """
   limit = data.max_prompt_tokens
+  encode = tokenizer_lib.encode
+  begin = encode if data.chat_template else tokenizer_lib.encode_prompt
+  added = len(begin(tokenizer, "")) - len(encode(tokenizer, ""))
   rows: list[tuple[int, list[int], list[int]]] = []
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    gold_ids = tokenizer.encode(gold, add_special_tokens=False)
+    ids, gold_ids = begin(tokenizer, prompt), encode(tokenizer, gold)
     _check_row(i, ids, gold_ids, data)
     if len(ids) > limit and data.overlong == "skip":
       continue
     truncated += len(ids) > limit
-    rows.append((i, ids[-limit:], gold_ids))
+    excess = max(len(ids) - limit, 0)
+    rows.append((i, ids[:added] + ids[added + excess :], gold_ids))
   if not rows:
     raise ConfigError(
         f"config.data.max_prompt_tokens = {limit}: the data set is empty"
         f" ({len(prompts)} prompts given, none within the limit)"
     )
-  tokens, lengths = _right_pad([r[1] for r in rows], limit, tokenizer)
+  tokens, lengths = _right_pad([r[1] for r in rows], limit, pad_id)
   gold, gold_lengths = _right_pad(
-      [r[2] for r in rows], data.max_gold_tokens, tokenizer
+      [r[2] for r in rows], data.max_gold_tokens, pad_id
   )
   return PromptTable(
       prompts=Prompts(tokens, lengths, gold, gold_lengths),
@@ -112,24 +120,32 @@ def _check_row(
 
 
 def _right_pad(
-    rows: Sequence[Sequence[int]], width: int, tokenizer: Any
+    rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """int32[n, width] and the lengths int32[n]."""
-  padded = np.full((len(rows), width), tokenizer.pad_token_id, np.int32)
+  padded = np.full((len(rows), width), pad_id, np.int32)
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row
   return padded, np.array([len(row) for row in rows], np.int32)
 
 
 def tokenise_pieces(
-    tokenizer: Any, pieces: Sequence[Piece], width: int
+    tokenizer: Any,
+    pieces: Sequence[Piece],
+    width: int,
+    vocabulary: Vocabulary,
 ) -> Record:
   """A demonstration as a completion and the tokens that carry loss.
 
+  The text is tokenised as a whole, since tokens may reach from piece to piece;
+  a token is learned if the piece in which it ends is. The EOS after it is
+  learned with the last piece.
+
   Args:
-    tokenizer: a Hugging Face tokenizer.
+    tokenizer: a fast Hugging Face tokenizer.
     pieces: its parts, in order.
     width: t.
+    vocabulary: of the tokenizer.
 
   Returns:
     `completion` int32[t], right-padded, and `learned` bool[t].
@@ -137,18 +153,26 @@ def tokenise_pieces(
   Raises:
     ConfigError: where it is longer than `width`.
   """
-  ids: list[int] = []
-  learned: list[bool] = []
+  ends, text = [], ""
   for piece in pieces:
-    part = tokenizer.encode(piece.text, add_special_tokens=False)
-    ids += part
-    learned += [piece.learned] * len(part)
+    text += piece.text
+    ends.append(len(text))
+    text += " "
+  encoded = tokenizer(
+      text[:-1], add_special_tokens=False, return_offsets_mapping=True
+  )
+  learned = [
+      pieces[np.searchsorted(ends, end)].learned
+      for _, end in encoded["offset_mapping"]
+  ]
+  ids = [*encoded["input_ids"], vocabulary.eos_ids[0]]
+  learned.append(pieces[-1].learned)
   if len(ids) > width:
     raise ConfigError(
         f"config.rollout.max_tokens = {width}: a demonstration has"
         f" {len(ids)} tokens"
     )
-  completion, _ = _right_pad([ids], width, tokenizer)
+  completion, _ = _right_pad([ids], width, vocabulary.pad_id)
   mask = np.zeros(width, bool)
   mask[: len(learned)] = learned
   return {"completion": completion[0], "learned": mask}

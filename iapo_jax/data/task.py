@@ -1,6 +1,7 @@
 """A task: its tokenizer, its splits as arrays, its demonstrations."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from iapo_jax.config import Config
 from iapo_jax.data import arithmetic, pipeline, tokenizer
 from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.errors import ConfigError
+from iapo_jax.hf import folder
+from iapo_jax.rewards import text
 from iapo_jax.types import Vocabulary
 
 
@@ -51,65 +54,129 @@ class Task:
     )
     record = self.tables["train"].record(index)
     return record | pipeline.tokenise_pieces(
-        self.tokenizer, pieces, cfg.rollout.max_tokens
+        self.tokenizer, pieces, cfg.rollout.max_tokens, self.vocabulary
     )
 
 
-def load(cfg: Config) -> Task:
+def load(cfg: Config, pretrained: pathlib.Path | None = None) -> Task:
   """Loads the configured task.
 
   Args:
     cfg: the run's configuration.
+    pretrained: folder of the model whose tokenizer is used; by default the
+      task's words are the vocabulary.
 
   Returns:
     The task.
 
   Raises:
-    ConfigError: for a limit its text exceeds, an empty split, or an
-      elicitation without tokens.
+    ConfigError: for a limit its text exceeds, an empty split, an elicitation
+      without tokens, or a tokenizer that cannot be used.
   """
-  longest = arithmetic.longest_demonstration(cfg.data)
-  if cfg.warm_start.num_steps and longest > cfg.rollout.max_tokens:
-    raise ConfigError(
-        f"config.rollout.max_tokens = {cfg.rollout.max_tokens}: the longest"
-        f" demonstration of the task has {longest} tokens"
+  if pretrained:
+    tok, tokens = tokenizer.load(pretrained), folder.read_tokens(pretrained)
+  else:
+    tokens = folder.Tokens((), None)
+    tok = tokenizer.word_tokenizer(
+        arithmetic.vocabulary(cfg.data),
+        pad=arithmetic.PAD,
+        eos=arithmetic.EOS,
+        unknown=arithmetic.UNKNOWN,
     )
-  tok = tokenizer.word_tokenizer(
-      arithmetic.vocabulary(cfg.data),
-      pad=arithmetic.PAD,
-      eos=arithmetic.EOS,
-      unknown=arithmetic.UNKNOWN,
-  )
+  vocabulary = vocabulary_of(tok, cfg.probe.elicitation, tokens)
+  if cfg.warm_start.num_steps:
+    _check_longest(cfg, tok)
   problems, tables = {}, {}
   for name, split in arithmetic.make_splits(cfg.data).items():
     tables[name] = pipeline.tokenise_prompts(
-        tok, [p.prompt for p in split], [p.answer for p in split], cfg.data
+        tok,
+        [_prompt(problem, tok, cfg) for problem in split],
+        [problem.answer for problem in split],
+        cfg.data,
+        pad_id=vocabulary.pad_id,
     )
     problems[name] = [split[i] for i in tables[name].kept]
-  return Task(tok, vocabulary_of(tok, cfg.probe.elicitation), tables, problems)
+  return Task(tok, vocabulary, tables, problems)
 
 
-def vocabulary_of(tok: Any, elicitation: str) -> Vocabulary:
+def _prompt(problem: arithmetic.Problem, tok: Any, cfg: Config) -> str:
+  """The problem, put as configured, up to the opened reasoning."""
+  if not cfg.data.chat_template:
+    return problem.prompt
+  question = problem.prompt.removesuffix(text.THINK_OPEN).rstrip()
+  message = {"role": "user", "content": question}
+  return tokenizer.render_chat(tok, [message]) + text.THINK_OPEN
+
+
+def _check_longest(cfg: Config, tok: Any) -> None:
+  """Whether every demonstration fits, whatever its draw."""
+  words = arithmetic.vocabulary(cfg.data)[len(arithmetic.SPECIAL) :]
+  # A word by itself never has fewer tokens than within a text.
+  most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
+  longest = most * (arithmetic.longest_demonstration(cfg.data) - 1) + 1
+  if longest > cfg.rollout.max_tokens:
+    raise ConfigError(
+        f"config.rollout.max_tokens = {cfg.rollout.max_tokens}: the longest"
+        f" demonstration of the task has {longest} tokens"
+        + (f" (counting {most} a word)" if most > 1 else "")
+    )
+
+
+def vocabulary_of(
+    tok: Any, elicitation: str, tokens: folder.Tokens
+) -> Vocabulary:
   """The ids a compiled step needs.
 
   Args:
-    tok: a Hugging Face tokenizer with a padding and an EOS token.
+    tok: a Hugging Face tokenizer.
     elicitation: the text that asks for the answer.
+    tokens: what the model's configuration says of ends and padding; where it
+      is silent the tokenizer is asked. Which id pads does not matter: every
+      mask is made from lengths.
 
   Returns:
     The ids.
 
   Raises:
+    ConfigError: where nothing ends a completion, or for an elicitation without
+      tokens, or with unknown ones.
+  """
+  ends = tokens.eos_ids
+  if not ends and tok.eos_token_id is not None:
+    ends = (tok.eos_token_id,)
+  if not ends:
+    raise ConfigError(
+        f"tokenizer {tok.name_or_path!r}: neither it nor generation_config.json"
+        " names an EOS token"
+    )
+  if tok.eos_token_id in ends:  # the first ends demonstrations
+    ends = tuple(sorted(ends, key=lambda end: end != tok.eos_token_id))
+  pads = (tokens.pad_id, tok.pad_token_id, ends[0])
+  pad_id = next(pad for pad in pads if pad is not None)
+  return Vocabulary(ends, pad_id, elicitation_ids(tok, elicitation))
+
+
+def elicitation_ids(tok: Any, elicitation: str) -> tuple[int, ...]:
+  """The tokens of an elicitation.
+
+  Args:
+    tok: a Hugging Face tokenizer.
+    elicitation: the text that asks for the answer.
+
+  Returns:
+    At least one token.
+
+  Raises:
     ConfigError: for an elicitation without tokens, or with unknown ones.
   """
-  ids = tok.encode(elicitation, add_special_tokens=False)
+  ids = tokenizer.encode(tok, elicitation)
   if not ids:
     raise ConfigError(
         f"config.probe.elicitation = {elicitation!r}: must have tokens"
     )
-  if tok.unk_token_id in ids:
+  if tok.unk_token_id is not None and tok.unk_token_id in ids:
     raise ConfigError(
         f"config.probe.elicitation = {elicitation!r}: holds text the tokenizer"
         " does not know"
     )
-  return Vocabulary((tok.eos_token_id,), tok.pad_token_id, tuple(ids))
+  return tuple(ids)

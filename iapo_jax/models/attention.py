@@ -29,44 +29,30 @@ def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
   )
 
 
-def rotary_tables(
-    positions: Array, head_dim: int, theta: float
-) -> tuple[Array, Array]:
-  """Cosines and sines of the rotary embedding (arXiv 2104.09864).
+def near(window: Array, queries: Array, slots: Array) -> Array:
+  """bool[b, x, s]: which slots lie in a query's window.
 
   Args:
-    positions: int32[b, x].
-    head_dim: h.
-    theta: the base; frequency i is theta^(−2i/h).
-
-  Returns:
-    Two fp32[b, x, h/2].
+    window: int32[], how many tokens a token sees, itself included; 0 is all.
+    queries: int32[b, x], positions of the new tokens.
+    slots: int32[r, s], positions of a segment's slots, r dividing b.
   """
-  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions[..., None].astype(jnp.float32) / theta**exponents
-  return jnp.cos(angles), jnp.sin(angles)
+  (b, x), (r, s) = queries.shape, slots.shape
+  grouped = queries.reshape(r, b // r, x, 1)
+  distance = grouped - slots.reshape(r, 1, 1, s)
+  return ((distance < window) | (window == 0)).reshape(b, x, s)
 
 
-def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
-  """Rotates each head's first half against its second half.
-
-  Args:
-    x: [b, x, heads, h].
-    tables: of `rotary_tables`.
-
-  Returns:
-    Like `x`; computed in fp32.
-  """
-  cos, sin = (table[:, :, None, :] for table in tables)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
-  return rotated.astype(x.dtype)
-
-
-def attend(queries: Array, segments: list[Segment]) -> Array:
+def attend(
+    queries: Array,
+    segments: list[Segment],
+    *,
+    scale: float,
+    cap: float = 0.0,
+) -> Array:
   """One softmax over the slots of all segments.
+
+  A score is scale · query · key, and c · tanh(score / c) where there is a cap.
 
   A segment of r rows is read by b queries rows where r divides b, as one
   matrix product per segment row: keys are never copied. Scores, softmax and
@@ -75,12 +61,16 @@ def attend(queries: Array, segments: list[Segment]) -> Array:
   Args:
     queries: [b, x, n, h].
     segments: their keys, values and visibility.
+    scale: times the products.
+    cap: c; 0 leaves the scores.
 
   Returns:
     [b, x, n, h] in the dtype of `queries`.
   """
   chex.assert_rank(queries, 4)
-  scores = [_scores(queries, keys, seen) for keys, _, seen in segments]
+  scores = [
+      _scores(queries, keys, seen, scale, cap) for keys, _, seen in segments
+  ]
   peaks = [jnp.max(score, axis=-1, keepdims=True) for score in scores]
   peak = peaks[0]
   for other in peaks[1:]:
@@ -97,8 +87,10 @@ def attend(queries: Array, segments: list[Segment]) -> Array:
   return output.astype(queries.dtype)
 
 
-def _scores(queries: Array, keys: Array, visible: Array) -> Array:
-  """fp32[b, k, n/k, x, s]: q · key / √h, −∞ on slots not visible."""
+def _scores(
+    queries: Array, keys: Array, visible: Array, scale: float, cap: float
+) -> Array:
+  """fp32[b, k, n/k, x, s], −∞ on slots not visible."""
   b, x, n, h = queries.shape
   r, s, k, _ = keys.shape
   grouped = queries.reshape(r, b // r, x, k, n // k, h)
@@ -107,11 +99,17 @@ def _scores(queries: Array, keys: Array, visible: Array) -> Array:
       grouped,
       keys,
       preferred_element_type=jnp.float32,
-  ) * (h**-0.5)
+  )
+  scores = soft_cap(scale * scores, cap)
   m = visible.shape[0]
   scores = scores.reshape(m, b // m, k, n // k, x, s)
   scores = jnp.where(visible[:, None, None, None], scores, -jnp.inf)
   return scores.reshape(b, k, n // k, x, s)
+
+
+def soft_cap(scores: Array, cap: float) -> Array:
+  """C · tanh(scores / c), which stays within ±c; `scores` where c is 0."""
+  return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def _weighted_values(weights: Array, values: Array) -> Array:

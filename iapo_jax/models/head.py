@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from iapo_jax import sharding
-from iapo_jax.config import ModelConfig
+from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import attention
 from iapo_jax.types import Array, Params, TokenStatistics
 
@@ -31,7 +31,7 @@ def logits(
     scores = jnp.einsum(
         "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
     )
-  return scores / temperature
+  return attention.soft_cap(scores, cfg.logit_cap) / temperature
 
 
 def statistics(scores: Array, targets: Array) -> TokenStatistics:

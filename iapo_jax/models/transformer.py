@@ -12,10 +12,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from iapo_jax import sharding
-from iapo_jax.config import ModelConfig
-from iapo_jax.models import attention
+from iapo_jax.model_config import ModelConfig
+from iapo_jax.models import attention, rotary
 from iapo_jax.types import Array, Context, KVSegment, Params
 
 
@@ -33,23 +34,67 @@ def _weight(
   )
 
 
-class RMSNorm(nn.Module):
-  """x / rms(x) · scale over the last axis, in fp32."""
+def _bias(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> Array:
+  """Declares a bias once, zero at the start."""
+  init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+  return module.param(name, init, shape, jnp.float32)
 
-  eps: float
+
+class RMSNorm(nn.Module):
+  """x / rms(x) · scale over the last axis, in fp32.
+
+  With a unit offset the factor is 1 + scale (Gemma).
+  """
+
+  cfg: ModelConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Normalises [..., w]."""
+    offset = self.cfg.norm_unit_offset
+    start = nn.initializers.zeros if offset else nn.initializers.ones
     scale = self.param(
         "scale",
-        nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        nn.with_logical_partitioning(start, ("norm",)),
         (x.shape[-1],),
         jnp.float32,
     )
     wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
-    return (wide * inverse * scale).astype(x.dtype)
+    mean_square = jnp.mean(wide**2, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(mean_square + self.cfg.norm_eps)
+    return (wide * inverse * (1 + scale if offset else scale)).astype(x.dtype)
+
+
+@struct.dataclass
+class _Layer:
+  """In what layers differ besides their weights.
+
+  Attributes:
+    window: int32[l], 0 sees all.
+    rotary: int32[l], which of the rotary tables.
+  """
+
+  window: Array
+  rotary: Array
+
+
+@struct.dataclass
+class _Shared:
+  """What all layers read.
+
+  Attributes:
+    tables: cosines and sines, fp32[e, b, x, w/2].
+    positions: int32[b, x], of the new tokens.
+    slots: int32[r, s], of the slots of each segment, the new tokens' last.
+    masks: bool[m, x or 1, s] of each segment.
+  """
+
+  tables: tuple[Array, Array]
+  positions: Array
+  slots: tuple[Array, ...]
+  masks: tuple[Array, ...]
 
 
 class Attention(nn.Module):
@@ -61,18 +106,17 @@ class Attention(nn.Module):
   def __call__(
       self,
       x: Array,
-      rotary: tuple[Array, Array],
+      layer: _Layer,
       context: tuple[tuple[Array, Array], ...],
-      masks: tuple[Array, ...],
+      shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Attends.
 
     Args:
       x: [b, x, d].
-      rotary: tables of the new tokens.
+      layer: of this layer.
       context: (keys, values) [r, s, k, h] of each segment, of this layer.
-      masks: bool[m, 1, s] of each segment, and bool[1, x, x] of the new
-        tokens among themselves.
+      shared: by all layers.
 
     Returns:
       [b, x, d], and the new keys and values [b, x, k, h].
@@ -81,27 +125,26 @@ class Attention(nn.Module):
     queries = self._project("q", x, "heads", c.num_heads)
     keys = self._project("k", x, "kv_heads", c.num_kv_heads)
     values = self._project("v", x, "kv_heads", c.num_kv_heads)
-    if c.qk_norm:
-      queries = RMSNorm(c.norm_eps, name="q_norm")(queries)
-      keys = RMSNorm(c.norm_eps, name="k_norm")(keys)
-    queries = attention.apply_rotary(queries, rotary)
-    keys = attention.apply_rotary(keys, rotary)
-    segments = [
-        (*pair, mask)
-        for pair, mask in zip((*context, (keys, values)), masks, strict=True)
-    ]
-    mixed = attention.attend(queries, segments)
-    out = _weight(
-        self,
-        "o_kernel",
-        (c.num_heads, c.head_dim, c.d_model),
-        ("heads", "head_dim", "embed"),
-        c.num_heads * c.head_dim,
+    if c.qk_norm != "none":
+      queries = self._normalise("q", queries)
+      keys = self._normalise("k", keys)
+    kind = layer.rotary if c.rotary else 0
+    table = tuple(entry[kind] for entry in shared.tables)
+    queries, keys = rotary.apply(queries, table), rotary.apply(keys, table)
+    masks = shared.masks
+    if c.windows:
+      masks = [
+          mask & attention.near(layer.window, shared.positions, slots)
+          for mask, slots in zip(masks, shared.slots, strict=True)
+      ]
+    pairs = (*context, (keys, values))
+    mixed = attention.attend(
+        queries,
+        [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)],
+        scale=(c.query_scalar or c.head_dim) ** -0.5,
+        cap=c.score_cap,
     )
-    return jnp.einsum("bxnh,nhd->bxd", mixed, out.astype(x.dtype)), (
-        keys,
-        values,
-    )
+    return self._output(mixed), (keys, values)
 
   def _project(self, name: str, x: Array, axis: str, heads: int) -> Array:
     """[b, x, d] -> [b, x, heads, h]."""
@@ -115,20 +158,35 @@ class Attention(nn.Module):
     )
     y = jnp.einsum("bxd,dnh->bxnh", x, kernel.astype(x.dtype))
     if c.qkv_bias:
-      bias = self.param(
-          f"{name}_bias",
-          nn.with_logical_partitioning(
-              nn.initializers.zeros, (axis, "head_dim")
-          ),
-          (heads, c.head_dim),
-          jnp.float32,
-      )
-      y += bias.astype(x.dtype)
+      shape, axes = (heads, c.head_dim), (axis, "head_dim")
+      y += _bias(self, f"{name}_bias", shape, axes).astype(x.dtype)
     return sharding.constrain(y, "batch", "length", axis, "head_dim")
+
+  def _normalise(self, name: str, x: Array) -> Array:
+    """RMSNorm of [b, x, heads, h], a head at a time or all of them as one."""
+    norm = RMSNorm(self.cfg, name=f"{name}_norm")
+    if self.cfg.qk_norm == "head":
+      return norm(x)
+    return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+  def _output(self, mixed: Array) -> Array:
+    """[b, x, n, h] -> [b, x, d]."""
+    c = self.cfg
+    kernel = _weight(
+        self,
+        "o_kernel",
+        (c.num_heads, c.head_dim, c.d_model),
+        ("heads", "head_dim", "embed"),
+        c.num_heads * c.head_dim,
+    )
+    y = jnp.einsum("bxnh,nhd->bxd", mixed, kernel.astype(mixed.dtype))
+    if c.output_bias:
+      y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
+    return y
 
 
 class MLP(nn.Module):
-  """SwiGLU (arXiv 2002.05202)."""
+  """A gated MLP (arXiv 2002.05202)."""
 
   cfg: ModelConfig
 
@@ -136,20 +194,33 @@ class MLP(nn.Module):
   def __call__(self, x: Array) -> Array:
     """[b, x, d] -> [b, x, d]."""
     c = self.cfg
-    shape, axes = (c.d_model, c.mlp_dim), ("embed", "mlp")
-    gate = _weight(self, "gate_kernel", shape, axes, c.d_model)
-    up = _weight(self, "up_kernel", shape, axes, c.d_model)
-    down = _weight(
-        self, "down_kernel", shape[::-1], axes[::-1], c.mlp_dim
-    )
-    hidden = nn.silu(jnp.einsum("bxd,df->bxf", x, gate.astype(x.dtype)))
-    hidden *= jnp.einsum("bxd,df->bxf", x, up.astype(x.dtype))
+    gate = self._dense("gate", x, (c.d_model, c.mlp_dim), ("embed", "mlp"))
+    up = self._dense("up", x, (c.d_model, c.mlp_dim), ("embed", "mlp"))
+    activation = {
+        "silu": nn.silu,
+        "gelu": functools.partial(nn.gelu, approximate=False),
+        "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    }[c.activation]
+    hidden = activation(gate) * up
     hidden = sharding.constrain(hidden, "batch", "length", "mlp")
-    return jnp.einsum("bxf,fd->bxd", hidden, down.astype(x.dtype))
+    shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
+    return self._dense("down", hidden, shape, axes)
+
+  def _dense(
+      self, name: str, x: Array, shape: tuple[int, int], axes: tuple[str, str]
+  ) -> Array:
+    kernel = _weight(self, f"{name}_kernel", shape, axes, shape[0])
+    y = jnp.einsum("bxi,io->bxo", x, kernel.astype(x.dtype))
+    if self.cfg.mlp_bias:
+      # Activations of width d are not split along FSDP: nor is their bias.
+      axis = "mlp" if axes[1] == "mlp" else "width"
+      bias = _bias(self, f"{name}_bias", shape[1:], (axis,))
+      y += bias.astype(x.dtype)
+    return y
 
 
 class Block(nn.Module):
-  """One pre-norm layer; the body of the scan over layers."""
+  """One layer: two residual branches; the body of the scan over layers."""
 
   cfg: ModelConfig
 
@@ -157,18 +228,27 @@ class Block(nn.Module):
   def __call__(
       self,
       x: Array,
-      rotary: tuple[Array, Array],
+      layer: _Layer,
       context: tuple[tuple[Array, Array], ...],
-      masks: tuple[Array, ...],
+      shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Arguments and results as of `Attention`."""
     c = self.cfg
     mixed, new = Attention(c, name="attention")(
-        RMSNorm(c.norm_eps, name="attention_norm")(x), rotary, context, masks
+        self._before("attention_norm", x), layer, context, shared
     )
-    x = x + mixed
-    x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
+    x = x + self._after("attention_post_norm", mixed)
+    mixed = MLP(c, name="mlp")(self._before("mlp_norm", x))
+    x = x + self._after("mlp_post_norm", mixed)
     return sharding.constrain(x, "batch", "length", "width"), new
+
+  def _before(self, name: str, x: Array) -> Array:
+    skip = self.cfg.norm_position == "after"
+    return x if skip else RMSNorm(self.cfg, name=name)(x)
+
+  def _after(self, name: str, x: Array) -> Array:
+    skip = self.cfg.norm_position == "before"
+    return x if skip else RMSNorm(self.cfg, name=name)(x)
 
 
 class Decoder(nn.Module):
@@ -182,6 +262,30 @@ class Decoder(nn.Module):
   ) -> tuple[Array, tuple[Array, Array]]:
     """Arguments and results as of `extend`."""
     c = self.cfg
+    x = self._embed(tokens)
+    causal = jnp.tri(tokens.shape[1], dtype=bool)[None]
+    shared = _Shared(
+        tables=rotary.tables(positions, c),
+        positions=positions,
+        slots=(*(segment.positions for segment in context), positions),
+        masks=(*(segment.visible[:, None] for segment in context), causal),
+    )
+    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    layers = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, nn.broadcast),
+        length=c.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    pairs = tuple((segment.keys, segment.values) for segment in context)
+    x, new = layers(c, name="layers")(x, _layers(c), pairs, shared)
+    return RMSNorm(c, name="final_norm")(x), new
+
+  def _embed(self, tokens: Array) -> Array:
+    """int32[b, x] -> [b, x, d]; declares the head's table, too."""
+    c = self.cfg
     table_shape, axes = (c.vocab_size, c.d_model), ("vocab", "embed")
     embedding = _weight(self, "embedding", table_shape, axes, c.d_model)
     if not c.tie_embeddings:
@@ -190,22 +294,21 @@ class Decoder(nn.Module):
     # rearranging of activations.
     table = sharding.constrain(embedding.astype(c.dtype), "vocab", "width")
     x = table[tokens]
-    x = sharding.constrain(x, "batch", "length", "width")
-    rotary = attention.rotary_tables(positions, c.head_dim, c.rope_theta)
-    causal = jnp.tri(tokens.shape[1], dtype=bool)[None]
-    masks = (*(segment.visible[:, None] for segment in context), causal)
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-    layers = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0, nn.broadcast),
-        length=c.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    pairs = tuple((segment.keys, segment.values) for segment in context)
-    x, new = layers(c, name="layers")(x, rotary, pairs, masks)
-    return RMSNorm(c.norm_eps, name="final_norm")(x), new
+    if c.scale_embeddings:
+      x *= jnp.asarray(c.d_model**0.5, x.dtype)
+    return sharding.constrain(x, "batch", "length", "width")
+
+
+def _layers(cfg: ModelConfig) -> _Layer:
+  """The differences between layers, as arrays to scan over."""
+  kinds = rotary.kinds(cfg)
+  count = cfg.num_layers
+  return _Layer(
+      window=jnp.asarray(cfg.windows or (0,) * count, jnp.int32),
+      rotary=jnp.asarray(
+          [kinds.index(kind) for kind in cfg.rotary] or [0] * count, jnp.int32
+      ),
+  )
 
 
 def init(key: Array, cfg: ModelConfig) -> Params:
@@ -234,8 +337,9 @@ def extend(
   """Runs new tokens after a context.
 
   A new token sees the context's visible slots and, of the new tokens of its
-  row, itself and those before it. Rotary positions are the caller's, so that
-  padding and slot order never matter.
+  row, itself and those before it; a layer with a window sees of these the ones
+  whose positions lie in it. Positions are the caller's, so that padding and
+  slot order never matter.
 
   Args:
     params: the decoder's plain weights.
@@ -253,4 +357,4 @@ def extend(
         {"params": params}, tokens, positions, context
     )
   visible = jnp.ones((1, tokens.shape[1]), bool)
-  return hidden, KVSegment(keys, values, visible)
+  return hidden, KVSegment(keys, values, visible, positions)

@@ -1,0 +1,393 @@
+"""Hugging Face configurations as values of `ModelConfig`, and back.
+
+A family is data: which fields it fixes, and under which names its configuration
+has the others. What a configuration asks for beyond that is refused by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+
+from iapo_jax.errors import ConfigError
+from iapo_jax.model_config import ModelConfig, RopeConfig
+
+# Our names of what every family has, and theirs.
+_COMMON = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "mlp_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "max_positions": "max_position_embeddings",
+}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+}
+_ROPE = {
+    "theta": "rope_theta",
+    "fraction": "partial_rotary_factor",
+    "factor": "factor",
+    "original_positions": "original_max_position_embeddings",
+    "low_freq": "low_freq_factor",
+    "high_freq": "high_freq_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "amplitude": "attention_factor",
+}
+# Of each kind of rotary embedding, the fields that it uses.
+_ROPE_FIELDS = {
+    "default": ("theta", "fraction"),
+    "linear": ("theta", "fraction", "factor"),
+    "llama3": (
+        "theta", "fraction", "factor", "original_positions", "low_freq",
+        "high_freq",
+    ),
+    "yarn": (
+        "theta", "fraction", "factor", "original_positions", "beta_fast",
+        "beta_slow", "amplitude",
+    ),
+}  # fmt: skip
+_ROPE_SAID = ("rope_type", "type")
+_ROPE_IMPLIED = {"truncate": True}  # what we do, whether it is said or not
+_ATTENTION_BIAS = {
+    "qkv_bias": "attention_bias",
+    "output_bias": "attention_bias",
+}
+_GEMMA = {
+    "norm_position": "both",
+    "norm_unit_offset": True,
+    "scale_embeddings": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What is particular to a `model_type`.
+
+  Attributes:
+    fixed: our fields that it does not leave open, with their values.
+    fields: our fields that it has, and their names there.
+    windows: which layers have the sliding window: `none`, `all`, or what
+      `layer_types` says (`listed`).
+    window_switch: whether `use_sliding_window` must be set, too.
+    activation: the name of the activation's field.
+    refused: fields that must be unset, since we do not follow them.
+    partial: whether a part of each head may be left unrotated.
+    fused: whether projections that read the same input are one tensor.
+  """
+
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  windows: str = "none"
+  window_switch: bool = False
+  activation: str = "hidden_act"
+  refused: tuple[str, ...] = ()
+  partial: bool = False
+  fused: bool = False
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"}),
+    "qwen2": Family(
+        fixed={"qkv_bias": True}, windows="listed", window_switch=True
+    ),
+    "qwen3": Family(
+        fixed={"qk_norm": "head"},
+        fields=_ATTENTION_BIAS,
+        windows="listed",
+        window_switch=True,
+    ),
+    "mistral": Family(windows="all", refused=("layer_types",)),
+    "gemma2": Family(
+        fixed=_GEMMA,
+        fields=_ATTENTION_BIAS
+        | {
+            "query_scalar": "query_pre_attn_scalar",
+            "score_cap": "attn_logit_softcapping",
+            "logit_cap": "final_logit_softcapping",
+        },
+        windows="listed",
+        activation="hidden_activation",
+        refused=("use_bidirectional_attention",),
+    ),
+    "gemma3_text": Family(
+        fixed=_GEMMA | {"qk_norm": "head"},
+        fields=_ATTENTION_BIAS
+        | {
+            "query_scalar": "query_pre_attn_scalar",
+            "logit_cap": "final_logit_softcapping",
+        },
+        windows="listed",
+        activation="hidden_activation",
+        refused=("use_bidirectional_attention", "attn_logit_softcapping"),
+    ),
+    "olmo2": Family(
+        fixed={"norm_position": "after", "qk_norm": "projection"},
+        fields=_ATTENTION_BIAS,
+    ),
+    "phi3": Family(windows="all", partial=True, fused=True),
+    "smollm3": Family(
+        fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
+        windows="listed",
+        window_switch=True,
+    ),
+}
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
+  """The decoder that a Hugging Face configuration describes.
+
+  Args:
+    theirs: as transformers reads it, which knows older spellings and defaults.
+
+  Returns:
+    The decoder; `dtype`, `remat` and `pretrained` are left at their defaults.
+
+  Raises:
+    ConfigError: where it asks for something this decoder does not do.
+  """
+  name = theirs.model_type
+  if name not in FAMILIES:
+    _refuse("model_type", name, f"must be one of {', '.join(FAMILIES)}")
+  family = FAMILIES[name]
+  for field in (*family.refused, "quantization_config"):
+    value = getattr(theirs, field, None)
+    if value:
+      _refuse(field, value, f"is not supported (model_type {name})")
+  values = {
+      ours: getattr(theirs, field)
+      for ours, field in (_COMMON | dict(family.fields)).items()
+  }
+  caps = ("score_cap", "logit_cap")
+  values |= {cap: float(values[cap] or 0) for cap in caps if cap in values}
+  if "query_scalar" in values:
+    values["query_scalar"] = float(values["query_scalar"])
+  heads = theirs.num_attention_heads
+  width = getattr(theirs, "head_dim", None) or theirs.hidden_size // heads
+  return ModelConfig(
+      family=name,
+      head_dim=width,
+      activation=_activation(getattr(theirs, family.activation), family),
+      windows=_windows(theirs, family),
+      **_positions(theirs, family),
+      **family.fixed,
+      **values,
+  )
+
+
+def _refuse(field: str, value: Any, rule: str) -> None:
+  raise ConfigError(f"config.json {field} = {value!r}: {rule}")
+
+
+def _activation(name: str, family: Family) -> str:
+  known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+  if name not in known:
+    _refuse(family.activation, name, f"must be one of {', '.join(known)}")
+  return known[name]
+
+
+def _windows(
+    theirs: transformers.PreTrainedConfig, family: Family
+) -> tuple[int, ...]:
+  """The window of each layer; () where none has one."""
+  count, window = theirs.num_hidden_layers, None
+  if family.windows != "none":
+    window = theirs.sliding_window
+  types = [_SLIDING if window else _FULL] * count
+  if family.windows == "listed":
+    types = theirs.layer_types
+  for kind in types:
+    if kind not in (_FULL, _SLIDING):
+      _refuse("layer_types", kind, f"must be {_FULL} or {_SLIDING}")
+  if len(types) != count:
+    rule = f"must have num_hidden_layers = {count} entries"
+    _refuse("layer_types", types, rule)
+  if family.window_switch and not theirs.use_sliding_window:
+    window = None
+  if not window or _SLIDING not in types:
+    return ()
+  return tuple(window if kind == _SLIDING else 0 for kind in types)
+
+
+def _positions(
+    theirs: transformers.PreTrainedConfig, family: Family
+) -> dict[str, Any]:
+  """The fields `rope`, `local_rope` and `rotary`."""
+  name, found = theirs.model_type, theirs.rope_parameters
+  if name == "gemma3_text":
+    return {
+        "rope": _rope(found[_FULL], family),
+        "local_rope": _rope(found[_SLIDING], family),
+        "rotary": tuple(
+            "local" if kind == _SLIDING else "global"
+            for kind in theirs.layer_types
+        ),
+    }
+  rotary: tuple[str, ...] = ()
+  if name == "smollm3" and not all(theirs.no_rope_layers):
+    listed = theirs.no_rope_layers  # 1 where a layer has positions
+    rotary = tuple("global" if has else "none" for has in listed)
+  return {"rope": _rope(found, family), "rotary": rotary}
+
+
+def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
+  kind = found.get("rope_type", "default")
+  if kind not in _ROPE_FIELDS:
+    rule = f"must be one of {', '.join(_ROPE_FIELDS)}"
+    _refuse("rope_parameters rope_type", kind, rule)
+  used = {_ROPE[ours]: ours for ours in _ROPE_FIELDS[kind]}
+  values = {}
+  for name, value in found.items():
+    if name in used:
+      if value is not None:
+        whole = used[name] == "original_positions"
+        values[used[name]] = int(value) if whole else float(value)
+    elif name not in _ROPE_SAID and value not in (
+        None, _ROPE_IMPLIED.get(name)
+    ):
+      rule = f"is not supported with rope_type {kind}"
+      _refuse(f"rope_parameters {name}", value, rule)
+  if values.get("fraction", 1.0) != 1.0 and not family.partial:
+    rule = "must be 1 for this model_type"
+    _refuse("partial_rotary_factor", values["fraction"], rule)
+  return RopeConfig(kind=kind, **values)
+
+
+def config_of(
+    model: ModelConfig, **extra: Any
+) -> transformers.PreTrainedConfig:
+  """The Hugging Face configuration of a decoder, `model_of` turned round.
+
+  Args:
+    model: the decoder; its `family` says which configuration.
+    extra: further fields, such as token ids.
+
+  Returns:
+    The configuration; read back it is the same decoder.
+
+  Raises:
+    ConfigError: where the family cannot say what the decoder is.
+  """
+  theirs = _written(model, extra)
+  back = _bare(model_of(theirs))
+  for field in dataclasses.fields(ModelConfig):
+    ours = getattr(_bare(model), field.name)
+    if getattr(back, field.name) != ours:
+      able = [name for name in FAMILIES if _can_say(model, name)]
+      hint = f"; {' and '.join(able)} can" if able else ""
+      raise ConfigError(
+          f"config.model.family = {model.family!r}: has no models with"
+          f" {field.name} = {ours!r}{hint}"
+      )
+  return theirs
+
+
+def _can_say(model: ModelConfig, family: str) -> bool:
+  model = dataclasses.replace(model, family=family)
+  try:
+    return _bare(model_of(_written(model, {}))) == _bare(model)
+  except (ConfigError, ValueError):
+    return False
+
+
+def _bare(model: ModelConfig) -> ModelConfig:
+  """Without what no checkpoint has, and what its kind does not use."""
+  default = ModelConfig()
+  rope, local = map(_used, (model.rope, model.local_rope))
+  return dataclasses.replace(
+      model,
+      pretrained=default.pretrained,
+      dtype=default.dtype,
+      remat=default.remat,
+      query_scalar=model.query_scalar or float(model.head_dim),
+      rope=rope,
+      local_rope=local if "local" in model.rotary else RopeConfig(),
+      rotary=model.rotary if set(model.rotary) - {"global"} else (),
+      windows=model.windows if any(model.windows) else (),
+      max_positions=default.max_positions,
+  )
+
+
+def _used(rope: RopeConfig) -> RopeConfig:
+  """With defaults in the fields that its kind does not use."""
+  names = ("kind", *_ROPE_FIELDS[rope.kind])
+  return RopeConfig(**{name: getattr(rope, name) for name in names})
+
+
+def _written(
+    model: ModelConfig, extra: Mapping[str, Any]
+) -> transformers.PreTrainedConfig:
+  """A configuration that says as much of a decoder as its family can."""
+  if model.family not in FAMILIES:
+    raise ConfigError(
+        f"config.model.family = {model.family!r}: must be one of"
+        f" {', '.join(FAMILIES)}"
+    )
+  family = FAMILIES[model.family]
+  names = _COMMON | dict(family.fields)
+  values = {theirs: getattr(model, ours) for ours, theirs in names.items()}
+  for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+    if name in values:
+      values[name] = values[name] or None
+  if "query_scalar" in names:
+    values[names["query_scalar"]] = _whole(model.query_scalar or model.head_dim)
+  if not model.max_positions:
+    del values["max_position_embeddings"]
+  values[family.activation] = _ACTIVATIONS[model.activation]
+  values |= _written_windows(model, family) | _written_positions(model)
+  config_class = transformers.CONFIG_MAPPING[model.family]
+  has_width = hasattr(config_class(), "head_dim")
+  if has_width or model.head_dim * model.num_heads != model.d_model:
+    values["head_dim"] = model.head_dim
+  return config_class(**values | _NO_TOKENS | dict(extra))
+
+
+def _whole(value: float) -> float | int:
+  return int(value) if value == int(value) else value
+
+
+def _written_windows(model: ModelConfig, family: Family) -> dict[str, Any]:
+  if family.windows == "none":
+    return {}
+  window = max(model.windows, default=0) or None
+  values: dict[str, Any] = {"sliding_window": window}
+  if family.windows == "listed":
+    values["layer_types"] = [
+        _SLIDING if size else _FULL
+        for size in model.windows or (0,) * model.num_layers
+    ]
+  if family.window_switch:
+    values["use_sliding_window"] = window is not None
+  return values
+
+
+def _written_positions(model: ModelConfig) -> dict[str, Any]:
+  rope = _written_rope(model.rope)
+  if model.family == "gemma3_text":
+    local = _written_rope(model.local_rope)
+    return {"rope_parameters": {_FULL: rope, _SLIDING: local}}
+  values: dict[str, Any] = {"rope_parameters": rope}
+  if model.family == "smollm3":
+    rotary = model.rotary or ("global",) * model.num_layers
+    values["no_rope_layers"] = [int(kind != "none") for kind in rotary]
+  return values
+
+
+def _written_rope(rope: RopeConfig) -> dict[str, Any]:
+  values = {
+      _ROPE[ours]: getattr(rope, ours) for ours in _ROPE_FIELDS[rope.kind]
+  }
+  if rope.kind == "yarn" and not rope.amplitude:
+    values["attention_factor"] = None
+  if rope.fraction == 1:
+    del values["partial_rotary_factor"]
+  return {"rope_type": rope.kind, **values}

@@ -1,0 +1,146 @@
+"""A Hugging Face folder: found, and read but for its weights."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import huggingface_hub
+import transformers
+
+from iapo_jax import config_rules, files
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import families
+from iapo_jax.model_config import ModelConfig
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+KEPT = "pretrained"  # of a run: the model's folder without its weights
+# What is fetched of a hub's repository: no code, nothing pickled.
+_WANTED = (
+    "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
+)  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.index.json")
+
+
+def find(name: str) -> pathlib.Path:
+  """The folder of a model.
+
+  Args:
+    name: a folder, or the name of a repository on the hub, which is fetched
+      unless it was before.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ConfigError: where there is neither.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  try:
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(name, allow_patterns=_WANTED)
+    )
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise ConfigError(
+        f"model {name!r}: is no folder, and could not be fetched from the hub"
+        f" ({reason})"
+    ) from error
+
+
+def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
+  """A folder's configuration, as transformers understands it.
+
+  Args:
+    folder: of a model.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: where there is none, or it is of no supported family.
+  """
+  raw = files.read_json(folder / CONFIG)
+  kind = raw.get("model_type")
+  if kind not in families.FAMILIES:
+    raise ConfigError(
+        f"{folder / CONFIG} model_type = {kind!r}: must be one of"
+        f" {', '.join(families.FAMILIES)}"
+    )
+  try:
+    return transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+  except Exception as error:  # its validation raises many kinds
+    text = " ".join(str(error).split())
+    raise ConfigError(f"{folder / CONFIG}: {text}") from error
+
+
+def read_model(folder: pathlib.Path, name: str | None = None) -> ModelConfig:
+  """The decoder in a folder.
+
+  Args:
+    folder: of a model.
+    name: what the user calls it; the folder by default.
+
+  Returns:
+    The decoder; `dtype` and `remat` are left at their defaults.
+
+  Raises:
+    ConfigError: where it is not supported.
+  """
+  model = families.model_of(read_config(folder))
+  model = dataclasses.replace(model, pretrained=name or str(folder))
+  config_rules.check_model(model)
+  return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """The token ids that end and fill what a model generates.
+
+  Attributes:
+    eos_ids: any of which ends a completion; may be empty.
+    pad_id: None where nobody says.
+  """
+
+  eos_ids: tuple[int, ...]
+  pad_id: int | None
+
+
+def read_tokens(folder: pathlib.Path) -> Tokens:
+  """The ids of `generation_config.json`; what it leaves open, of the config.
+
+  Args:
+    folder: of a model.
+
+  Returns:
+    The ids.
+  """
+  chosen: dict[str, Any] = {}
+  for file in (CONFIG, GENERATION):  # the latter has the last word
+    if (folder / file).exists():
+      found = files.read_json(folder / file)
+      keys = ("eos_token_id", "pad_token_id")
+      chosen |= {k: found[k] for k in keys if found.get(k) is not None}
+  ends = chosen.get("eos_token_id", ())
+  ends = (ends,) if isinstance(ends, int) else tuple(ends)
+  return Tokens(ends, chosen.get("pad_token_id"))
+
+
+def copy_all_but_weights(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a folder's configuration and tokenizer, byte by byte.
+
+  Args:
+    source: of a model.
+    target: made if need be.
+  """
+  target.mkdir(parents=True, exist_ok=True)
+  for path in sorted(source.iterdir()):
+    wanted = any(path.match(pattern) for pattern in _WANTED)
+    weights = any(path.match(pattern) for pattern in _WEIGHTS)
+    if path.is_file() and wanted and not weights:
+      shutil.copyfile(path, target / path.name)

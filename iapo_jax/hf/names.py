@@ -1,0 +1,185 @@
+"""Which Hugging Face tensor is which of our weights: pure data, both ways.
+
+A `Part` says how rows of a Hugging Face tensor are axes of ours, in the shape
+letters of `types`: "nh d" to "d n h" takes the matrix [n · h, d] apart into
+heads and puts the model width first.
+"""
+
+import dataclasses
+import math
+
+from iapo_jax.hf.families import FAMILIES
+from iapo_jax.model_config import ModelConfig
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Rows of a tensor that are one of our weights, or one layer of it.
+
+  Attributes:
+    path: of the weight in our tree.
+    theirs: axes there, letters of one axis together.
+    ours: axes here, the axis of layers left out.
+  """
+
+  path: Path
+  theirs: str
+  ours: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A Hugging Face tensor.
+
+  Attributes:
+    name: with {} for the layer's number where it has one.
+    parts: whose rows follow each other in it.
+  """
+
+  name: str
+  parts: tuple[Part, ...]
+
+  @property
+  def in_layers(self) -> bool:
+    """Whether each layer has one."""
+    return "{}" in self.name
+
+
+def tensors(cfg: ModelConfig) -> tuple[Tensor, ...]:
+  """Every tensor of a decoder's checkpoint, in the order of a forward pass.
+
+  Args:
+    cfg: the decoder.
+
+  Returns:
+    The tensors. Of a tied head there is none.
+  """
+  found = [_one("model.embed_tokens.weight", ("embedding",), "v d", "v d")]
+  found += _norms(cfg) + _attention(cfg) + _mlp(cfg)
+  found.append(_one("model.norm.weight", ("final_norm", "scale"), "d", "d"))
+  if not cfg.tie_embeddings:
+    found.append(_one("lm_head.weight", ("head",), "v d", "v d"))
+  return tuple(found)
+
+
+def sizes(cfg: ModelConfig) -> dict[str, int]:
+  """The size of every shape letter."""
+  return {
+      "v": cfg.vocab_size,
+      "d": cfg.d_model,
+      "n": cfg.num_heads,
+      "k": cfg.num_kv_heads,
+      "h": cfg.head_dim,
+      "f": cfg.mlp_dim,
+  }
+
+
+def shape(axes: str, letters: dict[str, int]) -> tuple[int, ...]:
+  """The shape of axes such as "nh d"."""
+  return tuple(
+      math.prod(letters[letter] for letter in axis) for axis in axes.split()
+  )
+
+
+def tensor_shape(tensor: Tensor, letters: dict[str, int]) -> tuple[int, ...]:
+  """The shape of a Hugging Face tensor."""
+  parts = [shape(part.theirs, letters) for part in tensor.parts]
+  return (sum(part[0] for part in parts), *parts[0][1:])
+
+
+def _one(name: str, path: Path, theirs: str, ours: str) -> Tensor:
+  return Tensor(name, (Part(path, theirs, ours),))
+
+
+def _in_layer(name: str, *parts: tuple[str, str, str]) -> Tensor:
+  """A tensor of every layer; our paths are written with slashes."""
+  return Tensor(
+      f"model.layers.{{}}.{name}",
+      tuple(
+          Part(("layers", *path.split("/")), theirs, ours)
+          for path, theirs, ours in parts
+      ),
+  )
+
+
+def _norms(cfg: ModelConfig) -> list[Tensor]:
+  """The norms around attention and MLP, whose names tell little."""
+  names = {
+      "before": {
+          "attention_norm": "input_layernorm",
+          "mlp_norm": "post_attention_layernorm",
+      },
+      "after": {
+          "attention_post_norm": "post_attention_layernorm",
+          "mlp_post_norm": "post_feedforward_layernorm",
+      },
+      "both": {
+          "attention_norm": "input_layernorm",
+          "attention_post_norm": "post_attention_layernorm",
+          "mlp_norm": "pre_feedforward_layernorm",
+          "mlp_post_norm": "post_feedforward_layernorm",
+      },
+  }[cfg.norm_position]
+  return [
+      _in_layer(f"{theirs}.weight", (f"{ours}/scale", "d", "d"))
+      for ours, theirs in names.items()
+  ]
+
+
+def _attention(cfg: ModelConfig) -> list[Tensor]:
+  heads = {"q": "n", "k": "k", "v": "k"}
+  weights = {
+      name: (f"attention/{name}_kernel", f"{axis}h d", f"d {axis} h")
+      for name, axis in heads.items()
+  }
+  if FAMILIES[cfg.family].fused:
+    found = [_in_layer("self_attn.qkv_proj.weight", *weights.values())]
+  else:
+    found = [
+        _in_layer(f"self_attn.{name}_proj.weight", part)
+        for name, part in weights.items()
+    ]
+  found.append(
+      _in_layer(
+          "self_attn.o_proj.weight", ("attention/o_kernel", "d nh", "n h d")
+      )
+  )
+  if cfg.qkv_bias:
+    found += [
+        _in_layer(
+            f"self_attn.{name}_proj.bias",
+            (f"attention/{name}_bias", f"{axis}h", f"{axis} h"),
+        )
+        for name, axis in heads.items()
+    ]
+  if cfg.output_bias:
+    part = ("attention/o_bias", "d", "d")
+    found.append(_in_layer("self_attn.o_proj.bias", part))
+  widths = {"head": ("h", "h"), "projection": ("nh", "kh"), "none": ()}
+  for name, axis in zip("qk", widths[cfg.qk_norm], strict=False):
+    part = (f"attention/{name}_norm/scale", axis, axis)
+    found.append(_in_layer(f"self_attn.{name}_norm.weight", part))
+  return found
+
+
+def _mlp(cfg: ModelConfig) -> list[Tensor]:
+  gate = ("mlp/gate_kernel", "f d", "d f")
+  up = ("mlp/up_kernel", "f d", "d f")
+  if FAMILIES[cfg.family].fused:
+    found = [_in_layer("mlp.gate_up_proj.weight", gate, up)]
+  else:
+    found = [
+        _in_layer("mlp.gate_proj.weight", gate),
+        _in_layer("mlp.up_proj.weight", up),
+    ]
+  down = ("mlp/down_kernel", "d f", "f d")
+  found.append(_in_layer("mlp.down_proj.weight", down))
+  if cfg.mlp_bias:
+    axes = {"gate": "f", "up": "f", "down": "d"}
+    found += [
+        _in_layer(f"mlp.{name}_proj.bias", (f"mlp/{name}_bias", axis, axis))
+        for name, axis in axes.items()
+    ]
+  return found

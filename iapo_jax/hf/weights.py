@@ -1,0 +1,355 @@
+"""Weights from and to safetensors files, a tensor at a time.
+
+Nothing but what a device keeps is read, into one weight at a time, the largest
+first: the host never holds the model twice.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from iapo_jax import files
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import names
+from iapo_jax.hf.names import Part, Path, Tensor
+from iapo_jax.model_config import ModelConfig
+from iapo_jax.types import Params, PyTree
+
+_INDEX = "model.safetensors.index.json"
+_READABLE = ("F32", "F16", "BF16")
+# Tables that old checkpoints store although they follow from the config.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_TIED_HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """Where a weight of ours comes from.
+
+  Attributes:
+    tensor: of the checkpoint.
+    part: of the tensor.
+    first_row: of the part.
+  """
+
+  tensor: Tensor
+  part: Part
+  first_row: int
+
+
+class Reader:
+  """The tensors of a folder."""
+
+  def __init__(self, folder: pathlib.Path) -> None:
+    """Finds them.
+
+    Args:
+      folder: with one safetensors file, or several and their index.
+
+    Raises:
+      ConfigError: where there are none, or the index does not fit them.
+    """
+    self._folder = folder
+    self.files = _locate(folder)
+
+  def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every tensor."""
+    found = {}
+    for file in dict.fromkeys(self.files.values()):
+      with self._open(file) as opened:
+        for name in opened.keys():  # noqa: SIM118 - it is no mapping
+          view = opened.get_slice(name)
+          found[name] = (tuple(view.get_shape()), view.get_dtype())
+    for name, file in self.files.items():
+      if name not in found:
+        raise ConfigError(f"{self._folder / file}: has no tensor {name}")
+    return found
+
+  def read(self, name: str, rows: tuple[slice, ...]) -> np.ndarray:
+    """Some rows (and columns) of a tensor.
+
+    The file is opened for each: what is mapped of it counts as memory of this
+    process until it is closed.
+    """
+    with self._open(self.files[name]) as opened:
+      return opened.get_slice(name)[rows]
+
+  @contextlib.contextmanager
+  def _open(self, file: str) -> Iterator[Any]:
+    path = self._folder / file
+    try:
+      with safetensors.safe_open(path, framework="numpy") as opened:
+        yield opened
+    except (OSError, safetensors.SafetensorError) as error:
+      raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
+
+
+def _locate(folder: pathlib.Path) -> dict[str, str]:
+  """Which file has which tensor."""
+  if (folder / _INDEX).exists():
+    found = files.read_json(folder / _INDEX).get("weight_map", {})
+    for file in set(found.values()):
+      if pathlib.PurePath(file).name != file:
+        raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
+    return found
+  paths = sorted(folder.glob("*.safetensors"))
+  if len(paths) == 1:
+    with safetensors.safe_open(paths[0], framework="numpy") as opened:
+      return dict.fromkeys(opened.keys(), paths[0].name)
+  if paths:
+    raise ConfigError(f"{str(folder)!r}: has several files, but no {_INDEX}")
+  pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+  hint = " (pickled weights are never read: convert them)" if pickled else ""
+  raise ConfigError(f"{str(folder)!r}: has no *.safetensors{hint}")
+
+
+def check(reader: Reader, cfg: ModelConfig) -> None:
+  """Whether a checkpoint has the decoder's tensors and no other.
+
+  Args:
+    reader: of the checkpoint.
+    cfg: the decoder.
+
+  Raises:
+    ConfigError: naming tensors that are missing, unexpected or misshapen, or
+      whose dtype is not a plain float.
+  """
+  letters, found = names.sizes(cfg), reader.header()
+  expected = {
+      name: names.tensor_shape(tensor, letters)
+      for tensor in names.tensors(cfg)
+      for name in _names(tensor, cfg)
+  }
+  _name("lacks", [name for name in expected if name not in found])
+  extra = {n for n in found if n not in expected and not _DERIVED.fullmatch(n)}
+  if cfg.tie_embeddings and _TIED_HEAD in extra:
+    _check_tied(reader)
+    extra.remove(_TIED_HEAD)
+  _name(f"is no {cfg.family} of this config: unexpected", sorted(extra))
+  for name, shape in expected.items():
+    theirs, dtype = found[name]
+    if theirs != shape:
+      raise ConfigError(
+          f"checkpoint tensor {name}: has shape {list(theirs)}, its config"
+          f" says {list(shape)}"
+      )
+    if dtype not in _READABLE:
+      raise ConfigError(
+          f"checkpoint tensor {name}: has dtype {dtype}, which must be one of"
+          f" {', '.join(_READABLE)}"
+      )
+
+
+def _names(tensor: Tensor, cfg: ModelConfig) -> list[str]:
+  count = cfg.num_layers if tensor.in_layers else 1
+  return [tensor.name.format(layer) for layer in range(count)]
+
+
+def _name(what: str, found: Sequence[str]) -> None:
+  if found:
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    raise ConfigError(f"checkpoint {what} {', '.join(found[:3])}{more}")
+
+
+def _check_tied(reader: Reader) -> None:
+  """A tied head that is stored all the same must be the embedding."""
+  whole = (slice(None),)
+  head = reader.read(_TIED_HEAD, whole)
+  if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
+    raise ConfigError(
+        f"checkpoint tensor {_TIED_HEAD}: differs from the embedding, though"
+        " its config ties them"
+    )
+
+
+def load(
+    folder: pathlib.Path,
+    cfg: ModelConfig,
+    *,
+    dtype: str = "float32",
+    shardings: PyTree | None = None,
+) -> Params:
+  """A checkpoint's weights, each shard read by the process that keeps it.
+
+  Args:
+    folder: of the checkpoint.
+    cfg: the decoder it holds.
+    dtype: of the weights; those of norms are always float32.
+    shardings: a tree like the parameters; by default all lie on one device.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    ConfigError: as `check`.
+  """
+  reader = Reader(folder)
+  check(reader, cfg)
+  letters = names.sizes(cfg)
+  sources: dict[Path, _Source] = {}
+  for tensor in names.tensors(cfg):
+    row = 0
+    for part in tensor.parts:
+      sources[part.path] = _Source(tensor, part, row)
+      row += names.shape(part.theirs, letters)[0]
+  shapes = {
+      path: _our_shape(source, cfg, letters) for path, source in sources.items()
+  }
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  where = dict.fromkeys(shapes, device)
+  if shardings is not None:
+    where = traverse_util.flatten_dict(shardings)
+  params = {}
+  for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
+    kind = jnp.dtype("float32" if path[-1] == "scale" else dtype)
+    params[path] = _load_one(
+        reader, sources[path], shapes[path], kind, where[path], letters
+    )
+  return traverse_util.unflatten_dict(params)
+
+
+def _our_shape(
+    source: _Source, cfg: ModelConfig, letters: Mapping[str, int]
+) -> tuple[int, ...]:
+  layers = (cfg.num_layers,) if source.tensor.in_layers else ()
+  return (*layers, *names.shape(source.part.ours, letters))
+
+
+def _load_one(
+    reader: Reader,
+    source: _Source,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    letters: Mapping[str, int],
+) -> jax.Array:
+  """One weight, all its layers."""
+  read: dict[tuple[range, ...], np.ndarray] = {}  # copies share what is read
+
+  def shard(index: tuple[slice, ...]) -> np.ndarray:
+    chosen = tuple(
+        range(*entry.indices(size))
+        for entry, size in zip(index, shape, strict=True)
+    )
+    if chosen not in read:
+      out = np.empty([len(entry) for entry in chosen], dtype)
+      if source.tensor.in_layers:
+        for slot, layer in enumerate(chosen[0]):
+          out[slot] = _read_part(reader, source, layer, chosen[1:], letters)
+      else:
+        out[...] = _read_part(reader, source, 0, chosen, letters)
+      read[chosen] = out
+    return read[chosen]
+
+  array = jax.make_array_from_callback(shape, sharding, shard)
+  return array.block_until_ready()  # before what was read is freed
+
+
+def _read_part(
+    reader: Reader,
+    source: _Source,
+    layer: int,
+    chosen: tuple[range, ...],
+    letters: Mapping[str, int],
+) -> np.ndarray:
+  """A block of one layer of a weight; only its rows and columns are read."""
+  part, ours = source.part, source.part.ours.split()
+  block = dict(zip(ours, chosen, strict=True))
+  rows, expanded = [], []
+  for axis in part.theirs.split():
+    first, *rest = [axis] if axis in block else list(axis)
+    expanded += [first, *rest]
+    width = math.prod(letters[letter] for letter in rest)
+    if any(len(block[letter]) != letters[letter] for letter in rest):
+      raise NotImplementedError(f"{part.path}: split along {rest}")
+    rows.append(slice(block[first].start * width, block[first].stop * width))
+  rows[0] = slice(
+      rows[0].start + source.first_row, rows[0].stop + source.first_row
+  )
+  name = source.tensor.name.format(layer)
+  found = reader.read(name, tuple(rows))
+  found = found.reshape([len(block[letter]) for letter in expanded])
+  return found.transpose([expanded.index(letter) for letter in ours])
+
+
+def save(
+    folder: pathlib.Path,
+    params: Params,
+    cfg: ModelConfig,
+    *,
+    dtype: str,
+    max_shard_bytes: int = 5 * 10**9,
+) -> list[str]:
+  """Writes a checkpoint's weights, file by file.
+
+  Args:
+    folder: that exists.
+    params: the decoder's weights, whole on this host.
+    cfg: the decoder.
+    dtype: of every tensor written.
+    max_shard_bytes: of a file; one larger tensor is a file of its own.
+
+  Returns:
+    The files' names.
+  """
+  letters, kind = names.sizes(cfg), jnp.dtype(dtype)
+  plan = {
+      name: (tensor, layer)
+      for tensor in names.tensors(cfg)
+      for layer, name in enumerate(_names(tensor, cfg))
+  }
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+      plan,
+      get_storage_size=lambda entry: (
+          math.prod(names.tensor_shape(entry[0], letters)) * kind.itemsize
+      ),
+      filename_pattern="model{suffix}.safetensors",
+      max_shard_size=max_shard_bytes,
+  )
+  flat = traverse_util.flatten_dict(params)
+  for file, members in split.filename_to_tensors.items():
+    content = {
+        name: _written(*plan[name], flat, kind, letters) for name in members
+    }
+    # Without the format transformers refuses the file.
+    safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
+  if split.is_sharded:
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  return list(split.filename_to_tensors)
+
+
+def _written(
+    tensor: Tensor,
+    layer: int,
+    flat: Mapping[Path, jax.Array],
+    dtype: np.dtype,
+    letters: Mapping[str, int],
+) -> np.ndarray:
+  """A tensor as Hugging Face has it."""
+  rows = []
+  for part in tensor.parts:
+    weight = flat[part.path]
+    block = np.asarray(weight[layer] if tensor.in_layers else weight)
+    ours = part.ours.split()
+    expanded = [
+        letter
+        for axis in part.theirs.split()
+        for letter in ([axis] if axis in ours else axis)
+    ]
+    block = block.transpose([ours.index(letter) for letter in expanded])
+    rows.append(block.reshape(names.shape(part.theirs, letters)))
+  return np.ascontiguousarray(np.concatenate(rows).astype(dtype))
