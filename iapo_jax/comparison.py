@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from iapo_jax import assembly, checkpoint, evaluation, files, policies
+from iapo_jax import assembly, evaluation, files, policies
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -83,7 +83,7 @@ def load(
       stage = assembly.reinforcement_stage(parts)
       shared[alike] = parts, assembly.sampler_of(parts, stage)
     parts, sampler = shared[alike]
-    source = _where(workdir, which)
+    source = policies.chosen(workdir, which)
     params = policies.load(parts, source)
     contestants.append(
         Contestant(str(workdir), source.name, parts, sampler, params)
@@ -150,21 +150,6 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
       leaves = zip(*map(jax.tree.leaves, tables), strict=True)
       if not all(np.array_equal(a, b) for a, b in leaves):
         raise ConfigError(f"the runs differ in their {split} problems")
-
-
-def _where(workdir: pathlib.Path, which: str) -> policies.Source:
-  last = policies.last(workdir)
-  if which == "last" or (which == "best" and last.stage != "rl"):
-    return last
-  if which == "best":
-    return policies.best(workdir)
-  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
-  if not which.isdecimal() or int(which) not in kept:
-    raise ConfigError(
-        f"--checkpoint = {which!r}: must be last, best or a kept step of"
-        f" {str(workdir)!r}, which are {kept}"
-    )
-  return policies.Source(workdir, "rl", int(which))
 
 
 def judge(

@@ -93,6 +93,34 @@ def best(workdir: pathlib.Path) -> Source:
   )
 
 
+def chosen(workdir: pathlib.Path, which: str) -> Source:
+  """The checkpoint that `--checkpoint` names.
+
+  Args:
+    workdir: of a run.
+    which: `last`, `best` (the last of a run without reinforcement learning) or
+      a step of its reinforcement learning.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where there is no such checkpoint.
+  """
+  newest = last(workdir)
+  if which == "last" or (which == "best" and newest.stage != "rl"):
+    return newest
+  if which == "best":
+    return best(workdir)
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  if not which.isdecimal() or int(which) not in kept:
+    raise ConfigError(
+        f"--checkpoint = {which!r}: must be last, best or a kept step of"
+        f" {str(workdir)!r}, which are {kept}"
+    )
+  return Source(workdir, "rl", int(which))
+
+
 def source(text: str) -> Source:
   """The checkpoint that `config.init_from` names.
 

@@ -1,4 +1,4 @@
-"""Two uses of `extend` that several rooms share: encode prompts, score text.
+"""Uses of `extend` that several rooms share: encode prompts, run and score.
 
 Slots of a completion segment: slot 0 holds the last prompt token, slot i the
 completion's token i; slot i sits at position (prompt length − 1 + i). What
@@ -14,6 +14,7 @@ from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
     Array,
+    Context,
     KVSegment,
     Params,
     Prompts,
@@ -52,6 +53,40 @@ def first_positions(prompts: Prompts, group_size: int) -> Array:
   return jnp.repeat(prompts.lengths - 1, group_size)
 
 
+def replay(
+    params: Params,
+    prompts: Prompts,
+    tokens: Array,
+    *,
+    cfg: ModelConfig,
+    group_size: int,
+) -> tuple[Array, Context]:
+  """Runs given completions; differentiable, and all of it in one pass.
+
+  The prompt is encoded once per group and gradients flow through it.
+
+  Args:
+    params: the decoder's weights.
+    prompts: q prompts.
+    tokens: int32[b, t], prompt-major; values after the end do not matter.
+    cfg: the decoder.
+    group_size: g, with b = q · g.
+
+  Returns:
+    The hidden states [b, t + 1, d] of slots 0..t, and the context that a
+    rollout of these completions leaves.
+  """
+  first = last_prompt_tokens(prompts, group_size)
+  inputs = jnp.concatenate([first[:, None], tokens], axis=1)
+  slots = jnp.arange(inputs.shape[1])
+  positions = first_positions(prompts, group_size)[:, None] + slots
+  prompt = prefill(params, prompts, cfg=cfg)
+  hidden, completion = transformer.extend(
+      params, inputs, positions, (prompt,), cfg=cfg
+  )
+  return hidden, (prompt, completion)
+
+
 @jax.named_scope("score")
 def score(
     params: Params,
@@ -65,8 +100,6 @@ def score(
 ) -> TokenStatistics:
   """Log-probabilities and entropies of completions, differentiable.
 
-  The prompt is encoded once per group and gradients flow through it.
-
   Args:
     params: the decoder's weights.
     prompts: q prompts.
@@ -79,13 +112,10 @@ def score(
   Returns:
     Statistics [b, t] of each completion token.
   """
-  first = last_prompt_tokens(prompts, group_size)
-  inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
-  positions = first_positions(prompts, group_size)[:, None] + jnp.arange(
-      tokens.shape[1]
+  # Nothing is predicted by the last token.
+  hidden, _ = replay(
+      params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
   )
-  context = (prefill(params, prompts, cfg=cfg),)
-  hidden, _ = transformer.extend(params, inputs, positions, context, cfg=cfg)
   return head.token_statistics(
       params,
       hidden,

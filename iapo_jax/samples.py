@@ -41,8 +41,8 @@ def records(
     reasoning = int(rows.reasoning_lengths[i])
     yield {
         "step": step,
-        "prompt": _text(tokenizer, asked.tokens[q, : asked.lengths[q]]),
-        "gold": _text(tokenizer, asked.gold[q, : asked.gold_lengths[q]]),
+        "prompt": decoded(tokenizer, asked.tokens[q, : asked.lengths[q]]),
+        "gold": decoded(tokenizer, asked.gold[q, : asked.gold_lengths[q]]),
         "tokens": token_texts(rows.tokens[i, :length].tolist(), tokenizer),
         "reasoning_tokens": reasoning,
         "correct": bool(rows.correct[i]),
@@ -74,7 +74,7 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
   # about white space, and characters have at most four bytes.
   start, told = 0, ""
   for end in range(1, len(ids) + 1):
-    text = _text(tokenizer, ids[start:end])
+    text = decoded(tokenizer, ids[start:end])
     broken = text.endswith("\N{REPLACEMENT CHARACTER}")
     whole = not broken or end == len(ids) or end - start >= 64
     texts.append(text[len(told) :] if whole else "")
@@ -82,11 +82,12 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
       told = text
       if end - start >= 8:
         start = end - 1
-        told = _text(tokenizer, ids[start:end])
+        told = decoded(tokenizer, ids[start:end])
   return texts
 
 
-def _text(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+def decoded(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
+  """The text of tokens, all of it: special tokens and blanks, too."""
   return tokenizer.decode(
       ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
   )

@@ -141,19 +141,30 @@ def vocabulary_of(
     ConfigError: where nothing ends a completion, or for an elicitation without
       tokens, or with unknown ones.
   """
-  ends = tokens.eos_ids
-  if not ends and tok.eos_token_id is not None:
-    ends = (tok.eos_token_id,)
+  ends = stop_ids(tok, tokens)
   if not ends:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: neither it nor generation_config.json"
         " names an EOS token"
     )
-  if tok.eos_token_id in ends:  # the first ends demonstrations
-    ends = tuple(sorted(ends, key=lambda end: end != tok.eos_token_id))
   pads = (tokens.pad_id, tok.pad_token_id, ends[0])
   pad_id = next(pad for pad in pads if pad is not None)
   return Vocabulary(ends, pad_id, elicitation_ids(tok, elicitation))
+
+
+def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
+  """What ends a completion; the first of them ends demonstrations.
+
+  Args:
+    tok: a Hugging Face tokenizer.
+    tokens: what the model's configuration says; it has the last word.
+
+  Returns:
+    The ids; none where nobody names one.
+  """
+  own = tok.eos_token_id
+  ends = tokens.eos_ids or (() if own is None else (own,))
+  return tuple(sorted(ends, key=lambda end: end != own))
 
 
 def elicitation_ids(tok: Any, elicitation: str) -> tuple[int, ...]:

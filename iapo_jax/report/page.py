@@ -8,15 +8,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from iapo_jax import comparison
 from iapo_jax.errors import ConfigError
-from iapo_jax.report import figures, runs
+from iapo_jax.report import figures, heat, runs
 from iapo_jax.report.runs import Group
-
-_MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
-_FAINT = 0.05  # nats: less information than this never has the full colour
 
 
 def write(
@@ -42,14 +37,7 @@ def write(
   """
   groups = runs.read_groups(folders)
   pictures = figures.all_of(groups)
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader("iapo_jax.report"),
-      autoescape=True,
-      undefined=jinja2.StrictUndefined,
-      trim_blocks=True,
-      lstrip_blocks=True,
-  )
-  html = environment.get_template("page.html.j2").render(
+  html = heat.environment().get_template("page.html.j2").render(
       title=title,
       headlines=headlines(groups),
       rows=[_row(index, group) for index, group in enumerate(groups)],
@@ -195,28 +183,16 @@ def _chapter(group: Group) -> dict[str, Any]:
 
 def _example(record: Mapping[str, Any]) -> dict[str, Any]:
   information, group = record["information"], record["group_advantage"]
-  # A scale of its own, so that every example shows where its information is.
-  scale = max(map(abs, [*information, _FAINT]))
-  tokens = []
-  for i, text in enumerate(record["tokens"]):
-    token = {
-        "text": "".join(_MARKS.get(c, c) for c in text) or "·",
-        "entropy": f"{record['entropies'][i]:.3f}",
-        "advantage": f"{record['advantages'][i]:+.3f}",
-        "credit": f"{record['advantages'][i] - group:+.3f}",
-        "colour": "",
-    }
-    if i < len(information):
-      value = information[i]
-      share = abs(value) / scale
-      token |= {
-          "information": f"{value:+.3f}",
-          "before": f"{record['answer_entropies'][i]:.3f}",
-          "after": f"{record['answer_entropies'][i + 1]:.3f}",
-          "colour": "gain" if value > 0 else "loss",
-          "share": f"{share:.2f}",
+  details = [
+      {
+          "entropy": f"{entropy:.3f}",
+          "advantage": f"{advantage:+.3f}",
+          "credit": f"{advantage - group:+.3f}",
       }
-    tokens.append(token)
+      for entropy, advantage in zip(
+          record["entropies"], record["advantages"], strict=True
+      )
+  ]
   return {
       "step": record["step"],
       "prompt": record["prompt"],
@@ -225,6 +201,8 @@ def _example(record: Mapping[str, Any]) -> dict[str, Any]:
       "reward": f"{record['reward']:+.1f}",
       "group": f"{group:+.3f}",
       "reasoning": record["reasoning_tokens"],
-      "scale": f"{scale:.2f}",
-      "tokens": tokens,
+      "scale": f"{heat.scale_of(information):.2f}",
+      "tokens": heat.tokens(
+          record["tokens"], information, record["answer_entropies"], details
+      ),
   }

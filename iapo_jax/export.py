@@ -1,0 +1,209 @@
+"""A run's policy as a Hugging Face folder that transformers can load."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import jax
+import transformers
+from flax import linen as nn
+from transformers.models.auto import modeling_auto
+
+from iapo_jax import checkpoint, files, policies
+from iapo_jax import config as config_lib
+from iapo_jax import workdir as workdir_lib
+from iapo_jax.config import Config
+from iapo_jax.data import task as task_lib
+from iapo_jax.data import tokenizer as tokenizer_lib
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import families, folder, weights
+from iapo_jax.models import transformer
+from iapo_jax.types import Params
+
+_CARD = "README.md"
+# OWNER/NAME, which a path on some machine rarely is: those stay out of cards.
+_HUB_NAME = re.compile(r"[\w-]+(\.[\w-]+)*/[\w.-]+")
+
+
+def export(
+    source: policies.Source,
+    output: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+) -> list[str]:
+  """Writes a checkpoint of a run as a Hugging Face folder, whole or not at all.
+
+  Everything happens on one device; one CPU is enough, whatever trained it.
+
+  Args:
+    source: the checkpoint.
+    output: a folder that does not exist yet.
+    dtype: of the weights; float32 is exactly what was trained.
+    max_shard_bytes: of a file of weights.
+
+  Returns:
+    The names of its files.
+
+  Raises:
+    ConfigError: where `output` exists or cannot be written, the checkpoint is
+      damaged, or no family of transformers has such a decoder.
+  """
+  if output.exists():
+    raise ConfigError(f"--output = {str(output)!r}: exists already")
+  cfg = workdir_lib.load_config(source.workdir)
+  draft = output.with_name(output.name + ".draft")
+  try:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    _write_configs(source.workdir, draft, cfg, dtype)
+    params = _load(source, cfg)
+    weights.save(
+        draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
+    )
+    card = model_card(source, cfg, output.name, dtype)
+    (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+    draft.rename(output)
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(output)!r}: cannot be written ({error.strerror})"
+    ) from error
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)
+  return sorted(path.name for path in output.iterdir())
+
+
+def _load(source: policies.Source, cfg: Config) -> Params:
+  """The policy, whole on the first device."""
+  init = functools.partial(transformer.init, cfg=cfg.model)
+  shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  where = jax.tree.map(lambda _: device, shapes)
+  return checkpoint.load_params(source.folder, source.step, shapes, where)
+
+
+def _write_configs(
+    workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
+) -> None:
+  """Configurations and tokenizer: the pretrained model's own, or new ones."""
+  kept = workdir / folder.KEPT
+  if kept.is_dir():
+    folder.copy_all_but_weights(kept, output)
+    raw = files.read_json(kept / folder.CONFIG)
+    # Older versions of transformers know the older name.
+    raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
+    files.write_json(output / folder.CONFIG, raw)
+    return
+  source = workdir / "tokenizer"
+  folder.copy_all_but_weights(source, output)
+  tok = tokenizer_lib.load(source)
+  vocabulary = task_lib.vocabulary_of(
+      tok, cfg.probe.elicitation, folder.Tokens((), None)
+  )
+  ids = {
+      "bos_token_id": tok.bos_token_id,
+      "eos_token_id": _one_or_all(vocabulary.eos_ids),
+      "pad_token_id": vocabulary.pad_id,
+  }
+  length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
+  length += len(vocabulary.elicitation)
+  model = dataclasses.replace(
+      cfg.model, max_positions=cfg.model.max_positions or length
+  )
+  names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+  theirs = families.config_of(
+      model, dtype=dtype, architectures=[names[model.family]], **ids
+  )
+  theirs.save_pretrained(output)
+  generation = transformers.GenerationConfig(
+      do_sample=True, temperature=cfg.rollout.temperature, **ids
+  )
+  generation.save_pretrained(output)
+
+
+def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
+  return ids[0] if len(ids) == 1 else list(ids)
+
+
+def model_card(
+    source: policies.Source, cfg: Config, name: str, dtype: str
+) -> str:
+  """The exported folder's README: what it is, how it was made, how to use it.
+
+  Args:
+    source: the checkpoint.
+    cfg: of its run.
+    name: of the model.
+    dtype: of the weights.
+
+  Returns:
+    Markdown, with the header that the hub reads.
+  """
+  header = {
+      "library_name": "transformers",
+      "pipeline_tag": "text-generation",
+      "tags": ["iapo", "reinforcement-learning", "reasoning"],
+  }
+  if _HUB_NAME.fullmatch(cfg.model.pretrained):
+    header["base_model"] = cfg.model.pretrained
+  lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in header.items()), "---"]
+  credit = cfg.credit
+  lines += [
+      "",
+      f"# {name}",
+      "",
+      f"Checkpoint `{source.name}` of a run of iapo_jax: {cfg.num_steps} steps"
+      f" of reinforcement learning with `{credit.mode}` credit"
+      " (IAPO, arXiv 2602.19049), after a warm start of"
+      f" {cfg.warm_start.num_steps} supervised steps. Weights are {dtype}.",
+      "",
+      "Its licence is that of the model and the data it was trained from.",
+      "",
+      "| setting | value |",
+      "|---|---|",
+      *(f"| {field} | {_cell(value)} |" for field, value in _settings(cfg)),
+      "",
+      *_result(source),
+      "The reasoning opens with the prompt and ends with `</think>`; the answer"
+      " stands in `<answer>`. Early answers are elicited by"
+      f" {json.dumps(cfg.probe.elicitation)}.",
+      "",
+  ]
+  return "\n".join(lines)
+
+
+def _settings(cfg: Config) -> list[tuple[str, Any]]:
+  """What a reader wants to know first, by the names of the configuration."""
+  flat = config_lib.flatten(cfg)
+  wanted = (
+      "model.family", "model.num_layers", "model.d_model", "model.vocab_size",
+      "prompts_per_step", "group_size", "rollout.max_tokens",
+      "rollout.temperature", "credit.mode", "credit.info_weight",
+      "credit.explore_weight", "credit.discount", "loss.kl_weight",
+      "optimizer.learning_rate", "seed",
+  )  # fmt: skip
+  return [(name, flat[name]) for name in wanted]
+
+
+def _cell(value: Any) -> str:
+  return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _result(source: policies.Source) -> list[str]:
+  """The test result, where it is this very checkpoint's."""
+  path = source.workdir / workdir_lib.SUMMARY
+  if not path.exists():
+    return []
+  found = files.read_json(path)
+  if found["checkpoint"] != source.name:
+    return []
+  return [
+      f"On {found['problems']:.0f} test problems of its task: accuracy"
+      f" {found['accuracy']:.3f} ± {found['accuracy_se']:.3f} (standard error"
+      f" over problems), {found['mean_tokens']:.1f} tokens a completion.",
+      "",
+  ]

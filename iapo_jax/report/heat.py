@@ -1,0 +1,62 @@
+"""Completions as tokens coloured by their information."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+_MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+_FAINT = 0.05  # nats: less information than this never has the full colour
+
+
+def environment() -> jinja2.Environment:
+  """The templates; whatever a model or a data set wrote is escaped."""
+  return jinja2.Environment(
+      loader=jinja2.PackageLoader("iapo_jax.report"),
+      autoescape=True,
+      undefined=jinja2.StrictUndefined,
+      trim_blocks=True,
+      lstrip_blocks=True,
+  )
+
+
+def scale_of(information: Sequence[float]) -> float:
+  """Nats that have the full colour: every completion has a scale of its own."""
+  return max(map(abs, [*information, _FAINT]))
+
+
+def tokens(
+    texts: Sequence[str],
+    information: Sequence[float],
+    answer_entropies: Sequence[float],
+    details: Sequence[Mapping[str, str]],
+) -> list[dict[str, Any]]:
+  """What the template needs of each token.
+
+  Args:
+    texts: T of them.
+    information: of the first R tokens.
+    answer_entropies: R + 1.
+    details: T of them: what else is told of a token, by name.
+
+  Returns:
+    T of them.
+  """
+  scale, found = scale_of(information), []
+  for i, text in enumerate(texts):
+    token = {
+        "text": "".join(_MARKS.get(c, c) for c in text) or "·",
+        "colour": "",
+        "data": dict(details[i]),
+    }
+    if i < len(information):
+      value = information[i]
+      token["colour"] = "gain" if value > 0 else "loss"
+      token["share"] = f"{abs(value) / scale:.2f}"
+      token["data"] |= {
+          "information": f"{value:+.3f}",
+          "before": f"{answer_entropies[i]:.3f}",
+          "after": f"{answer_entropies[i + 1]:.3f}",
+      }
+    found.append(token)
+  return found
