@@ -3,7 +3,13 @@
 Each configuration is one of the family's, shrunk, with every feature of the
 family in use: windows shorter than the sequences of the tests, scaled rotary
 embeddings, biases, heads that are no equal parts of the width.
+
+  python tests/checkpoints.py    # makes tests/golden anew; needs torch
 """
+
+import pathlib
+
+import numpy as np
 
 _SIZES = {
     "vocab_size": 61,
@@ -103,3 +109,83 @@ def make(name, seed=0, **changes):
     # bfloat16 numbers: half the bytes on disk, and the same numbers again.
     parameter.data = parameter.data.bfloat16().float()
   return model
+
+
+# Ragged: prompts of 9, 4 and 1 tokens, completions of 20, 13 and 7.
+LENGTHS = ((9, 20), (4, 13), (1, 7))
+POSTFIX = (17, 4, 9)
+GREEDY = 32
+
+
+def sequences(seed=0):
+  """(prompt, completion) ids of the lengths above."""
+  rng = np.random.default_rng(seed)
+  return [
+      tuple(rng.integers(3, _SIZES["vocab_size"], n).tolist() for n in lengths)
+      for lengths in LENGTHS
+  ]
+
+
+def log_distribution(model, ids):
+  """log π after each of some ids, by torch: float64[x, v]."""
+  import torch
+
+  with torch.no_grad():
+    logits = model(torch.tensor([list(ids)])).logits[0]
+  return torch.log_softmax(logits.double(), -1).numpy()
+
+
+def expected(model, prompt, completion, postfix=POSTFIX):
+  """What torch says of a completion, every prefix encoded anew.
+
+  Returns log-probabilities [t], entropies [t], answer entropies [t + 1].
+  """
+
+  def entropy(logp):
+    return -np.sum(np.exp(logp) * logp, axis=-1)
+
+  whole = log_distribution(model, [*prompt, *completion])
+  logp = whole[len(prompt) - 1 : -1]
+  answers = [
+      entropy(
+          log_distribution(model, [*prompt, *completion[:end], *postfix])[-1]
+      )
+      for end in range(len(completion) + 1)
+  ]
+  chosen = logp[np.arange(len(completion)), list(completion)]
+  return chosen, entropy(logp), np.array(answers)
+
+
+def continuation(model, prompt, count=GREEDY):
+  """The most probable next token, again and again, every prefix anew."""
+  ids = list(prompt)
+  for _ in range(count):
+    ids.append(int(log_distribution(model, ids)[-1].argmax()))
+  return ids[len(prompt) :]
+
+
+def write_golden(folder):
+  """Makes every golden folder anew: weights, config and what torch says."""
+  import shutil
+
+  import safetensors.numpy
+  import transformers
+
+  for name in CONFIGS:
+    model, place = make(name), folder / name
+    shutil.rmtree(place, ignore_errors=True)
+    arrays = {}
+    for i, (prompt, completion) in enumerate(sequences()):
+      found = expected(model, prompt, completion)
+      kinds = ("logprobs", "entropies", "answer_entropies")
+      for kind, values in zip(kinds, found, strict=True):
+        arrays[f"{kind}.{i}"] = values.astype(np.float32)
+      arrays[f"greedy.{i}"] = np.array(continuation(model, prompt), np.int32)
+    model.bfloat16().save_pretrained(place)
+    (place / "generation_config.json").unlink(missing_ok=True)
+    safetensors.numpy.save_file(arrays, place / "expected.safetensors")
+    print(name, transformers.__version__)
+
+
+if __name__ == "__main__":
+  write_golden(pathlib.Path(__file__).parent / "golden")

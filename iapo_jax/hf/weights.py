@@ -28,6 +28,7 @@ from iapo_jax.hf.names import Part, Path, Tensor
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.types import Params, PyTree
 
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READABLE = ("F32", "F16", "BF16")
 # Tables that old checkpoints store although they follow from the config.
@@ -69,7 +70,7 @@ class Reader:
     """Shape and dtype of every tensor."""
     found = {}
     for file in dict.fromkeys(self.files.values()):
-      with self._open(file) as opened:
+      with _opened(self._folder / file) as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
           view = opened.get_slice(name)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
@@ -84,31 +85,35 @@ class Reader:
     The file is opened for each: what is mapped of it counts as memory of this
     process until it is closed.
     """
-    with self._open(self.files[name]) as opened:
+    with _opened(self._folder / self.files[name]) as opened:
       return opened.get_slice(name)[rows]
 
-  @contextlib.contextmanager
-  def _open(self, file: str) -> Iterator[Any]:
-    path = self._folder / file
-    try:
-      with safetensors.safe_open(path, framework="numpy") as opened:
-        yield opened
-    except (OSError, safetensors.SafetensorError) as error:
-      raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      yield file
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from error
 
 
 def _locate(folder: pathlib.Path) -> dict[str, str]:
   """Which file has which tensor."""
   if (folder / _INDEX).exists():
-    found = files.read_json(folder / _INDEX).get("weight_map", {})
-    for file in set(found.values()):
-      if pathlib.PurePath(file).name != file:
+    found = files.read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(found, dict) or not found:
+      raise ConfigError(f"{folder / _INDEX}: has no weight_map")
+    for file in found.values():
+      if pathlib.PurePath(str(file)).name != file:
         raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
     return found
   paths = sorted(folder.glob("*.safetensors"))
+  if (folder / _SINGLE).exists():
+    paths = [folder / _SINGLE]
   if len(paths) == 1:
-    with safetensors.safe_open(paths[0], framework="numpy") as opened:
-      return dict.fromkeys(opened.keys(), paths[0].name)
+    with _opened(paths[0]) as file:
+      return dict.fromkeys(file.keys(), paths[0].name)
   if paths:
     raise ConfigError(f"{str(folder)!r}: has several files, but no {_INDEX}")
   pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))

@@ -29,18 +29,21 @@ def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
   )
 
 
-def near(window: Array, queries: Array, slots: Array) -> Array:
-  """bool[b, x, s]: which slots lie in a query's window.
+def windowed(
+    visible: Array, window: Array, queries: Array, slots: Array
+) -> Array:
+  """bool[b, x, s]: the visible slots that lie in a query's window.
 
   Args:
+    visible: bool[m, x or 1, s], m dividing b.
     window: int32[], how many tokens a token sees, itself included; 0 is all.
     queries: int32[b, x], positions of the new tokens.
     slots: int32[r, s], positions of a segment's slots, r dividing b.
   """
-  (b, x), (r, s) = queries.shape, slots.shape
-  grouped = queries.reshape(r, b // r, x, 1)
-  distance = grouped - slots.reshape(r, 1, 1, s)
-  return ((distance < window) | (window == 0)).reshape(b, x, s)
+  (b, x), (r, s), m = queries.shape, slots.shape, visible.shape[0]
+  distance = queries.reshape(r, b // r, x, 1) - slots.reshape(r, 1, 1, s)
+  near = ((distance < window) | (window == 0)).reshape(m, b // m, x, s)
+  return (visible[:, None] & near).reshape(b, x, s)
 
 
 def attend(

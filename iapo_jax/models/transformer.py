@@ -134,7 +134,7 @@ class Attention(nn.Module):
     masks = shared.masks
     if c.windows:
       masks = [
-          mask & attention.near(layer.window, shared.positions, slots)
+          attention.windowed(mask, layer.window, shared.positions, slots)
           for mask, slots in zip(masks, shared.slots, strict=True)
       ]
     pairs = (*context, (keys, values))
