@@ -223,7 +223,7 @@ FAMILIES = (
 def test_a_step_trains_on_each_family(with_words, tmp_path):
   """Two updates of the whole compiled step, on eight devices."""
   trainer.train(small_run(with_words), tmp_path / "run")
-  lines = [x for x in logs.read(tmp_path / "run", logs.METRICS) if x["stage"] == "rl"]
+  lines = logs.stage_metrics(tmp_path / "run", "rl")
   assert [line["step"] for line in lines] == [1, 2]
   for line in lines:
     numbers = {k: v for k, v in line.items() if k != "stage"}
