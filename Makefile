@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint
@@ -8,7 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py
 
-# Everything that is checked: style and the test suite.
+# Everything that is checked: style and the test suite. What needs torch skips
+# unless it is there: make test EXTRAS=test,parity
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -18,5 +20,5 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@

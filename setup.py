@@ -25,6 +25,7 @@ setuptools.setup(
         "chex>=0.1.90",
         "flax>=0.12",
         "grain>=0.2.12",
+        "huggingface_hub>=1.0",
         "jinja2>=3.1",  # escapes untrusted text in pages
         "jax>=0.10",
         "matplotlib>=3.9",
@@ -36,11 +37,13 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",
         "tqdm>=4.66",
-        "transformers>=4.57",
+        "safetensors>=0.8",
+        "transformers>=5.0",  # knows every spelling of a config.json
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "parity": ["torch==2.13.0"],  # tests only: the reference models
         "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )

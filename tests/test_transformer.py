@@ -118,6 +118,59 @@ class AttendTest(chex.TestCase):
     )
 
 
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_capped_score(self):
+    # Scores 2 log 3 and 0 capped at c = log 3: c · tanh(2) = 1.05909 and 0;
+    # weights e^1.05909 = 2.88374 and 1, so the first value counts 0.742516.
+    queries = jnp.ones((1, 1, 1, 1))
+    keys = jnp.array([np.log(3.0), 0.0]).reshape(1, 2, 1, 1)
+    values = jnp.array([1.0, 0.0]).reshape(1, 2, 1, 1)
+    seen = jnp.ones((1, 1, 2), bool)
+    attend = functools.partial(
+        attention.attend, scale=2.0, cap=float(np.log(3.0))
+    )
+    out = self.variant(attend)(queries, [(keys, values, seen)])
+    np.testing.assert_allclose(out.item(), 0.742516, rtol=1e-5)
+
+
+class WindowedTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_by_hand(self):
+    # Four queries in two rows, at 3 and 5; one segment row serves them all,
+    # its slots at 0..4, the last not visible. A window of 3 sees from
+    # position p the positions p − 2 .. p.
+    seen = self.variant(attention.windowed)(
+        jnp.array([[[True, True, True, True, False]]]),
+        jnp.int32(3),
+        jnp.array([[3], [5]]),
+        jnp.arange(5)[None],
+    )
+    np.testing.assert_array_equal(
+        seen[:, 0], [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
+    )
+    everything = self.variant(attention.windowed)(
+        jnp.ones((1, 1, 5), bool),
+        jnp.int32(0),
+        jnp.array([[3], [5]]),
+        jnp.arange(5)[None],
+    )
+    assert everything.all()
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_rows_of_queries_masks_and_slots(self):
+    """Each of 4 rows of queries has its mask and its slots, 2 of either."""
+    seen = self.variant(attention.windowed)(
+        jnp.array([[[True, True]], [[True, False]]]),
+        jnp.int32(2),
+        jnp.array([[2], [3], [12], [13]]),
+        jnp.array([[1, 2], [11, 12]]),
+    )
+    np.testing.assert_array_equal(
+        seen[:, 0], [[1, 1], [0, 1], [1, 0], [0, 0]]
+    )
+
+
 class StatisticsTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)

@@ -1,0 +1,299 @@
+"""Runs from Hugging Face folders, and Hugging Face folders from runs."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import safetensors.numpy
+import yaml
+
+from iapo_jax import (
+    checkpoint,
+    comparison,
+    export,
+    logs,
+    policies,
+    trainer,
+    workdir,
+)
+from iapo_jax import config as config_lib
+from iapo_jax.data import task, tokenizer
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import folder, weights
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def small(**overrides):
+  config = config_lib.default()
+  config.prompts_per_step = 8
+  config.group_size = 2
+  config.num_steps = 1
+  config.rollout.max_tokens = 8
+  config.evaluation.update({"every": 0, "batch_size": 8})
+  config.data.update(
+      {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
+  )
+  for name, value in overrides.items():
+    config.update_from_flattened_dict({name.replace("__", "."): value})
+  return config_lib.parse(config)
+
+
+def digest(path):
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """A Gemma 3 checkpoint with the task's words, in two files of float32."""
+  place = tmp_path_factory.mktemp("model") / "gemma3"
+  place.mkdir()
+  source = GOLDEN / "gemma3"
+  cfg = folder.read_model(source)
+  params = weights.load(source, cfg)
+  weights.save(place, params, cfg, dtype="float32", max_shard_bytes=60_000)
+  shutil.copyfile(source / "config.json", place / "config.json")
+  (place / "generation_config.json").write_text(
+      '{"eos_token_id": [5, 1], "pad_token_id": 3, "temperature": 0.6}'
+  )
+  task.load(config_lib.Config()).tokenizer.save_pretrained(place)
+  (place / "README.md").write_text("of the pretrained model")
+  (place / "evil.py").write_text("raise SystemExit")
+  return place
+
+
+@pytest.fixture(scope="module")
+def still(model, tmp_path_factory):
+  """A run that learns nothing from the checkpoint: its rate is 0."""
+  place = tmp_path_factory.mktemp("runs") / "still"
+  cfg = small(model__pretrained=str(model), optimizer__learning_rate=0.0)
+  trainer.train(cfg, place)
+  return place
+
+
+def test_a_run_keeps_all_of_the_model_but_its_weights(model, still):
+  kept = still / "pretrained"
+  assert {path.name for path in kept.iterdir()} == {
+      "config.json", "generation_config.json", "tokenizer.json",
+      "tokenizer_config.json",
+  }  # fmt: skip
+  for path in kept.iterdir():
+    assert path.read_bytes() == (model / path.name).read_bytes()
+  assert not (still / "tokenizer").exists()
+  cfg = workdir.load_config(still)
+  assert cfg.model.family == "gemma3_text"
+  assert cfg.model.windows == (5, 5, 0)
+  assert cfg.model.pretrained == str(model)
+
+
+def test_ends_and_padding_are_those_of_the_generation_config(model):
+  loaded = task.load(small(), model)
+  # The tokenizer's own end comes first: it ends demonstrations.
+  assert loaded.vocabulary.eos_ids == (1, 5)
+  assert loaded.vocabulary.pad_id == 3
+  table = loaded.tables["train"].prompts
+  assert set(table.tokens[0, table.lengths[0] :]) <= {3}
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
+  """Hugging Face -> run -> Hugging Face: the very files again."""
+  files = export.export(
+      policies.last(still), tmp_path / "out", max_shard_bytes=60_000
+  )
+  shards = [path.name for path in model.glob("*.safetensors")]
+  assert len(shards) > 1
+  for name in (
+      *shards, "model.safetensors.index.json", "generation_config.json",
+      "tokenizer.json", "tokenizer_config.json",
+  ):  # fmt: skip
+    assert digest(tmp_path / "out" / name) == digest(model / name), name
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  theirs = json.loads((model / "config.json").read_text())
+  assert config == theirs | {"dtype": "float32"}
+  assert "evil.py" not in files
+  assert "of the pretrained model" not in (
+      tmp_path / "out" / "README.md"
+  ).read_text()
+
+
+def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
+  export.export(policies.last(still), tmp_path / "out", dtype="bfloat16")
+  ours = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+  theirs = safetensors.numpy.load_file(GOLDEN / "gemma3" / "model.safetensors")
+  assert ours.keys() == theirs.keys()
+  for name, tensor in theirs.items():  # which was bfloat16 at first
+    assert ours[name].tobytes() == tensor.tobytes()
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["dtype"] == "bfloat16"
+
+
+def test_a_run_needs_its_model_no_more(model, still, tmp_path):
+  """Resumed, judged and exported where the folder is gone."""
+  gone = tmp_path / "gone"
+  shutil.copytree(model, gone)
+  cfg = small(model__pretrained=str(gone), evaluation__every=1)
+  trainer.train(cfg, tmp_path / "run")
+  shutil.rmtree(gone)
+  (tmp_path / "run" / "summary.json").unlink()
+  trainer.train(cfg, tmp_path / "run")
+  assert workdir.is_finished(tmp_path / "run")
+  (one,) = comparison.load([tmp_path / "run"], "last")
+  assert one.parts.task.vocabulary.eos_ids == (1, 5)
+  export.export(policies.last(tmp_path / "run"), tmp_path / "out")
+  with pytest.raises(ConfigError, match="is no folder, and could not"):
+    trainer.train(cfg, tmp_path / "other")
+
+
+def test_another_run_begins_where_one_ended(model, still, tmp_path, capsys):
+  """`init_from` has the weights, `pretrained` the architecture."""
+  cfg = small(
+      model__pretrained=str(model), init_from=str(still), group_size=4
+  )
+  trainer.train(cfg, tmp_path / "run")
+  lines = logs.stage_metrics(tmp_path / "run", "rl")
+  assert [line["step"] for line in lines] == [1]
+  capsys.readouterr()
+  with pytest.raises(ConfigError, match=r"config\.model\.\w+ = "):
+    trainer.train(small(init_from=str(still)), tmp_path / "other")
+
+
+def test_a_damaged_start_is_read_from_the_model_again(
+    model, tmp_path, capsys
+):
+  cfg = small(model__pretrained=str(model), num_steps=2)
+  trainer.train(cfg, tmp_path / "run")
+  (tmp_path / "run" / "summary.json").unlink()
+  rl = checkpoint.stage_folder(tmp_path / "run", "rl")
+  assert checkpoint.steps(rl) == [0, 2]
+  shutil.rmtree(rl / "2")
+  start = tmp_path / "run" / "checkpoints" / "rl" / "0" / "params"
+  next(p for p in start.rglob("*") if p.is_file()).write_bytes(b"?")
+  trainer.train(cfg, tmp_path / "run")
+  assert "warning: checkpoint" in capsys.readouterr().out
+
+
+def test_a_dry_run_reads_no_weights_but_checks_them(model, tmp_path, capsys):
+  place = tmp_path / "model"
+  shutil.copytree(model, place)
+  cfg = small(model__pretrained=str(place))
+  trainer.train(cfg, tmp_path / "run", dry_run=True)
+  assert "3 layers of width 24, vocabulary 61" in capsys.readouterr().out
+  shard = sorted(place.glob("*.safetensors"))[-1]
+  found = safetensors.numpy.load_file(shard)
+  name = next(iter(found))
+  del found[name]
+  safetensors.numpy.save_file(found, shard)
+  with pytest.raises(ConfigError, match="has no tensor"):
+    trainer.train(cfg, tmp_path / "run", dry_run=True)
+  assert not (tmp_path / "run").exists()
+
+
+def test_sequences_beyond_what_the_model_was_trained_for(model, tmp_path):
+  cfg = small(model__pretrained=str(model), rollout__max_tokens=120)
+  with pytest.raises(ConfigError) as error:
+    trainer.train(cfg, tmp_path / "run")
+  # 16 of the prompt, 120 and the two tokens of the elicitation.
+  assert str(error.value) == (
+      "config.model.max_positions = 128: must be at least"
+      " data.max_prompt_tokens + rollout.max_tokens + the elicitation's tokens"
+      " = 138"
+  )
+
+
+def test_tokens_that_the_model_does_not_have(model, tmp_path):
+  place = tmp_path / "model"
+  shutil.copytree(model, place)
+  words = [f"w{i}" for i in range(70)] + task.load(
+      config_lib.Config()
+  ).tokenizer.convert_ids_to_tokens(range(37))
+  tokenizer.word_tokenizer(
+      words, pad="<pad>", eos="<eos>", unknown="<unk>"
+  ).save_pretrained(place)
+  with pytest.raises(ConfigError, match=r"model\.vocab_size = 61: the token"):
+    trainer.train(small(model__pretrained=str(place)), tmp_path / "run")
+
+
+def test_a_folder_without_a_fast_tokenizer(model, tmp_path):
+  place = tmp_path / "model"
+  shutil.copytree(model, place)
+  (place / "tokenizer.json").unlink()
+  with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
+    trainer.train(small(model__pretrained=str(place)), tmp_path / "run")
+  (place / "tokenizer.json").write_text("{}")
+  with pytest.raises(ConfigError, match=r"tokenizer\.json: cannot be read"):
+    trainer.train(small(model__pretrained=str(place)), tmp_path / "run")
+
+
+def run_export(*arguments):
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return subprocess.run(
+      [sys.executable, "experiments/export.py", *map(str, arguments)],
+      cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+      check=False,
+  )  # fmt: skip
+
+
+def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
+  """And a run can begin from what it wrote: the same weights again."""
+  cfg = small(
+      warm_start__num_steps=2, rollout__max_tokens=72, num_steps=0,
+      model__qk_norm="head", model__family="qwen3",
+  )  # fmt: skip
+  trainer.train(cfg, tmp_path / "run")
+  done = run_export(tmp_path / "run", f"--output={tmp_path / 'out'}")
+  assert done.returncode == 0, done.stderr
+  assert "exported" in done.stdout
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["architectures"] == ["Qwen3ForCausalLM"]
+  assert (config["eos_token_id"], config["pad_token_id"]) == (1, 0)
+  # 16 of the prompt, 72, and 2 of the elicitation.
+  assert config["max_position_embeddings"] == 90
+  card = (tmp_path / "out" / "README.md").read_text()
+  _, header, body = card.split("---\n", 2)
+  assert yaml.safe_load(header)["library_name"] == "transformers"
+  assert "`warm_start/2`" in body
+  assert str(tmp_path) not in card
+  source = policies.last(tmp_path / "run")
+  params = export._load(source, workdir.load_config(tmp_path / "run"))
+  theirs = folder.read_model(tmp_path / "out")
+  again = weights.load(tmp_path / "out", theirs)
+  assert theirs.qk_norm == "head"
+  for name in ("embedding",):
+    assert (again[name] == params[name]).all()
+  for part in ("q_kernel", "o_kernel"):
+    ours = again["layers"]["attention"][part]
+    assert (ours == params["layers"]["attention"][part]).all()
+  tok = tokenizer.load(tmp_path / "out")
+  assert tok.decode(tok.encode("5 b + 1 =")) == "5 b + 1 ="
+  done = run_export(tmp_path / "run", f"--output={tmp_path / 'out'}")
+  assert (done.returncode, done.stderr.strip()) == (
+      2, f"error: --output = '{tmp_path / 'out'}': exists already",
+  )  # fmt: skip
+
+
+def test_exports_that_cannot_be(tmp_path):
+  cfg = small(
+      warm_start__num_steps=1, rollout__max_tokens=72, num_steps=0,
+      model__qk_norm="head",
+  )  # fmt: skip
+  trainer.train(cfg, tmp_path / "run")
+  source = policies.last(tmp_path / "run")
+  with pytest.raises(ConfigError, match="has no models with qk_norm = 'head'"):
+    export.export(source, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  assert not (tmp_path / "out.draft").exists()
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError, match="cannot be written"):
+    export.export(source, tmp_path / "file" / "out")
+  with pytest.raises(ConfigError, match="holds no checkpoint"):
+    policies.chosen(tmp_path / "nothing", "last")
+  done = run_export("--output=x")
+  assert (done.returncode, done.stderr.strip()) == (
+      2, "error: give the folder of one run",
+  )  # fmt: skip

@@ -1,0 +1,426 @@
+"""Hugging Face folders: what is refused, and by which name."""
+
+import json
+import pathlib
+import pickle
+import shutil
+
+import checkpoints
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from iapo_jax import config as config_lib
+from iapo_jax import sharding
+from iapo_jax import state as state_lib
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import families, folder, names, weights
+from iapo_jax.model_config import ModelConfig, RopeConfig
+from iapo_jax.optimizer import make_optimizer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A golden folder to break: (folder, change its config, its tensors)."""
+
+  def make(name="qwen2", tensors=None, **changes):
+    place = tmp_path / name
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(GOLDEN / name, place)
+    (place / "expected.safetensors").unlink()
+    path = place / "config.json"
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(raw))
+    if tensors:
+      file = place / "model.safetensors"
+      found = safetensors.numpy.load_file(file)
+      tensors(found)
+      safetensors.numpy.save_file(found, file)
+    return place
+
+  return make
+
+
+def load(place):
+  return weights.load(place, folder.read_model(place))
+
+
+def refusal(place):
+  with pytest.raises(ConfigError) as error:
+    load(place)
+  return str(error.value)
+
+
+UNSUPPORTED = {
+    "mixtral": ("qwen2", {"model_type": "mixtral"}, "model_type = 'mixtral'"),
+    "multimodal gemma3": (
+        "gemma3", {"model_type": "gemma3"}, "model_type = 'gemma3'",
+    ),
+    "longrope": (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4,
+                "partial_rotary_factor": 1.0, "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        "rope_type = 'longrope': must be one of default, linear, llama3, yarn",
+    ),
+    "dynamic": (
+        "llama",
+        {"rope_parameters": {
+            "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        "rope_type = 'dynamic'",
+    ),
+    "unheard-of yarn": (
+        "qwen3_yarn",
+        {"rope_parameters": {
+            "rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4,
+            "original_max_position_embeddings": 32, "truncate": False}},
+        "rope_parameters truncate = False: is not supported",
+    ),
+    "partial rotation": (
+        "llama",
+        {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor = 0.5: must be 1",
+    ),
+    "activation": ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+    "chunked attention": (
+        "gemma2",
+        {"layer_types": ["chunked_attention"] * 3},
+        "layer_types = 'chunked_attention'",
+    ),
+    "layers": (
+        "gemma2", {"layer_types": ["full_attention"] * 2}, "layer_types",
+    ),
+    "quantised": (
+        "qwen2",
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+        "quantization_config",
+    ),
+    "encoder": (
+        "gemma2", {"use_bidirectional_attention": True}, "bidirectional",
+    ),
+    "gemma3 caps": (
+        "gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping",
+    ),
+    "odd heads": ("qwen3", {"head_dim": 7}, "head_dim"),
+    "heads": ("qwen3", {"num_key_value_heads": 3}, "num_kv_heads = 3"),
+    "no number": ("qwen3", {"hidden_size": "big"}, "hidden_size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(copy, case):
+  name, changes, told = UNSUPPORTED[case]
+  message = refusal(copy(name, **changes))
+  assert told in message
+  assert "\n" not in message
+
+
+def test_tensors_are_refused_by_name(copy):
+  gate = "model.layers.1.mlp.gate_proj.weight"
+
+  assert refusal(copy(tensors=lambda t: t.pop(gate))) == (
+      f"checkpoint lacks {gate}"
+  )
+  extra = "model.layers.0.self_attn.sinks"
+  message = refusal(copy(tensors=lambda t: t.update({extra: np.ones(4)})))
+  assert message.endswith(f"unexpected {extra}")
+
+  def transpose(found):
+    found[gate] = np.ascontiguousarray(found[gate].T)
+
+  assert refusal(copy(tensors=transpose)) == (
+      f"checkpoint tensor {gate}: has shape [24, 32], its config says [32, 24]"
+  )
+
+  def whole(found):
+    found[gate] = np.ones((32, 24), np.int8)
+
+  assert "has dtype I8, which must be one of" in refusal(copy(tensors=whole))
+
+
+def test_many_missing_tensors_are_counted(copy):
+  def keep_embedding(found):
+    for name in [n for n in found if "layers" in n]:
+      del found[name]
+
+  # 3 layers of 7 projections, 3 biases and 2 norms are 36.
+  assert refusal(copy(tensors=keep_embedding)).endswith("and 33 more")
+
+
+def test_a_stored_tied_head_must_be_the_embedding(copy):
+  def store(found):
+    found["lm_head.weight"] = found["model.embed_tokens.weight"]
+
+  place = copy(tensors=store)
+  assert "head" not in load(place)
+
+  def change(found):
+    found["lm_head.weight"] = 2 * found["model.embed_tokens.weight"]
+
+  assert "lm_head.weight: differs from the embedding" in refusal(
+      copy(tensors=change)
+  )
+
+
+def test_an_untied_head_is_needed(copy):
+  message = refusal(copy("llama", tensors=lambda t: t.pop("lm_head.weight")))
+  assert message == "checkpoint lacks lm_head.weight"
+
+
+def test_tables_that_follow_from_the_config_are_passed_over(copy):
+  key = "model.layers.2.self_attn.rotary_emb.inv_freq"
+  place = copy(tensors=lambda t: t.update({key: np.ones(3, np.float32)}))
+  assert "layers" in load(place)
+
+
+def test_pickles_are_never_read(copy):
+  place = copy()
+  (place / "model.safetensors").unlink()
+
+  class Trap:
+
+    def __reduce__(self):
+      return (pytest.fail, ("a pickle was read",))
+
+  (place / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+  assert "pickled weights are never read" in refusal(place)
+
+
+def test_files_that_are_broken(copy):
+  place = copy()
+  weights_file = place / "model.safetensors"
+  whole = weights_file.read_bytes()
+  weights_file.write_bytes(whole[:-100])
+  assert "model.safetensors': cannot be read" in refusal(place)
+  weights_file.write_bytes(b"")
+  assert "model.safetensors': cannot be read" in refusal(place)
+  (place / "config.json").write_text("{")
+  assert "is not JSON" in refusal(place)
+  (place / "config.json").unlink()
+  assert "No such file" in refusal(place)
+
+
+def test_indices_that_are_broken(copy):
+  place = copy()
+  index = place / "model.safetensors.index.json"
+  name = "model.norm.weight"
+
+  def broken(weight_map):
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return refusal(place)
+
+  assert "is not a file's name" in broken({name: "../../model.safetensors"})
+  assert "cannot be read" in broken({name: "absent.safetensors"})
+  assert "has no tensor x" in broken({"x": "model.safetensors"})
+  assert "has no weight_map" in broken({})
+  assert "has no weight_map" in broken(["x"])
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  import huggingface_hub.constants
+
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  with pytest.raises(ConfigError, match="is no folder, and could not be") as e:
+    folder.find("owner/no-such-model")
+  assert "\n" not in str(e.value)
+  with pytest.raises(ConfigError, match="is no folder"):
+    folder.find("/no/such/folder")
+
+
+def test_remote_code_is_never_asked_for(copy):
+  place = copy(auto_map={"AutoConfig": "evil.Config"})
+  (place / "evil.py").write_text("raise SystemExit('remote code ran')")
+  assert folder.read_model(place).family == "qwen2"
+
+
+@pytest.mark.parametrize("name", checkpoints.CONFIGS)
+def test_a_decoder_and_its_config_are_one(name):
+  ours = folder.read_model(GOLDEN / name)
+  theirs = families.config_of(ours)
+  again = families.model_of(theirs)
+  assert families.config_of(again).to_dict() == theirs.to_dict()
+  for field in ("windows", "rotary", "rope", "local_rope", "head_dim"):
+    assert getattr(again, field) == getattr(ours, field)
+
+
+def test_families_that_cannot_say_what_a_decoder_is():
+  with pytest.raises(ConfigError) as error:
+    families.config_of(ModelConfig(vocab_size=8, qk_norm="head"))
+  assert str(error.value) == (
+      "config.model.family = 'llama': has no models with qk_norm = 'head';"
+      " qwen3 can"
+  )
+  with pytest.raises(ConfigError, match="must be one of llama, qwen2"):
+    families.config_of(ModelConfig(vocab_size=8, family="bert"))
+
+
+def test_fields_that_a_pretrained_model_gives_are_left_to_it():
+  config = config_lib.default()
+  config.model.pretrained = "some/model"
+  config.model.dtype = "bfloat16"
+  config.model.remat = True
+  assert config_lib.parse(config).model.pretrained == "some/model"
+  config.model.num_layers = 4
+  with pytest.raises(ConfigError) as error:
+    config_lib.parse(config)
+  assert str(error.value) == (
+      "config.model.num_layers = 4: is read from model.pretrained ="
+      " 'some/model'; leave it out"
+  )
+
+
+RULES = {
+    "rotary": (("global",), "must have an entry for each of 2 layers"),
+    "windows": ((4, -1), "must be at least 0"),
+    "qk_norm": ("both", "must be one of none, head, projection"),
+    "norm_position": ("pre", "must be one of before, after, both"),
+    "activation": ("relu", "must be one of silu"),
+    "rope": ({"kind": "longrope"}, "must be one of default"),
+    "local_rope": ({"factor": 0.5}, "must be at least 1"),
+    "score_cap": (-1.0, "must be at least 0"),
+}
+
+
+@pytest.mark.parametrize("field", RULES)
+def test_the_rules_of_the_decoder(field):
+  value, rule = RULES[field]
+  with pytest.raises(ConfigError, match=rf"model\.{field}.*{rule}"):
+    config_lib.parse({"model": {field: value}})
+
+
+def test_the_rules_between_fields_of_rotary_embeddings():
+  def parse(**rope):
+    config_lib.parse({"model": {"head_dim": 8, "rope": rope}})
+
+  parse(fraction=0.5)
+  for rope, rule in (
+      ({"fraction": 0.4}, "rope.fraction = 0.4: of head_dim = 8 must be even"),
+      ({"kind": "llama3"}, "original_positions = 0: must be at least 1"),
+      ({"high_freq": 1.0}, "high_freq = 1.0: must be above"),
+  ):
+    with pytest.raises(ConfigError, match=rule):
+      parse(**rope)
+  rope = {"local_rope": {"fraction": 0.5}, "rotary": ["local", "global"]}
+  with pytest.raises(ConfigError, match=r"must be that of model\.rope, 1\.0"):
+    config_lib.parse({"model": rope})
+
+
+def test_lists_are_tuples_and_come_back_from_json():
+  config = config_lib.parse({"model": {"windows": [4, 0]}})
+  assert config.model.windows == (4, 0)
+  flat = json.loads(json.dumps(config_lib.flatten(config)))
+  assert flat["model.windows"] == [4, 0]
+  assert config_lib.flatten(config)["model.windows"] == [4, 0]
+  with pytest.raises(ConfigError, match=r"windows\[1\] = 'x': must be of type"):
+    config_lib.parse({"model": {"windows": [4, "x"]}})
+  with pytest.raises(ConfigError, match="windows = 4: must be a list"):
+    config_lib.parse({"model": {"windows": 4}})
+
+
+def mesh_of(cfg, **axes):
+  config = config_lib.default()
+  config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | axes)
+  config.prompts_per_step = 8
+  config.model.update(
+      {"vocab_size": 64, "num_heads": 4, "d_model": cfg.d_model}
+  )
+  count = int(np.prod([max(v, 1) for v in axes.values()]))
+  return sharding.make_mesh(config_lib.parse(config), jax.devices()[:count])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "olmo2", "llama_biases"])
+def test_each_device_reads_what_it_keeps(name, monkeypatch):
+  """Eight devices hold the numbers of one, and no read is of a whole split."""
+  cfg = folder.read_model(GOLDEN / name)
+  mesh = mesh_of(cfg, fsdp=4, tensor=2)
+  spec = state_lib.state_spec(
+      mesh,
+      model=cfg,
+      optimizer=make_optimizer(config_lib.Config().optimizer, 1),
+      credit=config_lib.Config().credit,
+  )
+  # 61 rows do not split in two: the tables stay whole along that axis.
+  where = jax.tree.map(
+      lambda shape, s: (
+          NamedSharding(mesh, P(None, "fsdp"))
+          if 61 in shape.shape
+          else s
+      ),
+      spec.shapes.params,
+      spec.shardings.params,
+  )
+  read, original = {}, weights.Reader.read
+
+  def record(self, name, rows):
+    found = original(self, name, rows)
+    read.setdefault(name, []).append(found.size)
+    return found
+
+  monkeypatch.setattr(weights.Reader, "read", record)
+  ours = weights.load(GOLDEN / name, cfg, shardings=where)
+  monkeypatch.undo()
+  theirs = weights.load(GOLDEN / name, cfg)
+  for leaf, other, place in zip(
+      *map(jax.tree.leaves, (ours, theirs, where)), strict=True
+  ):
+    assert leaf.sharding == place
+    np.testing.assert_array_equal(leaf, other)
+  sizes = names.sizes(cfg)
+  for tensor in names.tensors(cfg):
+    shape = names.tensor_shape(tensor, sizes)
+    key = tensor.name.format(1)
+    if len(shape) == 2:
+      parts = 4 if 61 in shape else 8
+      assert len(read[key]) == parts * len(tensor.parts)
+      assert sum(read[key]) == np.prod(shape), "nothing is read twice"
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_dtypes_of_files_and_of_weights(copy, kind):
+  def cast(found):
+    for key in found:
+      found[key] = found[key].astype(kind)
+
+  place = copy(tensors=cast)
+  cfg = folder.read_model(place)
+  for dtype in ("float32", "bfloat16"):
+    params = weights.load(place, cfg, dtype=dtype)
+    assert params["embedding"].dtype == dtype
+    assert params["final_norm"]["scale"].dtype == "float32"
+    np.testing.assert_array_equal(
+        np.asarray(params["embedding"], np.float32),
+        safetensors.numpy.load_file(place / "model.safetensors")[
+            "model.embed_tokens.weight"
+        ].astype(np.float32),
+    )
+
+
+def test_tokens_of_the_generation_config(copy):
+  place = copy()
+  assert folder.read_tokens(place) == folder.Tokens((2,), 0)
+  file = place / "generation_config.json"
+  file.write_text('{"eos_token_id": [5, 7], "pad_token_id": null}')
+  assert folder.read_tokens(place) == folder.Tokens((5, 7), 0)
+  file.write_text('{"eos_token_id": 9, "pad_token_id": 4}')
+  assert folder.read_tokens(place) == folder.Tokens((9,), 4)
+
+
+def test_rope_fields_default_where_a_kind_does_not_use_them():
+  odd = RopeConfig(kind="default", theta=7.0, factor=3.0, beta_fast=5.0)
+  cfg = ModelConfig(vocab_size=8, rope=odd)
+  again = families.model_of(families.config_of(cfg))
+  assert again.rope == RopeConfig(theta=7.0)
