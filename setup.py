@@ -38,7 +38,7 @@ setuptools.setup(
         "tokenizers>=0.21",
         "tqdm>=4.66",
         "safetensors>=0.8",
-        "transformers>=5.0",  # knows every spelling of a config.json
+        "transformers>=5.24",  # knows every spelling of a config.json
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],

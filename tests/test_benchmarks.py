@@ -65,6 +65,28 @@ def test_phases_reports_every_phase(tmp_path):
   assert "cpu" in summary["device"]
 
 
+def test_loading_tells_bytes():
+  """One small layer; the ratio of a large checkpoint is in docs/models.md."""
+  done = subprocess.run(
+      [sys.executable, "benchmarks/loading.py", "--gigabytes=0.05"],
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=True,
+  )
+  found = json.loads(done.stdout)
+  # A layer: 2 · 2048² + 2 · 2048 · 512 + 3 · 2048 · 8192 weights, biases of
+  # 2048 + 2 · 512; the embedding 32768 · 2048: bfloat16. Norms: 3 · 2048 fp32.
+  half = 2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 3072 + 32768 * 2048
+  assert found["weights_bytes"] == 2 * half + 4 * 3 * 2048
+  assert found["peak_over_runtime_bytes"] > found["weights_bytes"]
+  assert found["ratio"] == pytest.approx(
+      found["peak_over_runtime_bytes"] / found["weights_bytes"]
+  )
+
+
 def test_phases_says_which_field_is_wrong():
   done = run_phases("--config.group_size=1")
   assert done.returncode == 2
