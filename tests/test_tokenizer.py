@@ -1,0 +1,133 @@
+"""Any fast tokenizer: BOS, chat templates, texts in pieces."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import processors
+
+from iapo_jax import config as config_lib
+from iapo_jax.config import DataConfig
+from iapo_jax.data import arithmetic, pipeline, task, tokenizer
+from iapo_jax.data.arithmetic import Piece
+from iapo_jax.errors import ConfigError
+from iapo_jax.hf import folder
+from iapo_jax.types import Vocabulary
+
+QWEN = (
+    pathlib.Path(__file__).parents[2] / "shared" / "data" / "qwen2_tokenizer"
+)
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} . {% endfor %}"
+    "{% if add_generation_prompt %}so {% endif %}"
+)
+
+
+def words(template=None, pattern=None, extra=()):
+  """The task's words, with a chat template or tokens around each text."""
+  tok = tokenizer.word_tokenizer(
+      [*arithmetic.vocabulary(DataConfig()), "user", *extra],
+      pad="<pad>", eos="<eos>", unknown="<unk>",
+  )  # fmt: skip
+  tok.chat_template = template
+  if pattern:
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=pattern, special_tokens=[("so", 7), ("<eos>", 1)]
+    )
+  return tok
+
+
+def saved(tok, place):
+  tok.save_pretrained(place)
+  return tokenizer.load(place)
+
+
+def test_a_bos_opens_prompts_and_nothing_else(tmp_path):
+  tok = saved(words(pattern="so $A"), tmp_path)
+  assert tokenizer.encode(tok, "1 + 2") == tok.encode("1 + 2")[1:]
+  assert tok.decode(tokenizer.encode_prompt(tok, "1 + 2")) == "so 1 + 2"
+  data = DataConfig(max_prompt_tokens=4, overlong="truncate_left")
+  table = pipeline.tokenise_prompts(
+      tok, ["1 + 2 + 3", "1 + 2"], ["6", "3"], data, pad_id=0
+  )
+  # Of six tokens the two right after the BOS go.
+  rows = [
+      tok.decode(row[:n])
+      for row, n in zip(
+          table.prompts.tokens, table.prompts.lengths, strict=True
+      )
+  ]
+  assert rows == ["so 2 + 3", "so 1 + 2"]
+  assert table.truncated == 1
+  assert tok.decode(table.prompts.gold[0]) == "6"
+
+
+def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
+  tok = saved(words(pattern="$A <eos>"), tmp_path)
+  with pytest.raises(ConfigError, match="ends texts with tokens of its own"):
+    tokenizer.encode_prompt(tok, "1 + 2")
+
+
+def test_chat_templates(tmp_path):
+  tok = saved(words(TEMPLATE, pattern="so $A"), tmp_path)
+  rendered = tokenizer.render_chat(tok, [{"role": "user", "content": "1 + 2"}])
+  assert rendered == "user 1 + 2 . so "
+  with pytest.raises(ConfigError, match="has no chat template"):
+    tokenizer.render_chat(words(), [])
+  broken = words("{{ raise_exception('only\n users') }}")
+  with pytest.raises(ConfigError, match="chat template: only users"):
+    tokenizer.render_chat(broken, [{"role": "user", "content": "x"}])
+
+
+def test_a_task_in_a_chat_template(tmp_path):
+  """The reasoning opens after the template; its BOS is its own affair."""
+  words(TEMPLATE, pattern="so $A").save_pretrained(tmp_path)
+  (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
+  config = config_lib.default()
+  config.data.update({"chat_template": True, "max_prompt_tokens": 20})
+  loaded = task.load(config_lib.parse(config), tmp_path)
+  table = loaded.tables["test"].prompts
+  problem = loaded.problems["test"][0]
+  question = problem.prompt.removesuffix(" <think>")
+  shown = loaded.tokenizer.decode(table.tokens[0, : table.lengths[0]])
+  assert shown == f"user {question} . so <think>"
+
+
+def test_what_nobody_ends(tmp_path):
+  backend = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a")
+  )
+  backend.save(str(tmp_path / "tokenizer.json"))
+  tok = tokenizer.load(tmp_path)
+  with pytest.raises(ConfigError, match="names an EOS token"):
+    task.vocabulary_of(tok, "b", folder.Tokens((), None))
+  found = task.vocabulary_of(tok, "b", folder.Tokens((1,), None))
+  assert found == Vocabulary((1,), 1, (1,))
+
+
+@pytest.mark.skipif(
+    not QWEN.is_dir(),
+    reason="the Qwen2 tokenizer is not part of the repository",
+)
+def test_pieces_whose_tokens_straddle():
+  """Byte pairs: the blank before a word belongs to the word's token."""
+  tok = tokenizer.load(QWEN)
+  vocabulary = task.vocabulary_of(
+      tok, "</think>\n<answer>", folder.Tokens((), None)
+  )
+  assert vocabulary.eos_ids == (151_645,)
+  assert vocabulary.elicitation == (522, 26865, 397, 27, 9217, 29)
+  pieces = [Piece("so total", False), Piece("yes", True), Piece("wait", False)]
+  record = pipeline.tokenise_pieces(tok, pieces, 8, vocabulary)
+  ids = tokenizer.encode(tok, "so total yes wait")
+  np.testing.assert_array_equal(
+      record["completion"], [*ids, 151_645, *[151_643] * (7 - len(ids))]
+  )
+  learned = [tok.decode(i) for i in record["completion"][record["learned"]]]
+  assert learned == [" yes"]
+  # Far from the last token of the bound on a demonstration.
+  config = config_lib.default()
+  config.warm_start.num_steps = 1
+  with pytest.raises(ConfigError, match="counting 3 a word"):
+    task.load(config_lib.parse(config), QWEN)
