@@ -27,6 +27,9 @@ _CHECKPOINT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16", "float16"), "Of the weights."
 )
+_FAMILY = flags.DEFINE_string(
+    "family", "", "model_type of a run that began from nothing, if another."
+)
 _SHARD = flags.DEFINE_float(
     "max_shard_gb", 5.0, "Of a file of weights.", lower_bound=1e-6
 )
@@ -44,6 +47,7 @@ def main(arguments: list[str]) -> None:
       output,
       dtype=_DTYPE.value,
       max_shard_bytes=int(_SHARD.value * 1e9),
+      family=_FAMILY.value,
   )
   print(f"exported {source} to {output}: {', '.join(written)}")
 

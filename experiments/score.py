@@ -13,11 +13,12 @@ A line of the output is that of the input and, in nats at temperature 1:
 `logprobs` [t] and `entropies` [t] of the completion's tokens,
 `answer_entropies` [t + 1], how uncertain the answer would be if it had to be
 given after 0, 1, ... t tokens (null after the reasoning), and `mi` [t], by how
-much each token lowered that.
+much each token lowered that. Lines are written as they are done; the same
+command goes on after them.
 """
 
 import dataclasses
-import itertools
+import datetime
 import pathlib
 
 import tqdm
@@ -43,6 +44,12 @@ _DTYPE = flags.DEFINE_enum(
 _CHAT = flags.DEFINE_bool(
     "chat", False, "Put every prompt as a user's message."
 )
+_DATE = flags.DEFINE_string(
+    "chat_date", "2026-01-01", "That chat templates print as today's."
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder or hub name, if it is not the model's."
+)
 _ELICITATION = flags.DEFINE_string(
     "elicitation", "</think>\n<answer>", "Ends the reasoning of text."
 )
@@ -57,56 +64,91 @@ def main(arguments: list[str]) -> None:
   """Reads, scores, writes."""
   if len(arguments) > 1:
     raise ConfigError(f"{arguments[1]!r}: give everything by --flags")
-  output, html = (
-      pathlib.Path(name) if name else None
-      for name in (_OUTPUT.value, _HTML.value)
-  )
-  for path in filter(None, (output, html)):
-    if path.exists():
-      raise ConfigError(f"{str(path)!r}: exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
+  output, html = _places()
   place = folder.find(_MODEL.value)
-  cfg, rules = read_model(place)
+  cfg = dataclasses.replace(folder.read_model(place), dtype=_DTYPE.value)
+  rules = read_rules(place, cfg)
   lines, items = score_lines.read(pathlib.Path(_INPUT.value), rules)
+  flags_used = (_MODEL, _DTYPE, _CHAT, _DATE, _TOKENIZER, _ELICITATION)
+  settings = {flag.name: flag.value for flag in flags_used}
+  done = score_lines.Partial(output, lines, settings)
+  if done.count:
+    print(f"resumes  after {done.count} of {len(lines)} lines")
   params = weights.load(place, cfg, dtype=_DTYPE.value)
-  found = scoring.score(
-      params, items, cfg=cfg, batch_size=_BATCH.value, chunk=_CHUNK.value
+  progress = tqdm.tqdm(
+      total=len(lines), initial=done.count, unit="lines", disable=None
   )
-  for i, scores in tqdm.tqdm(found, "lines", len(items), disable=None):
-    lines[i] = score_lines.scored(
-        lines[i], items[i], scores, rules.tokenizer
+  window = 16 * _BATCH.value  # in which lines of like lengths go together
+  for start in range(done.count, len(lines), window):
+    some = items[start : start + window]
+    found = dict(
+        scoring.score(
+            params, some, cfg=cfg, batch_size=_BATCH.value, chunk=_CHUNK.value
+        )
     )
-  draft = output.with_name(output.name + ".draft")
-  with draft.open("w", encoding="utf-8") as file:
-    file.writelines(map(score_lines.dump, lines))
-  draft.rename(output)
+    done.append(
+        score_lines.scored(
+            lines[start + i], item, found[i], rules.tokenizer
+        )
+        for i, item in enumerate(some)
+    )
+    progress.update(len(some))
+  progress.close()
+  written = done.finish()
   print(f"scored {len(lines)} lines of {_INPUT.value} to {output}")
   if html:
-    shown = list(itertools.islice(lines, _HTML_LINES.value))
     title = f"Information in {pathlib.Path(_INPUT.value).name}"
+    shown = written[: _HTML_LINES.value]
     scores_page.write(html, shown, title=title, total=len(lines))
     print(f"page     {html}")
 
 
-def read_model(
-    place: pathlib.Path,
-) -> tuple[ModelConfig, score_lines.Rules]:
-  """The decoder of a folder, and what lines are read by."""
-  cfg = dataclasses.replace(folder.read_model(place), dtype=_DTYPE.value)
+def _places() -> tuple[pathlib.Path, pathlib.Path | None]:
+  """Where scores and page go: two files that are not there yet."""
+  output = pathlib.Path(_OUTPUT.value)
+  html = pathlib.Path(_HTML.value) if _HTML.value else None
+  if html and html.resolve() == output.resolve():
+    raise ConfigError(f"--html = {str(html)!r}: must not be --output")
+  for path in filter(None, (output, html)):
+    if path.exists():
+      raise ConfigError(f"{str(path)!r}: exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+  return output, html
+
+
+def read_rules(place: pathlib.Path, cfg: ModelConfig) -> score_lines.Rules:
+  """What lines are read by, for the model in a folder."""
   tokens = folder.read_tokens(place)
-  tok, ends = None, tokens.eos_ids
-  if (place / "tokenizer.json").exists():
+  tok, ends, elicitation = None, tokens.eos_ids, ()
+  if _TOKENIZER.value:
+    tok = tokenizer.load(folder.find(_TOKENIZER.value))
+  elif (place / "tokenizer.json").exists():
     tok = tokenizer.load(place)
+  if tok is not None:
     ends = task.stop_ids(tok, tokens)
-  rules = score_lines.Rules(
+    elicitation = task.elicitation_ids(
+        tok, _ELICITATION.value, "--elicitation"
+    )
+    if max(elicitation) >= cfg.vocab_size:
+      raise ConfigError(
+          f"--elicitation = {_ELICITATION.value!r}: has token"
+          f" {max(elicitation)}; the model has {cfg.vocab_size}"
+      )
+  try:
+    datetime.date.fromisoformat(_DATE.value)
+  except ValueError as error:
+    raise ConfigError(
+        f"--chat_date = {_DATE.value!r}: must be a date, YYYY-MM-DD"
+    ) from error
+  return score_lines.Rules(
       vocab_size=cfg.vocab_size,
       max_positions=cfg.max_positions,
       tokenizer=tok,
       eos_ids=ends,
-      elicitation=_ELICITATION.value,
+      elicitation=elicitation,
       chat=_CHAT.value,
+      date=_DATE.value,
   )
-  return cfg, rules
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def assemble(
     if not pretrained or not pretrained.is_dir():
       pretrained = folder.find(cfg.model.pretrained)
     cfg = _fill_model(cfg, folder.read_model(pretrained))
-  task = task_lib.load(cfg, pretrained)
+  chosen = None
+  if cfg.data.tokenizer:
+    chosen = home and home / folder.TOKENIZER
+    if not chosen or not chosen.is_dir():
+      chosen = folder.find(cfg.data.tokenizer)
+  task = task_lib.load(cfg, pretrained, chosen)
   if not pretrained:
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
   _check_ids(cfg, task)

@@ -44,6 +44,9 @@ class DataConfig:
     max_gold_tokens: a.
     chat_template: whether problems are put as a user's message, by the chat
       template of the tokenizer.
+    chat_date: YYYY-MM-DD, which chat templates print as today's.
+    tokenizer: a Hugging Face folder or hub name; by default the pretrained
+      model's, or the task's words.
     overlong: a prompt beyond p is an error, is skipped (and counted), or
       loses its beginning (and is counted).
   """
@@ -58,6 +61,8 @@ class DataConfig:
   max_prompt_tokens: int = 16
   max_gold_tokens: int = 1
   chat_template: bool = False
+  chat_date: str = "2026-01-01"
+  tokenizer: str = ""
   overlong: str = "error"
 
 

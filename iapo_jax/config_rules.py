@@ -4,6 +4,7 @@ Rules between it and the data are where the data is read.
 """
 
 import dataclasses
+import datetime
 import math
 import typing
 from typing import Any
@@ -34,6 +35,13 @@ def check(c: "Config") -> None:
         f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
         f" {_divisors(c.prompts_per_step)}",
     )
+  try:
+    datetime.date.fromisoformat(c.data.chat_date)
+  except ValueError:
+    fail("data.chat_date", c.data.chat_date, "must be a date, YYYY-MM-DD")
+  if c.data.chat_template and c.data.overlong == "truncate_left":
+    rule = "goes not with data.chat_template, whose beginning is needed"
+    fail("data.overlong", c.data.overlong, rule)
   e = c.evaluation
   if e.batch_size % e.samples:
     fail(
@@ -60,7 +68,7 @@ def check(c: "Config") -> None:
 
 
 def check_model(m: ModelConfig) -> None:
-  """Every rule of the decoder beyond the range of each number.
+  """Every rule of the decoder by itself.
 
   Args:
     m: the decoder.
@@ -69,6 +77,7 @@ def check_model(m: ModelConfig) -> None:
     ConfigError: for a broken rule.
   """
   _check_pretrained(m)
+  _check_model_ranges(m)
   choices = {
       "rope.kind": (m.rope.kind, model_config.ROPE_KINDS),
       "local_rope.kind": (m.local_rope.kind, model_config.ROPE_KINDS),
@@ -101,6 +110,20 @@ def check_model(m: ModelConfig) -> None:
     _check_rope(f"model.{name}", getattr(m, name), m)
 
 
+def _check_model_ranges(m: ModelConfig) -> None:
+  least = {
+      "vocab_size": 0, "num_layers": 1, "d_model": 1, "num_heads": 1,
+      "num_kv_heads": 1, "head_dim": 2, "mlp_dim": 1, "query_scalar": 0,
+      "score_cap": 0, "logit_cap": 0, "max_positions": 0,
+  }  # fmt: skip
+  for name, low in least.items():
+    value = getattr(m, name)
+    if not low <= value < math.inf:
+      fail(f"model.{name}", value, f"must be at least {low}")
+  if not 0 < m.norm_eps < math.inf:
+    fail("model.norm_eps", m.norm_eps, "must be positive")
+
+
 def _check_pretrained(m: ModelConfig) -> None:
   """Whether fields are left to the pretrained model that gives them."""
   if not m.pretrained or m.vocab_size:  # with a size it was read already
@@ -115,6 +138,12 @@ def _check_pretrained(m: ModelConfig) -> None:
 
 
 def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
+  for field in ("theta", "low_freq", "beta_fast", "beta_slow"):
+    value = getattr(rope, field)
+    if not 0 < value < math.inf:
+      fail(f"{name}.{field}", value, "must be positive")
+  if not 0 <= rope.amplitude < math.inf:
+    fail(f"{name}.amplitude", rope.amplitude, "must be at least 0")
   width = m.head_dim * rope.fraction
   if not 0 < rope.fraction <= 1 or width % 2:
     rule = f"of head_dim = {m.head_dim} must be even, and in (0, 1]"
@@ -153,9 +182,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
   """The least and the largest value of numbers, both allowed."""
   inf = math.inf
   at_least_one = (
-      "prompts_per_step", "model.num_layers", "model.d_model",
-      "model.num_heads", "model.num_kv_heads", "model.mlp_dim",
-      "data.max_operand", "data.max_total", "data.train_problems",
+      "prompts_per_step", "data.max_operand", "data.max_total",
+      "data.train_problems",
       "data.validation_problems", "data.test_problems",
       "data.max_prompt_tokens", "data.max_gold_tokens", "probe.chunk",
       "credit.horizon", "loss.num_updates", "loss.micro_batches",
@@ -163,16 +191,13 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "evaluation.samples", "evaluation.batch_size", "log.samples",
   )  # fmt: skip
   at_least_two = (
-      "group_size", "model.head_dim", "data.operands", "rollout.max_tokens",
+      "group_size", "data.operands", "rollout.max_tokens",
       "checkpoint.keep_last",
   )  # fmt: skip
   not_negative = (
-      "num_steps", "model.vocab_size", "loss.clip_high", "loss.kl_weight",
+      "num_steps", "loss.clip_high", "loss.kl_weight",
       "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
-      "model.query_scalar", "model.score_cap", "model.logit_cap",
-      "model.max_positions", "model.rope.amplitude",
-      "model.local_rope.amplitude",
   )  # fmt: skip
   shares = (
       "data.redundancy", "credit.discount", "loss.clip_low",
@@ -203,12 +228,6 @@ def _check_ranges(c: "Config") -> None:
       "rollout.temperature",
       "optimizer.clip_norm",
       "warm_start.optimizer.clip_norm",
-      "model.rope.theta",
-      "model.rope.low_freq",
-      "model.rope.beta_fast",
-      "model.rope.beta_slow",
-      "model.local_rope.theta",
-      "model.norm_eps",
   )
   for field in positive:
     if _get(c, field) <= 0:

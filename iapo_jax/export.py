@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
 import shutil
-from typing import Any
+import tempfile
+from typing import Any, NoReturn
 
 import jax
 import transformers
@@ -25,8 +25,7 @@ from iapo_jax.models import transformer
 from iapo_jax.types import Params
 
 _CARD = "README.md"
-# OWNER/NAME, which a path on some machine rarely is: those stay out of cards.
-_HUB_NAME = re.compile(r"[\w-]+(\.[\w-]+)*/[\w.-]+")
+_CONFIGS = (folder.CONFIG, folder.GENERATION)
 
 
 def export(
@@ -35,6 +34,7 @@ def export(
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
+    family: str = "",
 ) -> list[str]:
   """Writes a checkpoint of a run as a Hugging Face folder, whole or not at all.
 
@@ -45,6 +45,7 @@ def export(
     output: a folder that does not exist yet.
     dtype: of the weights; float32 is exactly what was trained.
     max_shard_bytes: of a file of weights.
+    family: replaces `config.model.family`, of a run that began from nothing.
 
   Returns:
     The names of its files.
@@ -53,13 +54,22 @@ def export(
     ConfigError: where `output` exists or cannot be written, the checkpoint is
       damaged, or no family of transformers has such a decoder.
   """
+  if family and (source.workdir / folder.KEPT).is_dir():
+    raise ConfigError(f"--family = {family!r}: the model it began from has one")
   if output.exists():
     raise ConfigError(f"--output = {str(output)!r}: exists already")
   cfg = workdir_lib.load_config(source.workdir)
-  draft = output.with_name(output.name + ".draft")
+  if family:
+    model = dataclasses.replace(cfg.model, family=family)
+    cfg = dataclasses.replace(cfg, model=model)
   try:
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
+    )
+  except OSError as error:
+    _refuse(output, error)
+  try:
     _write_configs(source.workdir, draft, cfg, dtype)
     params = _load(source, cfg)
     weights.save(
@@ -67,14 +77,19 @@ def export(
     )
     card = model_card(source, cfg, output.name, dtype)
     (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+    draft.chmod(0o755)  # temporary folders are their maker's alone
     draft.rename(output)
   except OSError as error:
-    raise ConfigError(
-        f"--output = {str(output)!r}: cannot be written ({error.strerror})"
-    ) from error
+    _refuse(output, error)
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   return sorted(path.name for path in output.iterdir())
+
+
+def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
+  raise ConfigError(
+      f"--output = {str(output)!r}: cannot be written ({error.strerror})"
+  ) from error
 
 
 def _load(source: policies.Source, cfg: Config) -> Params:
@@ -90,19 +105,20 @@ def _write_configs(
     workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
 ) -> None:
   """Configurations and tokenizer: the pretrained model's own, or new ones."""
-  kept = workdir / folder.KEPT
+  kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
   if kept.is_dir():
     folder.copy_all_but_weights(kept, output)
+    if source.is_dir():
+      folder.copy_all_but_weights(source, output, skip=_CONFIGS)
     raw = files.read_json(kept / folder.CONFIG)
     # Older versions of transformers know the older name.
     raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
     files.write_json(output / folder.CONFIG, raw)
     return
-  source = workdir / "tokenizer"
-  folder.copy_all_but_weights(source, output)
+  folder.copy_all_but_weights(source, output, skip=_CONFIGS)
   tok = tokenizer_lib.load(source)
   vocabulary = task_lib.vocabulary_of(
-      tok, cfg.probe.elicitation, folder.Tokens((), None)
+      tok, cfg.probe.elicitation, folder.read_tokens(source)
   )
   ids = {
       "bos_token_id": tok.bos_token_id,
@@ -148,18 +164,17 @@ def model_card(
       "pipeline_tag": "text-generation",
       "tags": ["iapo", "reinforcement-learning", "reasoning"],
   }
-  if _HUB_NAME.fullmatch(cfg.model.pretrained):
-    header["base_model"] = cfg.model.pretrained
   lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in header.items()), "---"]
   credit = cfg.credit
   lines += [
       "",
       f"# {name}",
       "",
-      f"Checkpoint `{source.name}` of a run of iapo_jax: {cfg.num_steps} steps"
-      f" of reinforcement learning with `{credit.mode}` credit"
-      " (IAPO, arXiv 2602.19049), after a warm start of"
-      f" {cfg.warm_start.num_steps} supervised steps. Weights are {dtype}.",
+      f"Checkpoint `{source.name}` (stage/step) of a run of iapo_jax that was"
+      f" to have {cfg.warm_start.num_steps} supervised steps and"
+      f" {cfg.num_steps} steps of reinforcement learning with `{credit.mode}`"
+      f" credit (IAPO, arXiv 2602.19049). It began from {_origin(cfg)}. Weights"
+      f" are {dtype}.",
       "",
       "Its licence is that of the model and the data it was trained from.",
       "",
@@ -174,6 +189,13 @@ def model_card(
       "",
   ]
   return "\n".join(lines)
+
+
+def _origin(cfg: Config) -> str:
+  """In words without paths, which are of some machine."""
+  if cfg.init_from:
+    return "the policy of another run"
+  return "a pretrained model" if cfg.model.pretrained else "random weights"
 
 
 def _settings(cfg: Config) -> list[tuple[str, Any]]:

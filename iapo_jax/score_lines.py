@@ -6,13 +6,13 @@ before the first one is scored, and an error names the line.
 
 import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from iapo_jax.data import task
 from iapo_jax.data import tokenizer as tokenizer_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
@@ -22,6 +22,10 @@ from iapo_jax.scoring import Item, Scores
 Line = dict[str, Any]
 _TEXT = ("prompt", "completion")
 _IDS = ("prompt_ids", "completion_ids")
+_SCORES = (
+    "reasoning_tokens", "logprobs", "entropies", "answer_entropies", "mi",
+    "tokens",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +37,18 @@ class Rules:
     max_positions: the longest sequence; 0 is any.
     tokenizer: of the model; None where its folder has none.
     eos_ids: tokens that end a completion and are no reasoning.
-    elicitation: the text that asks for the answer.
+    elicitation: the tokens that ask for the answer; none without a tokenizer.
     chat: whether prompts are a user's messages in the chat template.
+    date: that chat templates print.
   """
 
   vocab_size: int
   max_positions: int
   tokenizer: Any | None
   eos_ids: tuple[int, ...]
-  elicitation: str
+  elicitation: tuple[int, ...]
   chat: bool
+  date: str
 
 
 def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
@@ -66,7 +72,7 @@ def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
         if row.strip():
           where = f"{path}:{number}"
           lines.append(_parse(row, where))
-          items.append(_item(lines[-1], rules, where))
+          items.append(_placed(lines[-1], rules, where))
   except OSError as error:
     raise ConfigError(f"--input = {str(path)!r}: {error.strerror}") from error
   except UnicodeDecodeError as error:
@@ -79,6 +85,7 @@ def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
 def _parse(row: str, where: str) -> Line:
   try:
     line = json.loads(row, parse_constant=_no_constant)
+    json.dumps(line, allow_nan=False)  # 1e999 is read as infinity
   except (ValueError, RecursionError) as error:
     raise ConfigError(f"{where}: is not JSON ({error})") from error
   if not isinstance(line, dict):
@@ -90,7 +97,20 @@ def _no_constant(name: str) -> NoReturn:
   raise ValueError(f"{name} is no number of JSON")
 
 
+def _placed(line: Line, rules: Rules, where: str) -> Item:
+  """`_item`, whose errors all tell the line."""
+  try:
+    return _item(line, rules, where)
+  except ConfigError as error:
+    if str(error).startswith(where):
+      raise
+    raise ConfigError(f"{where}: {error}") from error
+
+
 def _item(line: Line, rules: Rules, where: str) -> Item:
+  for name in _SCORES:
+    if name in line:
+      raise ConfigError(f"{where} {name}: is a field of the output; rename it")
   has_text, has_ids = (
       [name for name in names if name in line] for names in (_TEXT, _IDS)
   )
@@ -119,8 +139,8 @@ def _item_of_ids(line: Line, rules: Rules, where: str) -> Item:
   if "postfix_ids" in line:
     postfix = _ids(line, "postfix_ids", rules, where)
   else:
-    tok = _tokenizer(rules, where, "has no postfix_ids")
-    postfix = task.elicitation_ids(tok, rules.elicitation)
+    _tokenizer(rules, where, "has no postfix_ids")
+    postfix = rules.elicitation
   for name, ids in (("prompt_ids", prompt), ("postfix_ids", postfix)):
     if not ids:
       raise ConfigError(f"{where} {name}: must have at least one token")
@@ -129,6 +149,7 @@ def _item_of_ids(line: Line, rules: Rules, where: str) -> Item:
 
 def _item_of_text(line: Line, rules: Rules, where: str) -> Item:
   tok = _tokenizer(rules, where, "is text")
+  _check_unicode({name: line[name] for name in _TEXT}, where)
   prompt, completion = line["prompt"], line["completion"]
   if not isinstance(completion, str):
     _fail(where, "completion", completion, "must be text")
@@ -138,8 +159,8 @@ def _item_of_text(line: Line, rules: Rules, where: str) -> Item:
       messages = [{"role": "user", "content": prompt}]
     if not all(isinstance(message, dict) for message in messages):
       _fail(where, "prompt", prompt, "must be text, or a list of messages")
-    rendered = tokenizer_lib.render_chat(tok, messages)
-    begin = tokenizer_lib.encode(tok, rendered)
+    rendered = tokenizer_lib.render_chat(tok, messages, date=rules.date)
+    begin = tokenizer_lib.encode_rendered(tok, rendered)
   elif isinstance(prompt, str):
     begin = tokenizer_lib.encode_prompt(tok, prompt)
   else:
@@ -156,15 +177,25 @@ def _item_of_text(line: Line, rules: Rules, where: str) -> Item:
   return Item(
       tuple(begin),
       tuple(ids),
-      task.elicitation_ids(tok, rules.elicitation),
+      rules.elicitation,
       text.reasoning_length(own, lambda part: decoded(tok, part)),
   )
+
+
+def _check_unicode(texts: Mapping[str, Any], where: str) -> None:
+  for name, value in texts.items():
+    try:
+      json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      rule = "holds half a surrogate pair, which is no text"
+      raise ConfigError(f"{where} {name}: {rule}") from error
 
 
 def _tokenizer(rules: Rules, where: str, what: str) -> Any:
   if rules.tokenizer is None:
     raise ConfigError(
-        f"{where}: {what}, and the model's folder has no tokenizer.json"
+        f"{where}: {what}, and there is no tokenizer (the model's folder has no"
+        " tokenizer.json; --tokenizer names another)"
     )
   return rules.tokenizer
 
@@ -230,6 +261,71 @@ def _floats(values: np.ndarray) -> list[float]:
   return [float(f"{value:.9g}") for value in values]
 
 
-def dump(line: Mapping[str, Any]) -> str:
-  """A line of JSON, in ASCII: half a surrogate pair has no UTF-8."""
-  return json.dumps(line) + "\n"
+class Partial:
+  """Scored lines on their way to a file, in the order of the input.
+
+  They lie in OUTPUT.partial, after a line that tells what they were scored
+  with, until all are there. What an interrupted command left is gone on with.
+  """
+
+  def __init__(
+      self,
+      output: pathlib.Path,
+      lines: Sequence[Line],
+      settings: Mapping[str, Any],
+  ) -> None:
+    """Looks for what was left.
+
+    Args:
+      output: that is not there yet.
+      lines: of the input.
+      settings: all that the scores depend on besides the lines.
+
+    Raises:
+      ConfigError: where what was left is of another input or other settings.
+    """
+    self._output = output
+    self._path = output.with_name(output.name + ".partial")
+    self._written: list[Line] = []
+    rows = [json.dumps(settings) + "\n"]
+    if self._path.exists():
+      left = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+      # The last line may have been cut off while it was written.
+      left = [row for row in left if row.endswith("\n")]
+      self._written = [_parse(row, str(self._path)) for row in left[1:]]
+      if left[:1] not in ([], rows) or not self._fits(lines):
+        raise ConfigError(
+            f"{self._path}: was left by another input or other flags; remove"
+            " it, or use another --output"
+        )
+      rows += left[1:]
+    self._path.write_text("".join(rows), encoding="utf-8")
+
+  def _fits(self, lines: Sequence[Line]) -> bool:
+    pairs = zip(lines, self._written, strict=False)
+    return self.count <= len(lines) and all(
+        line.items() <= found.items() for line, found in pairs
+    )
+
+  @property
+  def count(self) -> int:
+    """How many lines are scored."""
+    return len(self._written)
+
+  def append(self, lines: Iterable[Line]) -> None:
+    """Writes further lines; those before one that fails are kept."""
+    with self._path.open("a", encoding="utf-8") as file:
+      for line in lines:
+        # ASCII: half a surrogate pair has no UTF-8.
+        file.write(json.dumps(line) + "\n")
+        self._written.append(line)
+
+  def finish(self) -> list[Line]:
+    """Writes the file, whole or not at all; returns its lines."""
+    rows = [json.dumps(line) + "\n" for line in self._written]
+    draft = self._output.with_name(f"{self._output.name}.{os.getpid()}")
+    with draft.open("x", encoding="utf-8") as file:
+      file.writelines(rows)
+    draft.rename(self._output)
+    self._path.unlink()
+    return self._written

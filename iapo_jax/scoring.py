@@ -112,8 +112,9 @@ def score(
     Each item's index and its scores, in an order of their own.
   """
   for alike in _batches(items, batch_size):
-    # The last batch repeats an item, so that its program is not another one.
-    filled = alike + alike[:1] * (batch_size - len(alike))
+    # Sizes of few kinds, so that programs are few: repeats fill them up.
+    rows = min(batch_size, 2 ** (len(alike) - 1).bit_length())
+    filled = alike + alike[:1] * (rows - len(alike))
     arrays = _arrays([items[i] for i in filled])
     found = jax.device_get(
         _statistics(

@@ -28,6 +28,7 @@ from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
 from iapo_jax.errors import ConfigError
+from iapo_jax.hf import families
 from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Metrics, RunLog
 from iapo_jax.types import (
@@ -83,11 +84,11 @@ def train(
 ) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
-  Writes the files that `logs` names, `config.json`, `tokenizer/`,
-  `checkpoints/` and, last, `summary.json` (the evaluation on the test split)
-  to the workdir. A workdir that holds this very run, finished, is left as it
-  is; an unfinished one is continued from its newest intact checkpoint, and
-  ends as if it had never stopped.
+  Writes the files that `logs` names, `config.json`, `tokenizer/` or
+  `pretrained/`, `checkpoints/` and, last, `summary.json` (the evaluation on
+  the test split) to the workdir. A workdir that holds this very run, finished,
+  is left as it is; an unfinished one is continued from its newest intact
+  checkpoint, and ends as if it had never stopped.
 
   Args:
     cfg: the checked configuration.
@@ -118,6 +119,7 @@ def train(
       print(f"{workdir} holds this run, finished: nothing to do")
       return
     print(_introduction(parts))
+    _tell_export(parts)
     saved = _find_saved(parts, workdir)
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
@@ -414,6 +416,15 @@ def _tell_memory(compiled: jax.stages.Compiled) -> None:
   needed = memory.compiled_bytes(compiled)
   if needed is not None:
     print(f"memory     rl step {memory.readable(needed)} a device, as compiled")
+
+
+def _tell_export(parts: Assembly) -> None:
+  """A model that no family has trains all the same; better known before."""
+  if not parts.cfg.model.pretrained:
+    try:
+      families.config_of(parts.cfg.model)
+    except ConfigError as error:
+      print(f"warning: it cannot be exported: {error}", flush=True)
 
 
 def _introduction(parts: Assembly) -> str:

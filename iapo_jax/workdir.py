@@ -122,8 +122,11 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   if name:
     kept = workdir / folder.KEPT
     folder.copy_all_but_weights(folder.find(name), kept)
-  else:
-    parts.task.tokenizer.save_pretrained(workdir / "tokenizer")
+  if parts.cfg.data.tokenizer:
+    chosen = folder.find(parts.cfg.data.tokenizer)
+    folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
+  elif not name:
+    parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
   files.write_json(workdir / _CONFIG, ours)
   return False
 
@@ -133,7 +136,8 @@ def _check_same(
 ) -> None:
   for field in ours | theirs:
     values = ours.get(field), theirs.get(field)
-    if field == "init_from" and all(values):
+    names = ("init_from", "model.pretrained", "data.tokenizer")
+    if field in names and all(values):
       # However its path was written.
       values = tuple(pathlib.Path(value).resolve() for value in values)
     if values[0] != values[1]:

@@ -219,6 +219,29 @@ def test_tokens_that_the_model_does_not_have(model, tmp_path):
     trainer.train(small(model__pretrained=str(place)), tmp_path / "run")
 
 
+def test_a_tokenizer_of_its_own(model, tmp_path):
+  """`data.tokenizer` for fresh weights and in place of the model's."""
+  other = tmp_path / "tokenizer"
+  words = task.load(config_lib.Config()).tokenizer
+  words.add_tokens(["extra"])
+  words.save_pretrained(other)
+  (other / "config.json").write_text('{"eos_token_id": 2}')
+  fresh = small(data__tokenizer=str(other))
+  trainer.train(fresh, tmp_path / "fresh")
+  assert workdir.load_config(tmp_path / "fresh").model.vocab_size == 38
+  cfg = small(data__tokenizer=str(other), model__pretrained=str(model))
+  trainer.train(cfg, tmp_path / "run")
+  shutil.rmtree(other)
+  export.export(policies.last(tmp_path / "fresh"), tmp_path / "out1")
+  export.export(policies.last(tmp_path / "run"), tmp_path / "out2")
+  for name in ("out1", "out2"):
+    assert len(tokenizer.load(tmp_path / name)) == 38
+  assert folder.read_tokens(tmp_path / "out1").eos_ids == (2,)
+  # Of the model, which has the last word.
+  assert folder.read_tokens(tmp_path / "out2").eos_ids == (5, 1)
+  assert folder.read_model(tmp_path / "out2").family == "gemma3_text"
+
+
 def test_a_folder_without_a_fast_tokenizer(model, tmp_path):
   place = tmp_path / "model"
   shutil.copytree(model, place)
@@ -287,7 +310,9 @@ def test_exports_that_cannot_be(tmp_path):
   with pytest.raises(ConfigError, match="has no models with qk_norm = 'head'"):
     export.export(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()
-  assert not (tmp_path / "out.draft").exists()
+  assert [path.name for path in tmp_path.iterdir()] == ["run"]
+  files = export.export(source, tmp_path / "out", family="qwen3")
+  assert "model.safetensors" in files
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="cannot be written"):
     export.export(source, tmp_path / "file" / "out")

@@ -114,6 +114,30 @@ UNSUPPORTED = {
     "gemma3 caps": (
         "gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping",
     ),
+    "no window": (
+        "smollm3",
+        {"use_sliding_window": False,
+         "layer_types": ["sliding_attention"] * 3},
+        "lists sliding layers",
+    ),
+    "no theta": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": None,
+                             "factor": 2.0}},
+        "rope_theta",
+    ),
+    "no factor": (
+        "qwen3_yarn",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4,
+                             "factor": None,
+                             "original_max_position_embeddings": 32}},
+        "factor",
+    ),
+    "no layers": ("llama", {"num_hidden_layers": 0}, "num_layers = 0: must be"),
+    "no rows": ("llama", {"vocab_size": 0}, "vocab_size"),
+    "no kv heads": ("llama", {"num_key_value_heads": 0}, "must be at least 1"),
+    "eps": ("llama", {"rms_norm_eps": -1.0}, "norm_eps = -1.0: must be pos"),
+    "type": ("llama", {"model_type": ["llama"]}, "model_type = ['llama']"),
     "odd heads": ("qwen3", {"head_dim": 7}, "head_dim"),
     "heads": ("qwen3", {"num_key_value_heads": 3}, "num_kv_heads = 3"),
     "no number": ("qwen3", {"hidden_size": "big"}, "hidden_size"),
@@ -209,6 +233,10 @@ def test_files_that_are_broken(copy):
   assert "model.safetensors': cannot be read" in refusal(place)
   (place / "config.json").write_text("{")
   assert "is not JSON" in refusal(place)
+  with pytest.raises(ConfigError, match="is no folder"):
+    folder.find("")
+  with pytest.raises(ConfigError, match="is no folder"):
+    folder.find("~nobody-of-that-name/model")
   (place / "config.json").unlink()
   assert "No such file" in refusal(place)
 
@@ -216,6 +244,9 @@ def test_files_that_are_broken(copy):
 def test_indices_that_are_broken(copy):
   place = copy()
   index = place / "model.safetensors.index.json"
+  index.write_text("{")
+  assert "layers" in load(place), "one whole file goes before an index"
+  (place / "model.safetensors").rename(place / "part.safetensors")
   name = "model.norm.weight"
 
   def broken(weight_map):
@@ -224,7 +255,13 @@ def test_indices_that_are_broken(copy):
 
   assert "is not a file's name" in broken({name: "../../model.safetensors"})
   assert "cannot be read" in broken({name: "absent.safetensors"})
-  assert "has no tensor x" in broken({"x": "model.safetensors"})
+  assert "has no tensor x" in broken({"x": "part.safetensors"})
+  whole = dict.fromkeys(
+      safetensors.numpy.load_file(place / "part.safetensors"),
+      "part.safetensors",
+  )
+  del whole[name]
+  assert broken(whole) == f"checkpoint lacks {name}"
   assert "has no weight_map" in broken({})
   assert "has no weight_map" in broken(["x"])
 
@@ -417,6 +454,41 @@ def test_tokens_of_the_generation_config(copy):
   assert folder.read_tokens(place) == folder.Tokens((5, 7), 0)
   file.write_text('{"eos_token_id": 9, "pad_token_id": 4}')
   assert folder.read_tokens(place) == folder.Tokens((9,), 4)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    ['"2"', "2.0", "[null]", "{}", "true", "-1", "[2, -5]"],
+)
+def test_tokens_that_are_no_ids(copy, ids):
+  place = copy()
+  (place / "generation_config.json").write_text(f'{{"eos_token_id": {ids}}}')
+  with pytest.raises(ConfigError, match=r"eos_token_id = .* must be a whole"):
+    folder.read_tokens(place)
+  (place / "generation_config.json").write_text('{"pad_token_id": 1.5}')
+  with pytest.raises(ConfigError, match=r"pad_token_id = 1\.5: must be"):
+    folder.read_tokens(place)
+  (place / "generation_config.json").write_text('{"pad_token_id": -1}')
+  assert folder.read_tokens(place).pad_id is None
+
+
+def test_numbers_that_a_dtype_does_not_hold(tmp_path):
+  cfg = folder.read_model(GOLDEN / "qwen2")
+  params = weights.load(GOLDEN / "qwen2", cfg)
+  params["final_norm"]["scale"] = params["final_norm"]["scale"] + 1e6
+  with pytest.raises(ConfigError, match=r"model\.norm\.weight: is not finite"):
+    weights.save(tmp_path, params, cfg, dtype="float16")
+
+
+def test_configs_that_transformers_refuses():
+  odd = ModelConfig(vocab_size=8, num_heads=3, num_kv_heads=3)
+  with pytest.raises(ConfigError, match=r"model\.family = 'llama': .*") as e:
+    families.config_of(odd)
+  assert "\n" not in str(e.value)
+  yarn = RopeConfig(kind="yarn", factor=2.0, original_positions=32)
+  both = ModelConfig(vocab_size=8, qk_norm="head", rope=yarn)
+  with pytest.raises(ConfigError, match="; qwen3 can"):
+    families.config_of(both)
 
 
 def test_rope_fields_default_where_a_kind_does_not_use_them():

@@ -27,7 +27,8 @@ QWEN = ROOT.parent / "shared" / "data" / "qwen2_tokenizer"
 def rules(tok=None, **changes):
   settings = {
       "vocab_size": 61, "max_positions": 128, "tokenizer": tok,
-      "eos_ids": (1,), "elicitation": "</think> <answer>", "chat": False,
+      "eos_ids": (1,), "elicitation": (4, 5), "chat": False,
+      "date": "2026-01-01",
   }  # fmt: skip
   return score_lines.Rules(**settings | changes)
 
@@ -115,8 +116,8 @@ def test_lines_of_text(tmp_path, words):
   )
   assert [item.reasoning for item in found] == [6, 2, 2, 0, 1]
   assert [len(item.completion) for item in found] == [11, 3, 2, 0, 1]
-  ids = tuple(tokenizer.encode(words, "</think> <answer>"))
-  assert all(item.postfix == ids for item in found)
+  assert all(item.postfix == (4, 5) for item in found)
+  assert words.decode((4, 5)) == "</think> <answer>"
   assert words.decode(found[0].prompt) == "5 b + 1 ="
   assert len(lines) == 5
 
@@ -138,8 +139,10 @@ BROKEN = {
     "no postfix": (IDS | {"postfix_ids": []}, "postfix_ids: must have"),
     "long": (IDS | {"completion_ids": [7] * 127}, "have 129 tokens; the model"),
     "no tokenizer": (
-        {"prompt": "5", "completion": "b"}, "is text, and the model's folder",
+        {"prompt": "5", "completion": "b"}, "is text, and there is no token",
     ),
+    "a score": (IDS | {"mi": [1.0]}, "mi: is a field of the output; rename"),
+    "infinity": ('{"prompt_ids": [1e999]}', "is not JSON"),
     "no elicitation": (
         {"prompt_ids": [5], "completion_ids": [7]}, "has no postfix_ids, and",
     ),
@@ -164,6 +167,10 @@ BROKEN_TEXT = {
         {"prompt": [{"role": "user", "content": "5"}], "completion": "b"},
         "has no chat template",
     ),
+    "half a pair": (
+        {"prompt": "5", "completion": "b\ud800"},
+        "in.jsonl:1 completion: holds half a surrogate pair",
+    ),
     "empty": ({"prompt": "", "completion": "b"}, "must have at least"),
     "postfix": (
         {"prompt": "5", "completion": "b", "postfix_ids": [3]},
@@ -187,15 +194,40 @@ def test_files_that_break_a_rule(tmp_path, words):
   (tmp_path / "bytes").write_bytes(b"\xff\xfe")
   with pytest.raises(ConfigError, match="is not UTF-8"):
     score_lines.read(tmp_path / "bytes", rules())
-  with pytest.raises(ConfigError, match="text the tokenizer does not know"):
-    read(
-        tmp_path, {"prompt": "5", "completion": "b"}, tok=words,
-        elicitation="Answer:",
-    )  # fmt: skip
   with pytest.raises(ConfigError, match="a token the model does not have"):
     read(
         tmp_path, {"prompt": "5", "completion": "b 9"}, tok=words, vocab_size=20
     )
+
+
+def test_what_was_left_is_gone_on_with(tmp_path):
+  output = tmp_path / "out.jsonl"
+  lines = [{"id": i, "é": "\ud800"} for i in range(3)]
+  first = score_lines.Partial(output, lines, {"model": "m"})
+
+  def failing():
+    yield lines[0] | {"mi": [0.5]}
+    raise FloatingPointError
+
+  with pytest.raises(FloatingPointError):
+    first.append(failing())
+  partial = tmp_path / "out.jsonl.partial"
+  with partial.open("a") as file:
+    file.write('{"id": 1, "cut o')
+  for others, settings in (
+      ([{"id": 9}, *lines[1:]], {"model": "m"}),
+      ([], {"model": "m"}),
+      (lines, {"model": "other"}),
+  ):
+    with pytest.raises(ConfigError, match="was left by another input or other"):
+      score_lines.Partial(output, others, settings)
+  again = score_lines.Partial(output, lines, {"model": "m"})
+  assert again.count == 1
+  again.append(line | {"mi": [1.5]} for line in lines[1:])
+  written = again.finish()
+  assert not partial.exists()
+  assert [json.loads(x) for x in output.read_text().splitlines()] == written
+  assert [line["mi"] for line in written] == [[0.5], [1.5], [1.5]]
 
 
 def test_scores_that_are_not_finite_stop():
@@ -243,6 +275,8 @@ def test_the_command_says_what_torch_said(tmp_path):
   page = (tmp_path / "page.html").read_text()
   assert page.count('class="example"') == 3
   assert page.count('class="token ') == 20 + 13 + 7
+  same = run_score(*flags[:3], f"--html={output}")
+  assert "must not be --output" in same.stderr
   again = run_score(*flags)
   assert again.returncode == 2
   assert again.stderr.strip().endswith("exists already")
@@ -255,7 +289,7 @@ def test_the_command_scores_text_and_escapes_it(tmp_path, words):
   words.save_pretrained(place)
   rows = [
       {"prompt": "5 b + 1 =", "completion": "b 5 </think> <answer> 6 </answer>",
-       "tokens": "replaced", "note": "<script>alert(1)</script>"},
+       "note": "<script>alert(1)</script>"},
       {"prompt": "<img src=x> 5", "completion": "<script>"},
   ]  # fmt: skip
   source, output = tmp_path / "in.jsonl", tmp_path / "scores.jsonl"
@@ -295,7 +329,7 @@ def test_a_real_tokenizer_and_its_chat_template(tmp_path):
       {"prompt": [{"role": "user", "content": "Half of 4?"}],
        "completion": completion},
       tok=tok, vocab_size=151_936, max_positions=0, eos_ids=(151_645,),
-      elicitation="</think>\n<answer>", chat=False,
+      elicitation=(522, 26865, 397, 27, 9217, 29),
   )  # fmt: skip
   del lines
   plain, chat = found
@@ -310,6 +344,6 @@ def test_a_real_tokenizer_and_its_chat_template(tmp_path):
       tmp_path,
       {"prompt": "Half of 4?", "completion": completion},
       tok=tok, vocab_size=151_936, max_positions=0, eos_ids=(151_645,),
-      elicitation="</think>\n<answer>", chat=True,
+      elicitation=(522, 26865, 397, 27, 9217, 29), chat=True,
   )  # fmt: skip
   assert forced == chat

@@ -69,15 +69,28 @@ def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
     tokenizer.encode_prompt(tok, "1 + 2")
 
 
+def test_rules_of_chat_templates():
+  for data, rule in (
+      ({"chat_date": "yesterday"}, "must be a date, YYYY-MM-DD"),
+      ({"chat_template": True, "overlong": "truncate_left"}, "goes not with"),
+  ):
+    with pytest.raises(ConfigError, match=rule):
+      config_lib.parse({"data": data})
+
+
 def test_chat_templates(tmp_path):
   tok = saved(words(TEMPLATE, pattern="so $A"), tmp_path)
-  rendered = tokenizer.render_chat(tok, [{"role": "user", "content": "1 + 2"}])
+  message = {"role": "user", "content": "1 + 2"}
+  rendered = tokenizer.render_chat(tok, [message], date="2026-01-01")
   assert rendered == "user 1 + 2 . so "
   with pytest.raises(ConfigError, match="has no chat template"):
-    tokenizer.render_chat(words(), [])
+    tokenizer.render_chat(words(), [], date="2026-01-01")
   broken = words("{{ raise_exception('only\n users') }}")
   with pytest.raises(ConfigError, match="chat template: only users"):
-    tokenizer.render_chat(broken, [{"role": "user", "content": "x"}])
+    tokenizer.render_chat(broken, [message], date="2026-01-01")
+  dated = words("{{ strftime_now('%d %b %Y') }} so")
+  shown = tokenizer.render_chat(dated, [message], date="2026-01-31")
+  assert shown == "31 Jan 2026 so"  # whatever day it is
 
 
 def test_a_task_in_a_chat_template(tmp_path):
@@ -92,6 +105,47 @@ def test_a_task_in_a_chat_template(tmp_path):
   question = problem.prompt.removesuffix(" <think>")
   shown = loaded.tokenizer.decode(table.tokens[0, : table.lengths[0]])
   assert shown == f"user {question} . so <think>"
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "prepend"])
+def test_no_blank_is_invented_inside_a_sequence(tmp_path, kind):
+  """SentencePiece tokenizers put one before each text, as if it began one."""
+  pieces = ["<unk>", "▁", "▁so", "so", "▁a", "a", ".", "</think>"]
+  backend = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(
+          {piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"
+      )
+  )
+  if kind == "metaspace":
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(
+        prepend_scheme="first"
+    )
+  else:
+    backend.normalizer = tokenizers.normalizers.Sequence([
+        tokenizers.normalizers.Prepend("▁"),
+        tokenizers.normalizers.Replace(" ", "▁"),
+    ])
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        "▁", "merged_with_next"
+    )
+  backend.save(str(tmp_path / "tokenizer.json"))
+  tok = tokenizer.load(tmp_path)
+  names = tok.convert_ids_to_tokens
+  assert names(tokenizer.encode_prompt(tok, "so a")) == ["▁so", "▁a"]
+  assert names(tokenizer.encode(tok, "so a")) == ["so", "▁a"]
+  assert names(tokenizer.encode(tok, " so")) == ["▁so"]
+
+
+def test_a_reasoning_that_the_template_opens(tmp_path):
+  """It is not opened twice."""
+  template = TEMPLATE.replace("so {% endif %}", "<think> {% endif %}")
+  words(template).save_pretrained(tmp_path)
+  config = config_lib.default()
+  config.data.update({"chat_template": True, "max_prompt_tokens": 20})
+  loaded = task.load(config_lib.parse(config), tmp_path)
+  table = loaded.tables["test"].prompts
+  shown = loaded.tokenizer.decode(table.tokens[0, : table.lengths[0]])
+  assert shown.count("<think>") == 1
 
 
 def test_what_nobody_ends(tmp_path):

@@ -69,9 +69,10 @@ def tokenise_prompts(
       the limit where `overlong` is `error`, or a gold answer over its limit.
   """
   limit = data.max_prompt_tokens
-  encode = tokenizer_lib.encode
-  begin = encode if data.chat_template else tokenizer_lib.encode_prompt
-  added = len(begin(tokenizer, "")) - len(encode(tokenizer, ""))
+  encode, begin = tokenizer_lib.encode, tokenizer_lib.encode_prompt
+  if data.chat_template:
+    begin = tokenizer_lib.encode_rendered
+  added = len(begin(tokenizer, ""))  # a BOS
   rows: list[tuple[int, list[int], list[int]]] = []
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
@@ -158,14 +159,11 @@ def tokenise_pieces(
     text += piece.text
     ends.append(len(text))
     text += " "
-  encoded = tokenizer(
-      text[:-1], add_special_tokens=False, return_offsets_mapping=True
-  )
+  encoded = tokenizer_lib.encoding(tokenizer, text[:-1])
   learned = [
-      pieces[np.searchsorted(ends, end)].learned
-      for _, end in encoded["offset_mapping"]
+      pieces[np.searchsorted(ends, end)].learned for _, end in encoded.offsets
   ]
-  ids = [*encoded["input_ids"], vocabulary.eos_ids[0]]
+  ids = [*encoded.ids, vocabulary.eos_ids[0]]
   learned.append(pieces[-1].learned)
   if len(ids) > width:
     raise ConfigError(

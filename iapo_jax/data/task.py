@@ -58,12 +58,18 @@ class Task:
     )
 
 
-def load(cfg: Config, pretrained: pathlib.Path | None = None) -> Task:
+def load(
+    cfg: Config,
+    pretrained: pathlib.Path | None = None,
+    tokenizer_folder: pathlib.Path | None = None,
+) -> Task:
   """Loads the configured task.
 
   Args:
     cfg: the run's configuration.
-    pretrained: folder of the model whose tokenizer is used; by default the
+    pretrained: folder of a model that says what ends a completion, and whose
+      tokenizer is used unless another one is given.
+    tokenizer_folder: of the tokenizer; by default without a model, too, the
       task's words are the vocabulary.
 
   Returns:
@@ -73,10 +79,12 @@ def load(cfg: Config, pretrained: pathlib.Path | None = None) -> Task:
     ConfigError: for a limit its text exceeds, an empty split, an elicitation
       without tokens, or a tokenizer that cannot be used.
   """
-  if pretrained:
-    tok, tokens = tokenizer.load(pretrained), folder.read_tokens(pretrained)
+  tokens = folder.Tokens((), None)
+  if place := pretrained or tokenizer_folder:
+    tokens = folder.read_tokens(place)
+  if place := tokenizer_folder or pretrained:
+    tok = tokenizer.load(place)
   else:
-    tokens = folder.Tokens((), None)
     tok = tokenizer.word_tokenizer(
         arithmetic.vocabulary(cfg.data),
         pad=arithmetic.PAD,
@@ -105,7 +113,9 @@ def _prompt(problem: arithmetic.Problem, tok: Any, cfg: Config) -> str:
     return problem.prompt
   question = problem.prompt.removesuffix(text.THINK_OPEN).rstrip()
   message = {"role": "user", "content": question}
-  return tokenizer.render_chat(tok, [message]) + text.THINK_OPEN
+  rendered = tokenizer.render_chat(tok, [message], date=cfg.data.chat_date)
+  opened = rendered.rstrip().endswith(text.THINK_OPEN)
+  return rendered if opened else rendered + text.THINK_OPEN
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:
@@ -115,10 +125,11 @@ def _check_longest(cfg: Config, tok: Any) -> None:
   most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
   longest = most * (arithmetic.longest_demonstration(cfg.data) - 1) + 1
   if longest > cfg.rollout.max_tokens:
+    bound = f"up to {longest} tokens (counting {most} a word)"
     raise ConfigError(
         f"config.rollout.max_tokens = {cfg.rollout.max_tokens}: the longest"
-        f" demonstration of the task has {longest} tokens"
-        + (f" (counting {most} a word)" if most > 1 else "")
+        " demonstration of the task has"
+        f" {f'{longest} tokens' if most == 1 else bound}"
     )
 
 
@@ -167,12 +178,15 @@ def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
   return tuple(sorted(ends, key=lambda end: end != own))
 
 
-def elicitation_ids(tok: Any, elicitation: str) -> tuple[int, ...]:
+def elicitation_ids(
+    tok: Any, elicitation: str, field: str = "config.probe.elicitation"
+) -> tuple[int, ...]:
   """The tokens of an elicitation.
 
   Args:
     tok: a Hugging Face tokenizer.
     elicitation: the text that asks for the answer.
+    field: where the user gave it.
 
   Returns:
     At least one token.
@@ -182,12 +196,9 @@ def elicitation_ids(tok: Any, elicitation: str) -> tuple[int, ...]:
   """
   ids = tokenizer.encode(tok, elicitation)
   if not ids:
-    raise ConfigError(
-        f"config.probe.elicitation = {elicitation!r}: must have tokens"
-    )
+    raise ConfigError(f"{field} = {elicitation!r}: must have tokens")
   if tok.unk_token_id is not None and tok.unk_token_id in ids:
     raise ConfigError(
-        f"config.probe.elicitation = {elicitation!r}: holds text the tokenizer"
-        " does not know"
+        f"{field} = {elicitation!r}: holds text the tokenizer does not know"
     )
   return tuple(ids)

@@ -4,8 +4,12 @@ The text that a chat template or a completion is made of is data: what it holds
 of special tokens' names is read as those tokens.
 """
 
+import datetime
+import functools
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -68,8 +72,57 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
     raise ConfigError(f"{folder / _FILE}: cannot be read ({text})") from error
 
 
+@functools.lru_cache(maxsize=8)
+def _continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
+  """The tokenizer, but that it invents no blank before a text.
+
+  Those that come from SentencePiece put one before every text, as if each
+  began a sequence.
+  """
+
+  def visit(node: Any) -> Any:
+    if isinstance(node, list):
+      return [visit(entry) for entry in node]
+    if not isinstance(node, dict):
+      return node
+    node = {name: visit(entry) for name, entry in node.items()}
+    if node.get("type") == "Prepend":
+      node["prepend"] = ""
+    if node.get("type") == "Metaspace":
+      node["prepend_scheme"] = "never"
+    if node.get("type") == "ByteLevel":
+      node["add_prefix_space"] = False
+    return node
+
+  parts = json.loads(tok.backend_tokenizer.to_str())
+  for name in ("normalizer", "pre_tokenizer"):
+    parts[name] = visit(parts[name])
+  backend = tokenizers.Tokenizer.from_str(json.dumps(parts))
+  backend.no_padding()
+  backend.no_truncation()
+  return backend
+
+
+def encoding(tok: PreTrainedTokenizerFast, text: str) -> tokenizers.Encoding:
+  """The tokens of a text that goes on another one: no BOS, no invented blank.
+
+  Args:
+    tok: the tokenizer.
+    text: a completion, an elicitation, an answer.
+
+  Returns:
+    Ids and offsets.
+  """
+  return _continuing(tok).encode(text, add_special_tokens=False)
+
+
 def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """The tokens of a text and no others."""
+  """The ids of `encoding`."""
+  return encoding(tok, text).ids
+
+
+def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
+  """The tokens of a prompt that a chat template wrote, its BOS included."""
   return tok.encode(text, add_special_tokens=False)
 
 
@@ -86,7 +139,8 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   Raises:
     ConfigError: where the tokenizer also adds tokens after the text.
   """
-  ids, plain = tok.encode(text, add_special_tokens=True), encode(tok, text)
+  ids = tok.encode(text, add_special_tokens=True)
+  plain = encode_rendered(tok, text)
   if ids[len(ids) - len(plain) :] != plain:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: ends texts with tokens of its own,"
@@ -95,14 +149,33 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   return ids
 
 
+def _dated(template: str, date: str) -> str:
+  """A template whose clock stands still.
+
+  Functions cannot be handed to a template, but it may have macros.
+  """
+  if "strftime_now" not in template:
+    return template
+  day = datetime.datetime.fromisoformat(date)
+  macro = "{%- macro strftime_now(format) -%}{{ format"
+  for letter in "aAbBdHIjmMpSyY":
+    macro += f".replace('%{letter}', '{day:%{letter}}')"
+  return macro + " }}{%- endmacro -%}" + template
+
+
 def render_chat(
-    tok: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]]
+    tok: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    date: str,
 ) -> str:
   """Messages by the tokenizer's chat template, up to where a reply begins.
 
   Args:
     tok: the tokenizer.
     messages: each with `role` and `content`.
+    date: YYYY-MM-DD, which templates that print today's print instead: a
+      prompt shall not change from day to day.
 
   Returns:
     The text.
@@ -114,7 +187,10 @@ def render_chat(
     raise ConfigError(f"tokenizer {tok.name_or_path!r}: has no chat template")
   try:
     return tok.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=True,
+        chat_template=_dated(tok.get_chat_template(), date),
     )
   except Exception as error:  # templates raise what they like
     text = " ".join(str(error).split())

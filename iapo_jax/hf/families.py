@@ -5,6 +5,7 @@ has the others. What a configuration asks for beyond that is refused by name.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,9 @@ _ROPE_FIELDS = {
         "beta_slow", "amplitude",
     ),
 }  # fmt: skip
+_ROPE_OPTIONAL = (
+    "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
+)  # fmt: skip
 _ROPE_SAID = ("rope_type", "type")
 _ROPE_IMPLIED = {"truncate": True}  # what we do, whether it is said or not
 _ATTENTION_BIAS = {
@@ -213,8 +217,11 @@ def _windows(
     _refuse("layer_types", types, rule)
   if family.window_switch and not theirs.use_sliding_window:
     window = None
-  if not window or _SLIDING not in types:
+  if _SLIDING not in types:
     return ()
+  if not window:
+    rule = "lists sliding layers, but no sliding_window is in force"
+    _refuse("layer_types", types, rule)
   return tuple(window if kind == _SLIDING else 0 for kind in types)
 
 
@@ -241,16 +248,19 @@ def _positions(
 
 def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
   kind = found.get("rope_type", "default")
-  if kind not in _ROPE_FIELDS:
+  if not isinstance(kind, str) or kind not in _ROPE_FIELDS:
     rule = f"must be one of {', '.join(_ROPE_FIELDS)}"
     _refuse("rope_parameters rope_type", kind, rule)
   used = {_ROPE[ours]: ours for ours in _ROPE_FIELDS[kind]}
   values = {}
   for name, value in found.items():
     if name in used:
-      if value is not None:
-        whole = used[name] == "original_positions"
-        values[used[name]] = int(value) if whole else float(value)
+      if value is None and name in _ROPE_OPTIONAL:
+        continue
+      if type(value) not in (int, float) or not 0 < value < math.inf:
+        _refuse(f"rope_parameters {name}", value, "must be a positive number")
+      whole = used[name] == "original_positions"
+      values[used[name]] = int(value) if whole else float(value)
     elif name not in _ROPE_SAID and value not in (
         None, _ROPE_IMPLIED.get(name)
     ):
@@ -295,7 +305,7 @@ def _can_say(model: ModelConfig, family: str) -> bool:
   model = dataclasses.replace(model, family=family)
   try:
     return _bare(model_of(_written(model, {}))) == _bare(model)
-  except (ConfigError, ValueError):
+  except ConfigError:
     return False
 
 
@@ -348,7 +358,13 @@ def _written(
   has_width = hasattr(config_class(), "head_dim")
   if has_width or model.head_dim * model.num_heads != model.d_model:
     values["head_dim"] = model.head_dim
-  return config_class(**values | _NO_TOKENS | dict(extra))
+  try:
+    return config_class(**values | _NO_TOKENS | dict(extra))
+  except Exception as error:  # its validation raises many kinds
+    text = " ".join(str(error).split())
+    raise ConfigError(f"config.model.family = {model.family!r}: {text}") from (
+        error
+    )
 
 
 def _whole(value: float) -> float | int:

@@ -15,11 +15,15 @@ from iapo_jax.model_config import ModelConfig
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-KEPT = "pretrained"  # of a run: the model's folder without its weights
+# Of a run: the model's folder without its weights, and the tokenizer where it
+# is not the model's.
+KEPT = "pretrained"
+TOKENIZER = "tokenizer"
 # What is fetched of a hub's repository: no code, nothing pickled.
 _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
+_UNWANTED = "consolidated*"  # the same weights once more, in another layout
 _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
@@ -36,15 +40,17 @@ def find(name: str) -> pathlib.Path:
   Raises:
     ConfigError: where there is neither.
   """
-  folder = pathlib.Path(name).expanduser()
-  if folder.is_dir():
-    return folder
   try:
+    folder = pathlib.Path(name).expanduser()
+    if name and folder.is_dir():
+      return folder
     return pathlib.Path(
-        huggingface_hub.snapshot_download(name, allow_patterns=_WANTED)
+        huggingface_hub.snapshot_download(
+            name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        )
     )
-  except (OSError, ValueError) as error:
-    reason = str(error).strip().splitlines()[0]
+  except (OSError, ValueError, RuntimeError) as error:
+    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
     raise ConfigError(
         f"model {name!r}: is no folder, and could not be fetched from the hub"
         f" ({reason})"
@@ -65,7 +71,7 @@ def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
   """
   raw = files.read_json(folder / CONFIG)
   kind = raw.get("model_type")
-  if kind not in families.FAMILIES:
+  if not isinstance(kind, str) or kind not in families.FAMILIES:
     raise ConfigError(
         f"{folder / CONFIG} model_type = {kind!r}: must be one of"
         f" {', '.join(families.FAMILIES)}"
@@ -79,12 +85,11 @@ def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
     raise ConfigError(f"{folder / CONFIG}: {text}") from error
 
 
-def read_model(folder: pathlib.Path, name: str | None = None) -> ModelConfig:
+def read_model(folder: pathlib.Path) -> ModelConfig:
   """The decoder in a folder.
 
   Args:
     folder: of a model.
-    name: what the user calls it; the folder by default.
 
   Returns:
     The decoder; `dtype` and `remat` are left at their defaults.
@@ -93,7 +98,9 @@ def read_model(folder: pathlib.Path, name: str | None = None) -> ModelConfig:
     ConfigError: where it is not supported.
   """
   model = families.model_of(read_config(folder))
-  model = dataclasses.replace(model, pretrained=name or str(folder))
+  model = dataclasses.replace(model, pretrained=str(folder))
+  if not model.vocab_size:
+    raise ConfigError(f"{folder / CONFIG} vocab_size = 0: must be at least 1")
   config_rules.check_model(model)
   return model
 
@@ -119,6 +126,9 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
 
   Returns:
     The ids.
+
+  Raises:
+    ConfigError: where they are no ids.
   """
   chosen: dict[str, Any] = {}
   for file in (CONFIG, GENERATION):  # the latter has the last word
@@ -126,21 +136,33 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
       found = files.read_json(folder / file)
       keys = ("eos_token_id", "pad_token_id")
       chosen |= {k: found[k] for k in keys if found.get(k) is not None}
-  ends = chosen.get("eos_token_id", ())
-  ends = (ends,) if isinstance(ends, int) else tuple(ends)
-  return Tokens(ends, chosen.get("pad_token_id"))
+  ends, pad = chosen.get("eos_token_id", []), chosen.get("pad_token_id")
+  ends = ends if isinstance(ends, list) else [ends]
+  if pad == -1:  # as the first Llama said that it has none
+    pad = None
+  for name, ids in (("eos_token_id", ends), ("pad_token_id", [pad or 0])):
+    for i in ids:
+      if type(i) is not int or i < 0:
+        raise ConfigError(
+            f"{folder} {name} = {i!r}: must be a whole number from 0, or for"
+            " eos_token_id a list of them"
+        )
+  return Tokens(tuple(ends), pad)
 
 
-def copy_all_but_weights(source: pathlib.Path, target: pathlib.Path) -> None:
+def copy_all_but_weights(
+    source: pathlib.Path, target: pathlib.Path, skip: tuple[str, ...] = ()
+) -> None:
   """Copies a folder's configuration and tokenizer, byte by byte.
 
   Args:
     source: of a model.
     target: made if need be.
+    skip: names that are left out.
   """
   target.mkdir(parents=True, exist_ok=True)
   for path in sorted(source.iterdir()):
     wanted = any(path.match(pattern) for pattern in _WANTED)
     weights = any(path.match(pattern) for pattern in _WEIGHTS)
-    if path.is_file() and wanted and not weights:
+    if path.is_file() and wanted and not weights and path.name not in skip:
       shutil.copyfile(path, target / path.name)

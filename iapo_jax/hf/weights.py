@@ -68,15 +68,17 @@ class Reader:
 
   def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor."""
+    held: dict[str, list[str]] = {}
+    for name, file in self.files.items():
+      held.setdefault(file, []).append(name)
     found = {}
-    for file in dict.fromkeys(self.files.values()):
+    for file, members in held.items():
       with _opened(self._folder / file) as opened:
-        for name in opened.keys():  # noqa: SIM118 - it is no mapping
+        for name in members:
+          if name not in opened.keys():  # noqa: SIM118 - it is no mapping
+            raise ConfigError(f"{self._folder / file}: has no tensor {name}")
           view = opened.get_slice(name)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
-    for name, file in self.files.items():
-      if name not in found:
-        raise ConfigError(f"{self._folder / file}: has no tensor {name}")
     return found
 
   def read(self, name: str, rows: tuple[slice, ...]) -> np.ndarray:
@@ -99,18 +101,12 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _locate(folder: pathlib.Path) -> dict[str, str]:
-  """Which file has which tensor."""
-  if (folder / _INDEX).exists():
-    found = files.read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found:
-      raise ConfigError(f"{folder / _INDEX}: has no weight_map")
-    for file in found.values():
-      if pathlib.PurePath(str(file)).name != file:
-        raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
-    return found
+  """Which file has which tensor; one whole file is taken before an index."""
   paths = sorted(folder.glob("*.safetensors"))
   if (folder / _SINGLE).exists():
     paths = [folder / _SINGLE]
+  elif (folder / _INDEX).exists():
+    return _read_index(folder)
   if len(paths) == 1:
     with _opened(paths[0]) as file:
       return dict.fromkeys(file.keys(), paths[0].name)
@@ -119,6 +115,16 @@ def _locate(folder: pathlib.Path) -> dict[str, str]:
   pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
   hint = " (pickled weights are never read: convert them)" if pickled else ""
   raise ConfigError(f"{str(folder)!r}: has no *.safetensors{hint}")
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, str]:
+  found = files.read_json(folder / _INDEX).get("weight_map")
+  if not isinstance(found, dict) or not found:
+    raise ConfigError(f"{folder / _INDEX}: has no weight_map")
+  for file in found.values():
+    if pathlib.PurePath(str(file)).name != file:
+      raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
+  return found
 
 
 def check(reader: Reader, cfg: ModelConfig) -> None:
@@ -309,6 +315,9 @@ def save(
 
   Returns:
     The files' names.
+
+  Raises:
+    ConfigError: for a number that `dtype` does not hold, or that is none.
   """
   letters, kind = names.sizes(cfg), jnp.dtype(dtype)
   plan = {
@@ -329,6 +338,9 @@ def save(
     content = {
         name: _written(*plan[name], flat, kind, letters) for name in members
     }
+    for name, tensor in content.items():
+      if not np.isfinite(tensor).all():
+        raise ConfigError(f"tensor {name}: is not finite as {dtype}")
     # Without the format transformers refuses the file.
     safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
@@ -357,4 +369,5 @@ def _written(
     ]
     block = block.transpose([ours.index(letter) for letter in expanded])
     rows.append(block.reshape(names.shape(part.theirs, letters)))
-  return np.ascontiguousarray(np.concatenate(rows).astype(dtype))
+  with np.errstate(over="ignore"):  # what overflows is found by its value
+    return np.ascontiguousarray(np.concatenate(rows).astype(dtype))
