@@ -72,12 +72,12 @@ class _Layer:
   """In what layers differ besides their weights.
 
   Attributes:
-    window: int32[l], 0 sees all.
-    rotary: int32[l], which of the rotary tables.
+    window: int32[l], 0 sees all; None where no layer has a window.
+    rotary: int32[l], which of the rotary tables; None where all have one.
   """
 
-  window: Array
-  rotary: Array
+  window: Array | None
+  rotary: Array | None
 
 
 @struct.dataclass
@@ -302,12 +302,11 @@ class Decoder(nn.Module):
 def _layers(cfg: ModelConfig) -> _Layer:
   """The differences between layers, as arrays to scan over."""
   kinds = rotary.kinds(cfg)
-  count = cfg.num_layers
+  windows = jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
+  chosen = [kinds.index(kind) for kind in cfg.rotary]
   return _Layer(
-      window=jnp.asarray(cfg.windows or (0,) * count, jnp.int32),
-      rotary=jnp.asarray(
-          [kinds.index(kind) for kind in cfg.rotary] or [0] * count, jnp.int32
-      ),
+      window=windows,
+      rotary=jnp.asarray(chosen, jnp.int32) if chosen else None,
   )
 
 
