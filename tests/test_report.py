@@ -174,7 +174,8 @@ def test_noise_is_not_painted_in_full_colour():
   example = page._example(record)
   # 0.01 of 0.05 nats.
   assert [t["share"] for t in example["tokens"]] == ["0.20", "0.20"]
-  assert [t["data"]["credit"] for t in example["tokens"]] == ["+0.250", "-0.250"]
+  credits_shown = [t["data"]["credit"] for t in example["tokens"]]
+  assert credits_shown == ["+0.250", "-0.250"]
   record["information"] = [0.01, -0.2]
   assert [t["share"] for t in page._example(record)["tokens"]] == [
       "0.05", "1.00",
