@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from iapo_jax import evaluation, rewards, sharding
+from iapo_jax import evaluation, model_config, rewards, sharding
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
@@ -73,15 +73,11 @@ def assemble(
   """
   pretrained = None
   if cfg.model.pretrained:
-    pretrained = home and home / folder.KEPT
-    if not pretrained or not pretrained.is_dir():
-      pretrained = folder.find(cfg.model.pretrained)
+    pretrained = _kept(home, folder.KEPT) or folder.find(cfg.model.pretrained)
     cfg = _fill_model(cfg, folder.read_model(pretrained))
   chosen = None
   if cfg.data.tokenizer:
-    chosen = home and home / folder.TOKENIZER
-    if not chosen or not chosen.is_dir():
-      chosen = folder.find(cfg.data.tokenizer)
+    chosen = _kept(home, folder.TOKENIZER) or folder.find(cfg.data.tokenizer)
   task = task_lib.load(cfg, pretrained, chosen)
   if not pretrained:
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
@@ -163,6 +159,11 @@ def _stage(
   return Stage(optimizer, spec)
 
 
+def _kept(home: pathlib.Path | None, name: str) -> pathlib.Path | None:
+  """What a run that has begun keeps under a name, if it does."""
+  return home / name if home and (home / name).is_dir() else None
+
+
 def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
   """The pretrained model's architecture, with what is left to the run.
 
@@ -173,12 +174,8 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
   model = dataclasses.replace(
       theirs, pretrained=ours.pretrained, dtype=ours.dtype, remat=ours.remat
   )
-  if ours.vocab_size and ours != model:  # it was filled in before
-    field = next(
-        f.name
-        for f in dataclasses.fields(model)
-        if getattr(ours, f.name) != getattr(model, f.name)
-    )
+  field = model_config.difference(ours, model)
+  if ours.vocab_size and field:  # it was filled in before
     rule = f"{ours.pretrained!r} has {getattr(model, field)!r}"
     fail(f"model.{field}", getattr(ours, field), rule)
   return dataclasses.replace(cfg, model=model)

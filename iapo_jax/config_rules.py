@@ -120,8 +120,7 @@ def _check_model_ranges(m: ModelConfig) -> None:
     value = getattr(m, name)
     if not low <= value < math.inf:
       fail(f"model.{name}", value, f"must be at least {low}")
-  if not 0 < m.norm_eps < math.inf:
-    fail("model.norm_eps", m.norm_eps, "must be positive")
+  _check_positive("model.norm_eps", m.norm_eps)
 
 
 def _check_pretrained(m: ModelConfig) -> None:
@@ -139,9 +138,7 @@ def _check_pretrained(m: ModelConfig) -> None:
 
 def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
   for field in ("theta", "low_freq", "beta_fast", "beta_slow"):
-    value = getattr(rope, field)
-    if not 0 < value < math.inf:
-      fail(f"{name}.{field}", value, "must be positive")
+    _check_positive(f"{name}.{field}", getattr(rope, field))
   if not 0 <= rope.amplitude < math.inf:
     fail(f"{name}.amplitude", rope.amplitude, "must be at least 0")
   width = m.head_dim * rope.fraction
@@ -230,11 +227,15 @@ def _check_ranges(c: "Config") -> None:
       "warm_start.optimizer.clip_norm",
   )
   for field in positive:
-    if _get(c, field) <= 0:
-      fail(field, _get(c, field), "must be positive")
+    _check_positive(field, _get(c, field))
   for field in ("mesh.data", "mesh.fsdp", "mesh.tensor"):
     if _get(c, field) < 1 and _get(c, field) != -1:
       fail(field, _get(c, field), "must be at least 1, or -1 for the rest")
+
+
+def _check_positive(field: str, value: float) -> None:
+  if not 0 < value < math.inf:
+    fail(field, value, "must be positive")
 
 
 def _get(c: "Config", field: str) -> Any:

@@ -116,3 +116,11 @@ class ModelConfig:
   max_positions: int = 0
   dtype: str = "float32"
   remat: bool = False
+
+
+def difference(ours: ModelConfig, theirs: ModelConfig) -> str | None:
+  """The first field in which two decoders differ; None where they do not."""
+  for field in dataclasses.fields(ModelConfig):
+    if getattr(ours, field.name) != getattr(theirs, field.name):
+      return field.name
+  return None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iapo_jax import mi, policy, probes
+from iapo_jax.data import pipeline
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head
 from iapo_jax.types import Array, Params, Prompts
@@ -163,20 +164,14 @@ def _arrays(
 ) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray]:
   """Right-padded arrays; what pads does not matter."""
 
-  def pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    width = _padded(max(map(len, rows)))
-    padded = np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-      padded[i, : len(row)] = row
-    return padded
+  def pad(
+      rows: Sequence[Sequence[int]],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    return pipeline.right_pad(rows, _padded(max(map(len, rows))), 0)
 
+  tokens, lengths = pad([item.prompt for item in items])
   none = np.zeros((len(items), 1), np.int32)
-  prompts = Prompts(
-      tokens=pad([item.prompt for item in items]),
-      lengths=np.array([len(item.prompt) for item in items], np.int32),
-      gold=none,
-      gold_lengths=none[:, 0] + 1,
-  )
-  tokens = pad([item.completion for item in items])
+  prompts = Prompts(tokens, lengths, gold=none, gold_lengths=none[:, 0] + 1)
+  completions, _ = pad([item.completion for item in items])
   reasoning = np.array([item.reasoning for item in items], np.int32)
-  return prompts, tokens, reasoning, np.array(items[0].postfix, np.int32)
+  return prompts, completions, reasoning, np.array(items[0].postfix, np.int32)

@@ -88,8 +88,8 @@ def tokenise_prompts(
         f"config.data.max_prompt_tokens = {limit}: the data set is empty"
         f" ({len(prompts)} prompts given, none within the limit)"
     )
-  tokens, lengths = _right_pad([r[1] for r in rows], limit, pad_id)
-  gold, gold_lengths = _right_pad(
+  tokens, lengths = right_pad([r[1] for r in rows], limit, pad_id)
+  gold, gold_lengths = right_pad(
       [r[2] for r in rows], data.max_gold_tokens, pad_id
   )
   return PromptTable(
@@ -120,10 +120,19 @@ def _check_row(
     )
 
 
-def _right_pad(
+def right_pad(
     rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """int32[n, width] and the lengths int32[n]."""
+  """Ragged rows as an array.
+
+  Args:
+    rows: n of them, none longer than `width`.
+    width: of the array.
+    pad_id: fills rows after their end.
+
+  Returns:
+    int32[n, width] and the lengths int32[n].
+  """
   padded = np.full((len(rows), width), pad_id, np.int32)
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row
@@ -170,7 +179,7 @@ def tokenise_pieces(
         f"config.rollout.max_tokens = {width}: a demonstration has"
         f" {len(ids)} tokens"
     )
-  completion, _ = _right_pad([ids], width, vocabulary.pad_id)
+  completion, _ = right_pad([ids], width, vocabulary.pad_id)
   mask = np.zeros(width, bool)
   mask[: len(learned)] = learned
   return {"completion": completion[0], "learned": mask}

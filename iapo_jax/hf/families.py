@@ -7,10 +7,11 @@ has the others. What a configuration asks for beyond that is refused by name.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import transformers
 
+from iapo_jax import model_config
 from iapo_jax.errors import ConfigError
 from iapo_jax.model_config import ModelConfig, RopeConfig
 
@@ -160,9 +161,7 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
     ConfigError: where it asks for something this decoder does not do.
   """
   name = theirs.model_type
-  if name not in FAMILIES:
-    _refuse("model_type", name, f"must be one of {', '.join(FAMILIES)}")
-  family = FAMILIES[name]
+  family = family_of(name, "config.json model_type")
   for field in (*family.refused, "quantization_config"):
     value = getattr(theirs, field, None)
     if value:
@@ -188,7 +187,27 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
   )
 
 
-def _refuse(field: str, value: Any, rule: str) -> None:
+def family_of(name: Any, field: str) -> Family:
+  """The family of a `model_type`.
+
+  Args:
+    name: as somebody wrote it.
+    field: where.
+
+  Returns:
+    The family.
+
+  Raises:
+    ConfigError: where there is none of that name.
+  """
+  if not isinstance(name, str) or name not in FAMILIES:
+    raise ConfigError(
+        f"{field} = {name!r}: must be one of {', '.join(FAMILIES)}"
+    )
+  return FAMILIES[name]
+
+
+def _refuse(field: str, value: Any, rule: str) -> NoReturn:
   raise ConfigError(f"config.json {field} = {value!r}: {rule}")
 
 
@@ -288,16 +307,14 @@ def config_of(
     ConfigError: where the family cannot say what the decoder is.
   """
   theirs = _written(model, extra)
-  back = _bare(model_of(theirs))
-  for field in dataclasses.fields(ModelConfig):
-    ours = getattr(_bare(model), field.name)
-    if getattr(back, field.name) != ours:
-      able = [name for name in FAMILIES if _can_say(model, name)]
-      hint = f"; {' and '.join(able)} can" if able else ""
-      raise ConfigError(
-          f"config.model.family = {model.family!r}: has no models with"
-          f" {field.name} = {ours!r}{hint}"
-      )
+  ours = _bare(model)
+  if field := model_config.difference(ours, _bare(model_of(theirs))):
+    able = [name for name in FAMILIES if _can_say(model, name)]
+    hint = f"; {' and '.join(able)} can" if able else ""
+    raise ConfigError(
+        f"config.model.family = {model.family!r}: has no models with {field} ="
+        f" {getattr(ours, field)!r}{hint}"
+    )
   return theirs
 
 
@@ -337,12 +354,7 @@ def _written(
     model: ModelConfig, extra: Mapping[str, Any]
 ) -> transformers.PreTrainedConfig:
   """A configuration that says as much of a decoder as its family can."""
-  if model.family not in FAMILIES:
-    raise ConfigError(
-        f"config.model.family = {model.family!r}: must be one of"
-        f" {', '.join(FAMILIES)}"
-    )
-  family = FAMILIES[model.family]
+  family = family_of(model.family, "config.model.family")
   names = _COMMON | dict(family.fields)
   values = {theirs: getattr(model, ours) for ours, theirs in names.items()}
   for name in ("attn_logit_softcapping", "final_logit_softcapping"):

@@ -70,12 +70,7 @@ def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
     ConfigError: where there is none, or it is of no supported family.
   """
   raw = files.read_json(folder / CONFIG)
-  kind = raw.get("model_type")
-  if not isinstance(kind, str) or kind not in families.FAMILIES:
-    raise ConfigError(
-        f"{folder / CONFIG} model_type = {kind!r}: must be one of"
-        f" {', '.join(families.FAMILIES)}"
-    )
+  families.family_of(raw.get("model_type"), f"{folder / CONFIG} model_type")
   try:
     return transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
@@ -92,13 +87,12 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
     folder: of a model.
 
   Returns:
-    The decoder; `dtype` and `remat` are left at their defaults.
+    The decoder, as of `families.model_of`.
 
   Raises:
     ConfigError: where it is not supported.
   """
   model = families.model_of(read_config(folder))
-  model = dataclasses.replace(model, pretrained=str(folder))
   if not model.vocab_size:
     raise ConfigError(f"{folder / CONFIG} vocab_size = 0: must be at least 1")
   config_rules.check_model(model)

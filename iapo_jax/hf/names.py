@@ -29,6 +29,15 @@ class Part:
   ours: str
 
 
+  @property
+  def groups(self) -> list[list[str]]:
+    """Of each of their axes the axes of ours that it is made of, in order."""
+    ours = self.ours.split()
+    return [
+        [axis] if axis in ours else list(axis) for axis in self.theirs.split()
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
   """A Hugging Face tensor.

@@ -6,7 +6,7 @@ first: the host never holds the model twice.
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import math
 import pathlib
 import re
@@ -279,10 +279,8 @@ def _read_part(
   """A block of one layer of a weight; only its rows and columns are read."""
   part, ours = source.part, source.part.ours.split()
   block = dict(zip(ours, chosen, strict=True))
-  rows, expanded = [], []
-  for axis in part.theirs.split():
-    first, *rest = [axis] if axis in block else list(axis)
-    expanded += [first, *rest]
+  rows, expanded = [], [*itertools.chain(*part.groups)]
+  for first, *rest in part.groups:
     width = math.prod(letters[letter] for letter in rest)
     if any(len(block[letter]) != letters[letter] for letter in rest):
       raise NotImplementedError(f"{part.path}: split along {rest}")
@@ -345,7 +343,7 @@ def save(
     safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    files.write_json(folder / _INDEX, index)
   return list(split.filename_to_tensors)
 
 
@@ -362,12 +360,8 @@ def _written(
     weight = flat[part.path]
     block = np.asarray(weight[layer] if tensor.in_layers else weight)
     ours = part.ours.split()
-    expanded = [
-        letter
-        for axis in part.theirs.split()
-        for letter in ([axis] if axis in ours else axis)
-    ]
-    block = block.transpose([ours.index(letter) for letter in expanded])
+    order = [ours.index(letter) for letter in [*itertools.chain(*part.groups)]]
+    block = block.transpose(order)
     rows.append(block.reshape(names.shape(part.theirs, letters)))
   with np.errstate(over="ignore"):  # what overflows is found by its value
     return np.ascontiguousarray(np.concatenate(rows).astype(dtype))
