@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from iapo_jax import evaluation, model_config, rewards, sharding
+from iapo_jax import evaluation, model_config, sharding
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
@@ -16,6 +16,7 @@ from iapo_jax.hf import folder
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.optimizer import make_optimizer
 from iapo_jax.rewards import host, token_match
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.train_step import TrainStep, make_train_step
 from iapo_jax.types import Params, TrainState
 from iapo_jax.warm_start import WarmStartStep, make_warm_start_step
@@ -35,7 +36,7 @@ class Assembly:
   cfg: Config
   task: task_lib.Task
   mesh: Mesh
-  grader: rewards.Grader
+  grader: Grader
 
 
 @dataclasses.dataclass(frozen=True)

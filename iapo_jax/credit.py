@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import advantages, masked, mi, rewards
+from iapo_jax import advantages, masked, mi
 from iapo_jax.config import Config
+from iapo_jax.rewards.reward import combine
 from iapo_jax.types import (
     Array,
     CreditWeights,
@@ -24,7 +25,7 @@ def assign(
     cfg: Config,
 ) -> tuple[Samples, dict[str, Array]]:
   """Rewards, information and advantages of a rollout, with their metrics."""
-  correctness, form = rewards.combine(
+  correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
       wrong=cfg.reward.wrong,
@@ -134,6 +135,7 @@ def _reward_metrics(
       "reward/accuracy": jnp.mean(grades.correct),
       "reward/well_formed": jnp.mean(grades.well_formed),
       "reward/zero_spread_groups": jnp.mean(spread == 0),
+      "reward/timeouts": jnp.mean(grades.timed_out),
       "length/completion": jnp.mean(rolled.lengths),
       "length/reasoning": jnp.mean(grades.reasoning_lengths),
       "length/unfinished": jnp.mean(~rolled.ended),

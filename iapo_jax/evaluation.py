@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iapo_jax import rewards, rollout, sharding
+from iapo_jax import rollout, sharding
 from iapo_jax.config import Config
 from iapo_jax.data.pipeline import PromptTable
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.types import Array, Params, Prompts, PyTree, Vocabulary
 
 Sampler = Callable[[Params, Prompts, Array], dict[str, Array]]
@@ -25,12 +26,14 @@ class Completions:
     well_formed: bool[m, n].
     lengths: int[m, n], in tokens, EOS included.
     reasoning_lengths: int[m, n], R in tokens.
+    timed_out: bool[m, n], answers that took too long to compare.
   """
 
   correct: np.ndarray
   well_formed: np.ndarray
   lengths: np.ndarray
   reasoning_lengths: np.ndarray
+  timed_out: np.ndarray
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
@@ -100,6 +103,7 @@ def summarise(results: Completions) -> dict[str, float]:
       "mean_tokens_se": _standard_error(results.lengths),
       "mean_reasoning_tokens": float(np.mean(results.reasoning_lengths)),
       "format_rate": float(np.mean(results.well_formed)),
+      "timeout_rate": float(np.mean(results.timed_out)),
       "problems": problems,
       "samples": samples,
   }
@@ -141,7 +145,7 @@ def make_sampler(
     mesh: Mesh,
     *,
     vocabulary: Vocabulary,
-    grader: rewards.Grader,
+    grader: Grader,
     param_axes: PyTree,
 ) -> Sampler:
   """`evaluation.samples` completions a prompt, in one compiled program.
@@ -181,6 +185,7 @@ def make_sampler(
         "well_formed": grades.well_formed,
         "lengths": rolled.lengths,
         "reasoning_lengths": grades.reasoning_lengths,
+        "timed_out": grades.timed_out,
     }
     return {name: x.reshape(-1, samples) for name, x in rows.items()}
 

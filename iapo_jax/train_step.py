@@ -11,12 +11,12 @@ from iapo_jax import (
     credit,
     policy,
     probes,
-    rewards,
     rollout,
     sharding,
     update,
 )
 from iapo_jax.config import Config
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.state import StateSpec
 from iapo_jax.types import (
     Array,
@@ -41,7 +41,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     vocabulary: Vocabulary,
-    grader: rewards.Grader,
+    grader: Grader,
     optimizer: optax.GradientTransformation,
     spec: StateSpec,
 ) -> TrainStep:

@@ -137,11 +137,14 @@ class Grades:
     well_formed: bool[b], whether the completion has the asked-for format.
     reasoning_lengths: int32[b], R: tokens that end before `</think>` begins;
       without `</think>` the length less the EOS.
+    timed_out: bool[b], whether comparing the answer took too long; it then
+      counts as wrong.
   """
 
   correct: Array
   well_formed: Array
   reasoning_lengths: Array
+  timed_out: Array
 
 
 @struct.dataclass

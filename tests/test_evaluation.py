@@ -75,7 +75,7 @@ def test_length_at_k_takes_the_first_k(k, expected):
 def test_the_unbiased_length_is_the_mean_over_subsets_for_every_k():
   """`mean_tokens` is what k of the n completions have on average."""
   flags = np.ones((2, 4), bool)
-  results = Completions(flags, flags, LENGTHS, LENGTHS)
+  results = Completions(flags, flags, LENGTHS, LENGTHS, ~flags)
   unbiased = evaluation.summarise(results)["mean_tokens"]
   # ((10 + 20 + 30 + 40) / 4 + (2 + 4 + 6 + 8) / 4) / 2.
   assert unbiased == 15.0
@@ -99,6 +99,7 @@ def test_the_summary_of_a_table():
       well_formed=np.array([[1, 1], [1, 0]], bool),
       lengths=np.array([[10, 20], [30, 40]]),
       reasoning_lengths=np.array([[6, 16], [26, 36]]),
+      timed_out=np.array([[0, 1], [0, 0]], bool),
   )
   summary = evaluation.summarise(results)
   assert summary == pytest.approx({
@@ -110,6 +111,7 @@ def test_the_summary_of_a_table():
       "mean_tokens_se": 10 / math.sqrt(2),
       "mean_reasoning_tokens": 21.0,
       "format_rate": 0.75,
+      "timeout_rate": 0.25,
       "problems": 2,
       "samples": 2,
       "pass@1": 0.75,
@@ -124,7 +126,9 @@ def test_the_summary_of_a_table():
 def test_one_sample_a_problem_has_the_binomial_error():
   correct = np.array([[1], [1], [1], [0]], bool)
   ones = np.ones((4, 1), int)
-  summary = evaluation.summarise(Completions(correct, correct, ones, ones))
+  summary = evaluation.summarise(
+      Completions(correct, correct, ones, ones, ~correct)
+  )
   assert summary["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 
 

@@ -15,10 +15,11 @@ from absl.testing import parameterized
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iapo_jax import config, rewards, sharding
+from iapo_jax import config, sharding
 from iapo_jax.data import arithmetic, tokenizer
 from iapo_jax.errors import ConfigError
-from iapo_jax.rewards import host, text, token_match
+from iapo_jax.rewards import Graded, host, text, token_match
+from iapo_jax.rewards.reward import combine
 from iapo_jax.types import Grades, Prompts, Rollout
 
 WELL_FORMED = (
@@ -239,9 +240,9 @@ class CombineTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_by_hand(self):
-    combine = self.variant(
+    combined = self.variant(
         functools.partial(
-            rewards.combine,
+            combine,
             correct=1.0,
             wrong=-1.0,
             well_formed=0.5,
@@ -252,8 +253,9 @@ class CombineTest(chex.TestCase):
         correct=jnp.array([True, True, False, False]),
         well_formed=jnp.array([True, False, True, False]),
         reasoning_lengths=jnp.zeros(4, jnp.int32),
+        timed_out=jnp.zeros(4, bool),
     )
-    correctness, form = combine(grades)
+    correctness, form = combined(grades)
     np.testing.assert_array_equal(correctness, [1.0, 1.0, -1.0, -1.0])
     np.testing.assert_array_equal(form, [0.5, -0.25, 0.5, -0.25])
     self.assertEqual(correctness.dtype, jnp.float32)
@@ -363,6 +365,14 @@ WORD_CASES = (
 )
 
 
+def exactly(completions, golds):
+  """Right answers are the gold ones, character by character."""
+  return [
+      Graded(text.extract_answer(completion) == gold, None, False)
+      for completion, gold in zip(completions, golds, strict=True)
+  ]
+
+
 class TokenMatchTest(chex.TestCase):
 
   def cases(self):
@@ -380,7 +390,9 @@ class TokenMatchTest(chex.TestCase):
 
   def test_host_by_hand(self):
     for batch in self.cases():
-      self.check_cases(host.grade_tokens(word_level(), *batch))
+      columns = host.grade_tokens(word_level(), *batch, exactly)
+      self.check_cases(columns[:3])
+      self.assertFalse(columns[3].any())
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_tokens_by_hand(self):
@@ -394,7 +406,8 @@ class TokenMatchTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_same_as_the_host(self):
     batch = random_batch(prompts=1200, group=3)
-    correct, well_formed, lengths = host.grade_tokens(word_level(), *batch)
+    columns = host.grade_tokens(word_level(), *batch, exactly)
+    correct, well_formed, lengths, _ = columns
     grades = match(self.variant(match_fn()), *batch)
     np.testing.assert_array_equal(grades.correct, correct)
     np.testing.assert_array_equal(grades.well_formed, well_formed)
@@ -541,7 +554,9 @@ def test_ids_beyond_the_tokenizer_are_unknown_text_to_both_graders():
   lengths = np.array([6, 5])
   gold, gold_lengths = np.array([[word], [word]]), np.array([1, 1])
   ended = np.zeros(2, bool)
-  theirs = host.grade_tokens(tok, tokens, lengths, ended, gold, gold_lengths)
+  theirs = host.grade_tokens(
+      tok, tokens, lengths, ended, gold, gold_lengths, exactly
+  )
   ours = token_match.grade_tokens(
       *map(jnp.asarray, (tokens, lengths, gold, gold_lengths)), tags=tags
   )

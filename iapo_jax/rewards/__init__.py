@@ -1,39 +1,9 @@
 """Grading of completions: in the compiled program, or on decoded text.
 
-A grader maps (rollout, prompts) to `Grades` inside the compiled step. Both
-graders follow the rules of `rewards.text`.
+`grade` grades texts. Nothing here imports JAX but the graders of the compiled
+step (`host`, `token_match`) and `reward`.
 """
 
-from collections.abc import Callable
+from iapo_jax.rewards.grading import Graded, grade
 
-from iapo_jax.types import Array, Grades, Prompts, Rollout
-
-Grader = Callable[[Rollout, Prompts], Grades]
-
-
-def combine(
-    grades: Grades,
-    *,
-    correct: float,
-    wrong: float,
-    well_formed: float,
-    malformed: float,
-) -> tuple[Array, Array]:
-  """The two parts of the reward, fp32[b] each.
-
-  Args:
-    grades: of b completions.
-    correct: part of a right answer.
-    wrong: part of any other.
-    well_formed: part of the asked-for format.
-    malformed: part of any other.
-
-  Returns:
-    The correctness part and the format part; the reward is their sum.
-  """
-  right = grades.correct.astype("float32")
-  formed = grades.well_formed.astype("float32")
-  return (
-      wrong + right * (correct - wrong),
-      malformed + formed * (well_formed - malformed),
-  )
+__all__ = ["Graded", "grade"]

@@ -1,5 +1,7 @@
 """Grading decoded text on the host, from inside the compiled step."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,12 +11,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import sharding
-from iapo_jax.rewards import Grader, text
+from iapo_jax.rewards import grading, text
+from iapo_jax.rewards.grading import Graded
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.types import Grades, Prompts, Rollout
+
+# Completions and their gold answers, as many of each.
+Judge = Callable[[list[str], list[str]], list[Graded]]
+by_meaning: Judge = functools.partial(grading.grade, need_tags=True)
 
 
 def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
-  """A grader that calls back to the host.
+  """A grader that calls back to the host, where answers count by meaning.
 
   The callback runs under `shard_map` over the data axes: every process decodes
   and grades the rows of its own devices, and no row leaves them.
@@ -27,6 +35,8 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
     The grader.
   """
 
+  grading.start()  # while programs compile
+
   def call(rollout: Rollout, prompts: Prompts) -> Grades:
     rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
     counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
@@ -35,16 +45,16 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
       tokens = np.concatenate([np.asarray(block) for block in blocks])
       return grade_tokens(tokenizer, tokens, *map(np.asarray, rest))
 
-    correct, well_formed, lengths = jax.pure_callback(
+    columns = jax.pure_callback(
         on_host,
-        (rows, rows, counts),
+        (rows, rows, counts, rows),
         _blocks(rollout.tokens),
         rollout.lengths,
         rollout.ended,
         prompts.gold,
         prompts.gold_lengths,
     )
-    return Grades(correct, well_formed, lengths)
+    return Grades(*columns)
 
   spec = P(sharding.BATCH_AXES)
 
@@ -78,7 +88,8 @@ def grade_tokens(
     ended: np.ndarray,
     gold: np.ndarray,
     gold_lengths: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    judge: Judge = by_meaning,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Grades completions by the rules of `rewards.text`.
 
   Args:
@@ -88,9 +99,11 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
+    judge: says which answers are right.
 
   Returns:
-    correct bool[b], well_formed bool[b], reasoning lengths int32[b].
+    The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
+    lengths int32[b], timed_out bool[b].
   """
   size, unknown = len(tokenizer), tokenizer.unk_token_id
 
@@ -108,13 +121,15 @@ def grade_tokens(
       for row, n in zip(gold, gold_lengths, strict=True)
   ]
   group = len(tokens) // len(golds)
-  correct = np.zeros(len(tokens), bool)
-  well_formed = np.zeros(len(tokens), bool)
-  reasoning = np.zeros(len(tokens), np.int32)
-  for i, row in enumerate(tokens):
-    ids = row[: lengths[i] - ended[i]].tolist()
-    completion = decode(ids)
-    correct[i] = text.extract_answer(completion) == golds[i // group]
-    well_formed[i] = text.is_well_formed(completion)
-    reasoning[i] = text.reasoning_length(ids, decode)
-  return correct, well_formed, reasoning
+  rows = [
+      row[:n].tolist()
+      for row, n in zip(tokens, lengths - ended, strict=True)
+  ]
+  completions = [decode(ids) for ids in rows]
+  graded = judge(completions, [g for g in golds for _ in range(group)])
+  return (
+      np.array([g.correct for g in graded], bool),
+      np.array([text.is_well_formed(c) for c in completions], bool),
+      np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
+      np.array([g.timed_out for g in graded], bool),
+  )

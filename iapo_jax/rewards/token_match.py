@@ -2,7 +2,7 @@
 
 Where every tag is one token that nothing else can spell, and text is tokens
 joined by white space, the rules of `rewards.text` can be followed on ids and
-give the same results.
+give the same results, where answers must be the gold ones token by token.
 """
 
 from typing import Any, NoReturn
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from iapo_jax.errors import fail
-from iapo_jax.rewards import Grader, text
+from iapo_jax.rewards import text
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.types import Array, Grades, Prompts, Rollout
 
 
@@ -144,7 +145,12 @@ def grade_tokens(
   correct = (end - start == gold_lengths) & jnp.all(
       jnp.where(compared, answer == gold, True), axis=1
   )
-  return Grades(correct, well_formed, jnp.minimum(think_at, lengths))
+  return Grades(
+      correct,
+      well_formed,
+      jnp.minimum(think_at, lengths),
+      timed_out=jnp.zeros_like(correct),
+  )
 
 
 def _last_answer(opens: Array, closes: Array) -> tuple[Array, Array]:

@@ -1,0 +1,190 @@
+r"""Exact numbers of normalised answers."""
+
+import re
+from fractions import Fraction
+
+_LONGEST = 400  # digits
+_LARGEST_EXPONENT = 400
+
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_BRACED = rf"\{{\s*([-+]?\s*(?:{_UNSIGNED}))\s*\}}"
+_RATIO = rf"\\frac\s*{_BRACED}\s*{_BRACED}"
+_NUMBER = re.compile(
+    rf"(?P<signs>[-+]?)\s*(?:(?P<dollar>\\?\$|[€£¥])\s*(?P<sign2>[-+]?)\s*)?"
+    rf"(?:"
+    rf"(?P<ratio>(?:(?P<whole>\d+)\s*)?{_RATIO})"
+    rf"|(?:(?P<whole2>\d+)\s+)?(?P<above>{_UNSIGNED})\s*/\s*"
+    rf"(?P<below>{_UNSIGNED})"
+    rf"|(?P<spaced>\d{{1,3}}(?: \d{{3}})+(?![\d,.]))"
+    rf"|(?P<plain>{_UNSIGNED})"
+    rf"(?:[eE](?P<exponent>[-+]?\d{{1,4}})(?![\d.])"
+    rf"|\s*(?:\\times|\*)\s*10\s*\^\s*(?:\{{\s*(?P<power>[-+]?\s*\d{{1,4}})"
+    rf"\s*\}}|(?P<power2>[-+]?\d{{1,4}})))?"
+    rf")"
+)
+_POWER_OF_TEN = re.compile(
+    r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d{1,4})\s*\}"
+    r"|(?P<bare>[-+]?\d{1,4}))"
+)
+_WORD = r"(?:\\text\s*\{[^{}\\]*\}|[A-Za-z]{2,}\.?)"
+_UNIT = re.compile(
+    rf"\s*(?:{_WORD}|(?<=\s)(?:[a-zA-Z]))"
+    rf"(?:[\s/.'-]*(?:{_WORD}|(?<=[\s/.])[a-zA-Z](?![a-zA-Z])))*"
+    r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?\s*"
+)
+_DEGREE = re.compile(r"\s*\^\\circ\s*[CF]?\s*")
+_SCALES = {
+    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12, "dozen": 12,
+}  # fmt: skip
+# Words after a number that make it another one, or none.
+_NO_UNITS = frozenset({
+    "and", "or", "to", "of", "pi", "sqrt", "squared", "cubed", "half",
+    "halves", "third", "thirds", "quarter", "quarters", "plus", "minus",
+    "times", "over", "divided", "mod", "factorial", "if", "not", "but",
+    "more", "less", "than", "sin", "cos", "tan", "log", "ln", "exp", "root",
+    "power", "infinity", "unknown", "is", "equals", "choose", "base",
+})  # fmt: skip
+
+
+def candidates(text: str) -> frozenset[Fraction]:
+  """The numbers that a normalised answer may stand for.
+
+  Units are left out of account, as problems leave them out; 50 % may be meant
+  as 50 (its problem asks for percent) or as 1/2.
+
+  Args:
+    text: of `spelling.normalise`.
+
+  Returns:
+    At most two numbers; none where the answer is something else.
+  """
+  if match := _POWER_OF_TEN.fullmatch(text):
+    value = _power_of_ten(match.group("braced") or match.group("bare"))
+    if value is None:
+      return frozenset()
+    return frozenset([-value if match.group("sign") == "-" else value])
+  match = _NUMBER.match(text)
+  if not match or len(match.group()) > _LONGEST:
+    return frozenset()
+  value = _value(match)
+  if value is None:
+    return frozenset()
+  return _with_unit(value, text[match.end() :])
+
+
+def _with_unit(value: Fraction, rest: str) -> frozenset[Fraction]:
+  """A number with what follows it."""
+  rest = rest.strip()
+  words = re.findall(r"[A-Za-z]+", re.sub(r"\\[a-z]+", " ", rest).lower())
+  scale = 1
+  if words and words[0] in _SCALES and rest[:1].isalpha():
+    scale = _SCALES[words[0]]
+    rest, words = rest[len(words[0]) :].strip(), words[1:]
+  value *= scale
+  if rest.startswith("%") or (words and words[0] in ("percent", "pct")):
+    after = rest.removeprefix("%").strip()
+    if not after or _is_unit(" " + after, words):
+      return frozenset([value, value / 100])
+    return frozenset()
+  if not rest or _DEGREE.fullmatch(rest) or _is_unit(" " + rest, words):
+    return frozenset([value])
+  return frozenset()
+
+
+def _is_unit(rest: str, words: list[str]) -> bool:
+  return not _NO_UNITS.intersection(words) and bool(_UNIT.fullmatch(rest))
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+  """The number that `_NUMBER` matched; None for a division by zero."""
+  group = match.group
+  try:
+    if group("ratio"):
+      above, below = (
+          _decimal(x) for x in match.group(*_ratio_groups(match))
+      )
+      value = _decimal(group("whole") or "0") + above / below
+    elif group("above"):
+      value = _decimal(group("whole2") or "0")
+      value += _decimal(group("above")) / _decimal(group("below"))
+    elif group("spaced"):
+      value = _decimal(group("spaced").replace(" ", ""))
+    else:
+      value = _decimal(group("plain"))
+      exponent = group("exponent") or group("power") or group("power2")
+      if exponent:
+        scale = _power_of_ten(exponent)
+        if scale is None:
+          return None
+        value *= scale
+  except ZeroDivisionError:
+    return None
+  negative = (group("signs") == "-") != (group("sign2") == "-")
+  return -value if negative else value
+
+
+def _ratio_groups(match: re.Match[str]) -> tuple[int, int]:
+  """The numbers of the two unnamed groups, after `whole`."""
+  first = match.re.groupindex["whole"] + 1
+  return first, first + 1
+
+
+def _decimal(text: str) -> Fraction:
+  text = text.replace(",", "").replace(" ", "")
+  if text.endswith("."):
+    text += "0"
+  return Fraction(text)
+
+
+def _power_of_ten(exponent: str) -> Fraction | None:
+  power = int(exponent.replace(" ", ""))
+  return Fraction(10) ** power if abs(power) <= _LARGEST_EXPONENT else None
+
+
+def equal(
+    answer: str,
+    numbers: frozenset[Fraction],
+    golds: frozenset[Fraction],
+) -> bool:
+  """Whether an answer's number is a gold one.
+
+  A gold without end in decimals (1/3) is also met by six or more of its
+  digits, rightly rounded or cut.
+
+  Args:
+    answer: the normalised answer.
+    numbers: its `candidates`.
+    golds: those of the gold answer.
+
+  Returns:
+    Whether it is right.
+  """
+  if numbers & golds:
+    return True
+  decimals = re.search(r"\.(\d+)", answer)
+  digits = re.sub(r"\D", "", answer).lstrip("0")
+  if not decimals or len(digits) < 6 or "/" in answer or "\\" in answer:
+    return False
+  last = Fraction(1, 10 ** len(decimals.group(1)))
+  return any(
+      _is_endless(gold) and _shortens(number, gold, last)
+      for number in numbers
+      for gold in golds
+  )
+
+
+def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
+  """Whether it is the gold one, rounded or cut to units of `last`."""
+  error = abs(number - gold)
+  cut = abs(number) < abs(gold) and error < last
+  return error <= last / 2 or cut
+
+
+def _is_endless(number: Fraction) -> bool:
+  """Whether its decimals never end."""
+  rest = number.denominator
+  for prime in (2, 5):
+    while rest % prime == 0:
+      rest //= prime
+  return rest != 1

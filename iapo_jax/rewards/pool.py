@@ -1,0 +1,187 @@
+"""A pool of processes that compare answers and can be killed.
+
+Processes are spawned, never forked (JAX has threads), and speak lines of text:
+nothing is pickled, and the main program is not imported a second time.
+"""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import connection
+from typing import IO
+
+Task = tuple[str, str, bool]  # answer, gold answer, whether the first is prose
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_MODULE = "iapo_jax.rewards.worker"
+_START_SECONDS = 300.0
+
+
+class Pool:
+  """Processes that are started when first needed."""
+
+  def __init__(
+      self, workers: int, *, soft_seconds: float, hard_seconds: float
+  ) -> None:
+    """Makes a pool.
+
+    Args:
+      workers: how many processes.
+      soft_seconds: CPU time for one answer; the process survives it.
+      hard_seconds: wall-clock time for one answer; the process does not.
+    """
+    self._size = workers
+    self._limits = soft_seconds, hard_seconds
+    self._workers: list[_Worker] = []
+    self._lock = threading.Lock()
+
+  def start(self) -> None:
+    """Starts the processes without waiting for them."""
+    with self._lock:
+      self._fill()
+
+  def compare(self, tasks: Sequence[Task]) -> list[bool | None]:
+    """Compares answers with gold answers.
+
+    Args:
+      tasks: n of them.
+
+    Returns:
+      n decisions; None where one took too long.
+
+    Raises:
+      RuntimeError: where no process can be started.
+    """
+    with self._lock:
+      self._fill()
+      return self._run(tasks)
+
+  def close(self) -> None:
+    """Ends all processes; new ones are started should they be needed."""
+    with self._lock:
+      for worker in self._workers:
+        worker.kill()
+      self._workers.clear()
+
+  def _fill(self) -> None:
+    while len(self._workers) < self._size:
+      self._workers.append(_Worker(*self._limits))
+
+  def _run(self, tasks: Sequence[Task]) -> list[bool | None]:
+    waiting = collections.deque(enumerate(tasks))
+    results: list[bool | None] = [None] * len(tasks)
+    left = len(tasks)
+    while left:
+      for worker in self._workers:
+        if worker.is_idle and waiting:
+          worker.send(*waiting.popleft())
+      busy = [worker for worker in self._workers if not worker.is_idle]
+      soonest = min(worker.deadline for worker in busy)
+      readable = connection.wait(
+          [worker.replies for worker in busy],
+          max(soonest - time.monotonic(), 0.0),
+      )
+      for worker in busy:
+        index = worker.task
+        if worker.replies in readable:
+          decision = worker.receive()
+        elif worker.deadline <= time.monotonic():
+          decision = None
+          worker.kill()
+        else:
+          continue
+        if index is not None:
+          results[index] = decision
+          left -= 1
+        if worker.is_dead:
+          self._replace(worker)
+    return results
+
+  def _replace(self, worker: "_Worker") -> None:
+    self._workers.remove(worker)
+    if not worker.was_ready:
+      raise RuntimeError(
+          f"a grading process ended as it started: {worker.command} tells why"
+      )
+    self._fill()
+
+
+class _Worker:
+  """One process.
+
+  Attributes:
+    task: the index of what it works on.
+    deadline: by the monotonic clock, when it is given up.
+    was_ready: whether it ever came up.
+    is_dead: whether it has ended.
+  """
+
+  def __init__(self, soft_seconds: float, hard_seconds: float) -> None:
+    self._seconds = hard_seconds
+    # Its own watchdog is the second one: it shall not outlive this process.
+    arguments = ["-m", _MODULE, str(soft_seconds), str(hard_seconds + 1)]
+    self.command = " ".join(["python", *arguments])
+    paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, paths))
+    self._process = subprocess.Popen(
+        [sys.executable, "-P", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C is the main program's
+    )
+    self.task: int | None = None
+    self.deadline = time.monotonic() + _START_SECONDS
+    self.was_ready = False
+    self.is_dead = False
+
+  @property
+  def replies(self) -> IO[bytes]:
+    """What it writes to."""
+    return self._process.stdout
+
+  @property
+  def is_idle(self) -> bool:
+    """Whether it waits for a task."""
+    return self.was_ready and self.task is None
+
+  def send(self, index: int, task: Task) -> None:
+    """Hands it a task."""
+    answer, gold, prose = task
+    request = {"answer": answer, "gold": gold, "prose": prose}
+    self.task = index
+    self.deadline = time.monotonic() + self._seconds
+    # Should it have ended, `receive` will find out.
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(json.dumps(request).encode() + b"\n")
+      self._process.stdin.flush()
+
+  def receive(self) -> bool | None:
+    """Reads its reply: a decision, or None for none in time."""
+    reply = self.replies.readline().decode().strip()
+    if reply == "ready":
+      self.was_ready = True
+    elif reply not in ("yes", "no", "late"):
+      self.kill()
+    self.task = None
+    self.deadline = math.inf
+    return {"yes": True, "no": False}.get(reply)
+
+  def kill(self) -> None:
+    """Ends it, whatever it does."""
+    self._process.kill()
+    self._process.wait()
+    for stream in (self._process.stdin, self._process.stdout):
+      with contextlib.suppress(OSError):  # of what it never read
+        stream.close()
+    self.task = None
+    self.is_dead = True

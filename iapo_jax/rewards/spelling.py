@@ -1,0 +1,151 @@
+r"""One spelling of an answer: LaTeX without wrappers, cosmetics and synonyms.
+
+Every pattern is applied to at most `LONGEST` characters, and none can go back
+over what it matched more than a constant number of times.
+"""
+
+import re
+import unicodedata
+
+# Longer answers are wrong, unread. The longest gold answer of GSM8K, MATH-500,
+# DAPO-Math-17k and AIME has fewer than 80 characters.
+LONGEST = 1000
+
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_SYMBOLS = {
+    **dict.fromkeys("−–—‒﹣－", "-"),
+    **dict.fromkeys("×⋅·∙", r"\times "),
+    **dict.fromkeys("÷∕⁄／", "/"),
+    **dict.fromkeys("\u00a0\u2009\u202f\u3000", " "),
+    **dict.fromkeys("′’‘", "'"),
+    **dict.fromkeys("”“", '"'),
+    "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm ",
+    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
+    "∅": r"\emptyset ", "∈": r"\in ", "％": "%", "＝": "=", "，": ",",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
+}  # fmt: skip
+_TRANSLATION = str.maketrans(_SYMBOLS)
+_VULGAR = re.compile(r"[¼-¾⅐-⅞]")
+_SUPERSCRIPT = re.compile(r"[⁻⁺]?[⁰¹²³⁴-⁹]+")
+_SUBSCRIPT = re.compile(r"[₀-₉]+")
+_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())")
+_CALLED_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[({])")
+_PARENTHESISED_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
+
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~"
+)
+_COSMETIC = re.compile(
+    r"\\(?:displaystyle|textstyle|limits|nolimits|left|right"
+    r"|[bB]igg?[lrm]?)(?![A-Za-z])\s*"
+)
+_TEXT = re.compile(
+    r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm"
+    r"|mathbf|mathit|mathsf|mathtt|operatorname)(?=\s*\{)"
+)
+_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_BARE_FRACTION = re.compile(
+    r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(?=\{)|(\{[^{}]*\})\s*(\d))"
+)
+_BARE_ROOT = re.compile(r"\\sqrt\s*(\d)")
+_DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b")
+_SYNONYMS = re.compile(
+    r"\\(cdot|ast|leq|geq|neq|lbrace|rbrace|lbrack|rbrack|colon|varnothing"
+    r"|dollar|percent|infin|lparen|rparen|setminus)(?![A-Za-z])"
+)
+_SYNONYM_OF = {
+    "cdot": r"\times ", "ast": r"\times ", "leq": r"\le ", "geq": r"\ge ",
+    "neq": r"\ne ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
+    "rbrack": "]", "colon": ":", "varnothing": r"\emptyset ",
+    "dollar": r"\$", "percent": "%", "infin": r"\infty ", "lparen": "(",
+    "rparen": ")", "setminus": r"\backslash ",
+}  # fmt: skip
+
+_LEAD_IN = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then|and|finally)\b[,:]?\s*)?"
+    r"(?:the\s+)?(?:(?:final|correct|right|exact)\s+)?"
+    r"(?:answer|result|solution|value)\s*(?:is\b|:|=)\s*:?\s*",
+    re.IGNORECASE,
+)
+_WRAPPERS = (
+    ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"),
+    ("__", "__"), ("```", "```"), ("`", "`"), ('"', '"'), ("'", "'"),
+)  # fmt: skip
+
+
+def normalise(text: str) -> str:
+  r"""One spelling of what means the same to any reader.
+
+  Args:
+    text: an answer of at most `LONGEST` characters.
+
+  Returns:
+    LaTeX with single blanks: fractions as `\frac{a}{b}`, roots as
+    `\sqrt{a}`, products as `\times`, words as `\text{...}` where they were
+    in any such command, degrees, spacing and size commands gone.
+  """
+  text = _INVISIBLE.sub("", text)
+  text = _VULGAR.sub(_spell_vulgar, text)
+  text = _SUPERSCRIPT.sub(lambda m: "^{" + _plain(m.group()) + "}", text)
+  text = _SUBSCRIPT.sub(lambda m: "_{" + _plain(m.group()) + "}", text)
+  text = text.translate(_TRANSLATION)
+  text = unicodedata.normalize("NFKC", text)
+  text = _unwrap(text)
+  text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\!", "")
+  text = _SPACES.sub(" ", text)
+  text = _COSMETIC.sub("", text)
+  text = _FRACTION.sub(r"\\frac", text)
+  text = _SYNONYMS.sub(lambda m: _SYNONYM_OF[m.group(1)], text)
+  text = _TEXT.sub(r"\\text", text)
+  text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1)}}}" if m.group(1) else
+                   r"\sqrt", text)  # fmt: skip
+  text = _CALLED_ROOT.sub(r"\\sqrt", text)
+  text = _PARENTHESISED_ROOT.sub(r"\\sqrt{\1}", text)
+  text = _BARE_FRACTION.sub(_brace_fraction, text)
+  text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
+  text = _DEGREES.sub(r"^\\circ ", text)
+  text = text.replace(r"\%", "%").replace("**", "^")
+  text = " ".join(text.split())
+  return _unwrap(text)
+
+
+def _plain(text: str) -> str:
+  return unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
+
+
+def _spell_vulgar(match: re.Match[str]) -> str:
+  """½ as a fraction; after digits it is the rest of a mixed number."""
+  above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
+  return rf" \frac{{{above}}}{{{below}}}"
+
+
+def _brace_fraction(match: re.Match[str]) -> str:
+  r"""LaTeX's short forms: \frac12, \frac1{23}, \frac{12}3."""
+  if match.group(1):
+    return rf"\frac{{{match.group(1)}}}{{{match.group(2)}}}"
+  if match.group(3):
+    return rf"\frac{{{match.group(3)}}}"
+  return rf"\frac{match.group(4)}{{{match.group(5)}}}"
+
+
+def _unwrap(text: str) -> str:
+  """Without what surrounds an answer: markup, quotes, stops, lead-ins."""
+  while True:
+    before = text
+    text = _LEAD_IN.sub("", text.strip()).strip()
+    text = _strip_stops(text)
+    for opening, closing in _WRAPPERS:
+      inner = text[len(opening) : -len(closing)]
+      wrapped = text.startswith(opening) and text.endswith(closing)
+      if wrapped and inner.strip() and closing not in inner:
+        text = inner.strip()
+        break
+    if text == before:
+      return text
+
+
+def _strip_stops(text: str) -> str:
+  """Without the full stops and commas that end a sentence."""
+  stripped = text.rstrip(" .,;:")
+  # A backslash makes a space of the comma or the semicolon after it.
+  return stripped[:-1] if stripped.endswith("\\") else stripped
