@@ -8,6 +8,7 @@ parts: it may run for ever, and belongs into a process that can be killed.
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Sequence
 
@@ -22,9 +23,12 @@ _CHOICE = re.compile(
 _WORDS_GOLD = re.compile(r"\\text\s*\{[^{}]*[A-Za-z][^{}]*\}|[A-Za-z]{2,}")
 # A computer algebra system would write these numbers out.
 _ENDLESS = re.compile(
-    r"\^[\s{(]*[-+]?\d+[\s})]*\^|\^[\s{(]*[-+]?\d{5,}|\d{401,}"
-    r"|\d{4,}[\s)}]*!|![\s)}]*!"
+    r"\^[\s{(]*[-+]?\d{5,}|\d{401,}|\d{4,}[\s)}]*!|![\s)}]*!"
+    r"|(?:\^[\s{(]*[-+]?\d+[\s})]*){3}"
 )
+_TOWER = re.compile(r"\^[\s{(]*[-+]?(\d+)[\s})]*\^[\s{(]*[-+]?(\d+)")
+_LARGEST_EXPONENT = 10_000
+_IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _MOST_NESTED = 30
 _OPENING, _CLOSING = "([{", ")]}"
 _TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|.", re.DOTALL)
@@ -42,8 +46,6 @@ _ASSIGNED = re.compile(
     r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w{1,3}\}?)?(?:\([a-zA-Z](?:,\s*[a-z])*\))?"
     r"\s*=\s*(.+)"
 )
-_FEWEST_WORDS = 2
-
 
 def settle(answer: str, gold: str) -> bool | None:
   """Whether an answer is right, where its spelling shows it.
@@ -68,7 +70,7 @@ def settle(answer: str, gold: str) -> bool | None:
     return numbers.equal(mine, mine_numbers, golds)
   if _WORDS_GOLD.fullmatch(theirs):
     return _words(mine) == _words(theirs)
-  if _ENDLESS.search(mine) and not _ENDLESS.search(theirs):
+  if _is_endless(mine) and not _is_endless(theirs):
     return False
   if _depth(mine) > _MOST_NESTED:
     return False
@@ -94,6 +96,16 @@ def _squeezed(text: str) -> str:
 def _words(text: str) -> str:
   text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
   return " ".join(text.casefold().replace("-", " ").split()).strip(" .")
+
+
+def _is_endless(text: str) -> bool:
+  """Whether it may take for ever to write out its powers and factorials."""
+  if _ENDLESS.search(text):
+    return True
+  return any(
+      int(upper) * math.log(max(int(lower), 1)) > math.log(_LARGEST_EXPONENT)
+      for lower, upper in _TOWER.findall(text)
+  )
 
 
 def _depth(text: str) -> int:
@@ -148,11 +160,10 @@ def _same(mine: str, theirs: str) -> bool:
       return _same_members(ours, golds)
   ours, golds = _bracketed(mine), _bracketed(theirs)
   if ours and golds:
-    if ours[0] != golds[0] or len(ours[1]) != len(golds[1]):
-      return False
-    if ours[0] == "{}":
-      return _same_members(ours[1], golds[1])
-    return all(map(_same, ours[1], golds[1]))
+    if ours[0] == golds[0] == "{}":
+      return _same_set(ours[1], golds[1])
+    same_shape = ours[0] == golds[0] and len(ours[1]) == len(golds[1])
+    return same_shape and all(map(_same, ours[1], golds[1]))
   if ours or golds:
     return False
   return _same_leaf(mine, theirs)
@@ -167,6 +178,13 @@ def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
       return False
     left.remove(match)
   return not left
+
+
+def _same_set(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+  """Whether each holds all members of the other."""
+  return all(any(_same(x, y) for y in theirs) for x in mine) and all(
+      any(_same(x, y) for x in mine) for y in theirs
+  )
 
 
 def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
@@ -274,6 +292,10 @@ def _same_leaf(mine: str, theirs: str) -> bool:
   decided = settle(mine, theirs)
   if decided is not None:
     return decided
+  if based := _IN_BASE.fullmatch(theirs):
+    # A problem that asks for a base may be answered without saying it again.
+    written = _IN_BASE.fullmatch(mine)
+    return (written.groups() if written else (mine, based[2])) == based.groups()
   import math_verify
 
   golds, answers = _parse(theirs), _parse(mine)

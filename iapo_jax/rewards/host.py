@@ -34,7 +34,6 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   Returns:
     The grader.
   """
-
   grading.start()  # while programs compile
 
   def call(rollout: Rollout, prompts: Prompts) -> Grades:

@@ -22,14 +22,20 @@ _NUMBER = re.compile(
     rf"\s*\}}|(?P<power2>[-+]?\d{{1,4}})))?"
     rf")"
 )
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}")
 _POWER_OF_TEN = re.compile(
     r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d{1,4})\s*\}"
     r"|(?P<bare>[-+]?\d{1,4}))"
 )
-_WORD = r"(?:\\text\s*\{[^{}\\]*\}|[A-Za-z]{2,}\.?)"
+_SHORT_UNITS = (
+    "m|g|s|h|L|l|J|N|W|V|K|C|F|cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs"
+    "|oz|hr|hrs|min|mins|sec|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|USD|EUR"
+)
+_WORD = rf"(?:\\text\s*\{{[^{{}}\\]*\}}|(?:{_SHORT_UNITS})\b\.?)"
+# Letters right after a number are rather its factors.
+_NAME = r"(?<=[\s/.'-])[A-Za-z]{3,}\.?|(?<!\s)[A-Za-z]{4,}"
 _UNIT = re.compile(
-    rf"\s*(?:{_WORD}|(?<=\s)(?:[a-zA-Z]))"
-    rf"(?:[\s/.'-]*(?:{_WORD}|(?<=[\s/.])[a-zA-Z](?![a-zA-Z])))*"
+    rf"\s*(?:{_WORD}|{_NAME})(?:[\s/.'-]*(?:{_WORD}|{_NAME}|(?<=\s)a\b))*"
     r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?\s*"
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*[CF]?\s*")
@@ -64,6 +70,8 @@ def candidates(text: str) -> frozenset[Fraction]:
     if value is None:
       return frozenset()
     return frozenset([-value if match.group("sign") == "-" else value])
+  if match := _REPEATING.fullmatch(text):
+    return frozenset([_repeating(*match.groups())])
   match = _NUMBER.match(text)
   if not match or len(match.group()) > _LONGEST:
     return frozenset()
@@ -73,23 +81,27 @@ def candidates(text: str) -> frozenset[Fraction]:
   return _with_unit(value, text[match.end() :])
 
 
+def _repeating(sign: str, whole: str, once: str, again: str) -> Fraction:
+  """A decimal that ends in the same digits again and again."""
+  value = Fraction(f"{whole or 0}.{once or 0}")
+  value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(once))
+  return -value if sign == "-" else value
+
+
 def _with_unit(value: Fraction, rest: str) -> frozenset[Fraction]:
   """A number with what follows it."""
-  rest = rest.strip()
   words = re.findall(r"[A-Za-z]+", re.sub(r"\\[a-z]+", " ", rest).lower())
   scale = 1
-  if words and words[0] in _SCALES and rest[:1].isalpha():
+  if words and words[0] in _SCALES and rest.lstrip()[:1].isalpha():
     scale = _SCALES[words[0]]
-    rest, words = rest[len(words[0]) :].strip(), words[1:]
+    rest, words = rest.lstrip()[len(words[0]) :], words[1:]
   value *= scale
-  if rest.startswith("%") or (words and words[0] in ("percent", "pct")):
-    after = rest.removeprefix("%").strip()
-    if not after or _is_unit(" " + after, words):
-      return frozenset([value, value / 100])
+  percent = words[:1] in (["percent"], ["pct"]) or rest.lstrip()[:1] == "%"
+  rest = rest.lstrip().removeprefix("%") if "%" in rest else rest
+  known = not rest.strip() or _DEGREE.fullmatch(rest) or _is_unit(rest, words)
+  if not known:
     return frozenset()
-  if not rest or _DEGREE.fullmatch(rest) or _is_unit(" " + rest, words):
-    return frozenset([value])
-  return frozenset()
+  return frozenset([value, value / 100] if percent else [value])
 
 
 def _is_unit(rest: str, words: list[str]) -> bool:

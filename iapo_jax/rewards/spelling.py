@@ -62,9 +62,10 @@ _SYNONYM_OF = {
 }  # fmt: skip
 
 _LEAD_IN = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then|and|finally)\b[,:]?\s*)?"
+    r"^(?:\\text\s*\{\s*)?"
+    r"(?:(?:so|thus|hence|therefore|then|and|finally)\b[,:]?\s*)?"
     r"(?:the\s+)?(?:(?:final|correct|right|exact)\s+)?"
-    r"(?:answer|result|solution|value)\s*(?:is\b|:|=)\s*:?\s*",
+    r"(?:answer|result|solution|value)\s*(?:is\b|:|=)\s*:?\s*\}?\s*",
     re.IGNORECASE,
 )
 _WRAPPERS = (
