@@ -165,7 +165,7 @@ def _run(
   if _SMALL.value:
     config.warm_start.num_steps = min(config.warm_start.num_steps, 4)
     config.num_steps = min(config.num_steps, 2)
-    config.data.update({"train_problems": 64, "test_problems": 64})
+    config.data.arithmetic.update({"train_problems": 64, "test_problems": 64})
     config.evaluation.update({"problems": 64, "batch_size": 64})
   print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)
   trainer.train(config_lib.parse(config), folders[method, seed])

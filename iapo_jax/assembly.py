@@ -11,7 +11,7 @@ from iapo_jax import evaluation, model_config, sharding
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
-from iapo_jax.errors import fail
+from iapo_jax.errors import ConfigError, fail
 from iapo_jax.hf import folder
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.optimizer import make_optimizer
@@ -72,14 +72,10 @@ def assemble(
   Raises:
     ConfigError: for a rule that the data, tokenizer or devices break.
   """
-  pretrained = None
-  if cfg.model.pretrained:
-    pretrained = _kept(home, folder.KEPT) or folder.find(cfg.model.pretrained)
+  pretrained, chosen, problems = _find(cfg, home)
+  if pretrained:
     cfg = _fill_model(cfg, folder.read_model(pretrained))
-  chosen = None
-  if cfg.data.tokenizer:
-    chosen = _kept(home, folder.TOKENIZER) or folder.find(cfg.data.tokenizer)
-  task = task_lib.load(cfg, pretrained, chosen)
+  task = task_lib.load(cfg, problems, pretrained, chosen)
   if not pretrained:
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
   _check_ids(cfg, task)
@@ -158,6 +154,34 @@ def _stage(
       credit=parts.cfg.credit,
   )
   return Stage(optimizer, spec)
+
+
+def _find(
+    cfg: Config, home: pathlib.Path | None
+) -> tuple[pathlib.Path | None, pathlib.Path | None, task_lib.Problems]:
+  """Model folder, tokenizer folder and problems, or all that is missing.
+
+  A newcomer without a network shall not find that out one by one.
+  """
+  folders = (
+      (cfg.model.pretrained, folder.KEPT, "model.pretrained"),
+      (cfg.data.tokenizer, folder.TOKENIZER, "data.tokenizer"),
+  )
+  found: list[pathlib.Path | None] = []
+  missing: list[str] = []
+  for name, kept, field in folders:
+    try:
+      place = (_kept(home, kept) or folder.find(name)) if name else None
+      found.append(place)
+    except ConfigError as error:
+      missing.append(f"{error}; name a folder with --config.{field}=FOLDER")
+  try:
+    problems = task_lib.read(cfg.data)
+  except ConfigError as error:
+    missing.append(str(error))
+  if missing:
+    raise ConfigError(". ".join(missing))
+  return found[0], found[1], problems
 
 
 def _kept(home: pathlib.Path | None, name: str) -> pathlib.Path | None:

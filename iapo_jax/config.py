@@ -29,26 +29,17 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """The task and how its text becomes arrays.
+class ArithmeticConfig:
+  """The synthetic task.
 
   Attributes:
-    operands: numbers in each arithmetic problem.
+    operands: numbers in each problem.
     max_operand: they lie in 1 .. this.
     max_total: every running total lies in 0 .. this.
     redundancy: share of the warm-start chains with redundant steps.
     train_problems: distinct, shared with no other split.
     validation_problems: distinct, shared with no other split.
     test_problems: distinct, shared with no other split.
-    max_prompt_tokens: p.
-    max_gold_tokens: a.
-    chat_template: whether problems are put as a user's message, by the chat
-      template of the tokenizer.
-    chat_date: YYYY-MM-DD, which chat templates print as today's.
-    tokenizer: a Hugging Face folder or hub name; by default the pretrained
-      model's, or the task's words.
-    overlong: a prompt beyond p is an error, is skipped (and counted), or
-      loses its beginning (and is counted).
   """
 
   operands: int = 4
@@ -58,12 +49,59 @@ class DataConfig:
   train_problems: int = 6000
   validation_problems: int = 512
   test_problems: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The task and how its text becomes arrays.
+
+  Attributes:
+    task: `arithmetic`, or a published data set: `gsm8k`, `math500`,
+      `dapo_math`, `commonsense_qa`, `aime24`, `aime25`.
+    source_dir: a folder with the data set's files; by default they are
+      fetched, unless they were before.
+    prepared_dir: where prepared data sets are kept; TFDS's own place by
+      default.
+    split: `published` (train and test as they are), or `80_20` (all problems
+      of a data set that has one of them, in an order of its own: 80 % train,
+      20 % test).
+    split_seed: of that order, and of which problems validate.
+    first_rows: how many of the published train problems (of a data set without
+      them: of the test problems) are used, the first ones; 0 is all.
+    validation_problems: held out from train.
+    prompt: `plain` (the problem alone) or `think_answer` (instructions, a
+      worked example, the problem).
+    instructions: whether those are a `system` message, or begin the first
+      `user` message, for templates that know no system.
+    max_prompt_tokens: p.
+    max_gold_tokens: a.
+    chat_template: whether prompts are messages, put together by the chat
+      template of the tokenizer.
+    chat_date: YYYY-MM-DD, which chat templates print as today's.
+    tokenizer: a Hugging Face folder or hub name; by default the pretrained
+      model's, or the synthetic task's words.
+    overlong: a prompt beyond p is an error, is skipped (and counted), or
+      loses its beginning (and is counted). So is, but never cut, a worked
+      solution beyond the longest completion.
+    arithmetic: of the synthetic task.
+  """
+
+  task: str = "arithmetic"
+  source_dir: str = ""
+  prepared_dir: str = ""
+  split: str = "published"
+  split_seed: int = 42
+  first_rows: int = 0
+  validation_problems: int = 256
+  prompt: str = "plain"
+  instructions: str = "system"
   max_prompt_tokens: int = 16
   max_gold_tokens: int = 1
   chat_template: bool = False
   chat_date: str = "2026-01-01"
   tokenizer: str = ""
   overlong: str = "error"
+  arithmetic: ArithmeticConfig = ArithmeticConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,20 @@ from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig, RopeConfig
 
 if typing.TYPE_CHECKING:
-  from iapo_jax.config import Config
+  from iapo_jax.config import Config, DataConfig
 
 CREDIT_MODES = ("grpo", "length_penalty", *advantages.TOKEN_CREDITS)
 OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
 DTYPES = ("float32", "bfloat16")
 EVALUATED = ("last", "best")
+TASKS = (
+    "arithmetic", "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24",
+    "aime25",
+)  # fmt: skip
+SPLITS = ("published", "80_20")
+PROMPTS = ("plain", "think_answer")
+INSTRUCTIONS = ("system", "user")
 
 
 def check(c: "Config") -> None:
@@ -35,13 +42,7 @@ def check(c: "Config") -> None:
         f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
         f" {_divisors(c.prompts_per_step)}",
     )
-  try:
-    datetime.date.fromisoformat(c.data.chat_date)
-  except ValueError:
-    fail("data.chat_date", c.data.chat_date, "must be a date, YYYY-MM-DD")
-  if c.data.chat_template and c.data.overlong == "truncate_left":
-    rule = "goes not with data.chat_template, whose beginning is needed"
-    fail("data.overlong", c.data.overlong, rule)
+  _check_data(c.data)
   e = c.evaluation
   if e.batch_size % e.samples:
     fail(
@@ -65,6 +66,25 @@ def check(c: "Config") -> None:
         True,
         "needs credit.mode paper or to_go (there is nothing to shuffle)",
     )
+
+
+def _check_data(d: "DataConfig") -> None:
+  try:
+    datetime.date.fromisoformat(d.chat_date)
+  except ValueError:
+    fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
+  if d.overlong == "truncate_left" and (
+      d.chat_template or d.prompt == "think_answer"
+  ):
+    rule = "goes not with a prompt whose beginning is needed"
+    fail("data.overlong", d.overlong, rule)
+  if d.task != "arithmetic":
+    return
+  for field in ("source_dir", "prepared_dir", "first_rows"):
+    if value := getattr(d, field):
+      fail(f"data.{field}", value, "is of no use to data.task arithmetic")
+  if d.prompt != "plain":
+    fail("data.prompt", d.prompt, "must be plain with data.task arithmetic")
 
 
 def check_model(m: ModelConfig) -> None:
@@ -160,6 +180,10 @@ def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
 
 def _check_choices(c: "Config") -> None:
   choices = {
+      "data.task": (c.data.task, TASKS),
+      "data.split": (c.data.split, SPLITS),
+      "data.prompt": (c.data.prompt, PROMPTS),
+      "data.instructions": (c.data.instructions, INSTRUCTIONS),
       "data.overlong": (c.data.overlong, OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
@@ -179,25 +203,26 @@ def _bounds() -> dict[str, tuple[float, float]]:
   """The least and the largest value of numbers, both allowed."""
   inf = math.inf
   at_least_one = (
-      "prompts_per_step", "data.max_operand", "data.max_total",
-      "data.train_problems",
-      "data.validation_problems", "data.test_problems",
-      "data.max_prompt_tokens", "data.max_gold_tokens", "probe.chunk",
+      "prompts_per_step", "data.arithmetic.max_operand",
+      "data.arithmetic.max_total", "data.arithmetic.train_problems",
+      "data.arithmetic.validation_problems", "data.arithmetic.test_problems",
+      "data.validation_problems", "data.max_prompt_tokens",
+      "data.max_gold_tokens", "probe.chunk",
       "credit.horizon", "loss.num_updates", "loss.micro_batches",
       "loss.head_chunk", "warm_start.batch_size", "evaluation.problems",
       "evaluation.samples", "evaluation.batch_size", "log.samples",
   )  # fmt: skip
   at_least_two = (
-      "group_size", "data.operands", "rollout.max_tokens",
+      "group_size", "data.arithmetic.operands", "rollout.max_tokens",
       "checkpoint.keep_last",
   )  # fmt: skip
   not_negative = (
-      "num_steps", "loss.clip_high", "loss.kl_weight",
+      "num_steps", "data.first_rows", "loss.clip_high", "loss.kl_weight",
       "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
   shares = (
-      "data.redundancy", "credit.discount", "loss.clip_low",
+      "data.arithmetic.redundancy", "credit.discount", "loss.clip_low",
       "warm_start.early_share", "warm_start.early_full_share",
   )  # fmt: skip
   for stage in ("optimizer", "warm_start.optimizer"):
@@ -205,7 +230,7 @@ def _bounds() -> dict[str, tuple[float, float]]:
     not_negative += tuple(f"{stage}.{name}" for name in fields)
     shares += (f"{stage}.b1", f"{stage}.b2")
   return (
-      {"seed": (0, 2**32 - 1)}
+      {"seed": (0, 2**32 - 1), "data.split_seed": (0, 2**32 - 1)}
       | dict.fromkeys(at_least_one, (1, inf))
       | dict.fromkeys(at_least_two, (2, inf))
       | dict.fromkeys(not_negative, (0, inf))

@@ -225,8 +225,8 @@ def warm_start(
         num_steps=cfg.warm_start.num_steps,
         compile_step=lambda state, batch: step.lower(state, batch).compile(),
         records=pipeline.batches(
-            len(task.tables["train"].kept),
-            lambda index: {"index": index},
+            len(task.demonstrable),
+            lambda index: {"index": task.demonstrable[index]},
             batch_size=cfg.warm_start.batch_size,
             seed=cfg.seed,
             augment=demonstrate,
@@ -436,4 +436,6 @@ def _introduction(parts: Assembly) -> str:
       f" {table.truncated} truncated"
       for name, table in parts.task.tables.items()
   ]
+  if parts.task.note:
+    lines.append(f"note       {parts.task.note}")
   return "\n".join(lines)

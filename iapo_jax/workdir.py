@@ -18,6 +18,7 @@ SUMMARY = "summary.json"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _LOCK = "lock"
+_DATA = "data.json"
 
 
 @contextlib.contextmanager
@@ -108,6 +109,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
     _check_same(ours, read_config(workdir), workdir)
+    _check_data(parts, workdir)
     if is_finished(workdir):
       return True
     _compare_environment(workdir, parts)
@@ -127,8 +129,25 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
     folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
   elif not name:
     parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
+  if parts.task.fingerprint:
+    files.write_json(workdir / _DATA, parts.task.fingerprint)
   files.write_json(workdir / _CONFIG, ours)
   return False
+
+
+def _check_data(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether the problems are still those that the run began with."""
+  if not parts.task.fingerprint:
+    return
+  theirs = files.read_json(workdir / _DATA)
+  for split, ours in parts.task.fingerprint.items():
+    if theirs.get(split) != ours:
+      source = parts.cfg.data.source_dir
+      raise ConfigError(
+          f"config.data.source_dir = {source!r}: the {split} problems are not"
+          f" those that the run in {str(workdir)!r} began with; give it its"
+          " files again, or use another --workdir"
+      )
 
 
 def _check_same(
@@ -136,6 +155,9 @@ def _check_same(
 ) -> None:
   for field in ours | theirs:
     values = ours.get(field), theirs.get(field)
+    # Places: the run keeps what it needs of two, and checks the other's data.
+    if field in ("data.source_dir", "data.prepared_dir"):
+      continue
     names = ("init_from", "model.pretrained", "data.tokenizer")
     if field in names and all(values):
       # However its path was written.

@@ -20,9 +20,9 @@ TINY = (
     "--config.prompts_per_step=2",
     "--config.group_size=2",
     "--config.rollout.max_tokens=8",
-    "--config.data.train_problems=16",
-    "--config.data.validation_problems=8",
-    "--config.data.test_problems=8",
+    "--config.data.arithmetic.train_problems=16",
+    "--config.data.arithmetic.validation_problems=8",
+    "--config.data.arithmetic.test_problems=8",
     "--repeats=1",
 )
 

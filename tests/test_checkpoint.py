@@ -23,7 +23,7 @@ def parts():
   config.warm_start.num_steps = 3
   config.evaluation.update({"every": 2, "problems": 8, "batch_size": 8})
   config.checkpoint.every = 1
-  config.data.update({"train_problems": 64, "test_problems": 8})
+  config.data.arithmetic.update({"train_problems": 64, "test_problems": 8})
   return assembly.assemble(config_lib.parse(config))
 
 

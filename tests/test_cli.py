@@ -42,8 +42,8 @@ def run(script, *arguments):
             "config.data.max_prompt_tokens = 4: the prompt of row 0 has 12",
         ),
         (
-            [CONFIG, "--config.data.train_problems=20000"],
-            "config.data.train_problems = 20000: with validation and test",
+            [CONFIG, "--config.data.arithmetic.train_problems=20000"],
+            "config.data.arithmetic.train_problems = 20000: with validation",
         ),
         (
             [CONFIG, "--config.mesh.tensor=3", "--config.mesh.data=1"],

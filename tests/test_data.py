@@ -2,18 +2,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import Config, DataConfig
+from iapo_jax.config import ArithmeticConfig, Config, DataConfig
 from iapo_jax.data import arithmetic, pipeline
-from iapo_jax.data import task as task_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 
 @pytest.fixture(scope="module")
 def task():
-  return task_lib.load(Config())
+  return tiny.load_task()
 
 
 def pieces(problem, seed=0, **overrides):
@@ -30,20 +30,20 @@ def test_a_problem_by_hand():
   assert problem.answer == "4"
   assert problem.prompt == "5 b + 1 c - 5 d + 3 = <think>"
   lean = pieces(problem, redundancy=0.0)
-  assert " ".join(piece.text for piece in lean) == (
+  assert "".join(piece.text for piece in lean) == (
       "b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4 </think> <answer> 4 </answer>"
   )
   assert all(piece.learned for piece in lean)
 
 
 def test_splits_share_no_problem_and_are_always_the_same():
-  splits = arithmetic.make_splits(DataConfig())
+  splits = arithmetic.make_splits(ArithmeticConfig())
   sizes = {name: len(split) for name, split in splits.items()}
   assert sizes == {"train": 6000, "validation": 512, "test": 2048}
   distinct = set().union(*splits.values())
   assert len(distinct) == sum(sizes.values())
   assert len({problem.prompt for problem in distinct}) == len(distinct)
-  assert splits == arithmetic.make_splits(DataConfig())
+  assert splits == arithmetic.make_splits(ArithmeticConfig())
   for problem in distinct:
     assert all(0 <= total <= 15 for total in problem.totals)
     assert all(1 <= number <= 7 for number in problem.numbers)
@@ -51,7 +51,7 @@ def test_splits_share_no_problem_and_are_always_the_same():
 
 def test_more_problems_than_there_are():
   # Two operands of 1..2 with totals of 0..4: 1+1, 1+2, 2+1, 2+2, 1-1, 2-1, 2-2.
-  tight = DataConfig(operands=2, max_operand=2, max_total=4)
+  tight = ArithmeticConfig(operands=2, max_operand=2, max_total=4)
   with pytest.raises(ConfigError, match=r"the ranges hold about 7$"):
     arithmetic.make_splits(tight)
 
@@ -59,13 +59,13 @@ def test_more_problems_than_there_are():
 def test_every_demonstration_is_well_formed_right_and_within_bounds(task):
   longest = 0
   for i, problem in enumerate(task.problems["train"][:3000]):
-    completion = " ".join(piece.text for piece in pieces(problem, seed=i))
+    completion = "".join(piece.text for piece in pieces(problem, seed=i))
     assert text.is_well_formed(completion)
     assert text.extract_answer(completion) == problem.answer
     longest = max(longest, len(completion.split()) + 1)  # and an EOS
-  assert longest <= arithmetic.longest_demonstration(DataConfig())
+  assert longest <= arithmetic.longest_demonstration(ArithmeticConfig())
   # The bound is one: a chain with every redundancy has this length.
-  assert longest == arithmetic.longest_demonstration(DataConfig())
+  assert longest == arithmetic.longest_demonstration(ArithmeticConfig())
 
 
 def test_early_answers_are_cut_chains(task):
@@ -73,7 +73,7 @@ def test_early_answers_are_cut_chains(task):
   cuts, full = set(), 0
   for seed in range(300):
     opening, answer, closing = pieces(problem, seed=seed, early_share=1.0)
-    assert answer.text == problem.answer
+    assert answer.text == f" {problem.answer}"
     assert answer.learned
     assert opening.learned == closing.learned
     full += opening.learned
@@ -225,7 +225,7 @@ def test_limits_are_checked_before_anything_is_compiled():
   config.rollout.max_tokens = 40
   config.warm_start.num_steps = 1
   with pytest.raises(ConfigError) as error:
-    task_lib.load(config_lib.parse(config))
+    tiny.load_task(config_lib.parse(config))
   assert str(error.value) == (
       "config.rollout.max_tokens = 40: the longest demonstration of the task"
       " has 69 tokens"
@@ -233,7 +233,7 @@ def test_limits_are_checked_before_anything_is_compiled():
   config = config_lib.default()
   config.probe.elicitation = "  "
   with pytest.raises(ConfigError, match="elicitation = '  ': must have tokens"):
-    task_lib.load(config_lib.parse(config))
+    tiny.load_task(config_lib.parse(config))
   config.probe.elicitation = "The answer: "
   with pytest.raises(ConfigError, match="text the tokenizer does not know"):
-    task_lib.load(config_lib.parse(config))
+    tiny.load_task(config_lib.parse(config))

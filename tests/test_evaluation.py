@@ -170,7 +170,7 @@ def parts():
   config.mesh.data = 8
   config.rollout.max_tokens = 12
   config.evaluation.update({"samples": 2, "batch_size": 32})
-  config.data.update({"train_problems": 64, "test_problems": 40})
+  config.data.arithmetic.update({"train_problems": 64, "test_problems": 40})
   return assembly.assemble(config_lib.parse(config))
 
 

@@ -10,19 +10,20 @@ import sys
 
 import pytest
 import safetensors.numpy
+import tiny
 import yaml
 
 from iapo_jax import (
-    checkpoint,
-    comparison,
-    export,
-    logs,
-    policies,
-    trainer,
-    workdir,
+  checkpoint,
+  comparison,
+  export,
+  logs,
+  policies,
+  trainer,
+  workdir,
 )
 from iapo_jax import config as config_lib
-from iapo_jax.data import task, tokenizer
+from iapo_jax.data import tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder, weights
 
@@ -37,7 +38,7 @@ def small(**overrides):
   config.num_steps = 1
   config.rollout.max_tokens = 8
   config.evaluation.update({"every": 0, "batch_size": 8})
-  config.data.update(
+  config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
   for name, value in overrides.items():
@@ -62,7 +63,7 @@ def model(tmp_path_factory):
   (place / "generation_config.json").write_text(
       '{"eos_token_id": [5, 1], "pad_token_id": 3, "temperature": 0.6}'
   )
-  task.load(config_lib.Config()).tokenizer.save_pretrained(place)
+  tiny.load_task().tokenizer.save_pretrained(place)
   (place / "README.md").write_text("of the pretrained model")
   (place / "evil.py").write_text("raise SystemExit")
   return place
@@ -93,7 +94,7 @@ def test_a_run_keeps_all_of_the_model_but_its_weights(model, still):
 
 
 def test_ends_and_padding_are_those_of_the_generation_config(model):
-  loaded = task.load(small(), model)
+  loaded = tiny.load_task(small(), model)
   # The tokenizer's own end comes first: it ends demonstrations.
   assert loaded.vocabulary.eos_ids == (1, 5)
   assert loaded.vocabulary.pad_id == 3
@@ -209,9 +210,8 @@ def test_sequences_beyond_what_the_model_was_trained_for(model, tmp_path):
 def test_tokens_that_the_model_does_not_have(model, tmp_path):
   place = tmp_path / "model"
   shutil.copytree(model, place)
-  words = [f"w{i}" for i in range(70)] + task.load(
-      config_lib.Config()
-  ).tokenizer.convert_ids_to_tokens(range(37))
+  own = tiny.load_task().tokenizer
+  words = [f"w{i}" for i in range(70)] + own.convert_ids_to_tokens(range(37))
   tokenizer.word_tokenizer(
       words, pad="<pad>", eos="<eos>", unknown="<unk>"
   ).save_pretrained(place)
@@ -222,7 +222,7 @@ def test_tokens_that_the_model_does_not_have(model, tmp_path):
 def test_a_tokenizer_of_its_own(model, tmp_path):
   """`data.tokenizer` for fresh weights and in place of the model's."""
   other = tmp_path / "tokenizer"
-  words = task.load(config_lib.Config()).tokenizer
+  words = tiny.load_task().tokenizer
   words.add_tokens(["extra"])
   words.save_pretrained(other)
   (other / "config.json").write_text('{"eos_token_id": 2}')

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 from flax import linen as nn
 
 from iapo_jax import config as config_lib
 from iapo_jax import logs, policy, rollout, scoring, trainer
-from iapo_jax.data import task
 from iapo_jax.hf import folder, weights
 from iapo_jax.models import head, transformer
 from iapo_jax.types import Prompts
@@ -191,7 +191,7 @@ def with_words(request, tmp_path):
   """A golden folder with the synthetic task's tokenizer in it."""
   place = tmp_path / "model"
   shutil.copytree(GOLDEN / request.param, place)
-  task.load(config_lib.Config()).tokenizer.save_pretrained(place)
+  tiny.load_task().tokenizer.save_pretrained(place)
   return place
 
 
@@ -204,7 +204,7 @@ def small_run(place, **overrides):
   config.rollout.max_tokens = 10
   config.optimizer.learning_rate = 1e-3
   config.evaluation.update({"every": 0, "batch_size": 8})
-  config.data.update(
+  config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
   config.probe.chunk = 4

@@ -25,7 +25,7 @@ def config(**overrides):
   built.mesh.data = 8
   built.num_steps = 2
   built.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
-  built.data.update({"train_problems": 64, "test_problems": 16})
+  built.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
   built.log.samples_every = 1
   for name, value in overrides.items():
     built.update_from_flattened_dict({name.replace("__", "."): value})
@@ -423,7 +423,10 @@ class TestComparison:
   @pytest.mark.parametrize(
       ("changes", "message"),
       [
-          ({"data.operands": 3}, "the runs differ in their train problems"),
+          (
+              {"data.arithmetic.operands": 3},
+              "the runs differ in their train problems",
+          ),
           (
               {"evaluation.batch_size": 64},
               r"evaluation\.batch_size: the runs have 16 and 64; give one with",

@@ -128,7 +128,7 @@ class TextTest(parameterized.TestCase):
 def word_level():
   """The arithmetic task's tokenizer."""
   return tokenizer.word_tokenizer(
-      arithmetic.vocabulary(config.DataConfig()),
+      arithmetic.vocabulary(config.ArithmeticConfig()),
       pad=arithmetic.PAD,
       eos=arithmetic.EOS,
       unknown=arithmetic.UNKNOWN,
@@ -515,7 +515,8 @@ from iapo_jax.rewards import host
 from iapo_jax.types import Prompts, Rollout
 cfg = config.parse({"prompts_per_step": 8})
 mesh = sharding.make_mesh(cfg)
-grade = jax.jit(host.make_grader(task_lib.load(cfg).tokenizer, mesh))
+task = task_lib.load(cfg, task_lib.read(cfg.data))
+grade = jax.jit(host.make_grader(task.tokenizer, mesh))
 b, t = 256, 2048
 log = np.zeros((b, t), np.float32)
 rolled = Rollout(

@@ -11,10 +11,10 @@ import checkpoints
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 
-from iapo_jax import config as config_lib
 from iapo_jax import score_lines, scoring
-from iapo_jax.data import task, tokenizer
+from iapo_jax.data import tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder, weights
 from iapo_jax.scoring import Item
@@ -35,7 +35,7 @@ def rules(tok=None, **changes):
 
 @pytest.fixture(scope="module")
 def words():
-  return task.load(config_lib.Config()).tokenizer
+  return tiny.load_task().tokenizer
 
 
 def items(count, seed=0):

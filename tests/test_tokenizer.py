@@ -4,11 +4,12 @@ import pathlib
 
 import numpy as np
 import pytest
+import tiny
 import tokenizers
 from tokenizers import processors
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import DataConfig
+from iapo_jax.config import ArithmeticConfig, DataConfig
 from iapo_jax.data import arithmetic, pipeline, task, tokenizer
 from iapo_jax.data.arithmetic import Piece
 from iapo_jax.errors import ConfigError
@@ -27,7 +28,7 @@ TEMPLATE = (
 def words(template=None, pattern=None, extra=()):
   """The task's words, with a chat template or tokens around each text."""
   tok = tokenizer.word_tokenizer(
-      [*arithmetic.vocabulary(DataConfig()), "user", *extra],
+      [*arithmetic.vocabulary(ArithmeticConfig()), "user", *extra],
       pad="<pad>", eos="<eos>", unknown="<unk>",
   )  # fmt: skip
   tok.chat_template = template
@@ -99,7 +100,7 @@ def test_a_task_in_a_chat_template(tmp_path):
   (tmp_path / "config.json").write_text('{"eos_token_id": 1}')
   config = config_lib.default()
   config.data.update({"chat_template": True, "max_prompt_tokens": 20})
-  loaded = task.load(config_lib.parse(config), tmp_path)
+  loaded = tiny.load_task(config_lib.parse(config), tmp_path)
   table = loaded.tables["test"].prompts
   problem = loaded.problems["test"][0]
   question = problem.prompt.removesuffix(" <think>")
@@ -142,7 +143,7 @@ def test_a_reasoning_that_the_template_opens(tmp_path):
   words(template).save_pretrained(tmp_path)
   config = config_lib.default()
   config.data.update({"chat_template": True, "max_prompt_tokens": 20})
-  loaded = task.load(config_lib.parse(config), tmp_path)
+  loaded = tiny.load_task(config_lib.parse(config), tmp_path)
   table = loaded.tables["test"].prompts
   shown = loaded.tokenizer.decode(table.tokens[0, : table.lengths[0]])
   assert shown.count("<think>") == 1
@@ -172,7 +173,8 @@ def test_pieces_whose_tokens_straddle():
   )
   assert vocabulary.eos_ids == (151_645,)
   assert vocabulary.elicitation == (522, 26865, 397, 27, 9217, 29)
-  pieces = [Piece("so total", False), Piece("yes", True), Piece("wait", False)]
+  parts = (("so total", False), (" yes", True), (" wait", False))
+  pieces = [Piece(*part) for part in parts]
   record = pipeline.tokenise_pieces(tok, pieces, 8, vocabulary)
   ids = tokenizer.encode(tok, "so total yes wait")
   np.testing.assert_array_equal(
@@ -184,4 +186,4 @@ def test_pieces_whose_tokens_straddle():
   config = config_lib.default()
   config.warm_start.num_steps = 1
   with pytest.raises(ConfigError, match="counting 3 a word"):
-    task.load(config_lib.parse(config), QWEN)
+    tiny.load_task(config_lib.parse(config), QWEN)

@@ -211,7 +211,7 @@ def test_a_runs_export_is_a_model_of_transformers(tmp_path):
   config.num_steps = 1
   config.warm_start.num_steps = 2
   config.evaluation.update({"every": 0, "batch_size": 8})
-  config.data.update(
+  config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
   config.model.update({"qkv_bias": True, "family": "qwen2"})

@@ -46,7 +46,7 @@ def make_config(**overrides):
   })
   base.rollout.max_tokens = 20
   base.probe.chunk = 8
-  base.data.update({
+  base.data.arithmetic.update({
       "train_problems": 32,
       "validation_problems": 8,
       "test_problems": 8,

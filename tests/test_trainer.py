@@ -35,7 +35,7 @@ def small(**overrides):
   config.warm_start.num_steps = 12
   config.warm_start.optimizer.learning_rate = 1e-2
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
-  config.data.update({"train_problems": 64, "test_problems": 40})
+  config.data.arithmetic.update({"train_problems": 64, "test_problems": 40})
   config.mesh.data = 8
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -224,7 +224,7 @@ def test_any_checkpoint_can_be_named(finished, tmp_path):
       warm_start__num_steps=0,
       num_steps=1,
       evaluation__every=0,
-      data__test_problems=8,
+      data__arithmetic__test_problems=8,
   )
   trainer.train(cfg, tmp_path / "second")
   parts = assembly.assemble(cfg)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from iapo_jax.config import Config
+from iapo_jax.data import task
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import transformer
 from iapo_jax.types import Prompts
@@ -76,3 +78,9 @@ def array_sizes(jaxpr):
       if hasattr(inner, "eqns"):
         sizes += array_sizes(inner)
   return sizes
+
+
+def load_task(cfg=None, *folders):
+  """The task of a configuration, its problems read."""
+  cfg = cfg or Config()
+  return task.load(cfg, task.read(cfg.data), *folders)

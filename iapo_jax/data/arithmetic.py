@@ -11,7 +11,8 @@ import string
 
 import numpy as np
 
-from iapo_jax.config import DataConfig
+from iapo_jax.config import ArithmeticConfig
+from iapo_jax.data.pipeline import Piece
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
@@ -60,34 +61,28 @@ class Problem:
     return " ".join([*words, "=", text.THINK_OPEN])
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-  """Part of a demonstration; `learned` parts carry the supervised loss."""
-
-  text: str
-  learned: bool
-
-
-def vocabulary(data: DataConfig) -> list[str]:
+def vocabulary(sums: ArithmeticConfig) -> list[str]:
   """Every word of the task, the special ones first."""
-  numbers = range(max(data.max_total, data.max_operand) + 1)
+  numbers = range(max(sums.max_total, sums.max_operand) + 1)
   tags = (
       text.THINK_OPEN,
       text.THINK_CLOSE,
       text.ANSWER_OPEN,
       text.ANSWER_CLOSE,
   )
-  steps = string.ascii_lowercase[1 : data.operands]
+  steps = string.ascii_lowercase[1 : sums.operands]
   return [*SPECIAL, *tags, *_CLAUSES, *steps, *map(str, numbers)]
 
 
-def make_splits(data: DataConfig, seed: int = 0) -> dict[str, list[Problem]]:
+def make_splits(
+    sums: ArithmeticConfig, seed: int = 0
+) -> dict[str, list[Problem]]:
   """Distinct problems in three splits that share none, by construction.
 
   One list of distinct problems is drawn and then cut.
 
   Args:
-    data: sizes and ranges.
+    sums: sizes and ranges.
     seed: of the draw; fixed, so that every run has the same splits.
 
   Returns:
@@ -97,28 +92,28 @@ def make_splits(data: DataConfig, seed: int = 0) -> dict[str, list[Problem]]:
     ConfigError: where the ranges do not hold that many distinct problems.
   """
   sizes = {
-      "test": data.test_problems,
-      "validation": data.validation_problems,
-      "train": data.train_problems,
+      "test": sums.test_problems,
+      "validation": sums.validation_problems,
+      "train": sums.train_problems,
   }
   wanted = sum(sizes.values())
-  if data.operands > len(string.ascii_lowercase):
+  if sums.operands > len(string.ascii_lowercase):
     raise ConfigError(
-        f"config.data.operands = {data.operands}: must be at most"
+        f"config.data.arithmetic.operands = {sums.operands}: must be at most"
         f" {len(string.ascii_lowercase)} (steps are named by letters)"
     )
   rng = np.random.default_rng(seed)
   found: dict[Problem, None] = {}
   # Nearly exhausting the ranges takes several draws a problem.
   for _ in range(30):
-    found |= dict.fromkeys(_draw(data, rng, wanted))
+    found |= dict.fromkeys(_draw(sums, rng, wanted))
     if len(found) >= wanted:
       break
   else:
     raise ConfigError(
-        f"config.data.train_problems = {data.train_problems}: with validation"
-        f" and test {wanted} distinct problems are needed, the ranges hold"
-        f" about {len(found)}"
+        f"config.data.arithmetic.train_problems = {sums.train_problems}: with"
+        f" validation and test {wanted} distinct problems are needed, the"
+        f" ranges hold about {len(found)}"
     )
   problems = list(found)[:wanted]
   splits, start = {}, 0
@@ -148,7 +143,8 @@ def demonstration(
       others only the answer is.
 
   Returns:
-    Pieces whose texts, joined by blanks, are the completion without its EOS.
+    Pieces whose texts, one after the other, are the completion without its
+    EOS.
   """
   chain = _chain(problem, rng, redundant=rng.random() < redundancy)
   learned = True
@@ -158,15 +154,15 @@ def demonstration(
   opening = [*chain, text.THINK_CLOSE, text.ANSWER_OPEN]
   return [
       Piece(" ".join(opening), learned),
-      Piece(problem.answer, True),
-      Piece(text.ANSWER_CLOSE, learned),
+      Piece(f" {problem.answer}", True),
+      Piece(f" {text.ANSWER_CLOSE}", learned),
   ]
 
 
-def longest_demonstration(data: DataConfig) -> int:
+def longest_demonstration(sums: ArithmeticConfig) -> int:
   """Words of the longest completion `demonstration` can give, and an EOS."""
   step, restated, checked, hesitation, closing, answer = 6, 4, 7, 3, 4, 5
-  steps = data.operands - 1
+  steps = sums.operands - 1
   return steps * (step + restated + checked + hesitation) + closing + answer
 
 
@@ -198,14 +194,14 @@ def _chain(
 
 
 def _draw(
-    data: DataConfig, rng: np.random.Generator, count: int
+    sums: ArithmeticConfig, rng: np.random.Generator, count: int
 ) -> list[Problem]:
   """`count` random problems, less those whose totals leave the range."""
-  numbers = rng.integers(1, data.max_operand + 1, (count, data.operands))
-  signs = rng.choice([1, -1], (count, data.operands - 1))
+  numbers = rng.integers(1, sums.max_operand + 1, (count, sums.operands))
+  signs = rng.choice([1, -1], (count, sums.operands - 1))
   terms = np.concatenate([numbers[:, :1], signs * numbers[:, 1:]], axis=1)
   totals = np.cumsum(terms, axis=1)
-  valid = np.all((totals >= 0) & (totals <= data.max_total), axis=1)
+  valid = np.all((totals >= 0) & (totals <= sums.max_total), axis=1)
   return [
       Problem(tuple(n), tuple(s))
       for n, s in zip(

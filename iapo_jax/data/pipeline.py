@@ -1,6 +1,7 @@
 """From text to batches: tokenisation with its limits, then Grain."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +10,18 @@ import numpy as np
 
 from iapo_jax.config import DataConfig
 from iapo_jax.data import tokenizer as tokenizer_lib
-from iapo_jax.data.arithmetic import Piece
 from iapo_jax.errors import ConfigError
 from iapo_jax.types import Prompts, Vocabulary
 
 Record = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Part of a demonstration; `learned` parts carry the supervised loss."""
+
+  text: str
+  learned: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +74,8 @@ def tokenise_prompts(
 
   Raises:
     ConfigError: for no prompts, an empty prompt or gold answer, a prompt over
-      the limit where `overlong` is `error`, or a gold answer over its limit.
+      the limit where `overlong` is `error`, or a gold answer that is over its
+      limit or that the tokenizer cannot write.
   """
   limit = data.max_prompt_tokens
   encode, begin = tokenizer_lib.encode, tokenizer_lib.encode_prompt
@@ -78,6 +87,7 @@ def tokenise_prompts(
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
     ids, gold_ids = begin(tokenizer, prompt), encode(tokenizer, gold)
     _check_row(i, ids, gold_ids, data)
+    _check_gold(i, gold, tokenizer, gold_ids)
     if len(ids) > limit and data.overlong == "skip":
       continue
     truncated += len(ids) > limit
@@ -120,6 +130,18 @@ def _check_row(
     )
 
 
+def _check_gold(i: int, gold: str, tokenizer: Any, ids: list[int]) -> None:
+  """Graders read gold answers back from their tokens."""
+  read = tokenizer_lib.decode(tokenizer, ids)
+  if "".join(read.split()) != "".join(
+      unicodedata.normalize("NFC", gold).split()
+  ):
+    raise ConfigError(
+        f"data row {i}: the tokenizer reads its gold answer {gold!r} back as"
+        f" {read!r}"
+    )
+
+
 def right_pad(
     rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +175,7 @@ def tokenise_pieces(
 
   Args:
     tokenizer: a fast Hugging Face tokenizer.
-    pieces: its parts, in order.
+    pieces: its parts, one after the other.
     width: t.
     vocabulary: of the tokenizer.
 
@@ -163,12 +185,9 @@ def tokenise_pieces(
   Raises:
     ConfigError: where it is longer than `width`.
   """
-  ends, text = [], ""
-  for piece in pieces:
-    text += piece.text
-    ends.append(len(text))
-    text += " "
-  encoded = tokenizer_lib.encoding(tokenizer, text[:-1])
+  text = "".join(piece.text for piece in pieces)
+  ends = np.cumsum([len(piece.text) for piece in pieces])
+  encoded = tokenizer_lib.encoding(tokenizer, text)
   learned = [
       pieces[np.searchsorted(ends, end)].learned for _, end in encoded.offsets
   ]

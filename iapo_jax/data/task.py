@@ -1,19 +1,32 @@
 """A task: its tokenizer, its splits as arrays, its demonstrations."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import Config
-from iapo_jax.data import arithmetic, pipeline, tokenizer
+from iapo_jax.config import Config, DataConfig
+from iapo_jax.data import (
+    arithmetic,
+    examples,
+    pipeline,
+    prompts,
+    published,
+    splits,
+    tokenizer,
+)
+from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder
 from iapo_jax.rewards import text
 from iapo_jax.types import Vocabulary
+
+Problem = arithmetic.Problem | Example
+Problems = Mapping[str, Sequence[Problem]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +38,18 @@ class Task:
     vocabulary: what the compiled step must know of it.
     tables: the prompts of `train`, `validation` and `test`.
     problems: of the same splits, in the order of the tables.
+    demonstrable: int64[n], rows of the train table that can be demonstrated.
+    fingerprint: of the problems, by split.
+    note: what must be said beside any number on them, if anything.
   """
 
   tokenizer: Any
   vocabulary: Vocabulary
   tables: dict[str, PromptTable]
-  problems: dict[str, Sequence[arithmetic.Problem]]
+  problems: dict[str, Sequence[Problem]]
+  demonstrable: np.ndarray
+  fingerprint: dict[str, str]
+  note: str | None
 
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
@@ -38,39 +57,71 @@ class Task:
     """A train prompt with a written-out completion.
 
     Args:
-      index: row of the train table.
+      index: row of the train table, a demonstrable one.
       rng: decides everything random about the chain.
       cfg: the run's configuration.
 
     Returns:
       The prompt's record, `completion` int32[t] and `learned` bool[t].
     """
-    pieces = arithmetic.demonstration(
-        self.problems["train"][index],
-        rng,
-        redundancy=cfg.data.redundancy,
-        early_share=cfg.warm_start.early_share,
-        early_full_share=cfg.warm_start.early_full_share,
-    )
+    problem, stage = self.problems["train"][index], cfg.warm_start
+    early = {
+        "early_share": stage.early_share,
+        "early_full_share": stage.early_full_share,
+    }
+    if isinstance(problem, Example):
+      pieces = examples.demonstration(
+          problem, rng, elicitation=cfg.probe.elicitation, **early
+      )
+    else:
+      redundancy = cfg.data.arithmetic.redundancy
+      pieces = arithmetic.demonstration(
+          problem, rng, redundancy=redundancy, **early
+      )
     record = self.tables["train"].record(index)
     return record | pipeline.tokenise_pieces(
         self.tokenizer, pieces, cfg.rollout.max_tokens, self.vocabulary
     )
 
 
+def read(data: DataConfig) -> Problems:
+  """The problems of a task: made, prepared before, or prepared now.
+
+  Args:
+    data: which.
+
+  Returns:
+    They, by split.
+
+  Raises:
+    ConfigError: where they cannot be had.
+  """
+  if data.task == "arithmetic":
+    return arithmetic.make_splits(data.arithmetic)
+  # TensorFlow Datasets takes a while to import.
+  from iapo_jax.data import builders
+
+  rows = builders.load(
+      data.task, source_dir=data.source_dir, prepared_dir=data.prepared_dir
+  )
+  return splits.make_splits(rows, data)
+
+
 def load(
     cfg: Config,
+    problems: Problems,
     pretrained: pathlib.Path | None = None,
     tokenizer_folder: pathlib.Path | None = None,
 ) -> Task:
-  """Loads the configured task.
+  """Puts a task together.
 
   Args:
     cfg: the run's configuration.
+    problems: of `read`.
     pretrained: folder of a model that says what ends a completion, and whose
       tokenizer is used unless another one is given.
     tokenizer_folder: of the tokenizer; by default without a model, too, the
-      task's words are the vocabulary.
+      synthetic task's words are the vocabulary.
 
   Returns:
     The task.
@@ -85,17 +136,12 @@ def load(
   if place := tokenizer_folder or pretrained:
     tok = tokenizer.load(place)
   else:
-    tok = tokenizer.word_tokenizer(
-        arithmetic.vocabulary(cfg.data),
-        pad=arithmetic.PAD,
-        eos=arithmetic.EOS,
-        unknown=arithmetic.UNKNOWN,
-    )
+    tok = _word_tokenizer(cfg.data)
+  if cfg.num_steps or cfg.warm_start.num_steps:
+    splits.check_trainable(problems, cfg.data)
   vocabulary = vocabulary_of(tok, cfg.probe.elicitation, tokens)
-  if cfg.warm_start.num_steps:
-    _check_longest(cfg, tok)
-  problems, tables = {}, {}
-  for name, split in arithmetic.make_splits(cfg.data).items():
+  tables, kept = {}, {}
+  for name, split in problems.items():
     tables[name] = pipeline.tokenise_prompts(
         tok,
         [_prompt(problem, tok, cfg) for problem in split],
@@ -103,27 +149,105 @@ def load(
         cfg.data,
         pad_id=vocabulary.pad_id,
     )
-    problems[name] = [split[i] for i in tables[name].kept]
-  return Task(tok, vocabulary, tables, problems)
+    kept[name] = [split[i] for i in tables[name].kept]
+  return Task(
+      tokenizer=tok,
+      vocabulary=vocabulary,
+      tables=tables,
+      problems=kept,
+      demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
+      fingerprint=_fingerprint(problems, cfg.data),
+      note=splits.note(cfg.data),
+  )
 
 
-def _prompt(problem: arithmetic.Problem, tok: Any, cfg: Config) -> str:
+def _fingerprint(problems: Problems, data: DataConfig) -> dict[str, str]:
+  """Of what was read; what was made follows from the configuration."""
+  return {} if data.task == "arithmetic" else splits.fingerprint(problems)
+
+
+def _word_tokenizer(data: DataConfig) -> Any:
+  """The synthetic task's words as a vocabulary."""
+  if data.task != "arithmetic":
+    raise ConfigError(
+        f"config.data.tokenizer = '': {data.task} needs one, or a pretrained"
+        " model's; name a folder or a hub repository"
+    )
+  return tokenizer.word_tokenizer(
+      arithmetic.vocabulary(data.arithmetic),
+      pad=arithmetic.PAD,
+      eos=arithmetic.EOS,
+      unknown=arithmetic.UNKNOWN,
+  )
+
+
+def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
   """The problem, put as configured, up to the opened reasoning."""
+  render = functools.partial(
+      tokenizer.render_chat, tok, date=cfg.data.chat_date
+  )
+  if isinstance(problem, Example):
+    return prompts.of(
+        problem.question,
+        source=published.data_set(cfg.data.task),
+        elicitation=cfg.probe.elicitation,
+        data=cfg.data,
+        render=render,
+    )
   if not cfg.data.chat_template:
     return problem.prompt
   question = problem.prompt.removesuffix(text.THINK_OPEN).rstrip()
-  message = {"role": "user", "content": question}
-  rendered = tokenizer.render_chat(tok, [message], date=cfg.data.chat_date)
-  opened = rendered.rstrip().endswith(text.THINK_OPEN)
-  return rendered if opened else rendered + text.THINK_OPEN
+  return prompts.chat(question, render)
+
+
+def _demonstrable(
+    cfg: Config, tok: Any, train: Sequence[Problem]
+) -> np.ndarray:
+  """Rows whose demonstrations fit; none where there is no warm start."""
+  if not cfg.warm_start.num_steps:
+    return np.arange(0)
+  if cfg.data.task == "arithmetic":
+    _check_longest(cfg, tok)
+    return np.arange(len(train))
+  if not published.data_set(cfg.data.task).has_solutions:
+    raise ConfigError(
+        f"config.warm_start.num_steps = {cfg.warm_start.num_steps}:"
+        f" {cfg.data.task} has no worked solutions to learn from"
+    )
+  limit = cfg.rollout.max_tokens
+  lengths = np.array([
+      _solution_tokens(example, tok, cfg.probe.elicitation)
+      for example in train
+  ])
+  fits = lengths <= limit
+  if not fits.all() and cfg.data.overlong != "skip":
+    raise ConfigError(
+        f"config.rollout.max_tokens = {limit}: {np.sum(~fits)} of {len(train)}"
+        f" worked solutions are longer, up to {lengths.max()} tokens; raise"
+        " the limit or set config.data.overlong to skip"
+    )
+  if not fits.any():
+    raise ConfigError(
+        f"config.rollout.max_tokens = {limit}: no worked solution fits"
+    )
+  return np.flatnonzero(fits)
+
+
+def _solution_tokens(example: Example, tok: Any, elicitation: str) -> int:
+  """Tokens of the longest demonstration of a problem, its EOS included."""
+  pieces = examples.written_out(
+      example.solution, example.answer, elicitation
+  )
+  return len(tokenizer.encode(tok, "".join(p.text for p in pieces))) + 1
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:
   """Whether every demonstration fits, whatever its draw."""
-  words = arithmetic.vocabulary(cfg.data)[len(arithmetic.SPECIAL) :]
+  sums = cfg.data.arithmetic
+  words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
   # A word by itself never has fewer tokens than within a text.
   most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
-  longest = most * (arithmetic.longest_demonstration(cfg.data) - 1) + 1
+  longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
     bound = f"up to {longest} tokens (counting {most} a word)"
     raise ConfigError(

@@ -121,6 +121,27 @@ def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   return encoding(tok, text).ids
 
 
+def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+  """The text of tokens, as a grader reads it.
+
+  Ids beyond the tokenizer (a padded embedding has them) have no text and would
+  vanish; they stand for unknown text where the tokenizer has that.
+
+  Args:
+    tok: the tokenizer.
+    ids: of a completion or an answer.
+
+  Returns:
+    The text, special tokens included.
+  """
+  size, unknown = len(tok), tok.unk_token_id
+  if unknown is not None:
+    ids = [i if i < size else unknown for i in ids]
+  return tok.decode(
+      ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+  )
+
+
 def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   """The tokens of a prompt that a chat template wrote, its BOS included."""
   return tok.encode(text, add_special_tokens=False)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 from iapo_jax.rewards import numbers, spelling
+from iapo_jax.rewards.text import last_boxed
 
 _CHOICE_GOLD = re.compile(r"(?:\\text\s*\{)?\(?([A-J])\)?\}?")
 _CHOICE = re.compile(
@@ -37,6 +38,11 @@ _JOINING = re.compile(
 )
 _UNION = re.compile(r"\\cup(?![A-Za-z])|(?<=[)\]}])\s*U\s*(?=[(\[{\\])")
 _MEMBER = re.compile(r"[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*")
+_LESS = r"\s*(<|\\le(?![a-z]))\s*"
+_MORE = r"\s*(>|\\ge(?![a-z]))\s*"
+_BETWEEN = re.compile(rf"([^<>=,]+?){_LESS}[A-Za-z]{_LESS}([^<>=,]+)")
+_BELOW = re.compile(rf"[A-Za-z]{_LESS}([^<>=,]+)")
+_ABOVE = re.compile(rf"[A-Za-z]{_MORE}([^<>=,]+)")
 _MATRIX = re.compile(
     r"\\begin\s*\{([pbvVB]?matrix|array)\}(?:\{[^{}]*\})?(.*)"
     r"\\end\s*\{\1\}",
@@ -79,7 +85,7 @@ def settle(answer: str, gold: str) -> bool | None:
 
 @functools.lru_cache(maxsize=4096)
 def _normalised(gold: str) -> str:
-  return spelling.normalise(gold)
+  return spelling.normalise(last_boxed(gold) or gold)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,35 +123,26 @@ def _depth(text: str) -> int:
   return deepest
 
 
-def equivalent(answer: str, gold: str) -> bool:
+def equivalent(answer: str, gold: str, prose: str) -> bool:
   """Whether two answers are mathematically the same; may not come to an end.
 
   Args:
     answer: as for `settle`, which left it open.
     gold: the gold answer.
+    prose: a text in which Math-Verify may look for another answer; or empty.
 
   Returns:
     Whether they are.
   """
-  return _same(spelling.normalise(answer), _normalised(gold))
-
-
-def equivalent_prose(text: str, gold: str) -> bool:
-  """Whether Math-Verify finds the gold answer to be what a text arrives at.
-
-  Args:
-    text: without any mark around its answer.
-    gold: the gold answer.
-
-  Returns:
-    Whether it does; it may not come to an end.
-  """
+  if _same(spelling.normalise(answer), _normalised(gold)):
+    return True
+  if not prose:
+    return False
   import math_verify
 
-  parsed = math_verify.parse(text, parsing_timeout=None)
-  return math_verify.verify(
-      _parse(_normalised(gold)), parsed, timeout_seconds=None
-  )
+  golds = _parse(_normalised(gold))
+  parsed = math_verify.parse(prose, parsing_timeout=None)
+  return math_verify.verify(golds, parsed, timeout_seconds=None)
 
 
 def _same(mine: str, theirs: str) -> bool:
@@ -159,6 +156,9 @@ def _same(mine: str, theirs: str) -> bool:
     if len(ours) > 1:
       return _same_members(ours, golds)
   ours, golds = _bracketed(mine), _bracketed(theirs)
+  if bool(ours) != bool(golds):
+    ours = ours or _bracketed(_interval(mine))
+    golds = golds or _bracketed(_interval(theirs))
   if ours and golds:
     if ours[0] == golds[0] == "{}":
       return _same_set(ours[1], golds[1])
@@ -274,6 +274,19 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
   if len(entries) == 1 and kind in ("()", "[]"):
     return None
   return kind, entries
+
+
+def _interval(text: str) -> str:
+  """The interval that an inequality of one letter says, or the text."""
+  if match := _BETWEEN.fullmatch(text):
+    low, first, second, high = match.groups()
+    opening = "(" if first == "<" else "["
+    return f"{opening}{low},{high}{')' if second == '<' else ']'}"
+  if match := _BELOW.fullmatch(text):
+    return f"(-\\infty,{match[2]}{')' if match[1] == '<' else ']'}"
+  if match := _ABOVE.fullmatch(text):
+    return f"{'(' if match[1] == '>' else '['}{match[2]},\\infty)"
+  return text
 
 
 def _is_closed(inner: str) -> bool:

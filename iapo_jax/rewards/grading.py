@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from iapo_jax.rewards import equivalence, spelling, text
-from iapo_jax.rewards.pool import Pool
+from iapo_jax.rewards.pool import Pool, Task
 
 _MOST_WORKERS = 8
 _SOFT_SECONDS = 2.0
@@ -39,8 +39,8 @@ def grade(
 
   The answer is what the last complete `<answer>...</answer>` holds, or the last
   complete `\boxed{...}` within. A text without any answer tag may have it
-  after its last `</think>`: in its last `\boxed{...}`, as a whole, or where
-  Math-Verify finds it, in the end as its last number. Answers are compared by
+  after its last `</think>`: in its last `\boxed{...}`, after its last "answer
+  is", as a whole, or where else Math-Verify finds one. Answers are compared by
   spelling and exact numbers, then by Math-Verify in processes that are killed
   where they take too long. It may be called from any thread.
 
@@ -84,15 +84,15 @@ def start() -> None:
 
 
 def _decide(
-    tasks: Sequence[tuple[str, str, bool]],
-) -> dict[tuple[str, str, bool], bool | None]:
+    tasks: Sequence[Task],
+) -> dict[Task, bool | None]:
   """Decisions on distinct (answer, gold, prose); None for no time left."""
-  decisions: dict[tuple[str, str, bool], bool | None] = {}
+  decisions: dict[Task, bool | None] = {}
   open_tasks = []
   for task in tasks:
     answer, gold, prose = task
     decision = equivalence.settle(answer, gold)
-    if decision is None or (prose and not decision):
+    if not decision and (decision is None or prose):
       open_tasks.append(task)
     else:
       decisions[task] = decision

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import sharding
+from iapo_jax.data import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Grader
@@ -104,17 +105,7 @@ def grade_tokens(
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
     lengths int32[b], timed_out bool[b].
   """
-  size, unknown = len(tokenizer), tokenizer.unk_token_id
-
-  def decode(ids: list[int]) -> str:
-    # Ids beyond the tokenizer (a padded embedding has them) have no text and
-    # would vanish; they stand for unknown text where the tokenizer has that.
-    if unknown is not None:
-      ids = [i if i < size else unknown for i in ids]
-    return tokenizer.decode(
-        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-
+  decode = functools.partial(tokenizer_lib.decode, tokenizer)
   golds = [
       decode(row[:n].tolist()).strip()
       for row, n in zip(gold, gold_lengths, strict=True)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing import connection
 from typing import IO
 
-Task = tuple[str, str, bool]  # answer, gold answer, whether the first is prose
+Task = tuple[str, str, str]  # answer, gold answer, prose around the first
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MODULE = "iapo_jax.rewards.worker"

@@ -32,6 +32,8 @@ _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())")
 _CALLED_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[({])")
 _PARENTHESISED_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
+_THOUSANDS = re.compile(r"\{,\}|,\s*\\[!,]\s*(?=\d{3})")
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~"
 )
@@ -92,7 +94,9 @@ def normalise(text: str) -> str:
   text = text.translate(_TRANSLATION)
   text = unicodedata.normalize("NFKC", text)
   text = _unwrap(text)
-  text = text.replace("{,}", ",").replace(",\\!", ",").replace("\\!", "")
+  if "\\begin" not in text:  # where they end rows
+    text = _DOUBLED.sub(r"\\", text)
+  text = _THOUSANDS.sub(",", text).replace("\\!", "")
   text = _SPACES.sub(" ", text)
   text = _COSMETIC.sub("", text)
   text = _FRACTION.sub(r"\\frac", text)

@@ -23,6 +23,9 @@ ANSWER_CLOSE = "</answer>"
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _MOST_PROSE = 1000
+_SHORT = 40
+_TOLD = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]*)", re.IGNORECASE)
+_LAST_NUMBERS = re.compile(r"[-−]?\d+(?:[.,/]\d+)*")
 
 
 def is_well_formed(text: str) -> bool:
@@ -68,15 +71,16 @@ def extract_answer(text: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """Where a text's answer is.
+  """A text's answer.
 
   Attributes:
     text: it, stripped; not blank.
-    prose: whether it is only somewhere in there.
+    prose: where nothing marks the answer, the text that it was found in, or
+      its end.
   """
 
   text: str
-  prose: bool
+  prose: str = ""
 
 
 def find_answer(text: str, *, need_tags: bool) -> Answer | None:
@@ -88,22 +92,35 @@ def find_answer(text: str, *, need_tags: bool) -> Answer | None:
 
   Returns:
     The content of the last complete answer, or of the last complete
-    `\boxed{...}` in it. Of a text without any answer tag that of the last
-    `\boxed{...}` after the last `</think>`, else all that is there, as prose.
-    None where there is none, or a blank one.
+    `\boxed{...}` in it. Of a text without any answer tag, and after its last
+    `</think>`, that of the last `\boxed{...}`; else what follows its last
+    "answer is", the whole of one short line, or its last number. None where
+    there is none, or a blank one.
   """
-  answer, prose = extract_answer(text), False
-  if answer is None:
+  answer = extract_answer(text)
+  tagged = answer is not None
+  if not tagged:
     if need_tags or ANSWER_OPEN in text or ANSWER_CLOSE in text:
       return None
-    answer, prose = text.rpartition(THINK_CLOSE)[2], True
+    answer = text.rpartition(THINK_CLOSE)[2]
   boxed = last_boxed(answer)
-  if boxed is not None:
-    answer, prose = boxed, False
-  elif prose and len(answer) > _MOST_PROSE:
-    answer = answer[-_MOST_PROSE:]
-  answer = answer.strip()
-  return Answer(answer, prose) if answer else None
+  answer = (answer if boxed is None else boxed).strip()
+  if not answer:
+    return None
+  if tagged or boxed is not None:
+    return Answer(answer)
+  return Answer(_guess(answer[-_MOST_PROSE:]), answer[-_MOST_PROSE:])
+
+
+def _guess(prose: str) -> str:
+  """What a text without marks seems to answer."""
+  told = list(_TOLD.finditer(prose))
+  if told and (end := told[-1].group(1).strip(" .")):
+    return end
+  if "\n" not in prose and len(prose) <= _SHORT:
+    return prose
+  found = _LAST_NUMBERS.findall(prose)
+  return found[-1] if found else prose
 
 
 def last_boxed(text: str) -> str | None:

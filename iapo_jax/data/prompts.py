@@ -1,0 +1,85 @@
+"""How a problem is put to the policy, up to the opened reasoning."""
+
+from collections.abc import Callable, Sequence
+
+from iapo_jax.config import DataConfig
+from iapo_jax.data import examples
+from iapo_jax.data.published import DataSet
+from iapo_jax.rewards import text
+
+Message = dict[str, str]
+# Messages to the text of a prompt, up to where the reply begins.
+Render = Callable[[Sequence[Message]], str]
+
+
+def of(
+    question: str,
+    *,
+    source: DataSet,
+    elicitation: str,
+    data: DataConfig,
+    render: Render,
+) -> str:
+  """The prompt of a problem.
+
+  Args:
+    question: the problem.
+    source: the data set, whose form of answers and worked example are used.
+    elicitation: what stands between reasoning and answer; the worked example
+      has it, too.
+    data: the format.
+    render: the chat template.
+
+  Returns:
+    The prompt; it ends in `<think>`.
+  """
+  messages: list[Message] = [_said("user", question)]
+  if data.prompt == "think_answer":
+    messages = _instructed(question, source, elicitation, data.instructions)
+  if data.chat_template:
+    return opened(render(messages))
+  return opened("\n\n".join(turn["content"] for turn in messages) + "\n")
+
+
+def chat(question: str, render: Render) -> str:
+  """A problem as a user's message, up to the opened reasoning."""
+  return opened(render([_said("user", question)]))
+
+
+def opened(prompt: str) -> str:
+  """A prompt with the reasoning opened, unless its template does that."""
+  done = prompt.rstrip().endswith(text.THINK_OPEN)
+  return prompt if done else prompt + text.THINK_OPEN
+
+
+def _instructed(
+    question: str, source: DataSet, elicitation: str, instructions: str
+) -> list[Message]:
+  """Instructions, one worked turn, the problem."""
+  told = (
+      "Think the problem through between"
+      f" {text.THINK_OPEN} and {text.THINK_CLOSE}, then give nothing but the"
+      f" final answer between {text.ANSWER_OPEN} and {text.ANSWER_CLOSE}."
+  )
+  form, example = source.form, source.worked
+  if "\\boxed{" in elicitation:
+    form = f"{form} Write it as \\boxed{{...}}."
+  worked = "".join(
+      piece.text
+      for piece in examples.written_out(
+          example.solution, example.answer, elicitation
+      )
+  )
+  asked = f"{form}\n\n{example.question}"
+  if instructions == "user":
+    asked = f"{told} {asked}"
+  turns = [
+      _said("user", asked),
+      _said("assistant", f"{text.THINK_OPEN}{worked}"),
+      _said("user", f"{form}\n\n{question}"),
+  ]
+  return turns if instructions == "user" else [_said("system", told), *turns]
+
+
+def _said(role: str, content: str) -> Message:
+  return {"role": role, "content": content}
