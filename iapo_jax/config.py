@@ -69,6 +69,8 @@ class DataConfig:
     first_rows: how many of the published train problems (of a data set without
       them: of the test problems) are used, the first ones; 0 is all.
     validation_problems: held out from train.
+    test_problems: how many of the test problems judge a run, the first ones; 0
+      is all.
     prompt: `plain` (the problem alone) or `think_answer` (instructions, a
       worked example, the problem).
     instructions: whether those are a `system` message, or begin the first
@@ -93,6 +95,7 @@ class DataConfig:
   split_seed: int = 42
   first_rows: int = 0
   validation_problems: int = 256
+  test_problems: int = 0
   prompt: str = "plain"
   instructions: str = "system"
   max_prompt_tokens: int = 16

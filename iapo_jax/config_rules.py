@@ -80,7 +80,7 @@ def _check_data(d: "DataConfig") -> None:
     fail("data.overlong", d.overlong, rule)
   if d.task != "arithmetic":
     return
-  for field in ("source_dir", "prepared_dir", "first_rows"):
+  for field in ("source_dir", "prepared_dir", "first_rows", "test_problems"):
     if value := getattr(d, field):
       fail(f"data.{field}", value, "is of no use to data.task arithmetic")
   if d.prompt != "plain":
@@ -217,7 +217,7 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "checkpoint.keep_last",
   )  # fmt: skip
   not_negative = (
-      "num_steps", "data.first_rows", "loss.clip_high", "loss.kl_weight",
+      "num_steps", "data.first_rows", "data.test_problems", "loss.clip_high", "loss.kl_weight",
       "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip

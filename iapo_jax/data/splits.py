@@ -42,12 +42,14 @@ def make_splits(
   else:
     splits = {}
     if "train" in rows:
-      splits["train"] = _first(rows["train"], data)
+      splits["train"] = _first(rows["train"], data, "first_rows")
     elif data.first_rows:
       rule = f"{data.task} has no published train problems"
       fail("data.first_rows", data.first_rows, rule)
     if source.test:
       splits["test"] = list(rows[source.test])
+  if "test" in splits:
+    splits["test"] = _first(splits["test"], data, "test_problems")
   if "train" in splits:
     splits["train"], splits["validation"] = _held_out(splits["train"], data)
   return splits
@@ -60,7 +62,7 @@ def _halves(
   if len(rows) > 1:
     rule = f"{data.task} has published splits: {', '.join(rows)}"
     fail("data.split", data.split, rule)
-  everything = _first(next(iter(rows.values())), data)
+  everything = _first(next(iter(rows.values())), data, "first_rows")
   order = np.random.default_rng(data.split_seed).permutation(len(everything))
   cut = round(_TRAIN_SHARE * len(everything))
   return (
@@ -69,11 +71,14 @@ def _halves(
   )
 
 
-def _first(rows: Sequence[Example], data: DataConfig) -> list[Example]:
-  if data.first_rows > len(rows):
-    rule = f"{data.task} has {len(rows)}"
-    fail("data.first_rows", data.first_rows, rule)
-  return list(rows[: data.first_rows or None])
+def _first(
+    rows: Sequence[Example], data: DataConfig, field: str
+) -> list[Example]:
+  """As many as a field says; all for 0."""
+  count = getattr(data, field)
+  if count > len(rows):
+    fail(f"data.{field}", count, f"{data.task} has {len(rows)}")
+  return list(rows[: count or None])
 
 
 def _held_out(

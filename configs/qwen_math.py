@@ -1,0 +1,77 @@
+"""The paper's training: Qwen2.5-Instruct on mathematics, one model at a time.
+
+  python experiments/run.py --config=configs/qwen_math.py
+  python experiments/run.py --config=configs/qwen_math.py:1.5b-math500-to_go
+
+A variant is any of a size (`0.5b`, default; `1.5b`; `7b`), a data set
+(`gsm8k`, default; `math500`; `dapo`) and a credit mode (`paper`, default;
+`to_go`, this project's extension; `grpo`; `faithful`, the authors' formulas;
+`length_penalty`, the control), joined by `-`. Model and data are fetched; where
+there is no network, local folders take their place:
+
+  --config.model.pretrained=FOLDER --config.data.source_dir=FOLDER
+
+From the paper and its code: learning rate 1e-6, Adam (0.9, 0.99), clip norm 1,
+8 samples a prompt at temperature 1, 96 completions a step (128 for 7b) of at
+most 2,048 tokens, prompts of at most 512, clip 0.2 / 0.28, token mean, KL
+weight 0.001, bfloat16, seed 42, the weights of information and exploration that
+its authors list for each model and data set, the checkpoint with the best
+pass@32 / length@32 of the five best. GSM8K has its own splits; of MATH-500 and
+of the first 7,000 problems of DAPO-Math-17k 80 % train and 20 % test; 50
+problems validate.
+
+Other than there: probes are exact and end with the reasoning (docs/method.md);
+the prompt opens the reasoning, so that completions begin within it; answers
+are compared by meaning, not by spelling; prompts are in our own words; no
+prompt loses its beginning (MATH-500 may have 1,024 tokens; of DAPO longer ones
+are skipped and counted); validation problems never are test problems. How many
+steps the authors train is not known to us: here about one pass, 600 steps of
+GSM8K, 450 of DAPO, 120 (four passes) of MATH-500.
+
+Hardware: the plan that is printed first has the memory of each device (also
+with --dry_run). 12 prompts a step divide over 1, 2 or 4 devices; with 8 add
+--config.mesh.tensor=2. `7b` shards its weights over all devices and expects 8
+(of 80 GB). Time is unknown.
+
+Verified so far, on CPUs (tests/test_recipes.py): this file with a folder of
+Qwen2.5's configuration, few layers and random weights trains on GSM8K's text.
+Not verified: anything with published weights, on an accelerator, or about what
+is learned. `docs/first_hour.md` is for whoever runs it first.
+"""
+
+import ml_collections
+
+from iapo_jax import recipes
+from iapo_jax.recipes import Size
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+  """The configuration of a variant.
+
+  Args:
+    variant: as above.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: for an unknown variant.
+  """
+  sizes = {
+      "0.5b": Size(
+          "Qwen/Qwen2.5-0.5B-Instruct",
+          {"gsm8k": (1, 1), "math500": (1, 1e-6), "dapo": (1e-6, 1e-2)},
+      ),
+      "1.5b": Size(
+          "Qwen/Qwen2.5-1.5B-Instruct",
+          {"gsm8k": (1, 1), "math500": (1e-6, 1e-6), "dapo": (1e-2, 1e-4)},
+      ),
+      "7b": Size(
+          "Qwen/Qwen2.5-7B-Instruct",
+          {"gsm8k": (1, 1e-6), "math500": (1e-6, 1e-6), "dapo": (1e-6, 1e-6)},
+          prompts_per_step=16,
+          micro_batches=2,
+          sharded=True,
+      ),
+  }
+  return recipes.mathematics(variant, sizes)
