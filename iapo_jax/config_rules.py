@@ -217,7 +217,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "checkpoint.keep_last",
   )  # fmt: skip
   not_negative = (
-      "num_steps", "data.first_rows", "data.test_problems", "loss.clip_high", "loss.kl_weight",
+      "num_steps", "data.first_rows", "data.test_problems",
+      "loss.clip_high", "loss.kl_weight",
       "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
