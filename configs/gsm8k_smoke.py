@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.reward.grader = "host"
   config.loss.head_chunk = 16
   config.optimizer.learning_rate = 1e-4
-  config.warm_start.update({"num_steps": 40, "batch_size": 8})
+  config.warm_start.update({"num_steps": 24, "batch_size": 8})
   config.evaluation.update({"every": 2, "problems": 16, "batch_size": 16})
   config.checkpoint.every = 10
   return config

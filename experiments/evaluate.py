@@ -6,7 +6,8 @@
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
 length@k, pass@k / length@k, format rate, seconds per completion; ± is the
 standard deviation over sampling seeds. Runs of one command are timed side by
-side; times of different commands do not compare. A run whose mesh does not fit
+side; times of different commands do not compare. `--task=aime24` judges on
+another data set than the runs' own. A run whose mesh does not fit
 the devices there are is judged data parallel.
 """
 
@@ -14,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from iapo_jax import cli, comparison
+from iapo_jax import cli, comparison, config_rules
 from iapo_jax.errors import ConfigError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -33,6 +34,18 @@ _TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy.")
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "Longest completion.", lower_bound=2
 )
+_TASK = flags.DEFINE_enum(
+    "task",
+    None,
+    config_rules.TASKS[1:],
+    "Judge on this data set's published problems, not on the runs' own.",
+)
+_SOURCE_DIR = flags.DEFINE_string(
+    "source_dir", None, "Folder with the data's files; the runs' by default."
+)
+_PROMPT_TOKENS = flags.DEFINE_integer(
+    "max_prompt_tokens", None, "Longest prompt.", lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Stem of the files; FIRST_RUN/evaluation by default."
 )
@@ -49,6 +62,11 @@ def main(arguments: list[str]) -> None:
       folders,
       _CHECKPOINT.value,
       max_tokens=_MAX_TOKENS.value,
+      data={
+          "task": _TASK.value,
+          "source_dir": _SOURCE_DIR.value,
+          "max_prompt_tokens": _PROMPT_TOKENS.value,
+      },
       samples=_SAMPLES.value,
       batch_size=_BATCH.value,
       temperature=_TEMPERATURE.value,

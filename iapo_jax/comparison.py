@@ -7,7 +7,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ def load(
     which: str,
     *,
     max_tokens: int | None = None,
+    data: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Contestant]:
   """Policies of runs.
@@ -60,6 +61,8 @@ def load(
     which: `last`, `best` (`evaluation.best_step`; the last of a run without
       reinforcement learning) or a step of its reinforcement learning.
     max_tokens: replaces `config.rollout.max_tokens` of the runs.
+    data: fields of `config.data` that replace those of the runs, None leaving
+      one as it is; with another `task` its published problems are taken.
     **settings: fields of `config.evaluation` that replace those of the runs;
       None leaves one as it is.
 
@@ -72,7 +75,8 @@ def load(
   shared: dict[Any, tuple[Assembly, evaluation.Sampler]] = {}
   contestants = []
   for workdir in workdirs:
-    cfg = _judging(workdir_lib.load_config(workdir), max_tokens, settings)
+    cfg = workdir_lib.load_config(workdir)
+    cfg = _judging(_reading(cfg, data or {}), max_tokens, settings)
     # All that shapes the sampler and its data: such runs share one program.
     alike = (
         cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
@@ -80,6 +84,8 @@ def load(
     )  # fmt: skip
     if alike not in shared:
       parts = assembly.assemble(cfg, home=workdir)
+      if not (data or {}).get("task"):
+        workdir_lib.check_data(parts, workdir)
       stage = assembly.reinforcement_stage(parts)
       shared[alike] = parts, assembly.sampler_of(parts, stage)
     parts, sampler = shared[alike]
@@ -89,7 +95,21 @@ def load(
         Contestant(str(workdir), source.name, parts, sampler, params)
     )
   _check_alike(contestants)
+  for note in {c.parts.task.note for c in contestants} - {None}:
+    print(f"note       {note}")
   return contestants
+
+
+def _reading(
+    cfg: config_lib.Config, changes: Mapping[str, Any]
+) -> config_lib.Config:
+  """A configuration that reads other data, or the same from elsewhere."""
+  given = {k: v for k, v in changes.items() if v is not None}
+  if given.get("task"):
+    whole = {"split": "published", "first_rows": 0, "test_problems": 0}
+    given = whole | given
+  data = dataclasses.replace(cfg.data, **given)
+  return dataclasses.replace(cfg, data=data)
 
 
 def _judging(
@@ -145,7 +165,7 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
             f"config.{field}: the runs have {ours} and {theirs}; give one with"
             f" --{name}"
         )
-    for split in SPLITS:
+    for split in first.task.tables:
       tables = (parts.task.tables[split].prompts for parts in (first, other))
       leaves = zip(*map(jax.tree.leaves, tables), strict=True)
       if not all(np.array_equal(a, b) for a, b in leaves):
@@ -175,6 +195,12 @@ def judge(
     `seconds_per_completion`: the median time of a call over the completions in
     it.
   """
+  for contestant in contestants:
+    found = contestant.parts.task.tables
+    if split not in found:
+      task = contestant.parts.cfg.data.task
+      rule = f"{task} has only {', '.join(found)} problems"
+      raise ConfigError(f"--split = {split!r}: {rule}")
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
   _warm_up(contestants, split)
   for seed in tqdm.tqdm(seeds, desc="sampling seeds"):

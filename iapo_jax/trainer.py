@@ -369,6 +369,8 @@ def _summarise(run: Run, state: TrainState, start: float) -> None:
   params, name = _judged(run, state)
   summary = evaluation.summarise(_sample(run, params, "test", count))
   extra = {"checkpoint": name, "seconds": time.perf_counter() - start}
+  if run.parts.task.note:
+    extra["note"] = run.parts.task.note
   files.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
   print(
       f"test       accuracy {summary['accuracy']:.3f} ±"

@@ -109,7 +109,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
     _check_same(ours, read_config(workdir), workdir)
-    _check_data(parts, workdir)
+    check_data(parts, workdir)
     if is_finished(workdir):
       return True
     _compare_environment(workdir, parts)
@@ -135,8 +135,16 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   return False
 
 
-def _check_data(parts: Assembly, workdir: pathlib.Path) -> None:
-  """Whether the problems are still those that the run began with."""
+def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether the problems are still those that the run began with.
+
+  Args:
+    parts: with the problems.
+    workdir: of the run.
+
+  Raises:
+    ConfigError: where they are others.
+  """
   if not parts.task.fingerprint:
     return
   theirs = files.read_json(workdir / _DATA)

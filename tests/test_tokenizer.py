@@ -1,6 +1,5 @@
 """Any fast tokenizer: BOS, chat templates, texts in pieces."""
 
-import pathlib
 
 import numpy as np
 import pytest
@@ -16,9 +15,7 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder
 from iapo_jax.types import Vocabulary
 
-QWEN = (
-    pathlib.Path(__file__).parents[2] / "shared" / "data" / "qwen2_tokenizer"
-)
+QWEN = tiny.SHARED / "qwen2_tokenizer"
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} . {% endfor %}"
     "{% if add_generation_prompt %}so {% endif %}"

@@ -1,6 +1,7 @@
 """Small decoders and ragged batches that several tests share."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import transformer
 from iapo_jax.types import Prompts
 
+# Real data, where somebody has put it beside the repository.
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 MODEL = ModelConfig(
     vocab_size=29,
     num_layers=2,

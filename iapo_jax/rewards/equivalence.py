@@ -256,7 +256,8 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
     rows = [row for row in re.split(r"\\\\", matrix.group(2)) if row.strip()]
     columns = len(rows[0].split("&")) if rows else 0
     entries = [entry.strip() for row in rows for entry in row.split("&")]
-    return f"matrix {len(rows)} {columns}", entries
+    kind = "determinant" if matrix.group(1) == "vmatrix" else "matrix"
+    return f"{kind} {len(rows)} {columns}", entries
   tokens = _TOKEN.findall(text)
   if len(tokens) < 3:
     return None

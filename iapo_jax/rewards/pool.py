@@ -23,6 +23,7 @@ Task = tuple[str, str, str]  # answer, gold answer, prose around the first
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MODULE = "iapo_jax.rewards.worker"
 _START_SECONDS = 300.0
+_MOST_FAILED_STARTS = 4
 
 
 class Pool:
@@ -41,6 +42,7 @@ class Pool:
     self._size = workers
     self._limits = soft_seconds, hard_seconds
     self._workers: list[_Worker] = []
+    self._failed_starts = 0
     self._lock = threading.Lock()
 
   def start(self) -> None:
@@ -107,9 +109,11 @@ class Pool:
 
   def _replace(self, worker: "_Worker") -> None:
     self._workers.remove(worker)
-    if not worker.was_ready:
+    self._failed_starts = 0 if worker.was_ready else self._failed_starts + 1
+    if self._failed_starts > _MOST_FAILED_STARTS:
       raise RuntimeError(
-          f"a grading process ended as it started: {worker.command} tells why"
+          "grading processes end as they start; this tells why:"
+          f" {worker.command}"
       )
     self._fill()
 

@@ -24,7 +24,8 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _MOST_PROSE = 1000
 _SHORT = 40
-_TOLD = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]*)", re.IGNORECASE)
+_TOLD = re.compile(r"\banswer\s*(?:is|:|=)\s*:?", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\S))*")
 _LAST_NUMBERS = re.compile(r"[-−]?\d+(?:[.,/]\d+)*")
 
 
@@ -115,8 +116,8 @@ def find_answer(text: str, *, need_tags: bool) -> Answer | None:
 def _guess(prose: str) -> str:
   """What a text without marks seems to answer."""
   told = list(_TOLD.finditer(prose))
-  if told and (end := told[-1].group(1).strip(" .")):
-    return end
+  if told and (said := _SENTENCE.match(prose, told[-1].end()).group().strip()):
+    return said
   if "\n" not in prose and len(prose) <= _SHORT:
     return prose
   found = _LAST_NUMBERS.findall(prose)

@@ -1,0 +1,284 @@
+"""The committed configurations, and a run of text from start to export."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import pytest
+import texts
+from test_published import no_network
+
+from iapo_jax import (
+  comparison,
+  config_rules,
+  export,
+  logs,
+  policies,
+  trainer,
+)
+from iapo_jax import config as config_lib
+from iapo_jax.data import tokenizer
+from iapo_jax.errors import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def config_file(name):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("qwen_math", ("0.5b", "1.5b", "7b")),
+        ("llama_math", ("1b", "3b", "8b")),
+        ("gemma_math", ("1b", "2b", "9b")),
+    ],
+)
+def test_every_variant_is_a_configuration(name, sizes):
+  module = config_file(name)
+  found = {
+      module.get_config(f"{size}-{data}-{credit}").model.pretrained
+      for size in sizes
+      for data in ("gsm8k", "math500", "dapo")
+      for credit in ("paper", "to_go", "grpo", "faithful", "length_penalty")
+      if config_lib.parse(module.get_config(f"{size}-{data}-{credit}"))
+  }
+  assert len(found) == 3
+  first = f"{sizes[0]}-gsm8k-paper"
+  assert module.get_config() == module.get_config(first)
+  # In any order, the rest by default.
+  assert module.get_config(f"to_go-{sizes[1]}") == module.get_config(
+      f"{sizes[1]}-gsm8k-to_go"
+  )
+
+
+@pytest.mark.parametrize(
+    ("variant", "part"),
+    [("2b", "2b"), ("gsm8k-dapo", "dapo"), ("0.5b-0.5b", "0.5b"), ("-", "")],
+)
+def test_other_variants_are_refused(variant, part):
+  with pytest.raises(ConfigError, match=f"{part!r} must be one of each of"):
+    config_file("qwen_math").get_config(variant)
+
+
+def test_the_papers_numbers():
+  """METHOD of the paper and its code, field by field."""
+  c = config_lib.parse(config_file("qwen_math").get_config())
+  assert c.model.pretrained == "Qwen/Qwen2.5-0.5B-Instruct"
+  assert (c.seed, c.group_size, c.sequences_per_step) == (42, 8, 96)
+  assert (c.rollout.temperature, c.rollout.max_tokens) == (1.0, 2048)
+  assert (c.data.task, c.data.split) == ("gsm8k", "published")
+  assert (c.data.max_prompt_tokens, c.data.validation_problems) == (512, 50)
+  assert (c.data.prompt, c.data.chat_template) == ("think_answer", True)
+  o = c.optimizer
+  assert (o.learning_rate, o.b1, o.b2) == (1e-6, 0.9, 0.99)
+  assert (o.clip_norm, o.weight_decay, o.decay) == (1.0, 0.0, False)
+  loss = c.loss
+  assert (loss.clip_low, loss.clip_high) == (0.2, 0.28)
+  assert (loss.kl_weight, loss.num_updates) == (0.001, 1)
+  assert loss.aggregation == "token_mean"
+  assert c.credit.mode == "paper"
+  assert (c.credit.info_weight, c.credit.explore_weight) == (1.0, 1.0)
+  r = c.reward
+  assert (r.correct, r.wrong) == (1.0, -1.0)
+  assert (r.well_formed, r.malformed) == (0.5, -0.5)
+  assert (c.evaluation.samples, c.evaluation.checkpoint) == (32, "best")
+  assert c.warm_start.num_steps == 0
+  seven = config_lib.parse(config_file("qwen_math").get_config("7b-dapo"))
+  assert seven.sequences_per_step == 128
+  assert (seven.credit.info_weight, seven.credit.explore_weight) == (
+      1e-6, 1e-6,
+  )  # fmt: skip
+  assert (seven.data.first_rows, seven.data.split) == (7000, "80_20")
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_default_batch_divides_over_common_devices(devices):
+  c = config_lib.parse(config_file("qwen_math").get_config())
+  # Qwen2.5-0.5B's own sizes.
+  sizes = {
+      "vocab_size": 151_936, "num_heads": 14, "num_kv_heads": 2,
+      "d_model": 896, "mlp_dim": 4864,
+  }  # fmt: skip
+  for name, value in sizes.items():
+    object.__setattr__(c.model, name, value)
+  assert config_rules.mesh_shape(c, devices) == (devices, 1, 1)
+
+
+def test_the_literal_command_without_a_network(monkeypatch, tmp_path):
+  """One line tells of all that is missing, and how to point at it."""
+  no_network(monkeypatch)
+  config = config_file("qwen_math").get_config()
+  config.data.prepared_dir = str(tmp_path / "prepared")
+  config.model.pretrained += "-never-fetched"
+  with pytest.raises(ConfigError) as error:
+    trainer.train(config_lib.parse(config), tmp_path / "run")
+  message = str(error.value)
+  assert "\n" not in message
+  assert "Qwen2.5-0.5B-Instruct-never-fetched" in message
+  assert "--config.model.pretrained=FOLDER" in message
+  assert "data 'gsm8k': is not prepared in" in message
+  assert "--config.data.source_dir=FOLDER" in message
+  assert not (tmp_path / "run").exists()
+
+
+def shrink(config, place, **overrides):
+  """The same configuration at the size of a test."""
+  changes = {
+      "data.source_dir": str(place), "data.validation_problems": 4,
+      "data.prepared_dir": str(place / "prepared"),
+      "data.max_prompt_tokens": 400, "rollout.max_tokens": 24,
+      "prompts_per_step": 8, "group_size": 2, "num_steps": 2,
+      "loss.micro_batches": 1, "loss.head_chunk": 8,
+      "evaluation.every": 2, "evaluation.problems": 4,
+      "evaluation.samples": 2, "evaluation.batch_size": 16,
+      "log.samples_every": 1,
+  }  # fmt: skip
+  for name, value in (changes | overrides).items():
+    config.update_from_flattened_dict({name: value})
+  return config_lib.parse(config)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("texts")
+  texts.write_gsm8k(folder)
+  texts.write_tokenizer(folder / "tokenizer")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def smoke(place):
+  """A finished run of configs/gsm8k_smoke.py, warm start and all."""
+  config = config_file("gsm8k_smoke").get_config()
+  cfg = shrink(
+      config,
+      place,
+      **{
+          "data.tokenizer": str(place / "tokenizer"), "data.first_rows": 0,
+          "data.test_problems": 0, "warm_start.num_steps": 6,
+          "warm_start.batch_size": 16, "rollout.max_tokens": 64,
+          "model.num_heads": 2, "evaluation.samples": 1,
+      },
+  )  # fmt: skip
+  trainer.train(cfg, place / "run")
+  return place / "run", cfg
+
+
+def test_a_run_of_text(smoke):
+  run, cfg = smoke
+  summary = json.loads((run / "summary.json").read_text())
+  assert summary["problems"] == 8
+  assert "note" not in summary
+  learned = logs.stage_metrics(run, "warm_start")
+  assert len(learned) == 6
+  assert learned[-1]["sft/nll"] < learned[0]["sft/nll"]
+  steps = logs.stage_metrics(run, "rl")
+  assert [line["step"] for line in steps] == [1, 2]
+  for line in steps:
+    assert line["reward/timeouts"] == 0
+    assert -1.5 <= line["reward/total"] <= 1.5
+  # Completions as they were, in the tokenizer's own words.
+  (first, *_) = logs.read(run, logs.SAMPLES)
+  assert "Ada has" in first["prompt"]
+  # The same again goes on, here: has nothing to do.
+  trainer.train(cfg, run)
+
+
+def test_other_data_cannot_go_on_with_a_run(smoke, place, tmp_path):
+  run, _ = smoke
+  copy = tmp_path / "run"
+  shutil.copytree(run, copy)
+  (copy / "summary.json").unlink()
+  other = tmp_path / "texts"
+  texts.write_gsm8k(other, train=31)
+  changed = json.loads((run / "config.json").read_text())
+  nested = config_lib.default()
+  nested.update_from_flattened_dict(
+      {k: v for k, v in changed.items() if not isinstance(v, list)}
+  )
+  nested.data.source_dir = str(other)
+  with pytest.raises(ConfigError) as error:
+    trainer.train(config_lib.parse(nested), copy)
+  assert "the train problems are not those" in str(error.value)
+  # The same files from another place are the same data.
+  moved = tmp_path / "moved"
+  shutil.copytree(place / "gsm8k", moved / "gsm8k")
+  nested.data.source_dir = str(moved)
+  trainer.train(config_lib.parse(nested), copy)
+  assert (copy / "summary.json").exists()
+
+
+def test_it_is_judged_on_another_data_set(smoke, tmp_path):
+  run, _ = smoke
+  rows = [{"problem": f"Find {i}.", "answer": str(i)} for i in range(6)]
+  texts.write_jsonl(tmp_path / "test.jsonl", rows)
+  contestants = comparison.load(
+      [run], "last", data={"task": "aime24", "source_dir": str(tmp_path)}
+  )
+  tables = contestants[0].parts.task.tables
+  assert {name: len(table.kept) for name, table in tables.items()} == {
+      "test": 6,
+  }  # fmt: skip
+  ((results,),) = comparison.judge(
+      contestants, split="test", problems=100, seeds=[0]
+  )
+  assert results["problems"] == 6
+  with pytest.raises(ConfigError, match="aime24 has only test problems"):
+    comparison.judge(contestants, split="train", problems=1, seeds=[0])
+
+
+def test_it_is_judged_on_its_own_data_only(smoke, tmp_path):
+  run, _ = smoke
+  texts.write_gsm8k(tmp_path, test=7)
+  with pytest.raises(ConfigError, match="the test problems are not those"):
+    comparison.load([run], "last", data={"source_dir": str(tmp_path)})
+
+
+def test_it_is_exported_with_its_tokenizer(smoke, place, tmp_path):
+  run, _ = smoke
+  names = export.export(policies.last(run), tmp_path / "model")
+  assert "model.safetensors" in names
+  exported = tokenizer.load(tmp_path / "model")
+  assert exported.chat_template == texts.CHAT
+  assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (
+      place / "tokenizer" / "tokenizer.json"
+  ).read_bytes()
+
+
+@pytest.mark.parametrize("variant", ["0.5b", "math500-to_go"])
+def test_the_real_configuration_trains(variant, smoke, place, tmp_path):
+  """configs/qwen_math.py: chat template, bf16, remat, probes, grading."""
+  run, _ = smoke
+  model = tmp_path / "model"
+  export.export(policies.last(run), model)
+  if "math500" in variant:
+    rows = [
+        {"problem": f"Find ${i}/2$.", "answer": rf"\frac{{{i}}}{{2}}"}
+        for i in range(40)
+    ]
+    texts.write_jsonl(tmp_path / "test.jsonl", rows)
+    place = tmp_path
+  cfg = shrink(
+      config_file("qwen_math").get_config(variant),
+      place,
+      **{
+          "model.pretrained": str(model),
+          "data.prepared_dir": str(tmp_path / "prepared"),
+          "data.max_gold_tokens": 16,
+      },
+  )
+  trainer.train(cfg, tmp_path / "run")
+  steps = logs.stage_metrics(tmp_path / "run", "rl")
+  assert len(steps) == 2
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["samples"] == 2
+  assert ("note" in summary) == ("math500" in variant)
+  (first, *_) = logs.read(tmp_path / "run", logs.SAMPLES)
+  assert first["prompt"].startswith("<|im_start|>system\nThink the problem")
+  assert first["prompt"].endswith("<|im_start|>assistant\n<think>")
