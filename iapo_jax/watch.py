@@ -16,6 +16,7 @@ WINDOW = 10  # steps whose means are compared for collapse
 LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
 ALL = 1 - 1e-6  # a share of all, whose fp32 mean may round below 1
 LOST_LENGTH = 0.2  # of that window's reasoning length
+MOST_TIMEOUTS = 0.01  # share of answers that may take too long
 
 
 class Watch:
@@ -97,6 +98,11 @@ def troubles(metrics: Metrics) -> dict[str, str]:
     found["zero"] = (
         "no completion is correct; can the starting policy solve any of the"
         " problems, and does the grader find its answers?"
+    )
+  if metrics["reward/timeouts"] > MOST_TIMEOUTS:
+    found["timeouts"] = (
+        f"{metrics['reward/timeouts']:.0%} of the answers take too long to"
+        " compare and count as wrong; read them in samples.jsonl"
     )
   return found | _probe_troubles(metrics)
 

@@ -7,6 +7,7 @@ HEALTHY = {
     "reward/zero_spread_groups": 0.3,
     "length/reasoning": 40.0,
     "length/unfinished": 0.0,
+    "reward/timeouts": 0.0,
     "probe/entropy_first": 2.0,
     "probe/entropy_last": 0.1,
     "probe/calibration_gap": 0.1,
@@ -27,6 +28,7 @@ def warnings_of(steps):
     [
         ({"reward/zero_spread_groups": 1.0}, "no group has any spread"),
         ({"length/unfinished": 1.0}, "every completion is cut off"),
+        ({"reward/timeouts": 0.02}, "2% of the answers take too long"),
         # The fp32 mean of ones may round below 1, of 55 of them for one.
         ({"reward/zero_spread_groups": 0.99999994}, "no group has any spread"),
         ({"length/unfinished": 0.99999994}, "every completion is cut off"),

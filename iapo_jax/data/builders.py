@@ -269,11 +269,11 @@ def _check_can_fetch(builder: Builder) -> None:
     try:
       socket.getaddrinfo(host, None)
     except OSError as error:
-      files = "; ".join(f"{s}: {_wanted(data, s)}" for s in data.files)
+      files = " and ".join(names[0] for names in data.files.values())
       raise ConfigError(
           f"data {data.name!r}: is not prepared in {builder.data_path}, and"
-          f" {host} cannot be reached ({error.strerror}); name a folder that"
-          f" has its files ({files}) with --config.data.source_dir=FOLDER"
+          f" {host} cannot be reached ({error.strerror}); name a folder with"
+          f" its {files} with --config.data.source_dir=FOLDER"
       ) from error
 
 
