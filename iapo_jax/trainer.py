@@ -229,6 +229,7 @@ def warm_start(
             lambda index: {"index": task.demonstrable[index]},
             batch_size=cfg.warm_start.batch_size,
             seed=cfg.seed,
+            shard=(jax.process_index(), jax.process_count()),
             augment=demonstrate,
         ),
         place=place,
@@ -275,6 +276,7 @@ def reinforce(
             table.record,
             batch_size=cfg.prompts_per_step,
             seed=cfg.seed,
+            shard=(jax.process_index(), jax.process_count()),
         ),
         place=lambda record: sharding.put_batch(
             pipeline.as_prompts(record), run.parts.mesh
