@@ -37,7 +37,7 @@ _MAX_TOKENS = flags.DEFINE_integer(
 _TASK = flags.DEFINE_enum(
     "task",
     None,
-    config_rules.TASKS[1:],
+    config_rules.PUBLISHED,
     "Judge on this data set's published problems, not on the runs' own.",
 )
 _SOURCE_DIR = flags.DEFINE_string(

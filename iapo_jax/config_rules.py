@@ -21,10 +21,10 @@ OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
 DTYPES = ("float32", "bfloat16")
 EVALUATED = ("last", "best")
-TASKS = (
-    "arithmetic", "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24",
-    "aime25",
+PUBLISHED = (
+    "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
 )  # fmt: skip
+TASKS = ("arithmetic", *PUBLISHED)
 SPLITS = ("published", "80_20")
 PROMPTS = ("plain", "think_answer")
 INSTRUCTIONS = ("system", "user")

@@ -165,7 +165,7 @@ def load(
   """The published splits of a data set, prepared if need be.
 
   Args:
-    task: one of `published.TASKS`.
+    task: one of `config_rules.PUBLISHED`.
     source_dir: a folder with its files, or with a folder of the task's name
       that has them; by default they are fetched.
     prepared_dir: where prepared data sets are kept, TFDS's own place by

@@ -7,10 +7,6 @@ from typing import Any
 from iapo_jax.data import examples
 from iapo_jax.data.examples import Example
 
-TASKS = (
-    "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Download:
@@ -65,7 +61,7 @@ def data_set(name: str) -> DataSet:
   """The data set of a task.
 
   Args:
-    name: one of `TASKS`.
+    name: one of `config_rules.PUBLISHED`.
 
   Returns:
     The data set.

@@ -1,0 +1,288 @@
+"""Tasks of text: splits, prompts, demonstrations, limits."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import texts
+import tiny
+
+from iapo_jax import config as config_lib
+from iapo_jax.data import (
+    examples,
+    prompts,
+    published,
+    splits,
+    tokenizer,
+)
+from iapo_jax.data.examples import Example
+from iapo_jax.errors import ConfigError
+from iapo_jax.rewards import text
+
+
+def data_config(**settings):
+  return config_lib.parse({"data": {"task": "gsm8k"} | settings}).data
+
+
+def rows_of(count, prefix="q"):
+  return [Example(f"{prefix}{i}", str(i)) for i in range(count)]
+
+
+def test_published_splits():
+  rows = {"train": rows_of(40), "test": rows_of(10, "t")}
+  data = data_config(validation_problems=8)
+  made = splits.make_splits(rows, data)
+  assert made["test"] == rows["test"]
+  assert len(made["validation"]) == 8
+  # Validation comes out of train; nothing is lost, and the order is kept.
+  together = made["train"] + made["validation"]
+  assert sorted(together, key=rows["train"].index) == rows["train"]
+  assert made["train"] == [r for r in rows["train"] if r in made["train"]]
+  assert splits.make_splits(rows, data) == made
+  other = data_config(validation_problems=8, split_seed=1)
+  assert splits.make_splits(rows, other)["validation"] != made["validation"]
+
+
+def test_first_rows_and_test_problems():
+  rows = {"train": rows_of(40), "test": rows_of(10, "t")}
+  data = data_config(validation_problems=2, first_rows=10, test_problems=3)
+  made = splits.make_splits(rows, data)
+  together = {row.question for row in made["train"] + made["validation"]}
+  assert together == {f"q{i}" for i in range(10)}
+  assert made["test"] == rows["test"][:3]
+  with pytest.raises(ConfigError, match=r"first_rows = 41: gsm8k has 40"):
+    splits.make_splits(rows, data_config(first_rows=41))
+  with pytest.raises(ConfigError, match=r"test_problems = 11: gsm8k has 10"):
+    splits.make_splits(
+        rows, data_config(validation_problems=2, test_problems=11)
+    )
+  with pytest.raises(ConfigError, match="some of the 40 train problems"):
+    splits.make_splits(rows, data_config(validation_problems=40))
+
+
+def test_eighty_twenty():
+  rows = {"test": rows_of(100)}
+  data = data_config(task="math500", split="80_20", validation_problems=5)
+  made = splits.make_splits(rows, data)
+  assert {name: len(split) for name, split in made.items()} == {
+      "train": 75, "validation": 5, "test": 20,
+  }  # fmt: skip
+  everything = [row for split in made.values() for row in split]
+  assert sorted(everything, key=rows["test"].index) == rows["test"]
+  assert made["test"] != rows["test"][80:]  # drawn
+  assert "one published split of math500" in splits.note(data)
+  assert splits.note(data_config()) is None
+  with pytest.raises(ConfigError, match="published splits: train, test"):
+    splits.make_splits(
+        {"train": rows_of(5), "test": rows_of(5)},
+        data_config(split="80_20"),
+    )
+
+
+def test_what_cannot_be_trained_on():
+  for task, missing in (("math500", "train"), ("dapo_math", "test")):
+    data = data_config(task=task, validation_problems=2)
+    rows = {"train" if task == "dapo_math" else "test": rows_of(10)}
+    with pytest.raises(ConfigError, match=f"has no published {missing}"):
+      splits.check_trainable(splits.make_splits(rows, data), data)
+
+
+def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
+              **settings):  # fmt: skip
+  def render(messages):
+    turns = "".join(f"[{m['role']}] {m['content']} " for m in messages)
+    return f"{turns}[assistant] "
+
+  return prompts.of(
+      question,
+      source=published.data_set(task),
+      elicitation=elicitation,
+      data=data_config(task=task, **settings),
+      render=render,
+  )
+
+
+def test_prompts_word_by_word():
+  assert prompt_of() == "Q?\n<think>"
+  assert prompt_of(chat_template=True) == "[user] Q? [assistant] <think>"
+  told = (
+      "Think the problem through between <think> and </think>, then give"
+      " nothing but the final answer between <answer> and </answer>."
+  )
+  worked = "<think>Two and two more make four.</think>\n<answer>4</answer>"
+  form = "The answer is a single integer.\n\n"
+  assert prompt_of(prompt="think_answer", chat_template=True) == (
+      f"[system] {told} [user] {form}What is 2 + 2? [assistant] {worked}"
+      f" [user] {form}Q? [assistant] <think>"
+  )
+  assert prompt_of(
+      prompt="think_answer", chat_template=True, instructions="user"
+  ) == (
+      f"[user] {told} {form}What is 2 + 2? [assistant] {worked}"
+      f" [user] {form}Q? [assistant] <think>"
+  )
+  assert prompt_of(prompt="think_answer") == (
+      f"{told}\n\n{form}What is 2 + 2?\n\n{worked}\n\n{form}Q?\n<think>"
+  )
+
+
+def test_prompts_of_other_answers():
+  boxed = prompt_of(
+      task="math500",
+      prompt="think_answer",
+      elicitation="</think>\n<answer>\\boxed{",
+  )
+  assert "an expression in LaTeX. Write it as \\boxed{...}." in boxed
+  assert "</think>\n<answer>\\boxed{4}</answer>" in boxed
+  letters = prompt_of(task="commonsense_qa", prompt="think_answer")
+  assert "The answer is the letter of one choice." in letters
+  assert "<answer>B</answer>" in letters
+
+
+@pytest.mark.parametrize(
+    ("elicitation", "closing"),
+    [
+        ("</think>\n<answer>", "</answer>"),
+        ("</think>\n<answer>\\boxed{", "}</answer>"),
+        ("</think><answer>\\boxed{\\text{", "}}</answer>"),
+    ],
+)
+def test_what_ends_an_answer(elicitation, closing):
+  assert examples.closing(elicitation) == closing
+
+
+def test_demonstrations_of_worked_solutions():
+  example = examples.from_gsm8k(texts.row(1))
+  demonstrate = functools.partial(
+      examples.demonstration, example, elicitation="</think>\n<answer>"
+  )
+  whole = demonstrate(
+      np.random.default_rng(0), early_share=0.0, early_full_share=0.0
+  )
+  # 3 boxes of 4 nails.
+  assert "".join(piece.text for piece in whole) == (
+      "Each box has 4 nails.\nThere are 3 * 4 = 12 nails.</think>\n"
+      "<answer>12</answer>"
+  )
+  assert all(piece.learned for piece in whole)
+  cuts, full = set(), 0
+  for seed in range(300):
+    pieces = demonstrate(
+        np.random.default_rng(seed), early_share=1.0, early_full_share=0.1
+    )
+    reasoning = pieces[0].text.removesuffix("</think>\n<answer>")
+    assert example.solution.startswith(reasoning)
+    assert reasoning != example.solution
+    assert [piece.text for piece in pieces[1:]] == ["12", "</answer>"]
+    assert pieces[1].learned
+    assert pieces[0].learned == pieces[2].learned
+    full += pieces[0].learned
+    cuts.add(len(reasoning.split()))
+  # The solution has 13 words: cut after none to after 12.
+  assert cuts == set(range(13))
+  # 300 draws at 0.1: 30 expected, standard deviation 5.2.
+  assert 10 < full < 60
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """Data, tokenizer and the configuration that reads them."""
+  folder = tmp_path_factory.mktemp("texts")
+  texts.write_gsm8k(folder)
+  texts.write_tokenizer(folder / "tokenizer")
+  return folder
+
+
+def small(place, **settings):
+  base = config_lib.default()
+  base.data.update({
+      "task": "gsm8k",
+      "source_dir": str(place),
+      "prepared_dir": str(place / "prepared"),
+      "validation_problems": 4,
+      "max_prompt_tokens": 64,
+      "max_gold_tokens": 6,
+  })
+  base.reward.grader = "host"
+  base.rollout.max_tokens = 64
+  for name, value in settings.items():
+    base.update_from_flattened_dict({name.replace("__", "."): value})
+  return config_lib.parse(base)
+
+
+def load_task(place, **settings):
+  return tiny.load_task(small(place, **settings), None, place / "tokenizer")
+
+
+def test_a_task_of_text(place):
+  task = load_task(place, warm_start__num_steps=1)
+  table = task.tables["train"]
+  assert len(table.kept) == 28
+  for i in (0, 7, 27):
+    record, problem = table.record(i), task.problems["train"][i]
+    shown = task.tokenizer.decode(record["tokens"][: record["lengths"]])
+    assert shown == f"{problem.question}\n<think>"
+    gold = record["gold"][: record["gold_lengths"]]
+    assert task.tokenizer.decode(gold) == problem.answer
+  cfg = small(place)
+  record = task.demonstration(3, np.random.default_rng(1), cfg)
+  learned = record["completion"][record["learned"]]
+  shown = tokenizer.decode(task.tokenizer, learned.tolist())
+  assert shown.endswith("</answer><|im_end|>")
+  assert text.is_well_formed(shown.removesuffix("<|im_end|>"))
+  assert set(task.fingerprint) == {"train", "validation", "test"}
+
+
+def test_solutions_that_do_not_fit(place):
+  limits = {"warm_start__num_steps": 1, "rollout__max_tokens": 27}
+  with pytest.raises(ConfigError) as error:
+    load_task(place, **limits)
+  assert "max_tokens = 27: " in str(error.value)
+  assert "of 28 worked solutions are longer" in str(error.value)
+  task = load_task(place, data__overlong="skip", **limits)
+  assert 0 < len(task.demonstrable) < 28
+  for index in task.demonstrable:
+    cfg = small(place, **limits, warm_start__early_share=0.0)
+    task.demonstration(int(index), np.random.default_rng(0), cfg)
+  with pytest.raises(ConfigError, match="no worked solution fits"):
+    load_task(
+        place, data__overlong="skip", warm_start__num_steps=1,
+        rollout__max_tokens=8,
+    )  # fmt: skip
+
+
+def test_settings_that_go_not_together(place):
+  for settings, message in (
+      ({"data__prompt": "think_answer", "data__overlong": "truncate_left"},
+       "whose beginning is needed"),
+      ({"data__task": "arithmetic"}, r"source_dir = .*: is of no use"),
+      ({"data__split": "half"}, "must be one of published, 80_20"),
+  ):  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+      small(place, **settings)
+  with pytest.raises(ConfigError, match="tokenizer = '': gsm8k needs one"):
+    tiny.load_task(small(place))
+
+
+def test_no_solutions_to_learn_from(tmp_path, place):
+  rows = [{"problem": f"Find {i}.", "answer": str(i)} for i in range(30)]
+  texts.write_jsonl(tmp_path / "test.jsonl", rows)
+  with pytest.raises(ConfigError, match="aime24 has no worked solutions"):
+    load_task(
+        place, data__task="aime24", data__source_dir=str(tmp_path),
+        data__split="80_20", warm_start__num_steps=5,
+    )  # fmt: skip
+
+
+def test_a_gold_answer_that_the_tokenizer_cannot_write(tmp_path, place):
+  """Graders read gold answers from tokens: what those lose is lost."""
+  folder = tmp_path / "tokenizer"
+  texts.write_tokenizer(folder)
+  parts = json.loads((folder / "tokenizer.json").read_text())
+  parts["normalizer"] = {
+      "type": "Replace", "pattern": {"String": "1"}, "content": "one",
+  }  # fmt: skip
+  (folder / "tokenizer.json").write_text(json.dumps(parts))
+  with pytest.raises(ConfigError, match=r"answer '21' back as '2one'"):
+    tiny.load_task(small(place), None, folder)
