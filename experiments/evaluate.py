@@ -38,16 +38,16 @@ _TASK = flags.DEFINE_enum(
     "task",
     None,
     config_rules.PUBLISHED,
-    "Judge on this data set's published problems, not on the runs' own.",
+    "Judge on this data set, not on the runs' own.",
 )
 _SOURCE_DIR = flags.DEFINE_string(
-    "source_dir", None, "Folder with the data's files; the runs' by default."
+    "source_dir", None, "Folder with the data's files; empty to fetch them."
 )
 _PROMPT_TOKENS = flags.DEFINE_integer(
     "max_prompt_tokens", None, "Longest prompt.", lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Stem of the files; FIRST_RUN/evaluation by default."
+    "output", None, "Stem of the files; FIRST_RUN/evaluation[-TASK] by default."
 )
 
 
@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> None:
   if not folders:
     raise ConfigError("no run: give the folder of one run or of several")
   seeds = cli.whole_numbers("seeds", _SEEDS.value)
-  stem = pathlib.Path(_OUTPUT.value or folders[0] / "evaluation")
+  name = f"evaluation-{_TASK.value}" if _TASK.value else "evaluation"
+  stem = pathlib.Path(_OUTPUT.value or folders[0] / name)
   contestants = comparison.load(
       folders,
       _CHECKPOINT.value,

@@ -171,7 +171,9 @@ def _find(
   missing: list[str] = []
   for name, kept, field in folders:
     try:
-      place = (_kept(home, kept) or folder.find(name)) if name else None
+      place = _kept(home, kept) if name else None
+      if name and not place:
+        place = folder.find(name, weights=kept == folder.KEPT)
       found.append(place)
     except ConfigError as error:
       missing.append(f"{error}; name a folder with --config.{field}=FOLDER")

@@ -24,6 +24,7 @@ from iapo_jax.evaluation import Completions
 from iapo_jax.types import KeyDomain, Params
 
 SPLITS = ("train", "validation", "test")
+_GOLD_TOKENS = 64  # no published answer has more
 SECONDS = "seconds_per_completion"
 
 
@@ -75,8 +76,8 @@ def load(
   shared: dict[Any, tuple[Assembly, evaluation.Sampler]] = {}
   contestants = []
   for workdir in workdirs:
-    cfg = workdir_lib.load_config(workdir)
-    cfg = _judging(_reading(cfg, data or {}), max_tokens, settings)
+    theirs = workdir_lib.load_config(workdir)
+    cfg = _judging(_reading(theirs, data or {}), max_tokens, settings)
     # All that shapes the sampler and its data: such runs share one program.
     alike = (
         cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
@@ -84,11 +85,11 @@ def load(
     )  # fmt: skip
     if alike not in shared:
       parts = assembly.assemble(cfg, home=workdir)
-      if not (data or {}).get("task"):
-        workdir_lib.check_data(parts, workdir)
       stage = assembly.reinforcement_stage(parts)
       shared[alike] = parts, assembly.sampler_of(parts, stage)
     parts, sampler = shared[alike]
+    if cfg.data.task == theirs.data.task:
+      workdir_lib.check_data(parts, workdir)
     source = policies.chosen(workdir, which)
     params = policies.load(parts, source)
     contestants.append(
@@ -103,10 +104,18 @@ def load(
 def _reading(
     cfg: config_lib.Config, changes: Mapping[str, Any]
 ) -> config_lib.Config:
-  """A configuration that reads other data, or the same from elsewhere."""
+  """A configuration that reads other data, or the same from elsewhere.
+
+  The task that a run was trained on keeps its splits: some of the problems
+  that are published as test may have been its train.
+  """
   given = {k: v for k, v in changes.items() if v is not None}
-  if given.get("task"):
+  task, place = given.get("task", cfg.data.task), cfg.data.source_dir
+  if task != cfg.data.task:
     whole = {"split": "published", "first_rows": 0, "test_problems": 0}
+    whole["max_gold_tokens"] = max(cfg.data.max_gold_tokens, _GOLD_TOKENS)
+    if not (pathlib.Path(place).expanduser() / task).is_dir():
+      whole["source_dir"] = ""  # has the other task's files
     given = whole | given
   data = dataclasses.replace(cfg.data, **given)
   return dataclasses.replace(cfg, data=data)
@@ -260,9 +269,10 @@ def report(
     split: they were judged on.
 
   Returns:
-    JSON-ready records: `run`, `checkpoint`, `split`, `batch_size`,
-    `temperature`, `seeds`, and of every metric the `mean` and, over several
-    seeds, the standard deviation `std` (ddof 1).
+    JSON-ready records: `run`, `checkpoint`, `task`, `split`, `skipped` (too
+    long prompts of it), `batch_size`, `temperature`, `seeds`, of every metric
+    the `mean` and, over several seeds, the standard deviation `std` (ddof 1);
+    and a `note`, where one must be said beside the numbers.
   """
   records = []
   for contestant, runs in zip(contestants, results, strict=True):
@@ -271,12 +281,16 @@ def report(
     record = {
         "run": contestant.name,
         "checkpoint": contestant.checkpoint,
+        "task": contestant.parts.cfg.data.task,
         "split": split,
+        "skipped": contestant.parts.task.tables[split].skipped,
         "batch_size": contestant.parts.cfg.evaluation.batch_size,
         "temperature": contestant.parts.cfg.evaluation.temperature,
         "seeds": list(runs),
         "mean": {k: statistics.mean(v) for k, v in columns.items()},
     }
+    if contestant.parts.task.note:
+      record["note"] = contestant.parts.task.note
     if len(runs) > 1:
       record["std"] = {k: statistics.stdev(v) for k, v in columns.items()}
     records.append(record)
@@ -294,7 +308,10 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
   """
   as_json, as_csv = outputs(stem)
   files.write_json(as_json, {"runs": list(records)})
-  shared = ["run", "checkpoint", "split", "batch_size", "temperature"]
+  shared = [
+      "run", "checkpoint", "task", "split", "skipped", "batch_size",
+      "temperature",
+  ]  # fmt: skip
   with as_csv.open("w", newline="", encoding="utf-8") as f:
     writer = csv.DictWriter(f, [*shared, "seed", *records[0]["mean"]])
     writer.writeheader()

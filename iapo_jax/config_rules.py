@@ -78,13 +78,19 @@ def _check_data(d: "DataConfig") -> None:
   ):
     rule = "goes not with a prompt whose beginning is needed"
     fail("data.overlong", d.overlong, rule)
-  if d.task != "arithmetic":
-    return
-  for field in ("source_dir", "prepared_dir", "first_rows", "test_problems"):
-    if value := getattr(d, field):
-      fail(f"data.{field}", value, "is of no use to data.task arithmetic")
-  if d.prompt != "plain":
-    fail("data.prompt", d.prompt, "must be plain with data.task arithmetic")
+  if d.prompt == "plain" and d.instructions != "system":
+    fail("data.instructions", d.instructions, "needs data.prompt think_answer")
+  default = type(d)()
+  unused = ["arithmetic"]
+  if d.task == "arithmetic":
+    unused = [
+        "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
+        "validation_problems", "test_problems", "prompt",
+    ]  # fmt: skip
+  for field in unused:
+    if getattr(d, field) != getattr(default, field):
+      rule = f"is of no use to data.task {d.task}; leave it out"
+      fail(f"data.{field}", getattr(d, field), rule)
 
 
 def check_model(m: ModelConfig) -> None:

@@ -53,7 +53,6 @@ def mathematics(
   config = config_lib.default()
   config.seed = 42
   _set_model(config, sizes[size])
-  _set_data(config, data)
   config.group_size = 8
   config.rollout.max_tokens = 2048
   config.reward.grader = "host"
@@ -66,6 +65,7 @@ def mathematics(
       "batch_size": 256,
       "checkpoint": "best",
   })
+  _set_data(config, data)
   _set_credit(config, credit, sizes[size].weights.get(data, (1.0, 1.0)))
   return config
 
@@ -108,9 +108,11 @@ def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
       "validation_problems": 50,
       "split": "published" if data == "gsm8k" else "80_20",
   })
-  # About one pass; of 350 problems four.
-  config.num_steps = {"gsm8k": 600, "math500": 120, "dapo": 450}[data]
+  # One pass over the train problems; over the 350 of MATH-500 four.
+  drawn = {"gsm8k": 7423, "math500": 4 * 350, "dapo": 5550}[data]
+  config.num_steps = drawn // config.prompts_per_step
   if data == "math500":
+    config.evaluation.every = 20  # more than the five of which one is chosen
     # Its longest prompts have over 900 tokens, and are problems like others.
     config.data.max_prompt_tokens = 1024
     config.probe.elicitation = "</think>\n<answer>\\boxed{"
@@ -126,6 +128,6 @@ def _set_credit(
   config.credit.mode = credit
   if credit == "to_go":
     config.credit.update({"info_weight": 2.0, "explore_weight": 0.0})
-  elif credit == "paper":
+  elif credit in ("paper", "faithful"):
     info, explore = weights
     config.credit.update({"info_weight": info, "explore_weight": explore})

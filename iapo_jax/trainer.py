@@ -26,7 +26,7 @@ from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.config import Config
-from iapo_jax.data import pipeline
+from iapo_jax.data import pipeline, splits
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import families
 from iapo_jax.interrupts import Interrupted
@@ -109,6 +109,7 @@ def train(
     )
   home = workdir if workdir_lib.is_claimed(workdir) else None
   parts = assembly.assemble(cfg, home=home)
+  splits.check_trainable(parts.task.tables, cfg.data)
   if dry_run or home is None:
     policies.check_start(parts)
   if dry_run:
@@ -370,7 +371,12 @@ def _summarise(run: Run, state: TrainState, start: float) -> None:
   count = len(run.parts.task.tables["test"].kept)
   params, name = _judged(run, state)
   summary = evaluation.summarise(_sample(run, params, "test", count))
-  extra = {"checkpoint": name, "seconds": time.perf_counter() - start}
+  skipped = run.parts.task.tables["test"].skipped
+  extra = {
+      "skipped": skipped,
+      "checkpoint": name,
+      "seconds": time.perf_counter() - start,
+  }
   if run.parts.task.note:
     extra["note"] = run.parts.task.note
   files.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
@@ -440,6 +446,12 @@ def _introduction(parts: Assembly) -> str:
       f" {table.truncated} truncated"
       for name, table in parts.task.tables.items()
   ]
+  if parts.cfg.warm_start.num_steps:
+    there = len(parts.task.problems["train"])
+    lines.append(
+        f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
+        " have one that fits"
+    )
   if parts.task.note:
     lines.append(f"note       {parts.task.note}")
   return "\n".join(lines)

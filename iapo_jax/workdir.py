@@ -125,7 +125,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
     kept = workdir / folder.KEPT
     folder.copy_all_but_weights(folder.find(name), kept)
   if parts.cfg.data.tokenizer:
-    chosen = folder.find(parts.cfg.data.tokenizer)
+    chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
     folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
   elif not name:
     parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
@@ -163,7 +163,7 @@ def _check_same(
 ) -> None:
   for field in ours | theirs:
     values = ours.get(field), theirs.get(field)
-    # Places: the run keeps what it needs of two, and checks the other's data.
+    # Where data lie is free: what they hold is compared (`check_data`).
     if field in ("data.source_dir", "data.prepared_dir"):
       continue
     names = ("init_from", "model.pretrained", "data.tokenizer")

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 
 import pyarrow
@@ -45,48 +47,48 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("convert", "row", "expected"),
-    [
-        (
-            examples.from_gsm8k,
-            {"question": "How many? ",
-             "answer": "He has 48/2 = <<48/2=24>>24.\nSo <<24*100=2400>>2400."
-                       "\n#### 2,400"},
-            Example("How many?", "2400", "He has 48/2 = 24.\nSo 2400."),
-        ),
-        (
-            examples.from_math,
-            {"problem": "Find $x$.", "answer": r"\frac12", "solution": "So.",
-             "level": 3},
-            Example("Find $x$.", r"\frac12", "So."),
-        ),
-        (examples.from_dapo, dapo("What is $1+1$?", "2"),
-         Example("What is $1+1$?", "2")),
-        # In its processed form.
-        (examples.from_dapo, {"prompt": "What?", "solution": "-3"},
-         Example("What?", "-3")),
-        (
-            examples.from_commonsense_qa,
-            {"answerKey": "B",
-             "question": {"stem": "What is hot?", "choices": CHOICES}},
-            Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
-        ),
-        # As the hub's parquet has it.
-        (
-            examples.from_commonsense_qa,
-            {"answerKey": "B", "question": "What is hot?",
-             "choices": {"label": list("ABC"), "text": ["ice", "tea", "ink"]}},
-            Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
-        ),
-        (examples.from_aime, {"problem": "Find n.", "answer": "045"},
-         Example("Find n.", "45")),
-        (examples.from_aime, {"question": "Find n.", "answer": r"336^\circ"},
-         Example("Find n.", "336")),
-        (examples.from_aime, {"ID": "1", "Problem": "Find n.", "Answer": 7},
-         Example("Find n.", "7")),
-    ],
-)  # fmt: skip
+ROWS = [
+    (
+        examples.from_gsm8k,
+        {"question": "How many? ",
+         "answer": "He has 48/2 = <<48/2=24>>24.\nSo <<24*100=2400>>2400."
+                   "\n#### 2,400"},
+        Example("How many?", "2400", "He has 48/2 = 24.\nSo 2400."),
+    ),
+    (
+        examples.from_math,
+        {"problem": "Find $x$.", "answer": r"\frac12", "solution": "So.",
+         "level": 3},
+        Example("Find $x$.", r"\frac12", "So."),
+    ),
+    (examples.from_dapo, dapo("What is $1+1$?", "2"),
+     Example("What is $1+1$?", "2")),
+    # In its processed form.
+    (examples.from_dapo, {"prompt": "What?", "solution": "-3"},
+     Example("What?", "-3")),
+    (
+        examples.from_commonsense_qa,
+        {"answerKey": "B",
+         "question": {"stem": "What is hot?", "choices": CHOICES}},
+        Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
+    ),
+    # As the hub's parquet has it.
+    (
+        examples.from_commonsense_qa,
+        {"answerKey": "B", "question": "What is hot?",
+         "choices": {"label": list("ABC"), "text": ["ice", "tea", "ink"]}},
+        Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
+    ),
+    (examples.from_aime, {"problem": "Find n.", "answer": "045"},
+     Example("Find n.", "45")),
+    (examples.from_aime, {"question": "Find n.", "answer": r"336^\circ"},
+     Example("Find n.", "336")),
+    (examples.from_aime, {"ID": "1", "Problem": "Find n.", "Answer": 7},
+     Example("Find n.", "7")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("convert", "row", "expected"), ROWS)
 def test_rows(convert, row, expected):
   assert convert(row) == expected
 
@@ -133,9 +135,26 @@ def test_prepared_from_local_files(tmp_path):
   ]
   assert rows["train"][0].answer == "3000"
   # Its own folder does as well; nothing is prepared again.
-  before = sorted((tmp_path / "prepared").rglob("*"))
+  def written():
+    files = sorted((tmp_path / "prepared").rglob("*.array_record*"))
+    return [(path, path.stat().st_mtime_ns) for path in files]
+
+  before = written()
+  assert len(before) == 2
   assert load("gsm8k", folder / "gsm8k", tmp_path / "prepared") == rows
-  assert sorted((tmp_path / "prepared").rglob("*")) == before
+  assert written() == before
+
+
+def test_conversion_has_a_version():
+  """What was prepared once is read again: other rows need another version.
+
+  If this fails because a conversion was changed on purpose, raise `_VERSION`
+  of data/builders.py and put the new sum here.
+  """
+  digest = hashlib.sha256(builders._VERSION.encode())
+  for convert, row, _ in ROWS:
+    digest.update(repr(convert(row)).encode())
+  assert digest.hexdigest()[:16] == "bbd7dbb5fa2432e1"
 
 
 def test_other_files_are_another_data_set(tmp_path):
@@ -236,7 +255,7 @@ def test_fetched_with_another_content(server, monkeypatch, tmp_path):
   texts.write_jsonl(path, map(texts.row, range(4)))
   fetched_from(monkeypatch, address, {"train": path})
   path.write_text(path.read_text().replace("Ada", "Eve"))
-  with pytest.raises(ConfigError, match=r"gsm8k could not.*wrong checksum"):
+  with pytest.raises(ConfigError, match=r"gsm8k': could not.*wrong checksum"):
     builders.load("gsm8k", prepared_dir=str(tmp_path / "prepared"))
 
 
@@ -301,3 +320,73 @@ def test_the_real_data_sets(tmp_path):
   }  # fmt: skip
   for task, answer in answers:
     assert task == "math500" or str(int(answer)) == answer
+
+
+_PREPARE = """
+import sys
+from iapo_jax.data import builders
+rows = builders.load("gsm8k", source_dir=sys.argv[1], prepared_dir=sys.argv[2])
+print(len(rows["train"]))
+"""
+
+
+def test_several_processes_prepare_at_once(tmp_path):
+  folder = texts.write_gsm8k(tmp_path / "files")
+  command = [
+      sys.executable, "-c", _PREPARE, str(folder), str(tmp_path / "prepared"),
+  ]  # fmt: skip
+  started = [
+      subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+      for _ in range(3)
+  ]
+  said = [process.communicate(timeout=120)[0] for process in started]
+  assert [process.returncode for process in started] == [0, 0, 0]
+  assert [text.splitlines()[-1] for text in said] == ["32"] * 3
+  assert sum("gsm8k: makes" in text for text in said) == 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "delete", "info"])
+def test_what_was_prepared_is_damaged(tmp_path, harm):
+  folder = texts.write_gsm8k(tmp_path / "files")
+  prepared = tmp_path / "prepared"
+  load("gsm8k", folder, prepared)
+  (data,) = prepared.rglob("gsm8k-train.array_record*")
+  if harm == "cut":
+    data.write_bytes(data.read_bytes()[:100])
+  elif harm == "delete":
+    data.unlink()
+  else:
+    (data.parent / "dataset_info.json").write_text("{")
+  with pytest.raises(ConfigError) as error:
+    load("gsm8k", folder, prepared)
+  damaged = prepared / "gsm8k" if harm == "info" else data.parent
+  assert f"prepared in {damaged} is damaged; delete" in str(error.value)
+
+
+def test_other_numbers_of_rows_are_told(tmp_path, capsys):
+  folder = texts.write_gsm8k(tmp_path / "files")
+  load("gsm8k", folder, tmp_path / "prepared")
+  said = capsys.readouterr().out
+  assert "warning: data gsm8k: train has 32 rows, as published 7473" in said
+
+
+def test_a_part_is_missing(tmp_path):
+  table = pyarrow.Table.from_pylist([dapo("What?", "1")])
+  parquet.write_table(table, tmp_path / "train-00000-of-00002.parquet")
+  with pytest.raises(ConfigError, match="one of 2 parts, of which 1 are there"):
+    load("dapo_math", tmp_path, tmp_path / "prepared")
+
+
+def test_repeated_problems_are_counted(tmp_path, capsys):
+  rows = [dapo(q, "1") for q in ("What is it?", "What  is IT?", "Why?")]
+  texts.write_jsonl(tmp_path / "train.jsonl", rows)
+  found = load("dapo_math", tmp_path, tmp_path / "prepared")
+  assert [row.question for row in found["train"]] == ["What is it?", "Why?"]
+  assert "1 rows say a problem again" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  folder = texts.write_gsm8k(tmp_path / "files")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError, match=r"prepared_dir = .*must be a folder"):
+    load("gsm8k", folder, tmp_path / "file")

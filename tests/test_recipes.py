@@ -95,6 +95,29 @@ def test_the_papers_numbers():
       1e-6, 1e-6,
   )  # fmt: skip
   assert (seven.data.first_rows, seven.data.split) == (7000, "80_20")
+  assert (c.model.dtype, c.reward.grader) == ("bfloat16", "host")
+
+
+@pytest.mark.parametrize(
+    ("variant", "info", "explore"),
+    [
+        # The best weights that the authors list.
+        ("0.5b-gsm8k", 1, 1), ("0.5b-math500", 1, 1e-6),
+        ("0.5b-dapo", 1e-6, 1e-2), ("1.5b-gsm8k", 1, 1),
+        ("1.5b-math500", 1e-6, 1e-6), ("1.5b-dapo", 1e-2, 1e-4),
+        ("7b-gsm8k", 1, 1e-6), ("7b-math500", 1e-6, 1e-6),
+        ("7b-dapo", 1e-6, 1e-6), ("7b-dapo-faithful", 1e-6, 1e-6),
+        ("7b-dapo-to_go", 2, 0),
+    ],
+)  # fmt: skip
+def test_the_weights_of_each_variant(variant, info, explore):
+  c = config_lib.parse(config_file("qwen_math").get_config(variant))
+  assert (c.credit.info_weight, c.credit.explore_weight) == (info, explore)
+  mode = variant.split("-")[2:] or ["paper"]
+  assert [c.credit.mode] == mode
+  # One pass, or four of 350 problems.
+  drawn = {"gsm8k": 7423, "math500": 1400, "dapo_math": 5550}[c.data.task]
+  assert c.num_steps == drawn // c.prompts_per_step
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -175,6 +198,7 @@ def test_a_run_of_text(smoke):
   summary = json.loads((run / "summary.json").read_text())
   assert summary["problems"] == 8
   assert "note" not in summary
+  assert summary["skipped"] == 0
   learned = logs.stage_metrics(run, "warm_start")
   assert len(learned) == 6
   assert learned[-1]["sft/nll"] < learned[0]["sft/nll"]
@@ -229,8 +253,17 @@ def test_it_is_judged_on_another_data_set(smoke, tmp_path):
       contestants, split="test", problems=100, seeds=[0]
   )
   assert results["problems"] == 6
+  (record,) = comparison.report(contestants, [[results]], "test")
+  assert (record["task"], record["skipped"]) == ("aime24", 0)
   with pytest.raises(ConfigError, match="aime24 has only test problems"):
     comparison.judge(contestants, split="train", problems=1, seeds=[0])
+
+
+def test_its_own_task_by_name_keeps_its_splits(smoke):
+  """Of an 80/20 run the published test problems were train for the most."""
+  run, cfg = smoke
+  (contestant,) = comparison.load([run], "last", data={"task": cfg.data.task})
+  assert contestant.parts.cfg.data == cfg.data
 
 
 def test_it_is_judged_on_its_own_data_only(smoke, tmp_path):

@@ -127,6 +127,21 @@ def test_prompts_word_by_word():
   )
 
 
+def test_a_template_that_leaves_something_out():
+  """Some cut the thinking out of earlier turns: no example would be left."""
+  def strip(messages):
+    return " ".join(m["content"].split("</think>")[-1] for m in messages)
+
+  with pytest.raises(ConfigError, match="the chat template leaves out part"):
+    prompts.of(
+        "Q?",
+        source=published.data_set("gsm8k"),
+        elicitation="</think>\n<answer>",
+        data=data_config(prompt="think_answer", chat_template=True),
+        render=strip,
+    )
+
+
 def test_prompts_of_other_answers():
   boxed = prompt_of(
       task="math500",
@@ -257,12 +272,32 @@ def test_settings_that_go_not_together(place):
       ({"data__prompt": "think_answer", "data__overlong": "truncate_left"},
        "whose beginning is needed"),
       ({"data__task": "arithmetic"}, r"source_dir = .*: is of no use"),
+      ({"data__arithmetic__operands": 3}, "arithmetic = .*: is of no use"),
+      ({"data__instructions": "user"}, "needs data.prompt think_answer"),
       ({"data__split": "half"}, "must be one of published, 80_20"),
   ):  # fmt: skip
     with pytest.raises(ConfigError, match=message):
       small(place, **settings)
   with pytest.raises(ConfigError, match="tokenizer = '': gsm8k needs one"):
     tiny.load_task(small(place))
+
+
+def test_problems_without_a_solution_are_not_demonstrated(tmp_path, place):
+  rows = [
+      {"problem": f"Find {i}.", "answer": str(i),
+       "solution": "So it is." if i % 2 else ""}
+      for i in range(20)
+  ]  # fmt: skip
+  texts.write_jsonl(tmp_path / "test.jsonl", rows)
+  task = load_task(
+      place, data__task="math500", data__source_dir=str(tmp_path),
+      data__split="80_20", warm_start__num_steps=5,
+  )  # fmt: skip
+  train = task.problems["train"]
+  assert task.demonstrable.tolist() == [
+      i for i, problem in enumerate(train) if problem.solution
+  ]
+  assert 0 < len(task.demonstrable) < len(train)
 
 
 def test_no_solutions_to_learn_from(tmp_path, place):

@@ -182,5 +182,6 @@ def test_pieces_whose_tokens_straddle():
   # Far from the last token of the bound on a demonstration.
   config = config_lib.default()
   config.warm_start.num_steps = 1
+  config.data.update({"max_prompt_tokens": 20, "max_gold_tokens": 2})
   with pytest.raises(ConfigError, match="counting 3 a word"):
     tiny.load_task(config_lib.parse(config), QWEN)

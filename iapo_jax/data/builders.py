@@ -6,11 +6,12 @@ was made from, so that other files are another data set.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
-import os
 import pathlib
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -52,7 +53,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       data_dir: where prepared data sets are kept, TFDS's own place by default.
     """
     self._files = files
-    name = f"local_{_digest(files)[:16]}" if files else "published"
+    name = f"fetched_{_pins(self.DATA_SET)[:16]}"
+    if files:
+      name = f"local_{_digest(files)[:16]}"
+    self.repeated = 0
     super().__init__(
         file_format="array_record",
         data_dir=data_dir,
@@ -60,6 +64,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             name=name, version=_VERSION, description=self.DATA_SET.homepage
         ),
     )
+
+  @property
+  def is_local(self) -> bool:
+    """Whether it reads local files."""
+    return self._files is not None
 
   @property
   def url_infos(self) -> dict[str, tfds.download.checksums.UrlInfo]:
@@ -103,13 +112,16 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       for line, row in enumerate(_rows(path), start=1):
         try:
           example = self.DATA_SET.convert(row)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
           raise ConfigError(
               f"{path}: row {line} is none of {self.DATA_SET.name}: {error}"
           ) from error
-        if self.DATA_SET.repeats and example.question in seen:
-          continue
-        seen.add(example.question)
+        if self.DATA_SET.repeats:
+          question = " ".join(example.question.casefold().split())
+          if question in seen:
+            self.repeated += 1
+            continue
+          seen.add(question)
         yield key, {name: getattr(example, name) for name in _FIELDS}
         key += 1
 
@@ -156,9 +168,6 @@ class Aime25(Builder, skip_registration=True):
   DATA_SET = published.data_set("aime25")
 
 
-_BUILDERS = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25)
-
-
 def load(
     task: str, *, source_dir: str = "", prepared_dir: str = ""
 ) -> dict[str, list[Example]]:
@@ -178,41 +187,116 @@ def load(
     ConfigError: where files are missing, cannot be fetched, or are something
       else.
   """
-  kind = next(builder for builder in _BUILDERS if builder.name == task)
-  data_dir = os.path.expanduser(prepared_dir) or None
+  kinds = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25)
+  kind = next(builder for builder in kinds if builder.name == task)
+  place = prepared_dir or tfds.core.constants.DATA_DIR
+  root = pathlib.Path(place).expanduser()
   files = _find(kind.DATA_SET, source_dir) if source_dir else None
-  with _quiet():
-    builder = kind(files=files, data_dir=data_dir)
-    prepared = builder.is_prepared()
-  if not prepared:
+  builder = _builder(kind, files, root)
+  if not _is_prepared(builder):
     if files is None:
       _check_can_fetch(builder)
-    _prepare(builder, source_dir)
-  return {
-      split: [
-          Example(*(record[name].decode() for name in _FIELDS))
-          for record in builder.as_data_source(split)
-      ]
-      for split in builder.info.splits
-  }
+    with _alone(root, task):
+      # Another process may have done it meanwhile.
+      builder = _builder(kind, files, root)
+      if not _is_prepared(builder):
+        _prepare(builder)
+  rows = _read(builder)
+  for split, there in builder.DATA_SET.rows.items():
+    if len(rows[split]) != there:
+      print(
+          f"warning: data {task}: {split} has {len(rows[split])} rows, as"
+          f" published {there}",
+          flush=True,
+      )
+  return rows
 
 
-def _prepare(builder: Builder, source_dir: str) -> None:
+def _builder(
+    kind: type[Builder],
+    files: Mapping[str, Sequence[pathlib.Path]] | None,
+    root: pathlib.Path,
+) -> Builder:
+  try:
+    with _quiet():
+      return kind(files=files, data_dir=str(root))
+  except Exception as error:  # of protocol buffers
+    raise _damaged(kind.name, root / kind.name) from error
+
+
+def _is_prepared(builder: Builder) -> bool:
+  with _quiet():
+    return builder.is_prepared()
+
+
+@contextlib.contextmanager
+def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
+  """One process at a time prepares a data set; the others wait for it."""
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / f".{task}.lock").open("w")
+  except OSError as error:
+    raise ConfigError(
+        f"config.data.prepared_dir = {str(root)!r}: must be a folder that can"
+        f" be written ({error.strerror})"
+    ) from error
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _prepare(builder: Builder) -> None:
+  data, size = builder.DATA_SET, ""
+  if not builder.is_local:
+    files = [file for split in data.downloads.values() for file in split]
+    size = f", fetches {sum(file.size for file in files) / 1e6:.1f} MB"
+  print(f"data       {data.name}: makes {builder.data_path}{size}", flush=True)
   settings = tfds.download.DownloadConfig(
-      force_checksums_validation=not source_dir
+      force_checksums_validation=not builder.is_local
   )
-  print(f"data       {builder.name}: prepares {builder.data_path}", flush=True)
   try:
     with _quiet():
       builder.download_and_prepare(download_config=settings)
   except ConfigError:
     raise
   except Exception as error:  # of the network, of checksums, of the disk
-    reason = str(error).strip().splitlines()[0]
+    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
     raise ConfigError(
-        f"config.data.source_dir = {source_dir!r}: {builder.name} could not be"
-        f" prepared in {builder.data_path} ({reason})"
+        f"data {data.name!r}: could not be prepared in {builder.data_path}"
+        f" ({reason}); --config.data.source_dir=FOLDER takes local files"
     ) from error
+  if builder.repeated:
+    print(
+        f"data       {data.name}: {builder.repeated} rows say a problem again"
+        " and are left out",
+        flush=True,
+    )
+
+
+def _read(builder: Builder) -> dict[str, list[Example]]:
+  """The examples of a prepared data set."""
+  try:
+    with _quiet():
+      sources = {
+          split: builder.as_data_source(split)
+          for split in builder.DATA_SET.files
+      }
+    return {
+        split: [
+            Example(*(record[name].decode() for name in _FIELDS))
+            for record in source
+        ]
+        for split, source in sources.items()
+    }
+  except Exception as error:  # of TFDS, array_record, protocol buffers
+    raise _damaged(builder.name, builder.data_path) from error
+
+
+def _damaged(name: str, path: Any) -> ConfigError:
+  return ConfigError(
+      f"data {name!r}: what was prepared in {path} is damaged; delete that"
+      " folder"
+  )
 
 
 @contextlib.contextmanager
@@ -250,19 +334,26 @@ def _find(
     if not found[split]:
       raise ConfigError(
           f"config.data.source_dir = {source_dir!r}: has no {split} file of"
-          f" {data.name} ({_wanted(data, split)})"
+          f" {data.name} ({' or '.join(patterns)})"
       )
+    _check_complete(found[split])
   return found
 
 
-def _wanted(data: DataSet, split: str) -> str:
-  return " or ".join(data.files[split])
+def _check_complete(paths: Sequence[pathlib.Path]) -> None:
+  """Whether all parts are there, of a file that says how many it has."""
+  counted = re.search(r"-of-(\d+)\.", paths[0].name)
+  if counted and len(paths) != int(counted.group(1)):
+    raise ConfigError(
+        f"{paths[0]}: is one of {int(counted.group(1))} parts, of which"
+        f" {len(paths)} are there"
+    )
 
 
 def _check_can_fetch(builder: Builder) -> None:
   """Finds out at once what the network's own time-outs tell after minutes."""
-  if urllib.request.getproxies():
-    return  # which find hosts themselves
+  if urllib.request.getproxies().keys() & {"http", "https", "all"}:
+    return  # proxies find hosts themselves
   data = builder.DATA_SET
   for file in (f for files in data.downloads.values() for f in files):
     host = urllib.parse.urlsplit(file.url).hostname
@@ -289,17 +380,27 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
     except pyarrow.ArrowException as error:
       raise ConfigError(f"{path}: is no parquet file ({error})") from error
     return
-  with path.open(encoding="utf-8") as lines:
+  with path.open("rb") as lines:
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
       try:
         row = json.loads(line)
-      except ValueError as error:
+      except ValueError as error:  # also where it is no UTF-8
         raise ConfigError(f"{path}: line {number} is no JSON") from error
       if not isinstance(row, dict):
         raise ConfigError(f"{path}: line {number} is no JSON object")
       yield row
+
+
+def _pins(data: DataSet) -> str:
+  """SHA-256 of what is fetched."""
+  sums = [
+      f"{split} {file.sha256}"
+      for split, files in sorted(data.downloads.items())
+      for file in files
+  ]
+  return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _digest(files: Mapping[str, Sequence[pathlib.Path]]) -> str:

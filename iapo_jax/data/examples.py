@@ -59,7 +59,17 @@ def from_gsm8k(row: Mapping[str, Any]) -> Example:
 
 
 def from_math(row: Mapping[str, Any]) -> Example:
-  """MATH: `problem`, `answer` and, where it is known, `solution`."""
+  """MATH.
+
+  Args:
+    row: `problem`, `answer` and, where it is known, `solution`.
+
+  Returns:
+    The problem.
+
+  Raises:
+    ValueError: for another form.
+  """
   solution = row.get("solution") or ""
   return Example(_text(row, "problem"), _text(row, "answer"), solution.strip())
 
@@ -80,7 +90,7 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
   """
   prompt = row.get("prompt")
   if isinstance(prompt, str):
-    question = prompt
+    question = _text(row, "prompt")
   else:
     if not prompt or len(prompt) != 1:
       raise ValueError("prompt: must be a text or a list of one message")
@@ -90,6 +100,8 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
     raise ValueError("prompt: has a part of the usual instructions only")
   question = question.removeprefix(_DAPO_PREFIX).removesuffix(_DAPO_SUFFIX)
   judged = row.get("reward_model")
+  if not question.strip():
+    raise ValueError("prompt: has no problem in it")
   source, name = (judged, "ground_truth") if judged else (row, "solution")
   answer = _text(source, name)
   return Example(question.strip(), answer)
@@ -128,7 +140,13 @@ def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
 
 
 def from_aime(row: Mapping[str, Any]) -> Example:
-  """AIME: `problem` or `question`; `answer`, a whole number from 0 to 999.
+  """AIME.
+
+  Args:
+    row: `problem` or `question`; `answer`, a whole number from 0 to 999.
+
+  Returns:
+    The problem.
 
   Raises:
     ValueError: for another form.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from iapo_jax.config import DataConfig
 from iapo_jax.data import examples
 from iapo_jax.data.published import DataSet
+from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 Message = dict[str, str]
@@ -32,12 +33,24 @@ def of(
 
   Returns:
     The prompt; it ends in `<think>`.
+
+  Raises:
+    ConfigError: for a chat template that leaves something out.
   """
   messages: list[Message] = [_said("user", question)]
   if data.prompt == "think_answer":
     messages = _instructed(question, source, elicitation, data.instructions)
   if data.chat_template:
-    return opened(render(messages))
+    rendered = render(messages)
+    for turn in messages:
+      # Some templates cut the thinking out of earlier turns.
+      if turn["content"].strip() not in rendered:
+        raise ConfigError(
+            f"config.data.prompt = {data.prompt!r}: the chat template leaves"
+            f" out part of {turn['content']!r}; use plain, or"
+            " config.data.chat_template=False"
+        )
+    return opened(rendered)
   return opened("\n\n".join(turn["content"] for turn in messages) + "\n")
 
 

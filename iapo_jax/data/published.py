@@ -34,6 +34,7 @@ class DataSet:
     files: for each published split, the patterns of its local file names; the
       first that matches counts.
     downloads: for each published split its files.
+    rows: for each published split how many it has, where that is known.
     test: the published split that runs are judged on; empty for none.
     form: what an answer is, for the prompt.
     worked: the prompt's worked example.
@@ -46,6 +47,7 @@ class DataSet:
   convert: Callable[[Mapping[str, Any]], Example]
   files: Mapping[str, tuple[str, ...]]
   downloads: Mapping[str, tuple[Download, ...]]
+  rows: Mapping[str, int]
   test: str
   form: str
   worked: Example
@@ -120,6 +122,7 @@ def _gsm8k() -> DataSet:
               ),
           ),
       },
+      rows={"train": 7473, "test": 1319},
       test="test",
       form=_INTEGER,
       worked=_SUM,
@@ -145,6 +148,7 @@ def _math500() -> DataSet:
               ),
           ),
       },
+      rows={"test": 500},
       test="test",
       form="The answer is an expression in LaTeX.",
       worked=_SUM,
@@ -170,6 +174,7 @@ def _dapo_math() -> DataSet:
               ),
           ),
       },
+      rows={},
       test="",
       form=_INTEGER,
       worked=_SUM,
@@ -205,6 +210,7 @@ def _commonsense_qa() -> DataSet:
               ),
           ),
       },
+      rows={"train": 9741, "validation": 1221},
       test="validation",  # the published test rows have no answers
       form="The answer is the letter of one choice.",
       worked=Example(
@@ -235,6 +241,7 @@ def _aime24() -> DataSet:
               ),
           ),
       },
+      rows={"test": 30},
       test="test",
       form=_INTEGER,
       worked=_SUM,
@@ -268,6 +275,7 @@ def _aime25() -> DataSet:
               ),
           ),
       },
+      rows={"test": 30},
       test="test",
       form=_INTEGER,
       worked=_SUM,

@@ -38,7 +38,8 @@ class Task:
     vocabulary: what the compiled step must know of it.
     tables: the prompts of `train`, `validation` and `test`.
     problems: of the same splits, in the order of the tables.
-    demonstrable: int64[n], rows of the train table that can be demonstrated.
+    demonstrable: int64[n], rows of the train table that have a worked solution
+      short enough; none where there is no warm start.
     fingerprint: of the problems, by split.
     note: what must be said beside any number on them, if anything.
   """
@@ -137,18 +138,19 @@ def load(
     tok = tokenizer.load(place)
   else:
     tok = _word_tokenizer(cfg.data)
-  if cfg.num_steps or cfg.warm_start.num_steps:
-    splits.check_trainable(problems, cfg.data)
   vocabulary = vocabulary_of(tok, cfg.probe.elicitation, tokens)
   tables, kept = {}, {}
   for name, split in problems.items():
-    tables[name] = pipeline.tokenise_prompts(
-        tok,
-        [_prompt(problem, tok, cfg) for problem in split],
-        [problem.answer for problem in split],
-        cfg.data,
-        pad_id=vocabulary.pad_id,
-    )
+    try:
+      tables[name] = pipeline.tokenise_prompts(
+          tok,
+          [_prompt(problem, tok, cfg) for problem in split],
+          [problem.answer for problem in split],
+          cfg.data,
+          pad_id=vocabulary.pad_id,
+      )
+    except ConfigError as error:
+      raise ConfigError(f"{error} ({name} problems)") from error
     kept[name] = [split[i] for i in tables[name].kept]
   return Task(
       tokenizer=tok,
@@ -219,6 +221,7 @@ def _demonstrable(
       _solution_tokens(example, tok, cfg.probe.elicitation)
       for example in train
   ])
+  solved = np.array([bool(example.solution) for example in train])
   fits = lengths <= limit
   if not fits.all() and cfg.data.overlong != "skip":
     raise ConfigError(
@@ -226,11 +229,11 @@ def _demonstrable(
         f" worked solutions are longer, up to {lengths.max()} tokens; raise"
         " the limit or set config.data.overlong to skip"
     )
-  if not fits.any():
+  if not np.any(fits & solved):
     raise ConfigError(
         f"config.rollout.max_tokens = {limit}: no worked solution fits"
     )
-  return np.flatnonzero(fits)
+  return np.flatnonzero(fits & solved)
 
 
 def _solution_tokens(example: Example, tok: Any, elicitation: str) -> int:

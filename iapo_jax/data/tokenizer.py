@@ -205,7 +205,10 @@ def render_chat(
     ConfigError: where there is no template, or it refuses the messages.
   """
   if not tok.chat_template:
-    raise ConfigError(f"tokenizer {tok.name_or_path!r}: has no chat template")
+    raise ConfigError(
+        "config.data.chat_template = True: tokenizer"
+        f" {tok.name_or_path!r} has no chat template"
+    )
   try:
     return tok.apply_chat_template(
         list(messages),
@@ -215,4 +218,7 @@ def render_chat(
     )
   except Exception as error:  # templates raise what they like
     text = " ".join(str(error).split())
-    raise ConfigError(f"chat template: {text}") from error
+    raise ConfigError(
+        f"chat template: {text} (where it knows no system message, set"
+        " config.data.instructions=user)"
+    ) from error

@@ -27,12 +27,13 @@ _UNWANTED = "consolidated*"  # the same weights once more, in another layout
 _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str, *, weights: bool = True) -> pathlib.Path:
   """The folder of a model.
 
   Args:
     name: a folder, or the name of a repository on the hub, which is fetched
       unless it was before.
+    weights: whether they are wanted, too.
 
   Returns:
     The folder.
@@ -46,7 +47,9 @@ def find(name: str) -> pathlib.Path:
       return folder
     return pathlib.Path(
         huggingface_hub.snapshot_download(
-            name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            name,
+            allow_patterns=_WANTED,
+            ignore_patterns=[_UNWANTED, *(() if weights else _WEIGHTS)],
         )
     )
   except (OSError, ValueError, RuntimeError) as error:
