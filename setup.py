@@ -29,6 +29,7 @@ setuptools.setup(
         "jinja2>=3.1",  # escapes untrusted text in pages
         "jax>=0.10",
         "math-verify[antlr4_13_2]==0.9.*",  # grades would change with it
+        "latex2sympy2_extended>=1.10",  # Math-Verify's parser
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",

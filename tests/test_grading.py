@@ -1,5 +1,6 @@
 """Answers: found, spelled, compared; and the processes that compare them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import threading
 from fractions import Fraction
+from multiprocessing import connection
 
 import pytest
 import tiny
 
 from iapo_jax.rewards import equivalence, grade, numbers, spelling, text
+from iapo_jax.rewards import pool as pool_lib
 from iapo_jax.rewards.pool import Pool
 
 CASES = pathlib.Path(__file__).parent / "grading"
@@ -148,6 +151,15 @@ def test_one_spelling(spelled, normal):
         ("5x", []),
         ("3xy", []),
         ("2k", []),
+        ("6s^2", []),
+        ("5 boxes of pencils", [5]),
+        ("540 m", [540]),
+        ("25 km/h", [25]),
+        ("18 (dollars)", [18]),
+        ("5 tenths", []),
+        ("5 hundreds", []),
+        ("5 point five", []),
+        ("5 squared", []),
         (r"8 \pi", []),
         ("5 or 6", []),
         ("5 and a half", []),
@@ -159,6 +171,12 @@ def test_one_spelling(spelled, normal):
 )
 def test_exact_numbers(spelled, values):
   assert numbers.candidates(spelled) == frozenset(map(Fraction, values))
+
+
+@pytest.mark.parametrize("gold", ["4s", "6s^2", "2k", "3 m", "5xy"])
+def test_letters_of_gold_answers_are_no_units(gold):
+  assert numbers.candidates(gold, gold=True) == frozenset()
+  assert numbers.candidates(r"15\text{ cm}^2", gold=True) == {15}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +256,36 @@ def test_what_spelling_settles(answer, gold, expected):
         ("(x+1)^2", "x^2 + 2x + 1", True),
         (r"\sqrt{12}", r"2\sqrt{3}", True),
         ("3x", "3y", False),
+        # What Math-Verify's parser by itself takes for units or small letters.
+        ("2x+3", "2x+3t", False),
+        ("9", "9ab", False),
+        ("3r^2", "3R^2", False),
+        (r"\pi r^2", r"\pi r^2 h", False),
+        (r"37\text{5}", "37", False),
+        ("5}6", "5", False),
+        ("f", "f'", False),
+        ("5_6", "5", False),
+        ("1+274 i", "1+274i", True),
+        (r"6 - 5\mathrm{i}", "6-5i", True),
+        # Other relations assign nothing; chains must hold.
+        ("x >= 5", "5", False),
+        ("x != 5", "5", False),
+        ("6 = 5", "5", False),
+        ("x = 2 + 3 = 5", "5", True),
+        ("m + n = 45", "45", True),
+        ("$130,000 - $60,000 = $70,000", "70000", True),
+        # As people write them.
+        ("$5$ dollars", "5", True),
+        ("**5** eggs", "5", True),
+        ("#### 18", "18", True),
+        ("Option A", "A", True),
+        ("A. B. C. D.", "A", False),
+        ("x < 2 or x > 3", r"(-\infty, 2) \cup (3, \infty)", True),
+        (r"4 \ge x > 3", "(3,4]", True),
+        (r"\{1,-2\}", "1,-2", True),
+        (r"-2, 1\pm\sqrt5", r"\{1\pm\sqrt{5},-2\}", True),
+        (r"\langle 1, 2\rangle", "(1,2)", True),
+        (r"16\sqrt{3} square units", r"16\sqrt{3}", True),
         ("1010_3", "1010_2", False),
         ("1010", "1010_2", True),
     ],
@@ -374,6 +422,59 @@ def pool():
   made.close()
 
 
+@contextlib.contextmanager
+def guarded(seconds=60):
+  """Ends a test that would go on for ever."""
+  def expire(*_):
+    raise AssertionError("did not come to an end")
+
+  before = signal.signal(signal.SIGALRM, expire)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+HOSTILE = [
+    "5" + "x" * 900 + "!",
+    "5 " + "ha" * 480 + "?",
+    "18 students participated altogether throughout everything (eighteen)",
+    "5 " + "congratulations " * 60 + ":",
+    "$" * 1000,
+    "**" * 500,
+    r"\text{" * 150,
+    "{" * 1000,
+    "1," * 500,
+    "1 " * 500,
+    "=" * 1000,
+    r"\frac" * 200,
+    "(" + "a," * 400,
+    "x<" * 500,
+    r"\( " * 300,
+    "9" * 1000,
+    "5 a" * 333,
+    "the answer is " * 70,
+]
+
+
+@pytest.mark.parametrize("answer", HOSTILE)
+def test_what_runs_in_place_comes_to_an_end(answer):
+  """Patterns that go back could take longer than the universe is old."""
+  with guarded():
+    for gold in ("18", r"\frac{1}{2}", "A", r"\text{even}", "(1,2)"):
+      equivalence.settle(answer, gold)
+    spelling.normalise(answer)
+
+
+def test_long_texts_come_to_an_end():
+  with guarded():
+    for piece in (r"\boxed{", "<answer>", "answer is ", "1,", "</think>", "{}"):
+      for need_tags in (False, True):
+        text.find_answer(piece * 20_000, need_tags=need_tags)
+
+
 def test_the_pool_decides_in_order(pool):
   tasks = [("x+1", f"{i}+x", "") for i in range(5)]
   assert pool.compare(tasks) == [False, True, False, False, False]
@@ -383,12 +484,65 @@ def test_the_pool_decides_in_order(pool):
 def test_a_killed_process_is_replaced(pool):
   for worker in list(pool._workers):
     worker._process.send_signal(signal.SIGKILL)
-  tasks = [("x+1", "1+x", "")] * 6
-  results = pool.compare(tasks)
-  # Whose process was gone got no decision; all others did.
-  assert results.count(None) <= 2
-  assert results.count(True) >= 4
-  assert pool.compare(tasks) == [True] * 6
+  # Whose process was gone is compared by another one.
+  assert pool.compare([("x+1", "1+x", "")] * 6) == [True] * 6
+
+
+def test_who_ends_processes_is_not_tried_for_ever(pool, monkeypatch):
+  sent = pool_lib._Worker.send
+
+  def send(worker, index, task):
+    sent(worker, index, task)
+    if task[0] == "deadly":
+      worker.signal()
+
+  monkeypatch.setattr(pool_lib._Worker, "send", send)
+  assert pool.compare([("deadly", "1+x", ""), ("x+1", "1+x", "")]) == [
+      None, True,
+  ]  # fmt: skip
+
+
+def test_replies_of_a_batch_that_was_left_are_dropped(pool, monkeypatch):
+  """Else they would be taken for those of the next one."""
+  wait = connection.wait
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(connection, "wait", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    pool.compare([("x+1", "1+x", "")] * 2)
+  monkeypatch.setattr(connection, "wait", wait)
+  assert pool.compare([("x+3", "2+x", "")] * 2) == [False, False]
+
+
+def test_a_fork_has_processes_of_its_own(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(_FORK)
+  root = str(pathlib.Path(__file__).parents[1])
+  result = subprocess.run(
+      [sys.executable, str(script)],
+      env=os.environ | {"PYTHONPATH": root},
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=True,
+  )
+  assert sorted(result.stdout.split()) == ["40", "40"]
+
+
+_FORK = """
+import os, sys
+from iapo_jax.rewards import grade
+def right():
+  answers = [f"<answer>{i}+x</answer>" for i in range(40)]
+  return sum(r.correct for r in grade(answers, [f"x+{i}" for i in range(40)]))
+grade(["<answer>x+1</answer>"], ["1+x"])
+child = os.fork()
+print(right(), flush=True)
+if child:
+  assert os.waitpid(child, 0)[1] == 0
+"""
 
 
 def test_a_process_that_does_not_answer_is_killed(pool):
@@ -402,9 +556,7 @@ def test_a_process_that_does_not_answer_is_killed(pool):
 
 def test_endless_work_is_given_up_and_the_process_lives(pool):
   pids = [worker._process.pid for worker in pool._workers]
-  hard = r"\prod_{k=1}^{99999} (1 + \frac{1}{k^2 + \sqrt{k}})"
-  decisions = pool.compare([(hard, "7", "")])
-  assert decisions[0] in (None, False)
+  assert pool.compare([("(x+1)^{9999}", "7", "")]) == [None]
   assert pool.compare([("x+1", "1+x", "")]) == [True]
   assert [worker._process.pid for worker in pool._workers] == pids
 
@@ -426,7 +578,7 @@ def test_several_threads_share_the_pool(pool):
 def test_processes_that_cannot_start_are_told_of(monkeypatch):
   pool = Pool(2, soft_seconds=0.5, hard_seconds=3.0)
   monkeypatch.setattr(sys, "executable", "/bin/false")
-  with pytest.raises(RuntimeError, match="tells why: python -m"):
+  with pytest.raises(RuntimeError, match="tells why: PYTHONPATH="):
     pool.compare([("x+1", "1+x", "")])
 
 

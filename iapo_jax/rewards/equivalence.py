@@ -17,9 +17,13 @@ from iapo_jax.rewards.text import last_boxed
 
 _CHOICE_GOLD = re.compile(r"(?:\\text\s*\{)?\(?([A-J])\)?\}?")
 _CHOICE = re.compile(
-    r"(?:option|choice|letter)?\s*"
-    r"(?:\\text\s*\{\s*)?[([]?([A-Ja-j])[)\]]?\s*\}?[)\]]?"
-    r"(?:$|\s*[.:)\]](?:\s|$)|\s*\}|\)?\s+because\b|\s+-\s)"
+    r"(?:(?:the\s+)?(?:correct\s+|right\s+)?(?:answer|option|choice|letter)"
+    r"(?:\s+is|\s*:)?\s*)*(?:\\text\s*\{\s*)?[([{]?([A-J])(?![\w'^])",
+    re.IGNORECASE,
+)
+_NEXT_CHOICE = re.compile(
+    r"[\s.,:;/&)(\[\]}-]*(?:(?:or|and|because)\s+)?[(\[]?[A-J]"
+    r"(?=\s*(?:$|[.,;:)\]/&]))"
 )
 _WORDS_GOLD = re.compile(r"\\text\s*\{[^{}]*[A-Za-z][^{}]*\}|[A-Za-z]{2,}")
 # A computer algebra system would write these numbers out.
@@ -29,18 +33,50 @@ _ENDLESS = re.compile(
 )
 _TOWER = re.compile(r"\^[\s{(]*[-+]?(\d+)[\s})]*\^[\s{(]*[-+]?(\d+)")
 _LARGEST_EXPONENT = 10_000
-_IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+_IN_BASE = re.compile(
+    r"\(?([0-9A-Za-z]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?|base\s+)"
+    r"\(?(\d{1,2})\)?\s*\}{0,2}"
+)
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+_TEXT_UNIT = re.compile(
+    r"\s*\\text\s*\{\s*([A-Za-z][A-Za-z .]*)\}(?:\s*\^\s*\{?[23]\}?)?$"
+)
+_PLAIN_UNIT = re.compile(r"(?<=[\d})])\s+([A-Za-z]{2,}(?: [A-Za-z]{2,})*)$")
+# What the parser passes over, or takes for something else.
+_MARKS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"'", r"\\text", r"\d\s*_", r"\^\s*\{?\s*T\b", r"\\approx",
+        r"\\equiv", r"\\ne(?![a-z])", r"\\sim", r"=", r"[<>]|\\[lg]e\b",
+    )
+)  # fmt: skip
 _MOST_NESTED = 30
-_OPENING, _CLOSING = "([{", ")]}"
+_OPENING = ("(", "[", "{", r"\{", r"\langle")
+_CLOSING = (")", "]", "}", r"\}", r"\rangle")
 _TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _JOINING = re.compile(
     r"\s*(?:;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b)\s*,?\s*"
 )
 _UNION = re.compile(r"\\cup(?![A-Za-z])|(?<=[)\]}])\s*U\s*(?=[(\[{\\])")
-_MEMBER = re.compile(r"[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*")
+_MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_RELATION = re.compile(
+    r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim|simeq|cong|to)(?![A-Za-z])"
+)
+# What an answer may be called: letters, a function, a point, words.
+_NAMED = re.compile(
+    r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w{1,3}\}?)?'?(?:\([\w,\s]{1,20}\))?"
+    r"|[A-Za-z](?:\s*[-+]\s*[A-Za-z])+"
+    r"|\((?:[A-Za-z]|\\[a-z]+)\s*(?:,\s*(?:[A-Za-z]|\\[a-z]+)\s*)*\)"
+    r"|(?:\\text\s*\{)?[A-Za-z][A-Za-z ]*\}?"
+)
 _LESS = r"\s*(<|\\le(?![a-z]))\s*"
 _MORE = r"\s*(>|\\ge(?![a-z]))\s*"
 _BETWEEN = re.compile(rf"([^<>=,]+?){_LESS}[A-Za-z]{_LESS}([^<>=,]+)")
+_DESCENDING = re.compile(
+    rf"([^<>=,]+?){_MORE}([A-Za-z]){_MORE}([^<>=,]+)"
+)
+_FROM = re.compile(rf"([^<>=,A-Za-z]+?){_LESS}[A-Za-z]")
+_TO = re.compile(rf"([^<>=,A-Za-z]+?){_MORE}[A-Za-z]")
 _BELOW = re.compile(rf"[A-Za-z]{_LESS}([^<>=,]+)")
 _ABOVE = re.compile(rf"[A-Za-z]{_MORE}([^<>=,]+)")
 _MATRIX = re.compile(
@@ -48,6 +84,7 @@ _MATRIX = re.compile(
     r"\\end\s*\{\1\}",
     re.DOTALL,
 )
+_ROW = re.compile(r"\\\\(?:\s*\[[^\]]*\])?")
 _ASSIGNED = re.compile(
     r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w{1,3}\}?)?(?:\([a-zA-Z](?:,\s*[a-z])*\))?"
     r"\s*=\s*(.+)"
@@ -67,13 +104,12 @@ def settle(answer: str, gold: str) -> bool | None:
   if not mine:
     return False
   if choice := _CHOICE_GOLD.fullmatch(theirs):
-    found = _CHOICE.match(mine)
-    return bool(found) and found.group(1).upper() == choice.group(1)
+    return _chosen(mine) == choice.group(1)
   if mine == theirs or _squeezed(mine) == _squeezed(theirs):
     return True
   golds = _gold_candidates(theirs)
-  if golds and (mine_numbers := numbers.candidates(mine)):
-    return numbers.equal(mine, mine_numbers, golds)
+  if golds and (found := numbers.candidates(mine)):
+    return numbers.equal(mine, found, golds)
   if _WORDS_GOLD.fullmatch(theirs):
     return _words(mine) == _words(theirs)
   if _is_endless(mine) and not _is_endless(theirs):
@@ -90,7 +126,7 @@ def _normalised(gold: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _gold_candidates(gold: str) -> frozenset:
-  return numbers.candidates(gold)
+  return numbers.candidates(gold, gold=True)
 
 
 def _squeezed(text: str) -> str:
@@ -99,9 +135,20 @@ def _squeezed(text: str) -> str:
   return re.sub(r"(\^|_)\{(\w)\}", r"\1\2", text)
 
 
+def _chosen(text: str) -> str | None:
+  """The letter of the one choice that a text names."""
+  found = _CHOICE.match(text)
+  if not found or _NEXT_CHOICE.match(text, found.end()):
+    return None
+  return found.group(1).upper()
+
+
 def _words(text: str) -> str:
+  """Words to compare, without what only introduces them."""
   text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-  return " ".join(text.casefold().replace("-", " ").split()).strip(" .")
+  words = " ".join(text.casefold().replace("-", " ").split()).strip(" .")
+  words = re.sub(r"^(?:it|the [a-z]+) (?:is|was) (?!not\b)", "", words)
+  return re.sub(r"^(?:an?|the) ", "", words)
 
 
 def _is_endless(text: str) -> bool:
@@ -149,6 +196,12 @@ def _same(mine: str, theirs: str) -> bool:
   if mine == theirs or _squeezed(mine) == _squeezed(theirs):
     return True
   mine, theirs = _drop_assignments(mine, theirs)
+  if "," not in theirs:
+    mine = _uncounted(mine)
+  if (members := _set_and_list(mine, theirs)) is not None:
+    return members
+  if len(_unions(theirs)) > 1 and _RELATION.search(mine):
+    mine = r"\cup".join(map(_interval, _listed(mine)))
   for split in (_unions, _listed):
     ours, golds = split(mine), split(theirs)
     if len(ours) != len(golds):
@@ -167,6 +220,19 @@ def _same(mine: str, theirs: str) -> bool:
   if ours or golds:
     return False
   return _same_leaf(mine, theirs)
+
+
+def _set_and_list(mine: str, theirs: str) -> bool | None:
+  """Whether a set in braces and a list without are the same; else None."""
+  kinds = [_bracketed(mine), _bracketed(theirs)]
+  if sum(kind is not None and kind[0] == "{}" for kind in kinds) != 1:
+    return None
+  bare = theirs if kinds[0] else mine
+  members = (kinds[0] or kinds[1])[1]
+  listed = _listed(bare)
+  if len(listed) < 2 or (kinds[0] and kinds[1]):
+    return None
+  return _same_set(members, listed)
 
 
 def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
@@ -190,39 +256,48 @@ def _same_set(mine: Sequence[str], theirs: Sequence[str]) -> bool:
 def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
   """Without `x =` or `x ∈` where the other one lacks it.
 
-  Equations of both are compared as such; of a chain that ends in the answer,
-  `2 + 3 = 5`, the end counts.
+  Equations of both are compared as such. Of a chain that ends in the answer,
+  `2 + 3 = 5`, the end counts, if its parts are equal.
   """
-  has = ["=" in mine, "=" in theirs]
-  if r"\in" in theirs:
-    theirs = _MEMBER.sub("", theirs, count=1)
-  if r"\in" in mine:
-    mine = _MEMBER.sub("", mine, count=1)
-  if has == [True, True]:
+  both = "=" in mine and "=" in theirs
+  mine, theirs = (_MEMBER.sub("", x, count=1) for x in (mine, theirs))
+  if both:
     return mine, theirs
-  listed = len(_listed(mine)) > 1
-  if has[0]:
-    if listed:
-      mine = ", ".join(_right_side(item) for item in _listed(mine))
-    else:
-      mine = mine.rsplit("=", 1)[1].strip()
-  if has[1] and (assigned := _ASSIGNED.fullmatch(theirs)):
+  if "=" in mine:
+    plain = _uncounted(mine)
+    mine = plain if len(_listed(plain)) == 1 else mine
+    mine = ", ".join(_right_side(item) for item in _listed(mine))
+  if theirs.count("=") > 1:
+    theirs = theirs.rpartition("=")[2].strip()
+  elif "=" in theirs and (assigned := _ASSIGNED.fullmatch(theirs)):
     theirs = assigned.group(1)
   return mine, theirs
 
 
 def _right_side(text: str) -> str:
-  assigned = _ASSIGNED.fullmatch(text)
-  return assigned.group(1) if assigned else text
+  """What a chain of equations ends in; the text where it is none."""
+  if _RELATION.search(text):
+    return text
+  first, *rest = (part.strip() for part in _split(text, "="))
+  if not rest or "" in (first, *rest):
+    return text
+  named = _NAMED.fullmatch(first)
+  for part in rest[:-1] if named else [first, *rest[:-1]]:
+    if not _same(_uncounted(part), _uncounted(rest[-1])):
+      return text
+  return rest[-1]
+
+
+def _uncounted(text: str) -> str:
+  """Without signs of currency and the commas of thousands."""
+  return re.sub(r"(?<=\d),(?=\d{3})|\\?\$", "", text)
 
 
 def _split(text: str, separator: str) -> list[str]:
   """Parts between separators that stand outside of all brackets."""
   parts, depth, start, at = [], 0, 0, 0
   for token in _TOKEN.findall(text):
-    depth += (token in ("(", "[", "{", r"\{")) - (
-        token in (")", "]", "}", r"\}")
-    )
+    depth += (token in _OPENING) - (token in _CLOSING)
     if token == separator and depth <= 0:
       parts.append(text[start:at].strip())
       start = at + len(token)
@@ -245,7 +320,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _both_signs(text: str) -> list[str]:
-  if len(_split(text, r"\pm")) == 2:
+  if text.count(r"\pm") == 1 and not _bracketed(text):
     return [text.replace(r"\pm", sign) for sign in "+-"]
   return [text]
 
@@ -253,7 +328,7 @@ def _both_signs(text: str) -> list[str]:
 def _bracketed(text: str) -> tuple[str, list[str]] | None:
   """Kind and entries of a tuple, an interval, a set or a matrix."""
   if matrix := _MATRIX.fullmatch(text):
-    rows = [row for row in re.split(r"\\\\", matrix.group(2)) if row.strip()]
+    rows = [row for row in _ROW.split(matrix.group(2)) if row.strip()]
     columns = len(rows[0].split("&")) if rows else 0
     entries = [entry.strip() for row in rows for entry in row.split("&")]
     kind = "determinant" if matrix.group(1) == "vmatrix" else "matrix"
@@ -263,12 +338,12 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
     return None
   first, last = tokens[0], tokens[-1]
   inner = text[len(first) : -len(last)]
-  if first in (r"\{", "{") and last in (r"\}", "}") and _is_closed(inner):
+  if first == r"\langle" and last == r"\rangle":
+    kind = "()"
+  elif first in (r"\{", "{") and last in (r"\}", "}") and _is_closed(inner):
     kind = "{}"
   elif first in "([" and last in ")]" and _is_closed(inner):
     kind = first + last
-  elif first == r"\langle" and last == r"\rangle":
-    kind = "()"
   else:
     return None
   entries = _listed(inner) if kind == "{}" else _split(inner, ",")
@@ -279,14 +354,22 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
 
 def _interval(text: str) -> str:
   """The interval that an inequality of one letter says, or the text."""
+  if match := _DESCENDING.fullmatch(text):
+    high, second, letter, first, low = match.groups()
+    turned = {">": "<", r"\ge": r"\le"}
+    text = f"{low} {turned[first]} {letter} {turned[second]} {high}"
   if match := _BETWEEN.fullmatch(text):
     low, first, second, high = match.groups()
     opening = "(" if first == "<" else "["
     return f"{opening}{low},{high}{')' if second == '<' else ']'}"
   if match := _BELOW.fullmatch(text):
-    return f"(-\\infty,{match[2]}{')' if match[1] == '<' else ']'}"
+    return rf"(-\infty,{match[2]}{')' if match[1] == '<' else ']'}"
   if match := _ABOVE.fullmatch(text):
-    return f"{'(' if match[1] == '>' else '['}{match[2]},\\infty)"
+    return rf"{'(' if match[1] == '>' else '['}{match[2]},\infty)"
+  if match := _FROM.fullmatch(text):
+    return rf"{'(' if match[2] == '<' else '['}{match[1]},\infty)"
+  if match := _TO.fullmatch(text):
+    return rf"(-\infty,{match[1]}{')' if match[2] == '>' else ']'}"
   return text
 
 
@@ -294,40 +377,84 @@ def _is_closed(inner: str) -> bool:
   """Whether its brackets pair up, whatever their kinds."""
   depth = 0
   for token in _TOKEN.findall(inner):
-    depth += (token in ("(", "[", "{", r"\{")) - (
-        token in (")", "]", "}", r"\}")
-    )
+    depth += (token in _OPENING) - (token in _CLOSING)
     if depth < 0:
       return False
   return depth == 0
 
 
 def _same_leaf(mine: str, theirs: str) -> bool:
+  """Whether two single expressions are the same."""
   decided = settle(mine, theirs)
   if decided is not None:
     return decided
   if based := _IN_BASE.fullmatch(theirs):
     # A problem that asks for a base may be answered without saying it again.
     written = _IN_BASE.fullmatch(mine)
+    mine = mine.strip("()")
     return (written.groups() if written else (mine, based[2])) == based.groups()
+  mine, theirs = _drop_unit(_drop_words(mine)), _drop_unit(theirs)
+  for mark in _MARKS:
+    if bool(mark.search(mine)) != bool(mark.search(theirs)):
+      return False
+  if not _is_closed(mine):
+    return False
   import math_verify
 
-  golds, answers = _parse(theirs), _parse(mine)
   return math_verify.verify(
-      golds, answers, strict=True, timeout_seconds=None
+      _parse(theirs), _parse(mine), strict=True, timeout_seconds=None
   )
+
+
+def _drop_words(text: str) -> str:
+  """Without plain words after an expression, if they are a unit."""
+  unit = _PLAIN_UNIT.search(text)
+  if unit and not numbers.is_other_number(unit.group(1)):
+    return text[: unit.start()].strip()
+  return text
+
+
+def _drop_unit(text: str) -> str:
+  """Without the words after an expression, if they are a unit."""
+  unit = _TEXT_UNIT.search(text)
+  if unit and not numbers.is_other_number(unit.group(1)):
+    return text[: unit.start()].strip()
+  return text
 
 
 @functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> list:
-  """What Math-Verify reads in a formula, at most one expression."""
-  import math_verify
+  """What Math-Verify's parser reads in a formula; nothing where it cannot.
+
+  By default it drops what may be units and writes capitals small, which makes
+  other expressions of `3R^2` and `2x + 3t`.
+  """
+  import latex2sympy2_extended as parser
+  from latex2sympy2_extended import latex2sympy2
 
   logging.getLogger("math_verify").setLevel(logging.ERROR)
-  return math_verify.parse(
-      f"\\boxed{{{text}}}",
-      [math_verify.LatexExtractionConfig(boxed_match_priority=0)],
-      fallback_mode="no_fallback",
-      extraction_mode="first_match",
-      parsing_timeout=None,
+  spelled = parser.normalize_latex(
+      text,
+      parser.NormalizationConfig(
+          basic_latex=True,
+          units=False,
+          malformed_operators=True,
+          nits=True,
+          boxed="none",
+          equations=False,
+      ),
   )
+  try:
+    return [
+        parser.latex2sympy(
+            spelled,
+            is_real=not _IMAGINARY.search(spelled),
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=latex2sympy2.ConversionConfig(
+                lowercase_symbols=False
+            ),
+        )
+    ]
+  except Exception:  # what it raises on what is no formula
+    return []

@@ -21,7 +21,8 @@ class Graded:
   Attributes:
     correct: whether its answer is the gold one.
     answer: as it was found; None where there is none.
-    timed_out: whether comparing took too long; it is then wrong.
+    timed_out: whether comparing took too long, or ended its process twice; it
+      is then wrong.
   """
 
   correct: bool
@@ -102,8 +103,13 @@ def _decide(
   return decisions
 
 
-@functools.cache
 def _pool() -> Pool:
+  """This process's own: a fork shares no pipes with its parent."""
+  return _pool_of(os.getpid())
+
+
+@functools.cache
+def _pool_of(_: int) -> Pool:
   workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
   pool = Pool(
       workers, soft_seconds=_SOFT_SECONDS, hard_seconds=_HARD_SECONDS

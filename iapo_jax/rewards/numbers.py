@@ -10,7 +10,7 @@ _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 _BRACED = rf"\{{\s*([-+]?\s*(?:{_UNSIGNED}))\s*\}}"
 _RATIO = rf"\\frac\s*{_BRACED}\s*{_BRACED}"
 _NUMBER = re.compile(
-    rf"(?P<signs>[-+]?)\s*(?:(?P<dollar>\\?\$|[€£¥])\s*(?P<sign2>[-+]?)\s*)?"
+    rf"(?P<signs>[-+]?)\s*(?:(?P<dollar>(?:US)?\\?\$|[€£¥])\s*(?P<sign2>[-+]?)\s*)?"
     rf"(?:"
     rf"(?P<ratio>(?:(?P<whole>\d+)\s*)?{_RATIO})"
     rf"|(?:(?P<whole2>\d+)\s+)?(?P<above>{_UNSIGNED})\s*/\s*"
@@ -22,21 +22,35 @@ _NUMBER = re.compile(
     rf"\s*\}}|(?P<power2>[-+]?\d{{1,4}})))?"
     rf")"
 )
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}")
+_REPEATING = re.compile(
+    r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}"
+)
 _POWER_OF_TEN = re.compile(
     r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d{1,4})\s*\}"
     r"|(?P<bare>[-+]?\d{1,4}))"
 )
 _SHORT_UNITS = (
-    "m|g|s|h|L|l|J|N|W|V|K|C|F|cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs"
-    "|oz|hr|hrs|min|mins|sec|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|USD|EUR"
+    "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
+    "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
-_WORD = rf"(?:\\text\s*\{{[^{{}}\\]*\}}|(?:{_SHORT_UNITS})\b\.?)"
-# Letters right after a number are rather its factors.
-_NAME = r"(?<=[\s/.'-])[A-Za-z]{3,}\.?|(?<!\s)[A-Za-z]{4,}"
+# Words are taken whole, and something stands between them: otherwise a text
+# that is no unit could be split in exponentially many ways. Letters right after
+# a number are rather its factors.
+_LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
+_WORD = (
+    rf"(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?:{_SHORT_UNITS})\b\.?"
+    rf"|(?<=[\s/])[mgshLlJNWVKCF](?![A-Za-z^])|(?<=\s)m(?=\^)|[€£¥¢]|{_LONG}\.?)"
+)
 _UNIT = re.compile(
-    rf"\s*(?:{_WORD}|{_NAME})(?:[\s/.'-]*(?:{_WORD}|{_NAME}|(?<=\s)a\b))*"
-    r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?\s*"
+    rf"\s*(?:/\s*)?(?:{_WORD}|of\b)"
+    rf"(?:[\s/.'-]+(?:{_WORD}|(?<=\s)(?:of|per|an?|at|by|in|on)\b)"
+    rf"|/{_WORD})*"
+    r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
+)
+# What may stand in the unit of a gold answer, whose letters are mathematics.
+_GOLD_UNIT = re.compile(
+    r"\s*(?:\\text\s*\{[^{}\\\d]*\}|(?<=\s)[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*)"
+    r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*[CF]?\s*")
 _SCALES = {
@@ -44,16 +58,17 @@ _SCALES = {
     "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
 # Words after a number that make it another one, or none.
-_NO_UNITS = frozenset({
-    "and", "or", "to", "of", "pi", "sqrt", "squared", "cubed", "half",
-    "halves", "third", "thirds", "quarter", "quarters", "plus", "minus",
-    "times", "over", "divided", "mod", "factorial", "if", "not", "but",
-    "more", "less", "than", "sin", "cos", "tan", "log", "ln", "exp", "root",
-    "power", "infinity", "unknown", "is", "equals", "choose", "base",
-})  # fmt: skip
+_OTHER_NUMBER = re.compile(
+    r"(?:and|or|to|pi|sqrt|squared|cubed|half|halves|halved|doubled|tripled"
+    r"|thirds?|quarters?|[a-z]+(?:th|nd|rd)s|plus|minus|times|over|divided|mod"
+    r"|factorial|if|not|but|except|versus|vs|than|below|above"
+    r"|negative|about|sin|cos|tan|log|ln|exp|roots?|powers?|infinity|unknown|is"
+    r"|are|was|equals|choose|base|point|zero|one|two|three|four|five|six|seven"
+    r"|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|[a-z]+illions?|googol|lakh|crore|scores?|hundreds|thousands|dozens)"
+)
 
 
-def candidates(text: str) -> frozenset[Fraction]:
+def candidates(text: str, *, gold: bool = False) -> frozenset[Fraction]:
   """The numbers that a normalised answer may stand for.
 
   Units are left out of account, as problems leave them out; 50 % may be meant
@@ -61,6 +76,7 @@ def candidates(text: str) -> frozenset[Fraction]:
 
   Args:
     text: of `spelling.normalise`.
+    gold: whether it is a gold answer, where `2k` and `6s^2` are mathematics.
 
   Returns:
     At most two numbers; none where the answer is something else.
@@ -78,7 +94,7 @@ def candidates(text: str) -> frozenset[Fraction]:
   value = _value(match)
   if value is None:
     return frozenset()
-  return _with_unit(value, text[match.end() :])
+  return _with_unit(value, text[match.end() :], gold)
 
 
 def _repeating(sign: str, whole: str, once: str, again: str) -> Fraction:
@@ -88,9 +104,12 @@ def _repeating(sign: str, whole: str, once: str, again: str) -> Fraction:
   return -value if sign == "-" else value
 
 
-def _with_unit(value: Fraction, rest: str) -> frozenset[Fraction]:
+def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
   """A number with what follows it."""
-  words = re.findall(r"[A-Za-z]+", re.sub(r"\\[a-z]+", " ", rest).lower())
+  if rest.lstrip().startswith("(") and rest.endswith(")"):
+    rest = " " + rest.strip()[1:-1]
+  # With the words in \text, without the names of commands.
+  words = re.findall(r"[a-z]+", re.sub(r"\\[a-z]+", " ", rest.lower()))
   scale = 1
   if words and words[0] in _SCALES and rest.lstrip()[:1].isalpha():
     scale = _SCALES[words[0]]
@@ -98,14 +117,21 @@ def _with_unit(value: Fraction, rest: str) -> frozenset[Fraction]:
   value *= scale
   percent = words[:1] in (["percent"], ["pct"]) or rest.lstrip()[:1] == "%"
   rest = rest.lstrip().removeprefix("%") if "%" in rest else rest
-  known = not rest.strip() or _DEGREE.fullmatch(rest) or _is_unit(rest, words)
-  if not known:
+  alone = not rest.strip() or bool(_DEGREE.fullmatch(rest))
+  if not alone and not _is_unit(rest, words, gold):
     return frozenset()
   return frozenset([value, value / 100] if percent else [value])
 
 
-def _is_unit(rest: str, words: list[str]) -> bool:
-  return not _NO_UNITS.intersection(words) and bool(_UNIT.fullmatch(rest))
+def is_other_number(words: str) -> bool:
+  """Whether words after a number make it another one, or none."""
+  return any(map(_OTHER_NUMBER.fullmatch, words.lower().split()))
+
+
+def _is_unit(rest: str, words: list[str], gold: bool) -> bool:
+  if is_other_number(" ".join(words)):
+    return False
+  return bool((_GOLD_UNIT if gold else _UNIT).fullmatch(rest))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

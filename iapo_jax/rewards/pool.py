@@ -43,6 +43,8 @@ class Pool:
     self._limits = soft_seconds, hard_seconds
     self._workers: list[_Worker] = []
     self._failed_starts = 0
+    self._owner = os.getpid()
+    self._closing = False
     self._lock = threading.Lock()
 
   def start(self) -> None:
@@ -64,14 +66,31 @@ class Pool:
     """
     with self._lock:
       self._fill()
-      return self._run(tasks)
+      try:
+        return self._run(tasks)
+      except BaseException:
+        # Their replies would be taken for those of the next batch.
+        busy = [w for w in self._workers if w.task is not None]
+        for worker in busy:
+          worker.kill()
+          self._workers.remove(worker)
+        raise
 
   def close(self) -> None:
-    """Ends all processes; new ones are started should they be needed."""
+    """Ends all processes; new ones are started should they be needed.
+
+    A comparison that is on its way ends in a RuntimeError.
+    """
+    if os.getpid() != self._owner:
+      return  # a fork's copy: they are not its own
+    self._closing = True
+    for worker in list(self._workers):
+      worker.signal()
     with self._lock:
       for worker in self._workers:
         worker.kill()
       self._workers.clear()
+      self._closing = False
 
   def _fill(self) -> None:
     while len(self._workers) < self._size:
@@ -81,6 +100,7 @@ class Pool:
     waiting = collections.deque(enumerate(tasks))
     results: list[bool | None] = [None] * len(tasks)
     left = len(tasks)
+    again = set(range(len(tasks)))  # may be tried on another process
     while left:
       for worker in self._workers:
         if worker.is_idle and waiting:
@@ -101,14 +121,21 @@ class Pool:
         else:
           continue
         if index is not None:
-          results[index] = decision
-          left -= 1
+          gone = worker.is_dead and time.monotonic() < worker.due
+          if gone and index in again:
+            again.remove(index)
+            waiting.appendleft((index, tasks[index]))
+          else:
+            results[index] = decision
+            left -= 1
         if worker.is_dead:
           self._replace(worker)
     return results
 
   def _replace(self, worker: "_Worker") -> None:
     self._workers.remove(worker)
+    if self._closing:
+      raise RuntimeError("the grading processes were closed")
     self._failed_starts = 0 if worker.was_ready else self._failed_starts + 1
     if self._failed_starts > _MOST_FAILED_STARTS:
       raise RuntimeError(
@@ -124,6 +151,7 @@ class _Worker:
   Attributes:
     task: the index of what it works on.
     deadline: by the monotonic clock, when it is given up.
+    due: the deadline of its last task.
     was_ready: whether it ever came up.
     is_dead: whether it has ended.
   """
@@ -132,19 +160,26 @@ class _Worker:
     self._seconds = hard_seconds
     # Its own watchdog is the second one: it shall not outlive this process.
     arguments = ["-m", _MODULE, str(soft_seconds), str(hard_seconds + 1)]
-    self.command = " ".join(["python", *arguments])
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
-    self._process = subprocess.Popen(
-        [sys.executable, "-P", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,  # Ctrl-C is the main program's
-    )
+    python = f"PYTHONPATH={path} {sys.executable} -P"
+    self.command = " ".join([python, *arguments])
+    try:
+      self._process = subprocess.Popen(
+          [sys.executable, "-P", *arguments],
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.DEVNULL,
+          env={**os.environ, "PYTHONPATH": path},
+          start_new_session=True,  # Ctrl-C is the main program's
+      )
+    except (OSError, TypeError) as error:
+      raise RuntimeError(
+          f"a grading process cannot be started by {sys.executable!r}: {error}"
+      ) from error
     self.task: int | None = None
     self.deadline = time.monotonic() + _START_SECONDS
+    self.due = self.deadline
     self.was_ready = False
     self.is_dead = False
 
@@ -163,7 +198,7 @@ class _Worker:
     answer, gold, prose = task
     request = {"answer": answer, "gold": gold, "prose": prose}
     self.task = index
-    self.deadline = time.monotonic() + self._seconds
+    self.deadline = self.due = time.monotonic() + self._seconds
     # Should it have ended, `receive` will find out.
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -179,6 +214,10 @@ class _Worker:
     self.task = None
     self.deadline = math.inf
     return {"yes": True, "no": False}.get(reply)
+
+  def signal(self) -> None:
+    """Tells the system to end it, from any thread."""
+    self._process.kill()
 
   def kill(self) -> None:
     """Ends it, whatever it does."""

@@ -34,6 +34,21 @@ _PARENTHESISED_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
 _THOUSANDS = re.compile(r"\{,\}|,\s*\\[!,]\s*(?=\d{3})")
+_RELATIONS = (
+    (re.compile(r"\\not\s*=|!=|=/=|=\\=|<>"), r"\\ne "),
+    (re.compile(r">\s*=|=>"), r"\\ge "),
+    (re.compile(r"<\s*="), r"\\le "),
+    (re.compile(r"~\s*="), r"\\approx "),
+    (re.compile(r"[:=]="), "="),
+)
+_BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*]+)\*\*(?![\w({*])")
+_INLINE = re.compile(r"(?<!\\)\$([^$\\\s](?:[^$]*[^$\\\s])?)\$(?!\d)")
+_PARENTHESISED = re.compile(r"\\\((.*?)\\\)")
+_FUNCTIONS = re.compile(
+    r"(?<![\\A-Za-z{])(pi|sin|cos|tan|cot|sec|csc|ln|log)(?=[\s(\d]|$)"
+)
+_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([^{}\\]*\d[^{}\\]*)\}")
+_LETTER_TEXT = re.compile(r"\\text\s*\{\s*([ie])\s*\}")
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~"
 )
@@ -67,7 +82,8 @@ _LEAD_IN = re.compile(
     r"^(?:\\text\s*\{\s*)?"
     r"(?:(?:so|thus|hence|therefore|then|and|finally)\b[,:]?\s*)?"
     r"(?:the\s+)?(?:(?:final|correct|right|exact)\s+)?"
-    r"(?:answer|result|solution|value)\s*(?:is\b|:|=)\s*:?\s*\}?\s*",
+    r"(?:answer|result|solution|value|total)\s*(?:is\b|:|=)\s*:?\s*\}?\s*"
+    r"|^#{1,6}\s+",
     re.IGNORECASE,
 )
 _WRAPPERS = (
@@ -93,15 +109,19 @@ def normalise(text: str) -> str:
   text = _SUBSCRIPT.sub(lambda m: "_{" + _plain(m.group()) + "}", text)
   text = text.translate(_TRANSLATION)
   text = unicodedata.normalize("NFKC", text)
-  text = _unwrap(text)
+  text = _unwrap(_BOLD.sub(r"\1", text))
+  text = _PARENTHESISED.sub(r"\1", _INLINE.sub(r"\1", text))
   if "\\begin" not in text:  # where they end rows
     text = _DOUBLED.sub(r"\\", text)
+  for pattern, relation in _RELATIONS:
+    text = pattern.sub(relation, text)
   text = _THOUSANDS.sub(",", text).replace("\\!", "")
   text = _SPACES.sub(" ", text)
   text = _COSMETIC.sub("", text)
+  text = _LETTER_TEXT.sub(r"\1", _TEXT.sub(r"\\text", text))
+  text = _FUNCTIONS.sub(r"\\\1 ", text)
   text = _FRACTION.sub(r"\\frac", text)
   text = _SYNONYMS.sub(lambda m: _SYNONYM_OF[m.group(1)], text)
-  text = _TEXT.sub(r"\\text", text)
   text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1)}}}" if m.group(1) else
                    r"\sqrt", text)  # fmt: skip
   text = _CALLED_ROOT.sub(r"\\sqrt", text)
@@ -110,8 +130,9 @@ def normalise(text: str) -> str:
   text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
   text = _DEGREES.sub(r"^\\circ ", text)
   text = text.replace(r"\%", "%").replace("**", "^")
-  text = " ".join(text.split())
-  return _unwrap(text)
+  text = _unwrap(" ".join(text.split()))
+  number = _TEXT_NUMBER.fullmatch(text)
+  return number.group(1).strip() if number else text
 
 
 def _plain(text: str) -> str:
@@ -137,7 +158,7 @@ def _unwrap(text: str) -> str:
   """Without what surrounds an answer: markup, quotes, stops, lead-ins."""
   while True:
     before = text
-    text = _LEAD_IN.sub("", text.strip()).strip()
+    text = _LEAD_IN.sub("", text.strip()).strip().removeprefix("=")
     text = _strip_stops(text)
     for opening, closing in _WRAPPERS:
       inner = text[len(opening) : -len(closing)]
@@ -152,5 +173,7 @@ def _unwrap(text: str) -> str:
 def _strip_stops(text: str) -> str:
   """Without the full stops and commas that end a sentence."""
   stripped = text.rstrip(" .,;:")
+  if re.search(r"[A-Za-z]!$", stripped):  # after a number it is a factorial
+    stripped = stripped[:-1]
   # A backslash makes a space of the comma or the semicolon after it.
   return stripped[:-1] if stripped.endswith("\\") else stripped

@@ -35,6 +35,7 @@ def _answer(request: dict, seconds: float) -> str:
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
   except (_LateError, MemoryError):
+    signal.setitimer(signal.ITIMER_PROF, 0)  # should it have come in `finally`
     return "late"
   except Exception:  # what the libraries raise on what is no mathematics
     return "no"
@@ -45,7 +46,9 @@ def main() -> None:
   soft, hard = map(float, sys.argv[1:])
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # whatever a library prints is no reply
-  resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+  _, most = resource.getrlimit(resource.RLIMIT_AS)
+  if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
   signal.signal(signal.SIGPROF, _expire)
   equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")  # imports what it needs
   print("ready", file=replies, flush=True)
