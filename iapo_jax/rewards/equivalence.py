@@ -90,6 +90,7 @@ _ASSIGNED = re.compile(
     r"\s*=\s*(.+)"
 )
 
+
 def settle(answer: str, gold: str) -> bool | None:
   """Whether an answer is right, where its spelling shows it.
 
