@@ -207,7 +207,7 @@ def test_untrusted_text_is_shown_as_text(hostile, trained, tmp_path):
       tmp_path / "page",
       title=EVIL,
       timing=[{"run": EVIL, "checkpoint": EVIL, "batch_size": 1, "split": EVIL,
-               "seeds": [{}], "mean": dict.fromkeys((
+               "task": EVIL, "note": EVIL, "seeds": [{}], "mean": dict.fromkeys((
                    "problems", "samples", "accuracy", "pass@1", "length@1",
                    "efficiency@1", "mean_reasoning_tokens", "format_rate",
                    "seconds_per_completion"), 1.0)}],
@@ -474,7 +474,14 @@ class TestComparison:
     for record in records:
       for cell in comparison.cells(record, records):
         assert cell in said
-    assert "16 test problems in one process, 2 completions of each per" in said
+    assert (
+        "16 test problems of arithmetic in one process, 2 completions of each"
+        " per"
+    ) in said
+    assert "Note:" not in said
+    noted = [record | {"note": "other problems"} for record in records]
+    reader, _ = read(write(trained, tmp_path, timing=noted))
+    assert "Note: other problems." in " ".join(" ".join(reader.text).split())
     assert "standard deviation over 2 sampling seeds. Time is that" in said
     # Of one seed there is no spread to explain.
     single = [r | {"seeds": r["seeds"][:1]} for r in records]

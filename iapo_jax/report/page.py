@@ -43,6 +43,7 @@ def write(
       rows=[_row(index, group) for index, group in enumerate(groups)],
       problems=sorted({n for g in groups for n in g.finished("problems")}),
       pictures=pictures,
+      notes=_notes(groups, timing),
       warnings=_warnings(groups),
       chapters=[_chapter(group) for group in groups],
       judged=_judged(timing),
@@ -139,6 +140,15 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
   ]
 
 
+def _notes(
+    groups: Sequence[Group], records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+  """What must be said beside numbers, once each."""
+  summaries = [run.summary for group in groups for run in group.runs]
+  notes = [entry.get("note") for entry in [*summaries, *records] if entry]
+  return list(dict.fromkeys(note for note in notes if note))
+
+
 def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """The table of an evaluation, and what was sampled for it."""
   if not records:
@@ -149,7 +159,10 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return {
       "columns": comparison.columns(records),
       "rows": [{"label": label, "cells": cells} for label, *cells in rows],
-      "problems": f"{first['mean']['problems']:.0f} {first['split']} problems",
+      "problems": (
+          f"{first['mean']['problems']:.0f} {first['split']} problems of"
+          f" {first['task']}"
+      ),
       "samples": f"{samples} completion{'s' if samples > 1 else ''}",
       "seeds": len(first["seeds"]),
       "batch": first["batch_size"],
