@@ -207,7 +207,8 @@ def test_untrusted_text_is_shown_as_text(hostile, trained, tmp_path):
       tmp_path / "page",
       title=EVIL,
       timing=[{"run": EVIL, "checkpoint": EVIL, "batch_size": 1, "split": EVIL,
-               "task": EVIL, "note": EVIL, "seeds": [{}], "mean": dict.fromkeys((
+               "task": EVIL, "note": EVIL, "seeds": [{}],
+               "mean": dict.fromkeys((
                    "problems", "samples", "accuracy", "pass@1", "length@1",
                    "efficiency@1", "mean_reasoning_tokens", "format_rate",
                    "seconds_per_completion"), 1.0)}],
