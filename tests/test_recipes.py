@@ -10,6 +10,7 @@ import texts
 from test_published import no_network
 
 from iapo_jax import (
+  assembly,
   comparison,
   config_rules,
   export,
@@ -284,34 +285,49 @@ def test_it_is_exported_with_its_tokenizer(smoke, place, tmp_path):
   ).read_bytes()
 
 
-@pytest.mark.parametrize("variant", ["0.5b", "math500-to_go"])
-def test_the_real_configuration_trains(variant, smoke, place, tmp_path):
+def test_the_real_configuration_trains(smoke, place, tmp_path):
   """configs/qwen_math.py: chat template, bf16, remat, probes, grading."""
   run, _ = smoke
   model = tmp_path / "model"
   export.export(policies.last(run), model)
-  if "math500" in variant:
-    rows = [
-        {"problem": f"Find ${i}/2$.", "answer": rf"\frac{{{i}}}{{2}}"}
-        for i in range(40)
-    ]
-    texts.write_jsonl(tmp_path / "test.jsonl", rows)
-    place = tmp_path
   cfg = shrink(
-      config_file("qwen_math").get_config(variant),
+      config_file("qwen_math").get_config(),
       place,
-      **{
-          "model.pretrained": str(model),
-          "data.prepared_dir": str(tmp_path / "prepared"),
-          "data.max_gold_tokens": 16,
-      },
+      **{"model.pretrained": str(model), "data.max_gold_tokens": 16},
   )
   trainer.train(cfg, tmp_path / "run")
-  steps = logs.stage_metrics(tmp_path / "run", "rl")
-  assert len(steps) == 2
+  assert len(logs.stage_metrics(tmp_path / "run", "rl")) == 2
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert summary["samples"] == 2
-  assert ("note" in summary) == ("math500" in variant)
   (first, *_) = logs.read(tmp_path / "run", logs.SAMPLES)
   assert first["prompt"].startswith("<|im_start|>system\nThink the problem")
   assert first["prompt"].endswith("<|im_start|>assistant\n<think>")
+
+
+def test_math500_boxes_its_answers_and_is_said_to_be_split(
+    smoke, tmp_path, capsys
+):
+  run, _ = smoke
+  model = tmp_path / "model"
+  export.export(policies.last(run), model)
+  rows = [
+      {"problem": f"Find ${i}/2$.", "answer": rf"\frac{{{i}}}{{2}}"}
+      for i in range(40)
+  ]
+  texts.write_jsonl(tmp_path / "test.jsonl", rows)
+  cfg = shrink(
+      config_file("qwen_math").get_config("math500-to_go"),
+      tmp_path,
+      **{"model.pretrained": str(model), "data.max_gold_tokens": 16},
+  )
+  trainer.train(cfg, tmp_path / "run", dry_run=True)
+  said = capsys.readouterr().out
+  assert "train      28 prompts" in said
+  assert "test       8 prompts" in said
+  assert "of one published split of math500" in said
+  task = assembly.assemble(cfg).task
+  table = task.tables["train"].prompts
+  shown = task.tokenizer.decode(table.tokens[0, : table.lengths[0]])
+  assert "<answer>\\boxed{4}</answer>" in shown
+  asked = task.tokenizer.decode(list(task.vocabulary.elicitation))
+  assert asked == "</think>\n<answer>\\boxed{"

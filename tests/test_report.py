@@ -393,11 +393,12 @@ class TestComparison:
     # Two runs, each with two seeds, their mean and their spread.
     assert len(rows) == 1 + 2 * 4
     assert rows[0].startswith(
-        "run,checkpoint,split,batch_size,temperature,seed,accuracy,"
+        "run,checkpoint,task,split,skipped,batch_size,temperature,seed,"
+        "accuracy,"
     )
-    assert [row.split(",")[5] for row in rows[1:5]] == ["0", "1", "mean", "std"]
-    assert float(rows[3].split(",")[6]) == records[0]["mean"]["accuracy"]
-    assert float(rows[4].split(",")[6]) == records[0]["std"]["accuracy"]
+    assert [row.split(",")[7] for row in rows[1:5]] == ["0", "1", "mean", "std"]
+    assert float(rows[3].split(",")[8]) == records[0]["mean"]["accuracy"]
+    assert float(rows[4].split(",")[8]) == records[0]["std"]["accuracy"]
     values = [s["accuracy"] for s in records[0]["seeds"]]
     assert records[0]["mean"]["accuracy"] == pytest.approx(sum(values) / 2)
     # Two values: |a - b| / sqrt(2).
@@ -426,7 +427,7 @@ class TestComparison:
       [
           (
               {"data.arithmetic.operands": 3},
-              "the runs differ in their train problems",
+              "the runs differ in their test problems",
           ),
           (
               {"evaluation.batch_size": 64},
