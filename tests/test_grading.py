@@ -516,11 +516,12 @@ def test_replies_of_a_batch_that_was_left_are_dropped(pool, monkeypatch):
   assert pool.compare([("x+3", "2+x", "")] * 2) == [False, False]
 
 
-def test_a_fork_has_processes_of_its_own(tmp_path):
-  script = tmp_path / "script.py"
-  script.write_text(_FORK)
+def run_script(code, folder):
+  """Runs a program of its own that can import the package."""
+  script = folder / "script.py"
+  script.write_text(code)
   root = str(pathlib.Path(__file__).parents[1])
-  result = subprocess.run(
+  return subprocess.run(
       [sys.executable, str(script)],
       env=os.environ | {"PYTHONPATH": root},
       capture_output=True,
@@ -528,6 +529,10 @@ def test_a_fork_has_processes_of_its_own(tmp_path):
       timeout=120,
       check=True,
   )
+
+
+def test_a_fork_has_processes_of_its_own(tmp_path):
+  result = run_script(_FORK, tmp_path)
   assert sorted(result.stdout.split()) == ["40", "40"]
 
 
@@ -596,17 +601,7 @@ print(found[0].correct, "jax" in sys.modules)
 
 def test_a_plain_script_can_grade(tmp_path):
   """No guarded main module, a thread of its own, no JAX; nothing stays."""
-  script = tmp_path / "script.py"
-  script.write_text(_SCRIPT)
-  root = str(pathlib.Path(__file__).parents[1])
-  result = subprocess.run(
-      [sys.executable, str(script)],
-      env=os.environ | {"PYTHONPATH": root},
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=True,
-  )
+  result = run_script(_SCRIPT, tmp_path)
   assert result.stdout.split() == ["True", "True", "False"]
   assert result.stderr == ""
 

@@ -394,7 +394,8 @@ def _same_leaf(mine: str, theirs: str) -> bool:
     written = _IN_BASE.fullmatch(mine)
     mine = mine.strip("()")
     return (written.groups() if written else (mine, based[2])) == based.groups()
-  mine, theirs = _drop_unit(_drop_words(mine)), _drop_unit(theirs)
+  mine = _drop_unit(_drop_unit(mine, _PLAIN_UNIT), _TEXT_UNIT)
+  theirs = _drop_unit(theirs, _TEXT_UNIT)
   for mark in _MARKS:
     if bool(mark.search(mine)) != bool(mark.search(theirs)):
       return False
@@ -407,17 +408,9 @@ def _same_leaf(mine: str, theirs: str) -> bool:
   )
 
 
-def _drop_words(text: str) -> str:
-  """Without plain words after an expression, if they are a unit."""
-  unit = _PLAIN_UNIT.search(text)
-  if unit and not numbers.is_other_number(unit.group(1)):
-    return text[: unit.start()].strip()
-  return text
-
-
-def _drop_unit(text: str) -> str:
+def _drop_unit(text: str, pattern: re.Pattern[str]) -> str:
   """Without the words after an expression, if they are a unit."""
-  unit = _TEXT_UNIT.search(text)
+  unit = pattern.search(text)
   if unit and not numbers.is_other_number(unit.group(1)):
     return text[: unit.start()].strip()
   return text
