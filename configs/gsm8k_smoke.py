@@ -6,7 +6,7 @@ r"""The whole path of real text with a small random model, in minutes.
 GSM8K's text, the Qwen2 tokenizer and its some 151,650 tokens, worked solutions
 as warm start, reinforcement learning with grading by meaning, validation,
 checkpoints, test. Both flags may be left out where there is a network. Two CPU
-cores take about three and a half minutes. The decoder has 10 million weights,
+cores take about four minutes. The decoder has 10 million weights,
 nearly all of them in the embedding, and in so few steps it learns nothing worth
 having: this shows that things work together, not that they work well. Of the
 first 512 problems those are used whose prompt has at most 96 tokens, and of
