@@ -1,6 +1,7 @@
 """Published data sets: where their files are, and what a row of them is."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,6 +60,7 @@ _INTEGER = "The answer is a single integer."
 _SUM = Example("What is 2 + 2?", "4", "Two and two more make four.")
 
 
+@functools.cache
 def data_set(name: str) -> DataSet:
   """The data set of a task.
 

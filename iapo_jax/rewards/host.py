@@ -35,8 +35,6 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   Returns:
     The grader.
   """
-  grading.start()  # while programs compile
-
   def call(rollout: Rollout, prompts: Prompts) -> Grades:
     rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
     counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
@@ -59,6 +57,7 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   spec = P(sharding.BATCH_AXES)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
+    grading.start()  # now, as the program is traced: they come up meanwhile
     # The cache stays where it is; only tokens travel.
     light = rollout.replace(context=())
     sharded = jax.shard_map(

@@ -7,8 +7,10 @@ _LONGEST = 400  # digits
 _LARGEST_EXPONENT = 400
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
-_BRACED = rf"\{{\s*([-+]?\s*(?:{_UNSIGNED}))\s*\}}"
-_RATIO = rf"\\frac\s*{_BRACED}\s*{_BRACED}"
+_RATIO = (
+    rf"\\frac\s*\{{\s*(?P<top>[-+]?\s*(?:{_UNSIGNED}))\s*\}}"
+    rf"\s*\{{\s*(?P<bottom>[-+]?\s*(?:{_UNSIGNED}))\s*\}}"
+)
 _NUMBER = re.compile(
     rf"(?P<signs>[-+]?)\s*(?:(?P<dollar>(?:US)?\\?\$|[€£¥])\s*(?P<sign2>[-+]?)\s*)?"
     rf"(?:"
@@ -139,10 +141,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
   group = match.group
   try:
     if group("ratio"):
-      above, below = (
-          _decimal(x) for x in match.group(*_ratio_groups(match))
-      )
-      value = _decimal(group("whole") or "0") + above / below
+      value = _decimal(group("whole") or "0")
+      value += _decimal(group("top")) / _decimal(group("bottom"))
     elif group("above"):
       value = _decimal(group("whole2") or "0")
       value += _decimal(group("above")) / _decimal(group("below"))
@@ -160,12 +160,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return None
   negative = (group("signs") == "-") != (group("sign2") == "-")
   return -value if negative else value
-
-
-def _ratio_groups(match: re.Match[str]) -> tuple[int, int]:
-  """The numbers of the two unnamed groups, after `whole`."""
-  first = match.re.groupindex["whole"] + 1
-  return first, first + 1
 
 
 def _decimal(text: str) -> Fraction:
@@ -206,7 +200,7 @@ def equal(
     return False
   last = Fraction(1, 10 ** len(decimals.group(1)))
   return any(
-      _is_endless(gold) and _shortens(number, gold, last)
+      _never_ends(gold) and _shortens(number, gold, last)
       for number in numbers
       for gold in golds
   )
@@ -219,7 +213,7 @@ def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
   return error <= last / 2 or cut
 
 
-def _is_endless(number: Fraction) -> bool:
+def _never_ends(number: Fraction) -> bool:
   """Whether its decimals never end."""
   rest = number.denominator
   for prime in (2, 5):
