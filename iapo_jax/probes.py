@@ -60,7 +60,7 @@ def answer_statistics(
   """
   chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
   prompt, completion = context
-  slots = completion.keys.shape[2]
+  slots = completion.visible.shape[1]
   rows, width = first_positions.shape[0], elicitation.shape[0]
   chunk = min(chunk, slots)
 

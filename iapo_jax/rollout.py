@@ -32,8 +32,8 @@ class _Decoding:
     tokens: int32[b, t].
     logprobs: fp32[b, t].
     entropies: fp32[b, t].
-    keys: [l, b, t + 1, k, h], slots 0..i−1 written.
-    values: likewise.
+    keys: [l, b, k, h, t + 1], slots 0..i−1 written.
+    values: [l, b, k, t + 1, h], likewise.
   """
 
   index: Array
@@ -89,8 +89,8 @@ def sample(
 
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
-  def step(carry: _Decoding) -> _Decoding:
-    hidden, carry = feed(carry)
+  def step(carry: _Decoding, slots: int) -> _Decoding:
+    hidden, carry = feed(carry, slots)
     scores = head.logits(
         params, hidden, cfg=cfg, temperature=temperature or 1.0
     )
@@ -100,19 +100,29 @@ def sample(
     ends = _is_any(token, eos_ids)
     return _append(carry, token, stats, ends, pad_id)
 
-  carry = jax.lax.while_loop(
-      lambda c: (c.index < max_tokens) & ~jnp.all(c.ended),
-      step,
-      _empty(prompts, cfg, group_size, max_tokens, pad_id),
-  )
-  _, carry = feed(carry)
+  def goes_on(carry: _Decoding, limit: int) -> Array:
+    return (carry.index < limit) & ~jnp.all(carry.ended)
+
+  carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
+  for limit in _stages(max_tokens):
+    carry = jax.lax.while_loop(
+        functools.partial(goes_on, limit=limit),
+        functools.partial(step, slots=limit),
+        carry,
+    )
+  _, carry = feed(carry, max_tokens + 1)
   return Rollout(
       tokens=carry.tokens,
       lengths=carry.lengths,
       ended=carry.ended,
       logprobs=carry.logprobs,
       entropies=carry.entropies,
-      context=_context(prompt, start, carry.replace(index=carry.index + 1)),
+      context=_context(
+          prompt,
+          start,
+          carry.replace(index=carry.index + 1),
+          max_tokens + 1,
+      ),
   )
 
 
@@ -121,24 +131,25 @@ def _feed(
     prompt: KVSegment,
     start: Array,
     carry: _Decoding,
+    slots: int,
     *,
     cfg: ModelConfig,
 ) -> tuple[Array, _Decoding]:
   """Runs the token of slot `index`; stores its keys and values.
 
-  Returns its hidden states [b, d] and the carry, the index unchanged.
+  Of the cache only the first `slots`, more than `index`, are read. Returns its hidden states [b, d] and the carry, the index unchanged.
   """
   hidden, new = transformer.extend(
       params,
       carry.token[:, None],
       (start + carry.index)[:, None],
-      _context(prompt, start, carry),
+      _context(prompt, start, carry, slots),
       cfg=cfg,
   )
-  at = (0, 0, carry.index, 0, 0)
+  write = jax.lax.dynamic_update_slice_in_dim
   return hidden[:, 0], carry.replace(
-      keys=jax.lax.dynamic_update_slice(carry.keys, new.keys, at),
-      values=jax.lax.dynamic_update_slice(carry.values, new.values, at),
+      keys=write(carry.keys, new.keys, carry.index, axis=4),
+      values=write(carry.values, new.values, carry.index, axis=3),
   )
 
 
@@ -177,13 +188,10 @@ def _empty(
   """The carry before anything was fed: slot 0 is the last prompt token."""
   token = policy.last_prompt_tokens(prompts, group_size)
   rows = token.shape[0]
-  cache = jnp.zeros(
-      (cfg.num_layers, rows, max_tokens + 1, cfg.num_kv_heads, cfg.head_dim),
-      cfg.dtype,
-  )
-  cache = sharding.constrain(
-      cache, "layers", "batch", "length", "kv_heads", "head_dim"
-  )
+  heads = (cfg.num_layers, rows, cfg.num_kv_heads)
+  keys = jnp.zeros((*heads, cfg.head_dim, max_tokens + 1), cfg.dtype)
+  values = jnp.zeros((*heads, max_tokens + 1, cfg.head_dim), cfg.dtype)
+  axes = ("layers", "batch", "kv_heads")
   log = jnp.zeros((rows, max_tokens), jnp.float32)
   return _Decoding(
       index=jnp.int32(0),
@@ -193,28 +201,44 @@ def _empty(
       tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
       logprobs=log,
       entropies=log,
-      keys=cache,
-      values=cache,
+      keys=sharding.constrain(keys, *axes, "head_dim", "length"),
+      values=sharding.constrain(values, *axes, "length", "head_dim"),
   )
 
 
-def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
-  """The prompt segment and the slots written before `index`."""
-  slots = jnp.arange(carry.keys.shape[2])
-  visible = (slots < carry.index)[None]
-  positions = start[:, None] + slots
-  return prompt, KVSegment(carry.keys, carry.values, visible, positions)
+def _stages(max_tokens: int) -> list[int]:
+  """Slots that decoding reads, growing, so that a short batch reads few.
+
+  Every stage is a loop of its own in the program: an eighth, a quarter, a half
+  and all of the cache, but no loops for a few dozen slots.
+  """
+  parts = (max_tokens // n for n in (8, 4, 2))
+  return [*(part for part in parts if part >= 32), max_tokens]
+
+
+def _context(
+    prompt: KVSegment, start: Array, carry: _Decoding, slots: int
+) -> Context:
+  """The prompt, and the written ones of the cache's first `slots`."""
+  at = jnp.arange(slots)
+  completion = KVSegment(
+      keys=carry.keys[..., :slots],
+      values=carry.values[..., :slots, :],
+      visible=(at < carry.index)[None],
+      positions=start[:, None] + at,
+  )
+  return prompt, completion
 
 
 def _choose(
     scores: Array, row_keys: Array, index: Array, *, greedy: bool
 ) -> Array:
-  """int32[b]: a sample of softmax(scores [b, v]) by the Gumbel trick."""
-  if not greedy:
-    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, index)
-    noise = jax.vmap(lambda k: jax.random.gumbel(k, scores.shape[1:]))(keys)
-    scores = scores + noise
-  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  """int32[b]: a sample of softmax(scores [b, v]), or the most probable."""
+  if greedy:
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, index)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+  return head.draw(scores, uniforms)
 
 
 def _is_any(token: Array, ids: tuple[int, ...]) -> Array:

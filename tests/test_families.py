@@ -128,7 +128,7 @@ def test_a_rollout_leaves_what_a_replay_leaves(name):
   ours, theirs = context[1], rolled.context[1]
   np.testing.assert_array_equal(ours.positions, theirs.positions)
   written = jnp.arange(13) <= rolled.lengths[:, None]
-  gap = jnp.where(written[..., None, None], ours.keys - theirs.keys, 0.0)
+  gap = jnp.where(written[:, None, None], ours.keys - theirs.keys, 0.0)
   np.testing.assert_allclose(gap, 0.0, atol=1e-4)
 
 

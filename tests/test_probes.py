@@ -138,8 +138,8 @@ def test_padding_and_neighbours_do_not_matter():
 
   def cut(segment, rows, slots):
     return segment.replace(
-        keys=segment.keys[:, :rows, :slots],
-        values=segment.values[:, :rows, :slots],
+        keys=segment.keys[:, :rows, ..., :slots],
+        values=segment.values[:, :rows, :, :slots],
         visible=segment.visible[:rows, :slots],
     )
 

@@ -111,7 +111,7 @@ def test_the_loop_stops_when_all_have_ended(params):
   rolled = sample(params, prompts, jax.random.key(0), eos_ids=tuple(range(29)))
   np.testing.assert_array_equal(rolled.lengths, 1)
   _, completion = rolled.context
-  written = jnp.any(completion.keys != 0, axis=(0, 1, 3, 4))
+  written = jnp.any(completion.keys != 0, axis=(0, 1, 2, 3))
   np.testing.assert_array_equal(written, np.arange(WIDTH + 1) < 2)
   np.testing.assert_array_equal(completion.visible[0], written)
 
@@ -132,10 +132,13 @@ def test_the_cache_holds_every_token(params):
   _, whole = transformer.extend(params, inputs, at, cfg=tiny.MODEL)
   live = jnp.pad(rolled.mask, ((0, 0), (1, 0)), constant_values=True)
   assert bool(jnp.any(live[:, -1])), "some row should reach the last slot"
-  mask = live[None, :, :, None, None]
-  for ours, theirs in (
-      (completion.keys, whole.keys[:, :, 3:]),
-      (completion.values, whole.values[:, :, 3:]),
+  for ours, theirs, mask in (
+      (completion.keys, whole.keys[..., 3:], live[None, :, None, None, :]),
+      (
+          completion.values,
+          whole.values[..., 3:, :],
+          live[None, :, None, :, None],
+      ),
   ):
     np.testing.assert_allclose(
         jnp.where(mask, ours, 0), jnp.where(mask, theirs, 0), atol=1e-5

@@ -72,9 +72,12 @@ def test_invisible_slots_do_not_matter():
   at = jnp.broadcast_to(jnp.arange(5), (2, 5))
   _, segment = transformer.extend(params, tokens, at, cfg=cfg)
   seen = jnp.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], bool)
-  noise = jnp.where(seen[None, :, :, None, None], 0.0, 1e3)
+  noise = jnp.where(seen[None, :, None, None, :], 0.0, 1e3)
   clean = segment.replace(visible=seen)
-  dirty = clean.replace(keys=clean.keys + noise, values=clean.values - noise)
+  dirty = clean.replace(
+      keys=clean.keys + noise,
+      values=clean.values - noise.swapaxes(3, 4),
+  )
   new, position = tokens[:, :1], jnp.array([[3], [1]])
   ours, _ = transformer.extend(params, new, position, (dirty,), cfg=cfg)
   expected, _ = transformer.extend(params, new, position, (clean,), cfg=cfg)
@@ -92,12 +95,12 @@ class AttendTest(chex.TestCase):
     queries = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
     score = np.sqrt(2) * np.log(3)
     first = (
-        jnp.array([[score, 0.0], [99.0, 0.0]]).reshape(1, 2, 1, 2),
-        jnp.array([[4.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 1, 2),
+        jnp.array([[score, 99.0], [0.0, 0.0]]).reshape(1, 1, 2, 2),
+        jnp.array([[4.0, 0.0], [1.0, 1.0]]).reshape(1, 1, 2, 2),
         jnp.array([True, False]).reshape(1, 1, 2),
     )
     second = (
-        jnp.zeros((1, 1, 1, 2)),
+        jnp.zeros((1, 1, 2, 1)),
         jnp.array([0.0, 8.0]).reshape(1, 1, 1, 2),
         jnp.ones((1, 1, 1), bool),
     )
@@ -109,9 +112,10 @@ class AttendTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_a_segment_of_which_nothing_is_visible(self):
     queries = jnp.ones((2, 1, 2, 4))
-    some = jax.random.normal(jax.random.key(0), (2, 3, 1, 4))
-    seen = (some, some, jnp.ones((1, 1, 3), bool))
-    unseen = (some * 9, some * 9, jnp.zeros((1, 1, 3), bool))
+    values = jax.random.normal(jax.random.key(0), (2, 1, 3, 4))
+    keys = values.swapaxes(2, 3)
+    seen = (keys, values, jnp.ones((1, 1, 3), bool))
+    unseen = (keys * 9, values * 9, jnp.zeros((1, 1, 3), bool))
     attend = self.variant(functools.partial(attention.attend, scale=0.5))
     np.testing.assert_array_equal(
         attend(queries, [unseen, seen]), attend(queries, [seen])
@@ -123,8 +127,8 @@ class AttendTest(chex.TestCase):
     # Scores 2 log 3 and 0 capped at c = log 3: c · tanh(2) = 1.05909 and 0;
     # weights e^1.05909 = 2.88374 and 1, so the first value counts 0.742516.
     queries = jnp.ones((1, 1, 1, 1))
-    keys = jnp.array([np.log(3.0), 0.0]).reshape(1, 2, 1, 1)
-    values = jnp.array([1.0, 0.0]).reshape(1, 2, 1, 1)
+    keys = jnp.array([np.log(3.0), 0.0]).reshape(1, 1, 1, 2)
+    values = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
     seen = jnp.ones((1, 1, 2), bool)
     attend = functools.partial(
         attention.attend, scale=2.0, cap=float(np.log(3.0))

@@ -5,11 +5,27 @@ import contextlib
 import chex
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Array = jax.Array
 
-# (keys [r, s, k, h], values [r, s, k, h], visible bool[m, x or 1, s])
+# (keys [r, k, h, s], values [r, k, s, h], visible bool[m, x or 1, s])
 Segment = tuple[Array, Array, Array]
+
+
+@struct.dataclass
+class Part:
+  """A softmax over the slots of one segment, not divided by its sum.
+
+  Attributes:
+    output: fp32[b, x, n, h], the sum over slots of exp(score − peak) · value.
+    peak: fp32[b, x, n], the largest score; −∞ where no slot is visible.
+    total: fp32[b, x, n], the sum over slots of exp(score − peak).
+  """
+
+  output: Array
+  peak: Array
+  total: Array
 
 
 def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
@@ -57,9 +73,11 @@ def attend(
 
   A score is scale · query · key, and c · tanh(score / c) where there is a cap.
 
-  A segment of r rows is read by b queries rows where r divides b, as one
-  matrix product per segment row: keys are never copied. Scores, softmax and
-  sums are fp32. Every query must see at least one slot of some segment.
+  A segment of r rows is read by b query rows where r divides b, as one matrix
+  product per segment row: keys are never copied. Each segment is reduced by
+  itself and what is left is merged, so that no scores change their layout.
+  Scores, softmax and sums are fp32. Every query must see at least one slot of
+  some segment.
 
   Args:
     queries: [b, x, n, h].
@@ -71,59 +89,75 @@ def attend(
     [b, x, n, h] in the dtype of `queries`.
   """
   chex.assert_rank(queries, 4)
-  scores = [
-      _scores(queries, keys, seen, scale, cap) for keys, _, seen in segments
-  ]
-  peaks = [jnp.max(score, axis=-1, keepdims=True) for score in scores]
-  peak = peaks[0]
-  for other in peaks[1:]:
-    peak = jnp.maximum(peak, other)
-  peak = jax.lax.stop_gradient(peak)
-  output, total = 0.0, 0.0
-  for score, (_, values, _) in zip(scores, segments, strict=True):
-    weights = jnp.exp(score - peak)  # [b, k, n/k, x, s]
-    total += jnp.sum(weights, axis=-1)
-    output += _weighted_values(weights.astype(values.dtype), values)
-  b, x, n, h = queries.shape
-  output = output / total[..., None]  # [b, k, n/k, x, h]
-  output = jnp.moveaxis(output, 3, 1).reshape(b, x, n, h)
-  return output.astype(queries.dtype)
+  parts = [_part(queries, *segment, scale, cap) for segment in segments]
+  return merge(parts).astype(queries.dtype)
 
 
-def _scores(
-    queries: Array, keys: Array, visible: Array, scale: float, cap: float
-) -> Array:
-  """fp32[b, k, n/k, x, s], −∞ on slots not visible."""
+def merge(parts: list[Part]) -> Array:
+  """fp32[b, x, n, h]: Σ e^(peak − top) · output / Σ e^(peak − top) · total.
+
+  Args:
+    parts: of disjoint sets of slots; `top` is the largest of their peaks.
+  """
+  top = parts[0].peak
+  for part in parts[1:]:
+    top = jnp.maximum(top, part.peak)
+  factors = [jnp.exp(part.peak - top) for part in parts]
+  pairs = list(zip(factors, parts, strict=True))
+  total = sum(factor * part.total for factor, part in pairs)
+  return sum(
+      (factor / total)[..., None] * part.output for factor, part in pairs
+  )
+
+
+def _part(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    visible: Array,
+    scale: float,
+    cap: float,
+) -> Part:
+  """The softmax over one segment; arguments as of `attend`."""
   b, x, n, h = queries.shape
-  r, s, k, _ = keys.shape
+  r, k, _, s = keys.shape
   grouped = queries.reshape(r, b // r, x, k, n // k, h)
   scores = jnp.einsum(
-      "rmxkjh,rskh->rmkjxs",
-      grouped,
+      "rkmjxh,rkhs->rkmjxs",
+      grouped.transpose(0, 3, 1, 4, 2, 5),
       keys,
       preferred_element_type=jnp.float32,
   )
-  scores = soft_cap(scale * scores, cap)
-  m = visible.shape[0]
-  scores = scores.reshape(m, b // m, k, n // k, x, s)
-  scores = jnp.where(visible[:, None, None, None], scores, -jnp.inf)
-  return scores.reshape(b, k, n // k, x, s)
+  seen = _by_segment_row(visible, b, r)
+  scores = jnp.where(seen, soft_cap(scale * scores, cap), -jnp.inf)
+  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+  # Where nothing is visible the peak is no number to subtract.
+  finite = jnp.where(jnp.isfinite(peak), peak, 0.0)
+  weights = jnp.exp(scores - finite[..., None])
+  output = jnp.einsum(
+      "rkmjxs,rksh->rkmjxh",
+      weights.astype(values.dtype),
+      values,
+      preferred_element_type=jnp.float32,
+  )
+
+  def by_query(y: Array) -> Array:
+    """[r, k, m, j, x, ...] -> [b, x, n, ...]."""
+    rest = tuple(range(5, y.ndim))
+    y = y.transpose(0, 2, 4, 1, 3, *rest)
+    return y.reshape(b, x, n, *y.shape[5:])
+
+  total = jnp.sum(weights, axis=-1)
+  return Part(by_query(output), by_query(peak), by_query(total))
+
+
+def _by_segment_row(visible: Array, b: int, r: int) -> Array:
+  """bool[m, x or 1, s] as [r, 1, b / r, 1, x or 1, s]."""
+  m, x, s = visible.shape
+  rows = jnp.broadcast_to(visible[:, None], (m, b // m, x, s))
+  return rows.reshape(r, 1, b // r, 1, x, s)
 
 
 def soft_cap(scores: Array, cap: float) -> Array:
   """C · tanh(scores / c), which stays within ±c; `scores` where c is 0."""
   return cap * jnp.tanh(scores / cap) if cap else scores
-
-
-def _weighted_values(weights: Array, values: Array) -> Array:
-  """fp32[b, k, n/k, x, h]: the sum over slots of weight · value."""
-  b, k, j, x, s = weights.shape
-  r = values.shape[0]
-  grouped = weights.reshape(r, b // r, k, j, x, s)
-  output = jnp.einsum(
-      "rmkjxs,rskh->rmkjxh",
-      grouped,
-      values,
-      preferred_element_type=jnp.float32,
-  )
-  return output.reshape(b, k, j, x, output.shape[-1])

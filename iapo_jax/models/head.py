@@ -1,5 +1,7 @@
 """From hidden states to log-probabilities, never [b, t, v] at once."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -37,9 +39,10 @@ def logits(
 def statistics(scores: Array, targets: Array) -> TokenStatistics:
   """Log-probability, entropy and rank of the targets, in fp32.
 
-  With lse = log Σ exp(score): log π(target) = score − lse and
-  H = lse − Σ π · score. The target is selected by comparison rather than by
-  indexing, so that a head split over the vocabulary needs no gather.
+  With scores less their maximum and lse = log Σ exp(score):
+  log π(target) = score − lse and H = lse − Σ exp(score) · score / exp(lse),
+  one exponential for each token. The target is selected by comparison rather
+  than by indexing, so that a head split over the vocabulary needs no gather.
 
   Args:
     scores: fp32[..., v].
@@ -52,12 +55,55 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
   chex.assert_equal_shape_prefix([scores, targets], targets.ndim)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   shifted = scores - top
-  lse = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
-  probabilities = jnp.exp(shifted - lse[..., None])
-  entropy = lse - jnp.sum(probabilities * shifted, axis=-1)
+  weights = jnp.exp(shifted)
+  total = jnp.sum(weights, axis=-1)
+  lse = jnp.log(total)
+  # What has no weight adds nothing, and −∞ · 0 would be no number.
+  known = jnp.where(weights > 0, shifted, 0.0)
+  entropy = lse - jnp.sum(weights * known, axis=-1) / total
   is_target = jnp.arange(scores.shape[-1]) == targets[..., None]
   chosen = jnp.sum(jnp.where(is_target, shifted, 0.0), axis=-1)
   return TokenStatistics(chosen - lse, entropy, chosen >= 0.0)
+
+
+def draw(scores: Array, uniforms: Array) -> Array:
+  """Samples softmax(scores) by inverting its distribution function, in fp32.
+
+  In two levels: a block of tokens by its weight, then a token of the block.
+  A row needs two random numbers, whatever the size of the vocabulary, and
+  nothing is gathered from a head split over it.
+
+  Args:
+    scores: fp32[b, v].
+    uniforms: fp32[b, 2] in [0, 1).
+
+  Returns:
+    int32[b].
+  """
+  chex.assert_type([scores, uniforms], jnp.float32)
+  rows, size = scores.shape
+  width = 2 ** math.ceil(math.log2(size) / 2)
+  top = jnp.max(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  weights = jnp.pad(weights, ((0, 0), (0, -size % width)))
+  weights = weights.reshape(rows, -1, width)
+  block = _invert(jnp.sum(weights, axis=-1), uniforms[:, 0])
+  blocks = jnp.arange(weights.shape[1])[:, None]
+  chosen = jnp.where(blocks == block[:, None, None], weights, 0.0)
+  inside = _invert(jnp.sum(chosen, axis=1), uniforms[:, 1])
+  return block * width + inside
+
+
+def _invert(weights: Array, uniform: Array) -> Array:
+  """int32[b]: the first i with Σ_(j ≤ i) weight > uniform · Σ_j weight."""
+  sums = jnp.cumsum(weights, axis=-1)
+  beyond = sums > uniform[:, None] * sums[:, -1:]
+  # Sums may round so that what has no weight seems to have some.
+  beyond &= weights > 0
+  first = jnp.argmax(beyond, axis=-1)
+  found = jnp.any(beyond, axis=-1)
+  heaviest = jnp.argmax(weights, axis=-1)
+  return jnp.where(found, first, heaviest).astype(jnp.int32)
 
 
 def token_statistics(

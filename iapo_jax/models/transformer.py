@@ -17,6 +17,7 @@ from flax import struct
 from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import attention, rotary
+from iapo_jax.models.dense import dense
 from iapo_jax.types import Array, Context, KVSegment, Params
 
 
@@ -115,11 +116,12 @@ class Attention(nn.Module):
     Args:
       x: [b, x, d].
       layer: of this layer.
-      context: (keys, values) [r, s, k, h] of each segment, of this layer.
+      context: (keys [r, k, h, s], values [r, k, s, h]) of each segment, of
+        this layer.
       shared: by all layers.
 
     Returns:
-      [b, x, d], and the new keys and values [b, x, k, h].
+      [b, x, d], and the new keys [b, k, h, x] and values [b, k, x, h].
     """
     c = self.cfg
     queries = self._project("q", x, "heads", c.num_heads)
@@ -137,6 +139,7 @@ class Attention(nn.Module):
           attention.windowed(mask, layer.window, shared.positions, slots)
           for mask, slots in zip(masks, shared.slots, strict=True)
       ]
+    keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
     pairs = (*context, (keys, values))
     mixed = attention.attend(
         queries,
@@ -156,7 +159,7 @@ class Attention(nn.Module):
         ("embed", axis, "head_dim"),
         c.d_model,
     )
-    y = jnp.einsum("bxd,dnh->bxnh", x, kernel.astype(x.dtype))
+    y = dense(x, kernel)
     if c.qkv_bias:
       shape, axes = (heads, c.head_dim), (axis, "head_dim")
       y += _bias(self, f"{name}_bias", shape, axes).astype(x.dtype)
@@ -179,7 +182,7 @@ class Attention(nn.Module):
         ("heads", "head_dim", "embed"),
         c.num_heads * c.head_dim,
     )
-    y = jnp.einsum("bxnh,nhd->bxd", mixed, kernel.astype(mixed.dtype))
+    y = dense(mixed, kernel, axes=2)
     if c.output_bias:
       y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
     return y
@@ -210,7 +213,7 @@ class MLP(nn.Module):
       self, name: str, x: Array, shape: tuple[int, int], axes: tuple[str, str]
   ) -> Array:
     kernel = _weight(self, f"{name}_kernel", shape, axes, shape[0])
-    y = jnp.einsum("bxi,io->bxo", x, kernel.astype(x.dtype))
+    y = dense(x, kernel)
     if self.cfg.mlp_bias:
       # Activations of width d are not split along FSDP: nor is their bias.
       axis = "mlp" if axes[1] == "mlp" else "width"
@@ -270,6 +273,7 @@ class Decoder(nn.Module):
         slots=(*(segment.positions for segment in context), positions),
         masks=(*(segment.visible[:, None] for segment in context), causal),
     )
+    pairs = tuple((segment.keys, segment.values) for segment in context)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     layers = nn.scan(
         block,
@@ -279,7 +283,6 @@ class Decoder(nn.Module):
         length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    pairs = tuple((segment.keys, segment.values) for segment in context)
     x, new = layers(c, name="layers")(x, _layers(c), pairs, shared)
     return RMSNorm(c, name="final_norm")(x), new
 
