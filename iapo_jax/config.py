@@ -147,10 +147,15 @@ class ProbeConfig:
   Attributes:
     elicitation: the text that ends the reasoning and asks for the answer.
     chunk: positions of every sequence probed in one forward pass.
+    stride: probes positions 0, stride, 2 · stride, ... and the last; between
+      them statistics are interpolated, so that a token gets an equal part of
+      its stretch's information. 1 probes every position; 0 none, for credit
+      that uses no information.
   """
 
   elicitation: str = "</think>\n<answer>"
   chunk: int = 16
+  stride: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,18 @@ def check(c: "Config") -> None:
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
   information = c.credit.mode in ("paper", "to_go")
+  if not c.probe.stride and c.credit.mode not in ("grpo", "length_penalty"):
+    fail(
+        "probe.stride",
+        c.probe.stride,
+        f"must be at least 1 with credit.mode {c.credit.mode}",
+    )
+  if c.probe.stride > 1 and c.credit.mode == "faithful":
+    fail(
+        "probe.stride",
+        c.probe.stride,
+        "must be 1 with credit.mode faithful, which is defined token by token",
+    )
   if c.credit.shuffle and not information:
     fail(
         "credit.shuffle",
@@ -225,7 +237,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
   not_negative = (
       "num_steps", "data.first_rows", "data.test_problems",
       "loss.clip_high", "loss.kl_weight",
-      "warm_start.num_steps", "evaluation.every", "evaluation.temperature",
+      "warm_start.num_steps", "probe.stride", "evaluation.every",
+      "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
   shares = (

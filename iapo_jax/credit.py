@@ -19,12 +19,15 @@ from iapo_jax.types import (
 def assign(
     rolled: Rollout,
     grades: Grades,
-    probe: TokenStatistics,
+    probe: TokenStatistics | None,
     weights: CreditWeights,
     key: Array,
     cfg: Config,
 ) -> tuple[Samples, dict[str, Array]]:
-  """Rewards, information and advantages of a rollout, with their metrics."""
+  """Rewards, information and advantages of a rollout, with their metrics.
+
+  Without probes entropies and information are 0 and `probe/...` is left out.
+  """
   correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
@@ -36,12 +39,15 @@ def assign(
   ranked = _penalised(reward, rolled, grades, weights, cfg)
   slots = jnp.arange(rolled.tokens.shape[1])
   reasoning = slots < grades.reasoning_lengths[:, None]
-  information = mi.realised_information(probe.entropy, reasoning)
+  answers = jnp.zeros((reasoning.shape[0], slots.size + 1))
+  if probe:
+    answers = probe.entropy
+  information = mi.realised_information(answers, reasoning)
   credited = information
   if cfg.credit.shuffle:
     credited = mi.shuffled_information(information, reasoning, key)
   group_adv, per_token = _advantages(
-      ranked, credited, reasoning, rolled, grades, probe, weights, cfg
+      ranked, credited, answers, reasoning, rolled, grades, weights, cfg
   )
   samples = Samples(
       tokens=rolled.tokens,
@@ -51,16 +57,17 @@ def assign(
       well_formed=grades.well_formed,
       rewards=reward,
       entropies=rolled.entropies,
-      answer_entropies=probe.entropy,
+      answer_entropies=answers,
       information=information,
       group_advantages=group_adv,
       advantages=per_token,
   )
   metrics = (
       _reward_metrics(correctness, form, ranked, rolled, grades, cfg)
-      | _probe_metrics(probe, grades.reasoning_lengths)
       | _credit_metrics(group_adv, per_token, rolled)
   )
+  if probe:
+    metrics |= _probe_metrics(probe, grades.reasoning_lengths)
   return samples, metrics
 
 
@@ -86,10 +93,10 @@ def _penalised(
 def _advantages(
     reward: Array,
     information: Array,
+    answers: Array,
     reasoning: Array,
     rolled: Rollout,
     grades: Grades,
-    probe: TokenStatistics,
     weights: CreditWeights,
     cfg: Config,
 ) -> tuple[Array, Array]:
@@ -101,7 +108,7 @@ def _advantages(
   if mode in ("grpo", "length_penalty"):
     return group_adv, jnp.where(rolled.mask, group_adv[:, None], 0.0)
   if mode == "faithful":
-    information = mi.reference_surprise(probe.entropy, rolled.mask)
+    information = mi.reference_surprise(answers, rolled.mask)
   return group_adv, advantages.iapo_advantages(
       group_adv,
       reward,

@@ -98,7 +98,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  chunk = min(c.probe.chunk, c.rollout.max_tokens + 1)
+  chunk = min(c.probe.chunk, c.rollout.max_tokens + 1) if c.probe.stride else 0
   elicitation = 4  # tokens, about: the tokenizer is not asked
   probe = elicitation * _layer_bytes(c, _context(c), tensor)
   head = m.vocab_size // tensor * _FP32

@@ -49,7 +49,11 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
 def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
-  positions = c.rollout.max_tokens + 1
+  probes = "none"
+  if c.probe.stride:
+    positions = -(-c.rollout.max_tokens // c.probe.stride) + 1
+    chunk = min(c.probe.chunk, positions)
+    probes = f"{positions} positions in chunks of {chunk}"
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
       f" {c.group_size} samples = {sequences} sequences,"
@@ -57,8 +61,7 @@ def _describe_step(c: Config, shards: int) -> list[str]:
       f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
       f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
-      f"probes     {positions} positions in chunks of"
-      f" {min(c.probe.chunk, positions)}",
+      f"probes     {probes}",
       f"credit     {_describe_credit(c.credit)}",
   ]
 

@@ -32,6 +32,7 @@ def answer_statistics(
     *,
     cfg: ModelConfig,
     temperature: float = 1.0,
+    stride: int = 1,
     chunk: int = 16,
     head_chunk: int = 128,
 ) -> TokenStatistics:
@@ -51,8 +52,11 @@ def answer_statistics(
     targets: int32[b], the token whose probability is reported.
     cfg: the decoder.
     temperature: of the distribution.
-    chunk: positions of every sequence probed in one forward pass. The passes
-      end with the longest of `lengths`.
+    stride: positions 0, stride, 2 · stride, ... are probed, and the last of
+      every sequence; between them entropies and log-probabilities are
+      interpolated linearly, and `hit` is the earlier probe's.
+    chunk: probes of every sequence in one forward pass. The passes end with
+      the longest of `lengths`.
     head_chunk: positions of a pass whose logits exist at one time.
 
   Returns:
@@ -62,12 +66,14 @@ def answer_statistics(
   prompt, completion = context
   slots = completion.visible.shape[1]
   rows, width = first_positions.shape[0], elicitation.shape[0]
-  chunk = min(chunk, slots)
+  most = -(-(slots - 1) // stride) + 1
+  chunk = min(chunk, most)
 
   def probe(index: Array, found: TokenStatistics) -> TokenStatistics:
-    """Fills positions index · chunk .. (index + 1) · chunk − 1."""
+    """Fills probes index · chunk .. (index + 1) · chunk − 1."""
     # [b, m]: position i sees slots 0..i. Rows are sequence-major.
-    at = jnp.broadcast_to(index * chunk + jnp.arange(chunk), (rows, chunk))
+    at = stride * (index * chunk + jnp.arange(chunk))
+    at = jnp.minimum(at, lengths[:, None])
     seen = jnp.arange(slots) <= at.reshape(-1, 1)
     begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
     tokens = jnp.broadcast_to(elicitation, (rows * chunk, width))
@@ -94,16 +100,36 @@ def answer_statistics(
         stats,
     )
 
-  shape = (rows, slots + -slots % chunk)
+  shape = (rows, most + -most % chunk)
   empty = TokenStatistics(
       logprob=jnp.zeros(shape),
       entropy=jnp.zeros(shape),
       hit=jnp.zeros(shape, bool),
   )
-  passes = jnp.max(lengths) // chunk + 1
+  passes = -(-jnp.max(lengths) // stride) // chunk + 1
   found = jax.lax.fori_loop(0, passes, probe, empty)
-  probed = jnp.arange(slots) <= lengths[:, None]
-  return jax.tree.map(
-      lambda x: jnp.where(probed, x[:, :slots], jnp.zeros_like(x[:, :slots])),
-      found,
-  )
+  return _at_every_slot(found, lengths, slots, stride)
+
+
+def _at_every_slot(
+    found: TokenStatistics, lengths: Array, slots: int, stride: int
+) -> TokenStatistics:
+  """Statistics [b, slots] from those of every `stride`-th position.
+
+  The last probe of a sequence is at its length, whatever the stride.
+  """
+  at = jnp.arange(slots)
+  before = at // stride
+  end = jnp.minimum((before + 1) * stride, lengths[:, None])
+  share = (at - before * stride) / jnp.maximum(end - before * stride, 1)
+  probed = at <= lengths[:, None]
+
+  def spread(x: Array) -> Array:
+    first = x[:, before]
+    after = x[:, jnp.minimum(before + 1, x.shape[1] - 1)]
+    if x.dtype == bool:
+      return jnp.where(share < 1, first, after) & probed
+    mixed = jnp.where(share < 1, first + share * (after - first), after)
+    return jnp.where(probed, mixed, 0.0)
+
+  return jax.tree.map(spread, found)

@@ -137,7 +137,8 @@ def _feed(
 ) -> tuple[Array, _Decoding]:
   """Runs the token of slot `index`; stores its keys and values.
 
-  Of the cache only the first `slots`, more than `index`, are read. Returns its hidden states [b, d] and the carry, the index unchanged.
+  Of the cache only the first `slots`, more than `index`, are read. Returns the
+  token's hidden states [b, d] and the carry, the index unchanged.
   """
   hidden, new = transformer.extend(
       params,

@@ -121,12 +121,14 @@ def run_probes(
     prompts: Prompts,
     cfg: Config,
     vocabulary: Vocabulary,
-) -> TokenStatistics:
+) -> TokenStatistics | None:
   """Answer statistics [b, t + 1] against the gold answer's first token.
 
   Probes run on reasoning tokens; the `faithful` credit, like the authors'
-  code, asks at every completion token.
+  code, asks at every completion token. None where nothing is probed.
   """
+  if not cfg.probe.stride:
+    return None
   faithful = cfg.credit.mode == "faithful"
   return probes.answer_statistics(
       params,
@@ -137,6 +139,7 @@ def run_probes(
       jnp.repeat(prompts.gold[:, 0], cfg.group_size),
       cfg=cfg.model,
       temperature=cfg.rollout.temperature,
+      stride=cfg.probe.stride,
       chunk=cfg.probe.chunk,
       head_chunk=cfg.loss.head_chunk,
   )

@@ -108,6 +108,8 @@ def troubles(metrics: Metrics) -> dict[str, str]:
 
 
 def _probe_troubles(metrics: Metrics) -> dict[str, str]:
+  if "probe/entropy_first" not in metrics:  # probe.stride is 0
+    return {}
   found = {}
   moved = metrics["probe/entropy_first"] - metrics["probe/entropy_last"]
   gap = metrics["probe/calibration_gap"]

@@ -87,6 +87,32 @@ def test_loading_tells_bytes():
   )
 
 
+def test_step_checks_and_reports_ours(tmp_path):
+  """The peers need environments of their own: they are run by hand."""
+  path = tmp_path / "step.json"
+  done = subprocess.run(
+      [
+          sys.executable, "benchmarks/step.py", "--case=tiny",
+          "--contestants=ours", "--rounds=1", f"--json={path}",
+      ],
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  case = json.loads(path.read_text())["cases"]["tiny"]
+  (ours,) = case["contestants"].values()
+  seconds = ours["seconds"]
+  assert seconds["step"] > 0
+  assert ours["share_of_peak"] == pytest.approx(
+      case["flops"] / seconds["step"] / case["matmul_flops_per_second"]
+  )
+  assert "ours" in done.stdout
+
+
 def test_phases_says_which_field_is_wrong():
   done = run_phases("--config.group_size=1")
   assert done.returncode == 2

@@ -50,6 +50,16 @@ def test_flatten_is_json_and_complete():
             " (there is nothing to shuffle)",
         ),
         (
+            {"probe__stride": 0, "credit__mode": "paper"},
+            "config.probe.stride = 0: must be at least 1 with credit.mode"
+            " paper",
+        ),
+        (
+            {"probe__stride": 2, "credit__mode": "faithful"},
+            "config.probe.stride = 2: must be 1 with credit.mode faithful,"
+            " which is defined token by token",
+        ),
+        (
             {"credit__info_weight": float("nan")},
             "config.credit.info_weight = nan: must be finite",
         ),

@@ -13,7 +13,8 @@ ELICITATION = (17, 4, 9)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("cfg", "chunk", "head_chunk", "temperature")
+    jax.jit,
+    static_argnames=("cfg", "chunk", "head_chunk", "temperature", "stride"),
 )
 def probe(
     params,
@@ -25,6 +26,7 @@ def probe(
     chunk=3,
     head_chunk=4,
     temperature=1.0,
+    stride=1,
 ):
   return probes.answer_statistics(
       params,
@@ -35,6 +37,7 @@ def probe(
       targets,
       cfg=cfg,
       temperature=temperature,
+      stride=stride,
       chunk=chunk,
       head_chunk=head_chunk,
   )
@@ -161,6 +164,34 @@ def test_padding_and_neighbours_do_not_matter():
     np.testing.assert_allclose(
         ours, theirs[:GROUP, : longest + 1], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("stride", [2, 3, 64])
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_strided_probes_are_exact_where_they_are_and_linear_between(
+    stride, chunk
+):
+  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
+  first = policy.first_positions(prompts, GROUP)
+  case = (params, rolled.context, first, lengths, targets)
+  every, some = probe(*case), probe(*case, stride=stride, chunk=chunk)
+  assert set(np.asarray(lengths)) >= {0, WIDTH}
+  for row, length in enumerate(np.asarray(lengths)):
+    at = sorted({*range(0, length + 1, stride), int(length)})
+    for name in ("entropy", "logprob"):
+      ours = np.asarray(getattr(some, name)[row])
+      exact = np.asarray(getattr(every, name)[row])[at]
+      expected = np.interp(np.arange(length + 1), at, exact)
+      np.testing.assert_allclose(ours[: length + 1], expected, atol=1e-5)
+      np.testing.assert_array_equal(ours[length + 1 :], 0)
+    np.testing.assert_array_equal(some.hit[row, at], every.hit[row, at])
+  # Σ D = H_0 − H_R, whatever the stride.
+  information = -np.diff(some.entropy, axis=1)
+  live = np.arange(WIDTH) < np.asarray(lengths)[:, None]
+  ends = np.asarray(every.entropy)[np.arange(6), lengths]
+  np.testing.assert_allclose(
+      np.sum(information * live, axis=1), every.entropy[:, 0] - ends, atol=1e-5
+  )
 
 
 def test_temperature_divides_the_probe_too():

@@ -172,6 +172,19 @@ def test_a_longer_limit_only_continues(params):
   np.testing.assert_array_equal(short.tokens, long.tokens[:, :4])
 
 
+def test_the_stages_of_the_cache_do_not_show(params):
+  """Slots are read in stages of 32, 64 and 128; a limit of 40 reads all."""
+  assert rollout._stages(256) == [32, 64, 128, 256]
+  assert rollout._stages(40) == [40]
+  prompts, key = tiny.make_prompts(), jax.random.key(2)
+  staged = sample(params, prompts, key, max_tokens=128, eos_ids=(99,))
+  plain = sample(params, prompts, key, max_tokens=40, eos_ids=(99,))
+  np.testing.assert_array_equal(staged.lengths, 128)
+  np.testing.assert_array_equal(staged.tokens[:, :40], plain.tokens)
+  stats = score(params, prompts, staged.tokens)
+  np.testing.assert_allclose(staged.logprobs, stats.logprob, atol=1e-4)
+
+
 def test_samples_follow_the_distribution(params):
   """4,000 first tokens against the policy's own probabilities."""
   prompts = tiny.make_prompts(lengths=(5,))

@@ -239,6 +239,7 @@ def test_one_program_serves_all_credit_weights():
         {"credit__mode": "to_go"},
         {"credit__mode": "to_go", "credit__shuffle": True},
         {"credit__mode": "faithful", "credit__horizon": 3},
+        {"credit__mode": "to_go", "probe__stride": 4},
         {"credit__mode": "length_penalty"},
     ],
     ids=lambda o: "-".join(str(v) for v in o.values()),
@@ -268,6 +269,22 @@ def test_every_mode_credits_and_reports(overrides):
   assert metrics["update/logprob_gap"] < 1e-4
   np.testing.assert_allclose(metrics["update/ratio"], 1.0, atol=1e-5)
   chex.assert_shape(samples.answer_entropies, (32, 21))
+
+
+def test_without_probes_nothing_else_changes():
+  """GRPO learns the same; what only probes can tell is left out."""
+  results = []
+  for stride in (1, 0):
+    setup = make_setup(credit__mode="grpo", probe__stride=stride)
+    params = make_params(setup)
+    results.append(learn(setup, record(setup, params), params))
+  (moved, samples, metrics), (other, bare, fewer) = results
+  chex.assert_trees_all_equal(moved, other)
+  np.testing.assert_array_equal(samples.advantages, bare.advantages)
+  np.testing.assert_array_equal(bare.answer_entropies, 0)
+  lost = {name for name in metrics if name not in fewer}
+  assert lost == {name for name in metrics if name.startswith("probe/")}
+  assert not {k for k in fewer if fewer[k] != metrics[k]}
 
 
 def group_advantages_by_hand(samples, setup):

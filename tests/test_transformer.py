@@ -197,6 +197,35 @@ class StatisticsTest(chex.TestCase):
     np.testing.assert_allclose(stats.entropy, [0.0], atol=1e-6)
 
 
+class DrawTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_hand_example(self):
+    # Weights 1, 3 | 4, 8: blocks of two with 4 and 12 of 16. The first number
+    # chooses block 0 below 4/16, the second token 0 below 1/4 of block 0 and
+    # token 2 below 4/12 of block 1.
+    scores = jnp.log(jnp.array([[1.0, 3.0, 4.0, 8.0]]))
+    for uniforms, token in (
+        ((0.0, 0.0), 0), ((0.24, 0.24), 0), ((0.24, 0.26), 1),
+        ((0.26, 0.0), 2), ((0.99, 0.33), 2), ((0.26, 0.34), 3),
+        ((1 - 2**-24, 1 - 2**-24), 3),
+    ):  # fmt: skip
+      drawn = self.variant(head.draw)(scores, jnp.array([uniforms]))
+      assert drawn.tolist() == [token], uniforms
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_what_has_no_weight_is_never_drawn(self):
+    # Five tokens fill blocks of four to eight: three have no token. Of the
+    # others two have no weight, at the beginning and at the end.
+    none = -jnp.inf
+    scores = jnp.array([[none, 0.0, none, 1.0, none]])
+    sides = jnp.concatenate([jnp.linspace(0, 0.999, 40), jnp.ones(1) - 2**-24])
+    grid = jnp.stack(jnp.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
+    rows = jnp.broadcast_to(scores, (len(grid), 5))
+    drawn = self.variant(head.draw)(rows, grid)
+    assert set(drawn.tolist()) == {1, 3}
+
+
 class TokenStatisticsTest(chex.TestCase):
 
   @parameterized.parameters(1, 2, 3, 7, 100)

@@ -120,7 +120,7 @@ def _part(
 ) -> Part:
   """The softmax over one segment; arguments as of `attend`."""
   b, x, n, h = queries.shape
-  r, k, _, s = keys.shape
+  r, k = keys.shape[:2]
   grouped = queries.reshape(r, b // r, x, k, n // k, h)
   scores = jnp.einsum(
       "rkmjxh,rkhs->rkmjxs",

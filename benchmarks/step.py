@@ -1,0 +1,400 @@
+"""One whole step of reinforcement learning, against other libraries.
+
+  python benchmarks/step.py --case=small --rounds=7 --json=step.json
+  python benchmarks/step.py --case=tiny --contestants=ours --rounds=1
+
+GRPO with a KL penalty against a reference policy (weight 0.04): sample 8
+completions of each prompt, score them under the reference, update once with
+AdamW behind a gradient clip. Float32, on CPU cores. Contestants are this
+library, TRL and Tunix, the last two in virtual environments that are made once
+(`--envs`) from the pinned versions of `peers/*.txt`. All have the same
+checkpoint, prompts, lengths and numbers: see `cases.py`. How each is set up to
+be as fast as it can is told in `contest.py`, `peers/trl_worker.py` and
+`peers/tunix_worker.py`.
+
+Each contestant is a process of its own that waits for its turn; only one works
+at a time, and rounds go through all of them, so that a machine's drift hits
+all alike. The first two steps of each are warm-up: they compile, and only the
+first is reported. Figures are medians of the others, in seconds:
+
+  step        the whole step, as the library's own training loop does it
+  generation  from prompts to completions; the peers' loops read and write text
+              here, ours reads tokens
+  scoring     log-probabilities under the reference policy
+  update      loss, gradient and optimizer
+  rest        what the step takes beyond these: rewards, advantages, logs. Ours
+              has no phases to time inside its one program: they are timed
+              alone, and the rest can be below 0
+  of peak     the operations that the step needs by arithmetic
+              (`cases.flops`) over its seconds, as a share of what a large
+              float32 matrix product reaches in the same run
+  GB          the largest resident set of the process
+
+Every step is checked: completions of exactly the length asked for, other ones
+than in the steps before, a finite loss, gradients, weights that move. Ratios
+are a peer's median over ours: above 1, ours is faster.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from typing import Any
+
+import cases
+import jax
+from absl import flags
+from peers import protocol
+
+from iapo_jax import cli
+from iapo_jax.errors import ConfigError
+
+_CASE = flags.DEFINE_enum(
+    "case", "both", ("tiny", "small", "large", "both"), "Small, large or both."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 7, "Timed steps of each contestant.", lower_bound=1
+)
+_JSON = flags.DEFINE_string("json", None, "File for every figure.")
+_ENVS = flags.DEFINE_string(
+    "envs",
+    "~/.cache/iapo_jax/benchmarks",
+    "Folder that keeps the peers' virtual environments.",
+)
+_CONTESTANTS = flags.DEFINE_list(
+    "contestants", ["ours", "trl", "tunix"], "Who takes part."
+)
+_CORES = flags.DEFINE_integer(
+    "cores", None, "CPU cores to stay on; all by default.", lower_bound=1
+)
+_OURS = flags.DEFINE_multi_string(
+    "ours", [], "FIELD=VALUE of our own configuration, VALUE as JSON."
+)
+
+_HERE = pathlib.Path(__file__).parent
+_PEERS = ("trl", "tunix")
+_WARM_UP = 2
+_STAMP = "installed.txt"
+_MEASURED = ("step", *protocol.PHASES, "rest")
+
+
+def environment(name: str, folder: pathlib.Path) -> pathlib.Path:
+  """The Python of a peer's virtual environment, which is made if need be.
+
+  Args:
+    name: of the peer.
+    folder: of all environments.
+
+  Returns:
+    The interpreter.
+  """
+  place = folder / name
+  wanted = (_HERE / "peers" / f"{name}.txt").read_text(encoding="utf-8")
+  python, stamp = place / "bin" / "python", place / _STAMP
+  if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    return python
+  print(f"installing {name} in {place}", file=sys.stderr)
+  venv.create(place, with_pip=True)
+  requirements = _HERE / "peers" / f"{name}.txt"
+  command = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
+  try:
+    subprocess.run(command, check=True)
+  except subprocess.CalledProcessError as error:
+    raise ConfigError(f"--contestants: {name} cannot be installed") from error
+  stamp.write_text(wanted, encoding="utf-8")  # last: it is complete
+  return python
+
+
+class Worker:
+  """A contestant's process, and what it said.
+
+  Attributes:
+    facts: its first answer.
+    steps: the answers of its steps.
+  """
+
+  def __init__(
+      self, name: str, python: pathlib.Path, job: pathlib.Path
+  ) -> None:
+    """Starts the process and waits until it has loaded the checkpoint."""
+    self._name = name
+    script = _HERE / "peers" / f"{name}_worker.py"
+    if name == "ours":
+      script = _HERE / "contest.py"
+    self._log = job.parent / f"{name}.log"
+    with self._log.open("w", encoding="utf-8") as log:
+      self._process = subprocess.Popen(
+          [python, script, job],
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          stderr=log,
+          env=_variables(name),
+          text=True,
+      )
+    self.facts = self._answer()
+    self.steps: list[dict[str, Any]] = []
+
+  def ask(self, command: str) -> dict[str, Any]:
+    """Sends a command and waits for its answer."""
+    with contextlib.suppress(BrokenPipeError):  # _answer tells what happened
+      print(command, file=self._process.stdin, flush=True)
+    return self._answer()
+
+  def step(self, case: cases.Case) -> None:
+    """Lets it do one step, and checks that it did."""
+    found = self.ask("go")
+    found["rest"] = found["step"] - sum(found[k] for k in protocol.PHASES)
+    _check(self._name, found, case)
+    if any(found["checksum"] == step["checksum"] for step in self.steps):
+      raise RuntimeError(f"{self._name}: sampled the same completions twice")
+    self.steps.append(found)
+
+  def close(self) -> None:
+    """Ends the process, however it is."""
+    self._process.kill()
+    self._process.communicate()
+
+  def _answer(self) -> dict[str, Any]:
+    line = self._process.stdout.readline()
+    if not line:
+      said = self._log.read_text(encoding="utf-8", errors="replace")
+      raise RuntimeError(f"{self._name} ended early:\n{said[-4000:]}")
+    return json.loads(line)
+
+
+def _variables(name: str) -> dict[str, str]:
+  """A worker's environment: quiet, off-line, and its own packages only."""
+  kept = dict(os.environ)
+  # Other numbers of devices and threads would not be everyone's.
+  dropped = ["XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+  for variable in dropped + ([] if name == "ours" else ["PYTHONPATH"]):
+    kept.pop(variable, None)
+  return kept | {
+      "HF_HUB_OFFLINE": "1",
+      "JAX_PLATFORMS": "cpu",
+      "TF_CPP_MIN_LOG_LEVEL": "3",
+      "TOKENIZERS_PARALLELISM": "false",
+      "TRANSFORMERS_VERBOSITY": "error",
+  }
+
+
+def _check(name: str, found: dict[str, Any], case: cases.Case) -> None:
+  """Raises where a step was not the one asked for."""
+  expected = {
+      "prompt_lengths": [case.prompt_tokens],
+      "completion_lengths": [case.new_tokens],
+      "tokens": case.tokens,
+  }
+  for field, value in expected.items():
+    if found[field] != value:
+      raise RuntimeError(f"{name}: {field} = {found[field]}, not {value}")
+  if not math.isfinite(found["loss"]):
+    raise RuntimeError(f"{name}: loss = {found['loss']}")
+  for field in ("grad_norm", "moved"):
+    if not 0 < found[field] < math.inf:
+      raise RuntimeError(f"{name}: {field} = {found[field]}")
+
+
+@contextlib.contextmanager
+def contest(
+    names: list[str], case: cases.Case
+) -> Iterator[tuple[dict[str, Worker], int]]:
+  """The contestants, ready, and the size of their checkpoint."""
+  folder = pathlib.Path(_ENVS.value).expanduser()
+  pythons = {
+      name: pathlib.Path(sys.executable)
+      if name == "ours"
+      else environment(name, folder)
+      for name in names
+  }
+  with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+    job = cases.write(
+        case,
+        pathlib.Path(place),
+        steps=_WARM_UP + _ROUNDS.value,
+        threads=len(os.sched_getaffinity(0)),
+        ours=_overrides(),
+    )
+    size = cases.parameters(job.parent / "checkpoint")
+    workers = {}
+    for name in names:
+      workers[name] = Worker(name, pythons[name], job)
+      stack.callback(workers[name].close)
+      if workers[name].facts["weights"] != size:
+        raise RuntimeError(f"{name}: has another model")
+    yield workers, size
+
+
+def _overrides() -> dict[str, Any]:
+  found = {}
+  for text in _OURS.value:
+    field, _, value = text.partition("=")
+    try:
+      found[field] = json.loads(value)
+    except json.JSONDecodeError:
+      raise ConfigError(f"--ours {text!r}: must be FIELD=JSON") from None
+  return found
+
+
+def measure(names: list[str], case: cases.Case) -> dict[str, Any]:
+  """Runs a case.
+
+  Args:
+    names: of the contestants.
+    case: to run.
+
+  Returns:
+    Every figure, ready for JSON.
+  """
+  peaks = []
+  with contest(names, case) as (workers, size):
+    for round_ in range(_WARM_UP + _ROUNDS.value):
+      # Before and after the timed rounds: the machine may have had a pause.
+      if "ours" in workers and round_ == _WARM_UP:
+        peaks.append(workers["ours"].ask("peak")["flops_per_second"])
+      for name, worker in workers.items():
+        worker.step(case)
+        seconds = worker.steps[-1]["step"]
+        print(f"round {round_} {name} {seconds:.3f} s", file=sys.stderr)
+    if "ours" in workers:
+      peaks.append(workers["ours"].ask("peak")["flops_per_second"])
+    peak = max(peaks, default=None)
+    return {
+        "weights": size,
+        "sequences": case.sequences,
+        "prompt_tokens": case.prompt_tokens,
+        "new_tokens": case.new_tokens,
+        "flops": cases.flops(case),
+        "matmul_flops_per_second": peak,
+        "contestants": {
+            name: _summary(worker, case, peak)
+            for name, worker in workers.items()
+        },
+    }
+
+
+def _summary(
+    worker: Worker, case: cases.Case, peak: float | None
+) -> dict[str, Any]:
+  """A contestant's figures."""
+  timed = worker.steps[_WARM_UP:]
+  columns = {name: [step[name] for step in timed] for name in _MEASURED}
+  seconds = {k: statistics.median(found) for k, found in columns.items()}
+  rate = cases.flops(case) / seconds["step"]
+  return worker.facts | {
+      "seconds": seconds,
+      "min_seconds": {k: min(found) for k, found in columns.items()},
+      "max_seconds": {k: max(found) for k, found in columns.items()},
+      "first_step_seconds": worker.steps[0]["step"],
+      "tokens_per_second": case.tokens / seconds["step"],
+      "flops_per_second": rate,
+      "share_of_peak": rate / peak if peak else None,
+      "peak_rss_bytes": max(step["rss"] for step in worker.steps),
+      "steps": worker.steps,
+  }
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+  """How often ours goes into each peer, and into the best of them.
+
+  Args:
+    found: of `measure`.
+
+  Returns:
+    `step_vs_trl`, ..., `step_vs_best_peer`, the same of every phase, and
+    `share_of_peak`, which is ours.
+  """
+  medians = {k: c["seconds"] for k, c in found["contestants"].items()}
+  if "ours" not in medians:
+    return {}
+  ours = medians.pop("ours")
+  share = found["contestants"]["ours"]["share_of_peak"]
+  result = {"share_of_peak": share}
+  for column in ("step", *protocol.PHASES):
+    theirs = {name: seconds[column] for name, seconds in medians.items()}
+    if theirs:
+      theirs["best_peer"] = min(theirs.values())
+    for name, value in theirs.items():
+      result[f"{column}_vs_{name}"] = value / ours[column]
+  return result
+
+
+def report(name: str, found: dict[str, Any], rounds: int) -> Iterator[str]:
+  """A case's table and ratios, for people to read."""
+  yield (
+      f"{name}: {found['weights'] / 1e6:.2f} M weights,"
+      f" {found['sequences']} sequences of {found['prompt_tokens']} +"
+      f" {found['new_tokens']} tokens, {found['flops'] / 1e9:.0f} Gflop a step"
+  )
+  peak = found["matmul_flops_per_second"]
+  if peak:
+    yield f"matrix products reach {peak / 1e9:.0f} Gflop/s"
+  yield f"medians of {rounds}"
+  yield ""
+  columns = (*_MEASURED, "min", "max", "first", "tokens/s", "of peak", "GB")
+  yield f"{'':<6}" + "".join(f"{column:>11}" for column in columns)
+  for contestant, entry in found["contestants"].items():
+    share = entry["share_of_peak"]
+    cells = [f"{entry['seconds'][column]:.3f}" for column in _MEASURED]
+    cells += [
+        f"{entry['min_seconds']['step']:.3f}",
+        f"{entry['max_seconds']['step']:.3f}",
+        f"{entry['first_step_seconds']:.1f}",
+        f"{entry['tokens_per_second']:.0f}",
+        f"{share:.1%}" if share else "",
+        f"{entry['peak_rss_bytes'] / 1e9:.2f}",
+    ]
+    yield f"{contestant:<6}" + "".join(f"{cell:>11}" for cell in cells)
+  yield ""
+  for ratio, value in ratios(found).items():
+    yield f"{ratio:<26}{value:>8.2f}"
+
+
+def machine() -> dict[str, Any]:
+  """What the figures hold for."""
+  lines: list[str] = []
+  with contextlib.suppress(OSError):
+    text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    lines = [x for x in text.splitlines() if x.startswith("model name")]
+  processor = lines[0].partition(":")[2].strip() if lines else ""
+  return {
+      "processor": processor or platform.machine(),
+      "cores": len(os.sched_getaffinity(0)),
+      "python": platform.python_version(),
+  }
+
+
+def main(_: list[str]) -> None:
+  """Runs the cases, prints tables and ratios."""
+  unknown = [x for x in _CONTESTANTS.value if x not in ("ours", *_PEERS)]
+  if unknown or not _CONTESTANTS.value:
+    rule = f"must be of ours, {', '.join(_PEERS)}"
+    raise ConfigError(f"--contestants {','.join(unknown)!r}: {rule}")
+  if _CORES.value:
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, allowed[: _CORES.value])
+  jax.config.update("jax_platforms", "cpu")
+  both = ["small", "large"]
+  chosen = both if _CASE.value == "both" else [_CASE.value]
+  summary = {
+      "machine": machine(), "rounds": _ROUNDS.value, "cases": {}, "ratios": {}
+  }  # fmt: skip
+  for name in chosen:
+    found = measure(_CONTESTANTS.value, cases.named()[name])
+    summary["cases"][name], summary["ratios"][name] = found, ratios(found)
+    print("\n".join(report(name, found, _ROUNDS.value)), end="\n\n")
+    if _JSON.value:  # after each: a long case may be interrupted
+      text = json.dumps(summary, indent=2) + "\n"
+      pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+  cli.run(main)
