@@ -41,6 +41,7 @@ from iapo_jax import (
     cli,
     credit,
     policy,
+    probes,
     sharding,
     train_step,
     update,
@@ -280,8 +281,9 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
   faithful = cfg.credit.mode == "faithful"
   probed = rolled.lengths if faithful else grades.reasoning_lengths
   sequences, slots = rolled.tokens.shape
-  chunk = min(cfg.probe.chunk, slots + 1)
-  passes = int(jnp.max(probed)) // chunk + 1
+  chunk = min(cfg.probe.chunk, probes.count(slots, cfg.probe.stride))
+  most = probes.count(int(jnp.max(probed)), cfg.probe.stride)
+  passes = -(-most // chunk)
   return Work(
       sequences=sequences,
       mean_length=float(jnp.mean(rolled.lengths)),

@@ -97,13 +97,13 @@ def environment(name: str, folder: pathlib.Path) -> pathlib.Path:
     The interpreter.
   """
   place = folder / name
-  wanted = (_HERE / "peers" / f"{name}.txt").read_text(encoding="utf-8")
+  requirements = _HERE / "peers" / f"{name}.txt"
+  wanted = requirements.read_text(encoding="utf-8")
   python, stamp = place / "bin" / "python", place / _STAMP
   if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
     return python
   print(f"installing {name} in {place}", file=sys.stderr)
   venv.create(place, with_pip=True)
-  requirements = _HERE / "peers" / f"{name}.txt"
   command = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
   try:
     subprocess.run(command, check=True)

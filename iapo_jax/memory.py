@@ -12,6 +12,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
+from iapo_jax import probes
 from iapo_jax.config import Config
 from iapo_jax.state import StateSpec
 from iapo_jax.types import PyTree
@@ -98,7 +99,10 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  chunk = min(c.probe.chunk, c.rollout.max_tokens + 1) if c.probe.stride else 0
+  chunk = 0
+  if c.probe.stride:
+    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
+    chunk = min(c.probe.chunk, positions)
   elicitation = 4  # tokens, about: the tokenizer is not asked
   probe = elicitation * _layer_bytes(c, _context(c), tensor)
   head = m.vocab_size // tensor * _FP32

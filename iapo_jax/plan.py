@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import memory
+from iapo_jax import memory, probes
 from iapo_jax.config import Config, CreditConfig
 from iapo_jax.state import StateSpec
 
@@ -49,11 +49,11 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
 def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
-  probes = "none"
+  probed = "none"
   if c.probe.stride:
-    positions = -(-c.rollout.max_tokens // c.probe.stride) + 1
+    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
     chunk = min(c.probe.chunk, positions)
-    probes = f"{positions} positions in chunks of {chunk}"
+    probed = f"{positions} positions in chunks of {chunk}"
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
       f" {c.group_size} samples = {sequences} sequences,"
@@ -61,7 +61,7 @@ def _describe_step(c: Config, shards: int) -> list[str]:
       f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
       f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
-      f"probes     {probes}",
+      f"probes     {probed}",
       f"credit     {_describe_credit(c.credit)}",
   ]
 

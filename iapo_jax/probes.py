@@ -21,6 +21,11 @@ from iapo_jax.types import (
 )
 
 
+def count(last: int | Array, stride: int) -> int | Array:
+  """How many of 0, stride, 2 · stride, ... and `last` there are up to it."""
+  return -(-last // stride) + 1
+
+
 @jax.named_scope("probes")
 def answer_statistics(
     params: Params,
@@ -63,30 +68,18 @@ def answer_statistics(
     Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
   """
   chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
-  prompt, completion = context
-  slots = completion.visible.shape[1]
-  rows, width = first_positions.shape[0], elicitation.shape[0]
-  most = -(-(slots - 1) // stride) + 1
+  slots = context[1].visible.shape[1]
+  rows = first_positions.shape[0]
+  most = count(slots - 1, stride)
   chunk = min(chunk, most)
 
   def probe(index: Array, found: TokenStatistics) -> TokenStatistics:
     """Fills probes index · chunk .. (index + 1) · chunk − 1."""
-    # [b, m]: position i sees slots 0..i. Rows are sequence-major.
     at = stride * (index * chunk + jnp.arange(chunk))
     at = jnp.minimum(at, lengths[:, None])
-    seen = jnp.arange(slots) <= at.reshape(-1, 1)
-    begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
-    tokens = jnp.broadcast_to(elicitation, (rows * chunk, width))
-    hidden, _ = transformer.extend(
-        params,
-        sharding.constrain(tokens, "batch", "length"),
-        begin + jnp.arange(width),
-        (prompt, completion.replace(visible=seen)),
-        cfg=cfg,
-    )
     stats = head.token_statistics(
         params,
-        hidden[:, -1].reshape(rows, chunk, -1),
+        _ask(params, context, first_positions, at, elicitation, cfg),
         jnp.broadcast_to(targets[:, None], (rows, chunk)),
         cfg=cfg,
         temperature=temperature,
@@ -106,9 +99,34 @@ def answer_statistics(
       entropy=jnp.zeros(shape),
       hit=jnp.zeros(shape, bool),
   )
-  passes = -(-jnp.max(lengths) // stride) // chunk + 1
+  passes = -(-count(jnp.max(lengths), stride) // chunk)
   found = jax.lax.fori_loop(0, passes, probe, empty)
   return _at_every_slot(found, lengths, slots, stride)
+
+
+def _ask(
+    params: Params,
+    context: Context,
+    first_positions: Array,
+    at: Array,
+    elicitation: Array,
+    cfg: ModelConfig,
+) -> Array:
+  """[b, m, d]: what follows the elicitation after positions int32[b, m]."""
+  prompt, completion = context
+  (rows, many), width = at.shape, elicitation.shape[0]
+  # Position i sees slots 0..i. Rows are sequence-major.
+  seen = jnp.arange(completion.visible.shape[1]) <= at.reshape(-1, 1)
+  begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
+  tokens = jnp.broadcast_to(elicitation, (rows * many, width))
+  hidden, _ = transformer.extend(
+      params,
+      sharding.constrain(tokens, "batch", "length"),
+      begin + jnp.arange(width),
+      (prompt, completion.replace(visible=seen)),
+      cfg=cfg,
+  )
+  return hidden[:, -1].reshape(rows, many, -1)
 
 
 def _at_every_slot(

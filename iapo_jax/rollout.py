@@ -1,6 +1,7 @@
 """Sampling: prefill once per prompt, then one while_loop in lock-step."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -100,16 +101,8 @@ def sample(
     ends = _is_any(token, eos_ids)
     return _append(carry, token, stats, ends, pad_id)
 
-  def goes_on(carry: _Decoding, limit: int) -> Array:
-    return (carry.index < limit) & ~jnp.all(carry.ended)
-
   carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
-  for limit in _stages(max_tokens):
-    carry = jax.lax.while_loop(
-        functools.partial(goes_on, limit=limit),
-        functools.partial(step, slots=limit),
-        carry,
-    )
+  carry = _repeat(step, carry, max_tokens)
   _, carry = feed(carry, max_tokens + 1)
   return Rollout(
       tokens=carry.tokens,
@@ -118,12 +111,28 @@ def sample(
       logprobs=carry.logprobs,
       entropies=carry.entropies,
       context=_context(
-          prompt,
-          start,
-          carry.replace(index=carry.index + 1),
-          max_tokens + 1,
+          prompt, start, carry.replace(index=carry.index + 1), max_tokens + 1
       ),
   )
+
+
+def _repeat(
+    step: Callable[[_Decoding, int], _Decoding],
+    carry: _Decoding,
+    max_tokens: int,
+) -> _Decoding:
+  """Steps, told how many slots to read, until all have ended or are full."""
+
+  def goes_on(carry: _Decoding, limit: int) -> Array:
+    return (carry.index < limit) & ~jnp.all(carry.ended)
+
+  for limit in _stages(max_tokens):
+    carry = jax.lax.while_loop(
+        functools.partial(goes_on, limit=limit),
+        functools.partial(step, slots=limit),
+        carry,
+    )
+  return carry
 
 
 def _feed(

@@ -27,23 +27,23 @@ TINY = (
 )
 
 
-def run_phases(*arguments):
-  # One device: the suite's eight would not divide the tiny batch.
+def run(script, *arguments, timeout=300):
+  # One device: the suite's eight would not divide a tiny batch.
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
-      [sys.executable, "benchmarks/phases.py", *TINY, *arguments],
+      [sys.executable, f"benchmarks/{script}.py", *arguments],
       cwd=ROOT,
       env=environment | {"JAX_PLATFORMS": "cpu"},
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=timeout,
       check=False,
   )
 
 
 def test_phases_reports_every_phase(tmp_path):
   path = tmp_path / "phases.json"
-  done = run_phases(f"--json={path}")
+  done = run("phases", *TINY, f"--json={path}")
   assert done.returncode == 0, done.stderr
   summary = json.loads(path.read_text())
   assert set(summary) >= {
@@ -67,15 +67,8 @@ def test_phases_reports_every_phase(tmp_path):
 
 def test_loading_tells_bytes():
   """One small layer; the ratio of a large checkpoint is in docs/models.md."""
-  done = subprocess.run(
-      [sys.executable, "benchmarks/loading.py", "--gigabytes=0.05"],
-      cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=True,
-  )
+  done = run("loading", "--gigabytes=0.05")
+  assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
   # A layer: 2 · 2048² + 2 · 2048 · 512 + 3 · 2048 · 8192 weights, biases of
   # 2048 + 2 · 512; the embedding 32768 · 2048: bfloat16. Norms: 3 · 2048 fp32.
@@ -90,17 +83,9 @@ def test_loading_tells_bytes():
 def test_step_checks_and_reports_ours(tmp_path):
   """The peers need environments of their own: they are run by hand."""
   path = tmp_path / "step.json"
-  done = subprocess.run(
-      [
-          sys.executable, "benchmarks/step.py", "--case=tiny",
-          "--contestants=ours", "--rounds=1", f"--json={path}",
-      ],
-      cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"},
-      capture_output=True,
-      text=True,
-      timeout=600,
-      check=False,
+  done = run(
+      "step", "--case=tiny", "--contestants=ours", "--rounds=1",
+      f"--json={path}", timeout=600,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   case = json.loads(path.read_text())["cases"]["tiny"]
@@ -114,7 +99,7 @@ def test_step_checks_and_reports_ours(tmp_path):
 
 
 def test_phases_says_which_field_is_wrong():
-  done = run_phases("--config.group_size=1")
+  done = run("phases", *TINY, "--config.group_size=1")
   assert done.returncode == 2
   assert "error: config.group_size = 1" in done.stderr
   assert "Traceback" not in done.stderr

@@ -307,8 +307,8 @@ def test_segments_may_be_empty_handed():
   params = tiny.make_params(cfg)
   tokens = jnp.array([[4, 5, 6]])
   at = jnp.arange(3)[None]
-  shape = (cfg.num_layers, 1, 2, cfg.num_kv_heads, cfg.head_dim)
+  keys = jnp.ones((cfg.num_layers, 1, cfg.num_kv_heads, cfg.head_dim, 2))
   nothing = jnp.zeros((1, 2), bool)
-  unseen = KVSegment(jnp.ones(shape), jnp.ones(shape), nothing, at[:, :2])
+  unseen = KVSegment(keys, keys.swapaxes(3, 4), nothing, at[:, :2])
   ours, _ = transformer.extend(params, tokens, at, (unseen,), cfg=cfg)
   np.testing.assert_array_equal(ours, tiny.full_forward(params, tokens, cfg))

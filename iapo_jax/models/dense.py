@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from iapo_jax.models import attention
 from iapo_jax.types import Array
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(x: Array, kernel: Array, axes: int = 1) -> Array:
   """Σ x[..., i] · kernel[i, ...] over the last `axes` axes of x.
 
@@ -25,20 +27,14 @@ def dense(x: Array, kernel: Array, axes: int = 1) -> Array:
   Returns:
     [..., ...] in the dtype of `x`.
   """
-  return _dense(x, kernel, axes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense(x: Array, kernel: Array, axes: int) -> Array:
-  return jnp.tensordot(
-      x, kernel.astype(x.dtype), axes, precision=_precision(x)
-  )
+  with attention.matmul_precision(x.dtype.name):
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes)
 
 
 def _forward(
     x: Array, kernel: Array, axes: int
 ) -> tuple[Array, tuple[Array, Array]]:
-  return _dense(x, kernel, axes), (x, kernel)
+  return dense(x, kernel, axes), (x, kernel)
 
 
 def _backward(
@@ -46,30 +42,15 @@ def _backward(
 ) -> tuple[Array, Array]:
   x, kernel = saved
   batch = tuple(range(x.ndim - axes))
+  inputs = tuple(range(len(batch), gradient.ndim))
   outputs = tuple(range(axes, kernel.ndim))
-  to_x = jnp.tensordot(
-      gradient,
-      kernel.astype(x.dtype),
-      (tuple(range(len(batch), gradient.ndim)), outputs),
-      precision=_precision(x),
-  )
-  to_kernel = jnp.tensordot(
-      x,
-      gradient,
-      (batch, batch),
-      precision=_precision(x),
-      preferred_element_type=kernel.dtype,
-  )
+  # Traced outside of any context of the forward pass.
+  with attention.matmul_precision(x.dtype.name):
+    to_x = jnp.tensordot(gradient, kernel.astype(x.dtype), (inputs, outputs))
+    to_kernel = jnp.tensordot(
+        x, gradient, (batch, batch), preferred_element_type=kernel.dtype
+    )
   return to_x, to_kernel
 
 
-_dense.defvjp(_forward, _backward)
-
-
-def _precision(x: Array) -> jax.lax.Precision:
-  """Products of float32 are products of float32, on accelerators too.
-
-  Said here, since the backward pass is traced outside of any context.
-  """
-  exact = x.dtype == jnp.float32
-  return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+dense.defvjp(_forward, _backward)

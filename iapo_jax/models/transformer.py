@@ -273,7 +273,6 @@ class Decoder(nn.Module):
         slots=(*(segment.positions for segment in context), positions),
         masks=(*(segment.visible[:, None] for segment in context), causal),
     )
-    pairs = tuple((segment.keys, segment.values) for segment in context)
     block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     layers = nn.scan(
         block,
@@ -283,6 +282,7 @@ class Decoder(nn.Module):
         length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+    pairs = tuple((segment.keys, segment.values) for segment in context)
     x, new = layers(c, name="layers")(x, _layers(c), pairs, shared)
     return RMSNorm(c, name="final_norm")(x), new
 
