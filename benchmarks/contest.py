@@ -29,7 +29,7 @@ from peers import protocol
 
 import iapo_jax
 from iapo_jax import config as config_lib
-from iapo_jax import sharding, train_step, update
+from iapo_jax import policy, sharding, train_step, update
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config
 from iapo_jax.hf import folder, weights
@@ -146,8 +146,8 @@ class Contestant:
     return jax.jit(program, donate_argnums=() if donated is None else donated)
 
   def _sample(self, params: Params, prompts: Prompts, key: Array) -> Rollout:
-    frozen = sharding.gather_for_decoding(
-        params, self._spec.param_axes, self.cfg.model.dtype
+    frozen = policy.for_decoding(
+        params, self._spec.param_axes, cfg=self.cfg.model
     )
     return train_step.sample(
         frozen, prompts, key, self.cfg, self._vocabulary

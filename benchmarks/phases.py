@@ -122,7 +122,7 @@ class Work:
     sequences: b.
     mean_length: of the completions, in tokens.
     slots: completion slots per sequence that a plain forward processes, t.
-    probe_positions: per sequence that the probes process; the last pass may
+    probe_positions: per sequence that the probes process; a last pass may
       reach beyond the longest reasoning.
     probe_width: tokens of one probe, c.
   """
@@ -130,7 +130,7 @@ class Work:
   sequences: int
   mean_length: float
   slots: int
-  probe_positions: int
+  probe_positions: float
   probe_width: int
 
   @property
@@ -144,7 +144,7 @@ class Work:
     return self.sequences * self.slots
 
   @property
-  def probe_tokens(self) -> int:
+  def probe_tokens(self) -> float:
     """Tokens that the probes process, padding included."""
     return self.sequences * self.probe_positions * self.probe_width
 
@@ -175,8 +175,8 @@ def rollout_phase(
     params: Params, prompts: Prompts, key: Array, setup: Setup
 ) -> tuple[Params, Rollout]:
   """The weights that rollout and probes read, and the rollout."""
-  frozen = sharding.gather_for_decoding(
-      params, setup.stage.spec.param_axes, setup.parts.cfg.model.dtype
+  frozen = policy.for_decoding(
+      params, setup.stage.spec.param_axes, cfg=setup.parts.cfg.model
   )
   vocabulary = setup.parts.task.vocabulary
   return frozen, train_step.sample(
@@ -281,15 +281,24 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
   faithful = cfg.credit.mode == "faithful"
   probed = rolled.lengths if faithful else grades.reasoning_lengths
   sequences, slots = rolled.tokens.shape
-  chunk = min(cfg.probe.chunk, probes.count(slots, cfg.probe.stride))
-  most = probes.count(int(jnp.max(probed)), cfg.probe.stride)
-  passes = -(-most // chunk)
+  width = len(setup.parts.task.vocabulary.elicitation)
+  parts, chunk = probes.passes(
+      sequences,
+      cfg.prompts_per_step,
+      cfg.most_probes,
+      width,
+      budget=cfg.tokens_per_pass,
+      shards=1,
+  )
+  counts = probes.count(probed, cfg.probe.stride)
+  longest = jnp.max(counts.reshape(-1, parts, cfg.group_size), axis=(0, 2))
+  passes = float(jnp.mean(-(-longest // chunk)))
   return Work(
       sequences=sequences,
       mean_length=float(jnp.mean(rolled.lengths)),
       slots=slots,
       probe_positions=passes * chunk,
-      probe_width=len(setup.parts.task.vocabulary.elicitation),
+      probe_width=width,
   )
 
 
@@ -383,8 +392,8 @@ def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
   ratios = summary["ratios"]
   rows = {
       "probe tokens": (
-          f"{work.probe_tokens} = {work.sequences} sequences x"
-          f" {work.probe_positions} positions x {work.probe_width}"
+          f"{work.probe_tokens:.0f} = {work.sequences} sequences x"
+          f" {work.probe_positions:.1f} positions x {work.probe_width}"
       ),
       "probe tokens/s": f"{summary['probe_tokens_per_second']:.0f}",
       "plain forward tokens": f"{work.forward_tokens}, padding included",

@@ -29,7 +29,7 @@ class Estimate:
     reference: the starting policy, where the loss compares with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
-    probes: activations of a chunk of probes.
+    probes: activations of one pass of probes.
     update: gradients, and activations of a micro-batch.
   """
 
@@ -99,11 +99,18 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  chunk = 0
-  if c.probe.stride:
-    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
-    chunk = min(c.probe.chunk, positions)
   elicitation = 4  # tokens, about: the tokenizer is not asked
+  asked = 0  # in a pass
+  if c.most_probes:
+    parts, chunk = probes.passes(
+        c.sequences_per_step,
+        c.prompts_per_step,
+        c.most_probes,
+        elicitation,
+        budget=c.tokens_per_pass,
+        shards=_shards(mesh),
+    )
+    asked = rows // parts * chunk
   probe = elicitation * _layer_bytes(c, _context(c), tensor)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
@@ -111,7 +118,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
       reference=_reference_bytes(c, spec),
       decoding=_decoding_bytes(c, mesh, spec),
       cache=_cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step),
-      probes=rows * chunk * (probe + head),
+      probes=asked * (probe + head),
       update=_update_bytes(
           c, mesh, spec, rows // c.loss.micro_batches * c.rollout.max_tokens
       ),

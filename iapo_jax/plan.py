@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import memory, probes
+from iapo_jax import memory
 from iapo_jax.config import Config, CreditConfig
 from iapo_jax.state import StateSpec
 
@@ -50,10 +50,12 @@ def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
   probed = "none"
-  if c.probe.stride:
-    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
-    chunk = min(c.probe.chunk, positions)
-    probed = f"{positions} positions in chunks of {chunk}"
+  if c.probe.at == "sentences":
+    probed = "at the ends of sentences"
+  elif c.most_probes:
+    probed = f"{c.most_probes} positions of a completion at most"
+  if c.most_probes:
+    probed += f", at most about {c.tokens_per_pass:,} tokens in a pass"
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
       f" {c.group_size} samples = {sequences} sequences,"

@@ -5,6 +5,7 @@ knows the mesh. GSPMD (Auto axes) does the partitioning.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import jax
@@ -68,6 +69,12 @@ def scope(mesh: Mesh) -> Iterator[None]:
       nn.logical_axis_rules(_RULES),
   ):
     yield
+
+
+def data_shards() -> int:
+  """Over how many shards a batch's rows lie; 1 outside a `scope`."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

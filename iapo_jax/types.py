@@ -37,11 +37,13 @@ class Vocabulary:
     eos_ids: tokens any of which ends a completion.
     pad_id: fills rows after their end.
     elicitation: the tokens that end the reasoning and ask for the answer.
+    sentence_ends: tokens that end a sentence or a line.
   """
 
   eos_ids: tuple[int, ...]
   pad_id: int
   elicitation: tuple[int, ...]
+  sentence_ends: tuple[int, ...] = ()
 
 
 @struct.dataclass

@@ -207,7 +207,6 @@ def small_run(place, **overrides):
   config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
-  config.probe.chunk = 4
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   return config_lib.parse(config)

@@ -45,7 +45,6 @@ def make_config(**overrides):
       "mlp_dim": 64,
   })
   base.rollout.max_tokens = 20
-  base.probe.chunk = 8
   base.data.arithmetic.update({
       "train_problems": 32,
       "validation_problems": 8,
@@ -371,8 +370,8 @@ def learn(setup, recorded, reference, params=None):
 
   def run(state, reference, prompts, rolled):
     with sharding.scope(setup.parts.mesh):
-      frozen = sharding.gather_for_decoding(
-          state.params, setup.stage.spec.param_axes, cfg.model.dtype
+      frozen = policy.for_decoding(
+          state.params, setup.stage.spec.param_axes, cfg=cfg.model
       )
       grades = setup.parts.grader(rolled, prompts)
       probe = train_step.run_probes(
