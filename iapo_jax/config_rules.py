@@ -238,7 +238,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "data.validation_problems", "data.max_prompt_tokens",
       "data.max_gold_tokens", "credit.horizon", "loss.num_updates",
       "loss.micro_batches", "loss.head_chunk", "warm_start.batch_size",
-      "evaluation.problems", "evaluation.samples", "evaluation.batch_size", "log.samples",
+      "evaluation.problems", "evaluation.samples", "evaluation.batch_size",
+      "log.samples",
   )  # fmt: skip
   at_least_two = (
       "group_size", "data.arithmetic.operands", "rollout.max_tokens",
