@@ -24,7 +24,6 @@ machine is busy: use more repeats.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -33,6 +32,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measuring
 from absl import flags
 from ml_collections import config_flags
 
@@ -50,7 +50,6 @@ from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
-from iapo_jax.models import transformer
 from iapo_jax.types import (
     Array,
     Grades,
@@ -112,6 +111,10 @@ class Phase:
     start = time.perf_counter()
     result = jax.block_until_ready(self.run(*inputs))
     return result, time.perf_counter() - start
+
+  def seconds(self) -> float:
+    """Of one call."""
+    return self.call()[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,25 +190,15 @@ def rollout_phase(
 def plain_forward(
     params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
 ) -> Array:
-  """[b, t, d]: the states that predict the completions, from cached prompts.
-
-  Args:
-    params: weights in the compute dtype.
-    prompts: q prompts.
-    rolled: their completions; only the prompt segment of its cache is read.
-    cfg: the run's configuration.
-
-  Returns:
-    The final hidden states, no head applied.
-  """
-  first = policy.last_prompt_tokens(prompts, cfg.group_size)
-  inputs = jnp.concatenate([first[:, None], rolled.tokens[:, :-1]], axis=1)
-  start = policy.first_positions(prompts, cfg.group_size)
-  positions = start[:, None] + jnp.arange(inputs.shape[1])
-  hidden, _ = transformer.extend(
-      params, inputs, positions, rolled.context[:1], cfg=cfg.model
+  """The yardstick; only the prompt segment of the rollout's cache is read."""
+  return measuring.plain_forward(
+      params,
+      prompts,
+      rolled.tokens,
+      rolled.context[0],
+      cfg=cfg.model,
+      group_size=cfg.group_size,
   )
-  return hidden
 
 
 def programs(setup: Setup) -> dict[str, jax.stages.Wrapped]:
@@ -300,20 +293,6 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
       probe_positions=passes * chunk,
       probe_width=width,
   )
-
-
-def time_phases(
-    phases: dict[str, Phase], repeats: int
-) -> dict[str, list[float]]:
-  """Seconds of every call; phases take turns, so drift hits all alike."""
-  seconds: dict[str, list[float]] = {name: [] for name in phases}
-  for _ in range(repeats):
-    for name, phase in phases.items():
-      # Untimed: a phase after a big one finds cold caches and pays page
-      # faults, which made the yardstick 40 % slower on a CPU.
-      phase.call()
-      seconds[name].append(phase.call()[1])
-  return seconds
 
 
 def summarise(
@@ -417,12 +396,11 @@ def main(_: list[str]) -> None:
   setup = build(cfg)
   state = assembly.create_state(setup.parts, setup.stage)
   phases, work = compile_phases(setup, state, first_prompts(setup))
-  times = time_phases(phases, _REPEATS.value)
+  timers = {name: phase.seconds for name, phase in phases.items()}
+  times = measuring.take_turns(timers, _REPEATS.value)
   summary = summarise(setup, phases, times, work)
   print(report(summary, work, _REPEATS.value))
-  if _JSON.value:
-    text = json.dumps(summary, indent=2) + "\n"
-    pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+  measuring.write_json(_JSON.value, summary)
 
 
 if __name__ == "__main__":

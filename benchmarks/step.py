@@ -39,7 +39,6 @@ import contextlib
 import json
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from typing import Any
 
 import cases
 import jax
+import measuring
 import workers
 from absl import flags
 from peers import protocol
@@ -257,20 +257,6 @@ def report(name: str, found: dict[str, Any], rounds: int) -> Iterator[str]:
     yield f"{ratio:<26}{value:>8.2f}"
 
 
-def machine() -> dict[str, Any]:
-  """What the figures hold for."""
-  lines: list[str] = []
-  with contextlib.suppress(OSError):
-    text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    lines = [x for x in text.splitlines() if x.startswith("model name")]
-  processor = lines[0].partition(":")[2].strip() if lines else ""
-  return {
-      "processor": processor or platform.machine(),
-      "cores": len(os.sched_getaffinity(0)),
-      "python": platform.python_version(),
-  }
-
-
 def main(_: list[str]) -> None:
   """Runs the cases, prints tables and ratios."""
   workers.check_names(_CONTESTANTS.value, _PEERS)
@@ -281,15 +267,15 @@ def main(_: list[str]) -> None:
   both = ["small", "large"]
   chosen = both if _CASE.value == "both" else [_CASE.value]
   summary = {
-      "machine": machine(), "rounds": _ROUNDS.value, "cases": {}, "ratios": {}
+      "machine": measuring.machine(), "rounds": _ROUNDS.value,
+      "cases": {}, "ratios": {},
   }  # fmt: skip
   for name in chosen:
     found = measure(_CONTESTANTS.value, cases.named()[name])
     summary["cases"][name], summary["ratios"][name] = found, ratios(found)
     print("\n".join(report(name, found, _ROUNDS.value)), end="\n\n")
-    if _JSON.value:  # after each: a long case may be interrupted
-      text = json.dumps(summary, indent=2) + "\n"
-      pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+    # After each: a long case may be interrupted.
+    measuring.write_json(_JSON.value, summary)
 
 
 if __name__ == "__main__":
