@@ -46,11 +46,11 @@ def for_decoding(
 def stages(slots: int) -> list[int]:
   """How many slots of a cache are read, growing with how many there are to.
 
-  Every stage is a loop of its own in a program: quarters of the cache, but no
-  loops for a dozen slots.
+  Every stage is a loop of its own in a program: quarters of the cache, eighths
+  of a long one, but no loops for a dozen slots.
   """
-  parts = (slots * n // 4 for n in (1, 2, 3))
-  return [*(part for part in parts if slots >= 64), slots]
+  parts = 8 if slots >= 512 else 4 if slots >= 64 else 1
+  return [slots * (n + 1) // parts for n in range(parts)]
 
 
 def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
