@@ -151,3 +151,30 @@ def test_phases_says_which_field_is_wrong():
   assert done.returncode == 2
   assert "error: config.group_size = 1" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_probes_beside_other_ways_to_have_them(tmp_path):
+  """The benchmark itself raises where the entropies differ."""
+  path = tmp_path / "probes.json"
+  done = run(
+      "probes", "--model=tiny", "--sequences=4", "--group=2", "--prompt=8",
+      "--tokens=20", "--stride=4", "--rounds=1", f"--json={path}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  summary = json.loads(path.read_text())
+  assert set(summary["seconds"]) == {
+      "ours", "floor", "kv copy", "re-encoding", "stride", "ragged",
+      "train step",
+  }  # fmt: skip
+  assert summary["flags"]["tokens"] == 20
+  for name, value in summary["ratios"].items():
+    assert value > 0 and name in done.stdout, name
+  # Lengths 2, 8, 14, 20 of at most 20, each with the position before it.
+  share = summary["ratios"]["ragged_share_of_positions"]
+  assert share == pytest.approx((3 + 9 + 15 + 21) / (4 * 21))
+
+
+def test_probes_refuses_a_broken_group():
+  done = run("probes", "--sequences=5", "--group=2", timeout=60)
+  assert done.returncode == 1
+  assert "--sequences 5: --group = 2 must divide it" in done.stderr

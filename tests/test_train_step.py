@@ -487,3 +487,36 @@ def test_prompts_are_a_pytree_of_rows():
   assert pipeline.as_prompts(vars(prompts)) == prompts
   for leaf in jax.tree.leaves(prompts):
     assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+
+
+def test_probes_where_sentences_end():
+  """Exact there, at 0 and at the end of the reasoning."""
+  setup = make_setup()
+  prompts, params = setup.prompts(), make_params(setup)
+  ends = tuple(range(0, 40, 3))
+  vocabulary = dataclasses.replace(
+      setup.parts.task.vocabulary, sentence_ends=ends
+  )
+  probed = dataclasses.replace(setup.cfg.probe, at="sentences")
+  with sharding.scope(setup.parts.mesh):
+    rolled = train_step.sample(
+        params, prompts, jax.random.key(0), setup.cfg, vocabulary
+    )
+    grades = setup.parts.grader(rolled, prompts)
+    every, some = (
+        train_step.run_probes(
+            params, rolled, grades, prompts, cfg, vocabulary
+        )
+        for cfg in (
+            setup.cfg, dataclasses.replace(setup.cfg, probe=probed)
+        )
+    )  # fmt: skip
+  differ = 0
+  for row, length in enumerate(np.asarray(grades.reasoning_lengths)):
+    tokens = np.asarray(rolled.tokens[row, :length])
+    at = sorted({0, *(np.flatnonzero(np.isin(tokens, ends)) + 1), int(length)})
+    np.testing.assert_allclose(
+        some.entropy[row, at], every.entropy[row, at], atol=1e-5
+    )
+    differ += int(np.max(np.abs(some.entropy - every.entropy)[row]) > 1e-3)
+  assert differ > 0, "between them entropies should be interpolated"
