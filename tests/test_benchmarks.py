@@ -176,5 +176,5 @@ def test_probes_beside_other_ways_to_have_them(tmp_path):
 
 def test_probes_refuses_a_broken_group():
   done = run("probes", "--sequences=5", "--group=2", timeout=60)
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert "--sequences 5: --group = 2 must divide it" in done.stderr

@@ -498,19 +498,23 @@ def test_probes_where_sentences_end():
       setup.parts.task.vocabulary, sentence_ends=ends
   )
   probed = dataclasses.replace(setup.cfg.probe, at="sentences")
-  with sharding.scope(setup.parts.mesh):
-    rolled = train_step.sample(
-        params, prompts, jax.random.key(0), setup.cfg, vocabulary
-    )
-    grades = setup.parts.grader(rolled, prompts)
-    every, some = (
-        train_step.run_probes(
-            params, rolled, grades, prompts, cfg, vocabulary
-        )
-        for cfg in (
-            setup.cfg, dataclasses.replace(setup.cfg, probe=probed)
-        )
-    )  # fmt: skip
+  configs = setup.cfg, dataclasses.replace(setup.cfg, probe=probed)
+
+  def run(params, prompts):
+    with sharding.scope(setup.parts.mesh):
+      rolled = train_step.sample(
+          params, prompts, jax.random.key(0), setup.cfg, vocabulary
+      )
+      grades = setup.parts.grader(rolled, prompts)
+      found = [
+          train_step.run_probes(
+              params, rolled, grades, prompts, cfg, vocabulary
+          )
+          for cfg in configs
+      ]
+    return rolled, grades, found
+
+  rolled, grades, (every, some) = jax.jit(run)(params, prompts)
   differ = 0
   for row, length in enumerate(np.asarray(grades.reasoning_lengths)):
     tokens = np.asarray(rolled.tokens[row, :length])
