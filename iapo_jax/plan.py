@@ -46,6 +46,25 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
   return "\n".join(lines)
 
 
+def describe_programs(c: Config, place: str | None) -> str:
+  """Which compiled programs the next start will find.
+
+  Args:
+    c: the checked configuration.
+    place: where they are kept; None for nowhere.
+
+  Returns:
+    A line.
+  """
+  if place is None:
+    return "programs   not kept for the next start: JAX has no cache"
+  line = f"programs   kept in {place} for the next start"
+  if c.reward.grader == "host":
+    names = "rl step and evaluation" if c.num_steps else "evaluation"
+    line += f"; {names} cannot be kept: grading calls the host"
+  return line
+
+
 def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
