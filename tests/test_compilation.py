@@ -231,4 +231,5 @@ def test_it_would_grow_if_layers_were_written_out(monkeypatch):
   """What the test above would see: the same decoder without the loop."""
   scan = functools.partial(nn.scan, unroll=True)
   monkeypatch.setattr(nn, "scan", scan)
-  assert lines(lowered(6)) > 1.5 * lines(lowered(2))
+  # Three times what the test above lets pass: layers are part of a step only.
+  assert lines(lowered(6)) > 1.15 * lines(lowered(2))
