@@ -61,7 +61,8 @@ def describe_programs(c: Config, place: str | None) -> str:
   line = f"programs   kept in {place} for the next start"
   if c.reward.grader == "host" and not compilation.keeps_host_calls():
     names = "rl step and evaluation" if c.num_steps else "evaluation"
-    line += f"; {names} cannot be kept (before JAX 0.11): grading calls the host"
+    rule = "cannot be kept (before JAX 0.11): grading calls the host"
+    line += f"; {names} {rule}"
   return line
 
 
