@@ -49,6 +49,7 @@ import accelerator_report
 import cases
 import contest
 import jax
+import measuring
 import workers
 from absl import flags
 
@@ -336,13 +337,6 @@ def device_facts(
   return found
 
 
-def write(summary: dict[str, Any]) -> None:
-  """Writes what there is so far: a long run may be interrupted."""
-  if _JSON.value:
-    text = json.dumps(summary, indent=2) + "\n"
-    pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
-
-
 def main(_: list[str]) -> None:
   """Measures the sizes, prints their tables."""
   workers.check_names(_CONTESTANTS.value, ("torch",))
@@ -391,7 +385,8 @@ def measure_all(
     for who, part, found in measure(case, device, pythons, folder):
       size.setdefault(who, {})[part] = found
       size["ratios"] = accelerator_report.ratios(size)
-      write(summary)
+      # A long run may be interrupted.
+      measuring.write_json(_JSON.value, summary)
     print("\n".join(accelerator_report.table(name, summary)), end="\n\n")
 
 

@@ -1,25 +1,22 @@
 """What a device reaches at best: matrix products, and reading its memory."""
 
-import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import measuring
 
 from iapo_jax.models import attention
 
+# Of matrices whose products reach the peak of a CPU.
+CPU_SIZES = (1024, 2048, 3072)
 _CALLS = 5
 
 
 def _best(program: jax.stages.Wrapped, *inputs: jax.Array) -> float:
   """The fewest seconds of some calls, after one that compiles."""
   jax.block_until_ready(program(*inputs))
-  seconds = []
-  for _ in range(_CALLS):
-    begin = time.perf_counter()
-    jax.block_until_ready(program(*inputs))
-    seconds.append(time.perf_counter() - begin)
-  return min(seconds)
+  return min(measuring.stopwatch(program, *inputs) for _ in range(_CALLS))
 
 
 def matmul_peak(dtype: str, sizes: Sequence[int]) -> float:

@@ -53,8 +53,6 @@ from iapo_jax.types import (
 
 # As many tokens as Qwen2's tokenizer makes of `</think>\n<answer>`.
 ELICITATION = 6
-# Matrices whose products reach the peak of a CPU.
-_SIZES = (1024, 2048, 3072)
 
 
 def configure(job: dict[str, Any]) -> Config:
@@ -302,7 +300,7 @@ def main() -> None:
   step = 0
   while command := session.wait():
     if command == "peak":
-      peak = ceilings.matmul_peak("float32", _SIZES)
+      peak = ceilings.matmul_peak("float32", ceilings.CPU_SIZES)
       session.answer(flops_per_second=peak)
       continue
     one_step(ours, session, protocol.batch_of(job, step))

@@ -278,7 +278,7 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
   parts, chunk = probes.passes(
       sequences,
       cfg.prompts_per_step,
-      cfg.most_probes,
+      probes.most(slots, at=cfg.probe.at, stride=cfg.probe.stride),
       width,
       budget=cfg.tokens_per_pass,
       shards=1,

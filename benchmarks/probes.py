@@ -36,6 +36,7 @@ import measuring
 import numpy as np
 import probing
 from absl import flags
+from peers import protocol
 
 from iapo_jax import cli
 from iapo_jax.errors import ConfigError
@@ -113,26 +114,13 @@ def check(methods: dict[str, probing.Method]) -> None:
 
 def train_step(of: cases.Case) -> Callable[[], float]:
   """A timer of a whole train step with strided probes."""
-  job = {
+  job = cases.job_of(of, steps=1) | {
       "model": dataclasses.asdict(of.model),
-      "prompts_per_step": of.prompts,
-      "group_size": of.group,
-      "prompt_tokens": of.prompt_tokens,
-      "new_tokens": of.new_tokens,
-      "micro_batches": of.micro_batches,
-      "eos_id": of.model.vocab_size,
-      "pad_id": of.model.vocab_size + 1,
-      "kl_weight": 0.04,
-      "learning_rate": 1e-5,
-      "seed": 0,
-      "steps": 100,
       "ours": {"credit.mode": "paper", "probe.stride": _STRIDE.value},
   }
   ours = contest.Contestant(job)
   ours.load()
-  shape = of.prompts, of.prompt_tokens
-  tokens = np.random.default_rng(0).integers(of.model.vocab_size, size=shape)
-  prompts = ours.prompts(tokens.tolist())
+  prompts = ours.prompts(protocol.batch_of(job, 0))
   return lambda: measuring.stopwatch(ours.step, prompts)
 
 
@@ -155,7 +143,7 @@ def compare() -> dict[str, Any]:
   timers = {name: method.seconds for name, method in methods.items()}
   timers["train step"] = train_step(of)
   times = measuring.take_turns(timers, _ROUNDS.value)
-  peak = ceilings.matmul_peak("float32", (1024, 2048, 3072))
+  peak = ceilings.matmul_peak("float32", ceilings.CPU_SIZES)
   seconds = {name: statistics.median(calls) for name, calls in times.items()}
   memory = {name: method.temp_bytes for name, method in methods.items()}
   ours = seconds["ours"]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import measuring
 import numpy as np
+from flax import linen as nn
 
 from iapo_jax import policy, probes
 from iapo_jax.config import Config
@@ -108,11 +109,7 @@ def make_batch(
 ) -> Batch:
   """A fresh model, random prompts and random completions of full length."""
   weights, words = jax.random.split(jax.random.key(0))
-  params = jax.tree.map(
-      lambda x: x.unbox(),
-      jax.jit(transformer.init, static_argnums=1)(weights, model),
-      is_leaf=lambda x: hasattr(x, "unbox"),
-  )
+  params = nn.unbox(jax.jit(transformer.init, static_argnums=1)(weights, model))
   rows = sequences // group_size
   sizes = rows * prompt_tokens, sequences * new_tokens, elicitation_tokens
   drawn = jax.random.randint(words, (sum(sizes),), 0, model.vocab_size)

@@ -350,15 +350,6 @@ class Config:
     tokens = self.sequences_per_step * self.rollout.max_tokens
     return tokens // self.loss.micro_batches
 
-  @property
-  def most_probes(self) -> int:
-    """Of one sequence; 0 where nothing is probed."""
-    slots = self.rollout.max_tokens + 1
-    if self.probe.at == "sentences":
-      return slots
-    stride = self.probe.stride
-    return stride and -(-(slots - 1) // stride) + 1
-
 
 def default() -> ml_collections.ConfigDict:
   """The defaults as a ConfigDict, for a config file to change."""

@@ -102,11 +102,14 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   elicitation = 4  # tokens, about: the tokenizer is not asked
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
   asked = copied = 0  # in a pass; of the cache, for a part of the batch
-  if c.most_probes:
+  positions = probes.most(
+      c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
+  )
+  if positions:
     parts, chunk = probes.passes(
         c.sequences_per_step,
         c.prompts_per_step,
-        c.most_probes,
+        positions,
         elicitation,
         budget=c.tokens_per_pass,
         shards=_shards(mesh),

@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import compilation, memory
+from iapo_jax import compilation, memory, probes
 from iapo_jax.config import Config, CreditConfig
 from iapo_jax.state import StateSpec
 
@@ -70,11 +70,14 @@ def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
   probed = "none"
+  positions = probes.most(
+      c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
+  )
   if c.probe.at == "sentences":
     probed = "at the ends of sentences"
-  elif c.most_probes:
-    probed = f"{c.most_probes} positions of a completion at most"
-  if c.most_probes:
+  elif positions:
+    probed = f"{positions} positions of a completion at most"
+  if positions:
     probed += f", at most about {c.tokens_per_pass:,} tokens in a pass"
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"

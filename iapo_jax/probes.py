@@ -23,7 +23,9 @@ from iapo_jax.models import head, transformer
 from iapo_jax.types import (
     Array,
     Context,
+    KVSegment,
     Params,
+    PyTree,
     TokenStatistics,
 )
 
@@ -49,6 +51,19 @@ class _Part:
 def count(last: int | Array, stride: int) -> int | Array:
   """How many of 0, stride, 2 · stride, ... and `last` there are up to it."""
   return -(-last // stride) + 1
+
+
+def most(last: int, *, at: str, stride: int) -> int:
+  """How many positions up to `last` are probed at most, for one sequence.
+
+  Args:
+    last: the longest that a sequence can be.
+    at: `probe.at` of the configuration.
+    stride: `probe.stride`; 0 probes nothing.
+  """
+  if at == "sentences":
+    return last + 1
+  return count(last, stride) if stride else 0
 
 
 def strided(slots: int, stride: int) -> Array:
@@ -89,8 +104,8 @@ def passes(
   group = rows // groups * width
   chunk = min(positions, max(1, budget // (smallest * group)))
   chunk = -(-positions // -(-positions // chunk))  # no pass half empty
-  most = max(smallest, budget // (group * chunk))
-  sizes = range(smallest, min(most, groups) + 1, smallest)
+  fitting = max(smallest, budget // (group * chunk))
+  sizes = range(smallest, min(fitting, groups) + 1, smallest)
   return groups // max(n for n in sizes if groups % n == 0), chunk
 
 
@@ -153,18 +168,14 @@ def answer_statistics(
   at, counts = _listed(marks, chunk)
   one_pass = functools.partial(
       _one_pass, params, elicitation=elicitation, cfg=cfg,
-      temperature=temperature, chunk=chunk, head_chunk=head_chunk,
+      temperature=temperature, head_chunk=head_chunk,
   )  # fmt: skip
-  whole = _Part(first_positions, targets, at, counts)
-  divided = jax.tree.map(lambda x: _divide(x, parts, groups, 0), whole)
-  cache = _divided_context(context, parts, groups)
-
-  def probe(index: Array) -> TokenStatistics:
-    part = jax.tree.map(lambda x: _take(x, index, 0), divided)
-    return _all_passes(one_pass, part, cache(index), chunk)
-
-  found = jax.lax.map(probe, jnp.arange(parts))
-  found = jax.tree.map(lambda x: _rejoin(x, groups), found)
+  found = _all_parts(
+      functools.partial(_all_passes, one_pass, chunk),
+      _Part(first_positions, targets, at, counts),
+      context,
+      parts,
+  )
   return _at_every_slot(found, marks, at, lengths)
 
 
@@ -188,64 +199,56 @@ def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
   return jnp.concatenate([at, more], axis=1), counts
 
 
-def _divide(x: Array, parts: int, groups: int, axis: int) -> Array:
-  """An axis of q or b rows -> [q / parts, parts, rows of a group].
+def _of_part(x: Array, index: Array, parts: int, groups: int) -> Array:
+  """Keys or values [l, rows, ...] of a part of `policy.split_groups`.
 
-  Part j takes every `parts`-th group, so that each is spread over all data
-  shards like the batch is.
+  A part at a time: splitting all of the cache would copy all of it.
   """
-  shape = x.shape
-  split = (groups // parts, parts, shape[axis] // groups)
-  return x.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+  layers, rows, *rest = x.shape
+  x = x.reshape(layers, groups // parts, parts, rows // groups, *rest)
+  x = jax.lax.dynamic_index_in_dim(x, index, 2, keepdims=False)
+  return x.reshape(layers, rows // parts, *rest)
 
 
-def _take(x: Array, index: Array, axis: int) -> Array:
-  """The rows of a part of what `_divide` made."""
-  x = jax.lax.dynamic_index_in_dim(x, index, axis + 1, keepdims=False)
-  shape = x.shape
-  return x.reshape(*shape[:axis], -1, *shape[axis + 2 :])
+def _all_parts(
+    all_passes: Callable[[_Part, Context], TokenStatistics],
+    whole: _Part,
+    context: Context,
+    parts: int,
+) -> TokenStatistics:
+  """Statistics [b, s] of a batch, a part of it after the other."""
+  prompt, completion = context
+  groups = prompt.visible.shape[0]
+  rows = whole, prompt.positions, prompt.visible, completion.positions
 
+  def probe(inputs: tuple[Array, tuple[_Part, Array, Array, Array]]) -> PyTree:
+    index, (part, asked, visible, written) = inputs
 
-def _rejoin(x: Array, groups: int) -> Array:
-  """[parts, rows, ...] back to the order of the batch."""
-  parts, rows = x.shape[:2]
-  x = x.reshape(parts, groups // parts, -1, *x.shape[2:])
-  return jnp.moveaxis(x, 0, 1).reshape(parts * rows, *x.shape[3:])
-
-
-def _divided_context(
-    context: Context, parts: int, groups: int
-) -> Callable[[Array], Context]:
-  """The context of each part, by its index."""
-  divided = [
-      segment.replace(
-          keys=_divide(segment.keys, parts, groups, 1),
-          values=_divide(segment.values, parts, groups, 1),
-          positions=_divide(segment.positions, parts, groups, 0),
+    def cached(segment: KVSegment) -> KVSegment:
+      keys, values = (
+          _of_part(x, index, parts, groups)
+          for x in (segment.keys, segment.values)
       )
-      for segment in context
-  ]
-  shown = _divide(context[0].visible, parts, groups, 0)
+      return segment.replace(keys=keys, values=values)
 
-  def part(index: Array) -> Context:
-    prompt, completion = (
-        segment.replace(
-            keys=_take(segment.keys, index, 1),
-            values=_take(segment.values, index, 1),
-            positions=_take(segment.positions, index, 0),
-        )
-        for segment in divided
+    return all_passes(
+        part,
+        (
+            cached(prompt).replace(positions=asked, visible=visible),
+            cached(completion).replace(positions=written),
+        ),
     )
-    return prompt.replace(visible=_take(shown, index, 0)), completion
 
-  return part
+  divided = policy.split_groups(rows, parts, groups)
+  found = jax.lax.map(probe, (jnp.arange(parts), divided))
+  return policy.join_groups(found, groups)
 
 
 def _all_passes(
     one_pass: Callable[..., TokenStatistics],
+    chunk: int,
     part: _Part,
     context: Context,
-    chunk: int,
 ) -> TokenStatistics:
   """Statistics of a part's marked positions, [m, s] like `at`.
 
@@ -300,14 +303,13 @@ def _one_pass(
     elicitation: Array,
     cfg: ModelConfig,
     temperature: float,
-    chunk: int,
     head_chunk: int,
 ) -> TokenStatistics:
-  """Statistics [m, chunk] after positions int32[m, chunk]."""
+  """Statistics [m, n] after positions int32[m, n]."""
   return head.token_statistics(
       params,
       _ask(params, context, part.first_positions, at, elicitation, cfg),
-      jnp.broadcast_to(part.targets[:, None], (at.shape[0], chunk)),
+      jnp.broadcast_to(part.targets[:, None], at.shape),
       cfg=cfg,
       temperature=temperature,
       chunk=head_chunk,

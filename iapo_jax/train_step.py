@@ -146,7 +146,9 @@ def run_probes(
       jnp.repeat(prompts.gold[:, 0], cfg.group_size),
       cfg=cfg.model,
       temperature=cfg.rollout.temperature,
-      most=cfg.most_probes,
+      most=probes.most(
+          cfg.rollout.max_tokens, at=cfg.probe.at, stride=cfg.probe.stride
+      ),
       budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
   )

@@ -13,7 +13,6 @@ from iapo_jax.types import (
     Array,
     Params,
     Prompts,
-    PyTree,
     Rollout,
     TokenStatistics,
     TrainState,
@@ -39,31 +38,6 @@ class Experience:
   reference_logprobs: Array
   advantages: Array
   weights: Array
-
-
-def _split(tree: PyTree, parts: int, num_prompts: int) -> PyTree:
-  """[rows, ...] -> [parts, rows / parts, ...] by whole groups.
-
-  Part j takes every `parts`-th prompt, so each part is spread over all data
-  shards like the batch is.
-  """
-
-  def split(x: Array) -> Array:
-    per_part = num_prompts // parts
-    group = x.shape[0] // num_prompts
-    x = x.reshape(per_part, parts, group, *x.shape[1:])
-    x = jnp.moveaxis(x, 1, 0)
-    return x.reshape(parts, per_part * group, *x.shape[3:])
-
-  return jax.tree.map(split, tree)
-
-
-def _join(x: Array, num_prompts: int) -> Array:
-  """The inverse of `_split` on one array of sequences."""
-  parts, rows = x.shape[:2]
-  per_part = num_prompts // parts
-  x = x.reshape(parts, per_part, rows // per_part, *x.shape[2:])
-  return jnp.moveaxis(x, 0, 1).reshape(parts * rows, *x.shape[3:])
 
 
 def gather_experience(
@@ -108,11 +82,13 @@ def _reference(
 ) -> Array:
   """fp32[b, t]: log-probabilities under the reference, micro-batch-wise."""
   count = prompts.lengths.shape[0]
-  parts = _split((prompts, rolled.tokens), cfg.loss.micro_batches, count)
+  parts = policy.split_groups(
+      (prompts, rolled.tokens), cfg.loss.micro_batches, count
+  )
   logprobs = jax.lax.map(
       lambda part: _score(params, *part, cfg).logprob, parts
   )
-  return jax.lax.stop_gradient(_join(logprobs, count))
+  return jax.lax.stop_gradient(policy.join_groups(logprobs, count))
 
 
 def _score(
@@ -192,7 +168,7 @@ def update(
     The state one step on, and the metrics of the updates.
   """
   count = experience.prompts.lengths.shape[0]
-  parts = _split(experience, cfg.loss.micro_batches, count)
+  parts = policy.split_groups(experience, cfg.loss.micro_batches, count)
   grad_fn = jax.grad(
       functools.partial(experience_loss, cfg=cfg), has_aux=True
   )
