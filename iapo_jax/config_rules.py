@@ -122,6 +122,7 @@ def check_model(m: ModelConfig) -> None:
       "norm_position": (m.norm_position, model_config.NORM_POSITIONS),
       "qk_norm": (m.qk_norm, model_config.QK_NORMS),
       "activation": (m.activation, model_config.ACTIVATIONS),
+      "attention": (m.attention, model_config.ATTENTIONS),
       "dtype": (m.dtype, DTYPES),
   }
   choices |= {
@@ -168,7 +169,7 @@ def _check_pretrained(m: ModelConfig) -> None:
   default = ModelConfig()
   for field in dataclasses.fields(m):
     value = getattr(m, field.name)
-    own = field.name in ("pretrained", "dtype", "remat")
+    own = field.name in ("pretrained", "dtype", "remat", "attention")
     if not own and value != getattr(default, field.name):
       rule = f"is read from model.pretrained = {m.pretrained!r}; leave it out"
       fail(f"model.{field.name}", value, rule)
@@ -292,6 +293,22 @@ def _get(c: "Config", field: str) -> Any:
 
 def _divisors(n: int) -> list[int]:
   return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def check_platform(m: ModelConfig, platform: str) -> None:
+  """Whether the devices can do what the decoder asks for.
+
+  Args:
+    m: the decoder.
+    platform: of the devices: `cpu`, `gpu` or `tpu`.
+
+  Raises:
+    ConfigError: where they cannot.
+  """
+  if m.attention == "fused" and platform not in model_config.FUSED_PLATFORMS:
+    allowed = " or ".join(model_config.FUSED_PLATFORMS).upper()
+    rule = f"needs devices of kind {allowed}, and these are {platform.upper()}s"
+    fail("model.attention", m.attention, f"{rule}; take auto or reference")
 
 
 def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:
