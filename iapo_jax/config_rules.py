@@ -305,10 +305,17 @@ def check_platform(m: ModelConfig, platform: str) -> None:
   Raises:
     ConfigError: where they cannot.
   """
-  if m.attention == "fused" and platform not in model_config.FUSED_PLATFORMS:
-    allowed = " or ".join(model_config.FUSED_PLATFORMS).upper()
-    rule = f"needs devices of kind {allowed}, and these are {platform.upper()}s"
-    fail("model.attention", m.attention, f"{rule}; take auto or reference")
+  if m.attention != "fused":
+    return
+  if platform not in model_config.FUSED_PLATFORMS:
+    rule = f"needs GPUs or TPUs, not {platform}; take auto or reference"
+    fail("model.attention", m.attention, rule)
+  if platform == "gpu" and m.head_dim not in (16, 32, 64, 128, 256):
+    rule = (
+        "needs on GPUs a model.head_dim of 16, 32, 64, 128 or 256, not"
+        f" {m.head_dim}; take reference"
+    )
+    fail("model.attention", m.attention, rule)
 
 
 def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:

@@ -12,8 +12,9 @@ ROTARY = ("global", "local", "none")
 NORM_POSITIONS = ("before", "after", "both")
 QK_NORMS = ("none", "head", "projection")
 ATTENTIONS = ("auto", "reference", "fused")
-# Platforms that have a kernel; there `auto` takes it.
-FUSED_PLATFORMS = ("tpu",)
+# Platforms that have kernels, and those where `auto` takes them.
+FUSED_PLATFORMS = ("gpu", "tpu")
+AUTO_FUSED = ("tpu",)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -89,7 +90,7 @@ class ModelConfig:
     dtype: of matmuls and the cache; weights are kept in fp32.
     remat: recompute each layer in the backward pass instead of storing it.
     attention: `reference` (XLA), `fused` (a kernel that holds a block of
-      scores at a time; not on CPUs), or `auto`: fused on TPUs.
+      scores at a time; GPUs and TPUs), or `auto`: fused on TPUs.
   """
 
   pretrained: str = ""

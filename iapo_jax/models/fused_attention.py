@@ -1,7 +1,7 @@
 """Attention over several segments that never holds more than a block of scores.
 
 The same function as `attention.attend`, for accelerators. Every segment is
-reduced by a kernel (`models.flash`) to its output and the logarithm of its sum
+reduced by kernels (`models.flash`) to its output and the logarithm of its sum
 of exponentials, and these are merged. The backward pass has one logarithm and
 one output, those of all segments together: with them a segment's gradients
 need nothing of the other segments, so that nothing is kept a segment at a time
@@ -9,6 +9,7 @@ and no gradient flows through the merge.
 """
 
 import functools
+import types
 
 import chex
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import model_config, sharding
-from iapo_jax.models import attention, flash
+from iapo_jax.models import attention, flash, flash_mosaic, flash_triton
 from iapo_jax.types import Array
 
 # Keys and values of each segment.
@@ -35,8 +36,8 @@ def chosen(kind: str, platform: str) -> bool:
     kind: `ModelConfig.attention`.
     platform: of the devices: `cpu`, `gpu` or `tpu`.
   """
-  able = platform in model_config.FUSED_PLATFORMS
-  return kind == "fused" or (kind == "auto" and able)
+  by_itself = platform in model_config.AUTO_FUSED
+  return kind == "fused" or (kind == "auto" and by_itself)
 
 
 def attend(
@@ -45,6 +46,7 @@ def attend(
     *,
     scale: float,
     cap: float = 0.0,
+    kernels: str = "",
 ) -> Array:
   """One softmax over the slots of all segments, as `attention.attend`.
 
@@ -57,6 +59,8 @@ def attend(
     segments: their keys, values and visibility.
     scale: times the products.
     cap: of the scores; 0 leaves them.
+    kernels: of which platform, `gpu` or `tpu`; by default that of the devices.
+      On a CPU they are interpreted, slowly.
 
   Returns:
     [b, x, n, h] in the dtype of `queries`.
@@ -65,7 +69,8 @@ def attend(
   shards = sharding.batch_shards()
   if any(keys.shape[0] % shards for keys, _, _ in segments):
     return attention.attend(queries, segments, scale=scale, cap=cap)
-  form = flash.Form(scale, cap, interpret=sharding.platform() == "cpu")
+  interpret = sharding.platform() == "cpu"
+  form = flash.Form(scale, cap, kernels or sharding.platform(), interpret)
   pairs = tuple((keys, values) for keys, values, _ in segments)
   bounds = tuple(
       _bounds(visible, *queries.shape[:2]) for _, _, visible in segments
@@ -133,7 +138,7 @@ def _forward_shard(
   parts = []
   for (keys, values), limits in zip(pairs, bounds, strict=True):
     layout = _Layout(queries, keys)
-    output, lse = flash.forward(
+    output, lse = _kernels(form).forward(
         form, layout.spread(queries), keys, values, layout.limits(limits), dtype
     )
     parts.append((layout.join(output), layout.join(lse)))
@@ -156,6 +161,7 @@ def _backward_shard(
     gradient: Array,
 ) -> tuple[Array, Pairs]:
   """Gradients of one device's queries, keys and values."""
+  kernels = _kernels(form)
   product = output.astype(jnp.float32) * gradient.astype(jnp.float32)
   delta = jnp.sum(product, axis=-1, keepdims=True)
   to_queries, to_pairs = 0.0, []
@@ -166,9 +172,14 @@ def _backward_shard(
         layout.spread(lse[..., None]), layout.spread(delta),
         layout.spread(gradient),
     )  # fmt: skip
-    to_queries += layout.join(flash.backward_queries(form, *arrays))
-    to_pairs.append(tuple(flash.backward_segment(form, *arrays)))
+    to_queries += layout.join(kernels.backward_queries(form, *arrays))
+    to_pairs.append(tuple(kernels.backward_segment(form, *arrays)))
   return to_queries.astype(queries.dtype), tuple(to_pairs)
+
+
+def _kernels(form: flash.Form) -> types.ModuleType:
+  """The functions that `flash` describes."""
+  return flash_triton if form.platform == "gpu" else flash_mosaic
 
 
 class _Layout:
