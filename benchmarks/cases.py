@@ -1,23 +1,26 @@
-"""The cases of `step.py`, and what every contestant gets of one.
+"""The benchmarks' cases, what every contestant gets of one, its arithmetic.
 
-A checkpoint with random weights, a tokenizer and prompts, in a folder as
-Hugging Face has them. The tokenizer's words are numbers, one a token. It knows
-two tokens more than the model, EOS and padding: what the model cannot sample
-ends no completion, so that each has all its tokens and nobody pays for that.
+For `step.py` that is a checkpoint with random weights, a tokenizer and prompts,
+in a folder as Hugging Face has them. The tokenizer's words are numbers, one a
+token. It knows two tokens more than the model, EOS and padding: what the model
+cannot sample ends no completion, so that each has all its tokens and nobody
+pays for that.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import tokenizers
 import transformers
 from flax import linen as nn
 
 from iapo_jax.hf import families, weights
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.model_config import ModelConfig, RopeConfig
 from iapo_jax.models import transformer
 from iapo_jax.types import KeyDomain
 
@@ -79,6 +82,87 @@ def named() -> dict[str, Case]:
   }
 
 
+def published() -> dict[str, ModelConfig]:
+  """The shapes of Qwen2.5 models, for random weights."""
+  qwen2 = ModelConfig(
+      family="qwen2", qkv_bias=True, tie_embeddings=True,
+      rope=RopeConfig(theta=1e6), vocab_size=151_936,
+  )  # fmt: skip
+  return {
+      "0.5b": dataclasses.replace(
+          qwen2, num_layers=24, d_model=896, num_heads=14, num_kv_heads=2,
+          head_dim=64, mlp_dim=4864,
+      ),
+      "1.5b": dataclasses.replace(
+          qwen2, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
+          head_dim=128, mlp_dim=8960,
+      ),
+      "7b": dataclasses.replace(
+          qwen2, num_layers=28, d_model=3584, num_heads=28, num_kv_heads=4,
+          head_dim=128, mlp_dim=18_944, vocab_size=152_064,
+          tie_embeddings=False,
+      ),
+  }  # fmt: skip
+
+
+def rehearsed() -> dict[str, ModelConfig]:
+  """Shapes that a CPU has done with in seconds, with and without a head."""
+  tiny = named()["tiny"].model
+  wide = dataclasses.replace(
+      tiny, vocab_size=4096, d_model=64, num_heads=4, num_kv_heads=2,
+      mlp_dim=256, tie_embeddings=False,
+  )  # fmt: skip
+  return {"tiny": tiny, "wide": wide}
+
+
+def expected(case: Case) -> dict[str, Any]:
+  """What `protocol.counted` must say of a step's rollout."""
+  return {
+      "prompt_lengths": [case.prompt_tokens],
+      "completion_lengths": [case.new_tokens],
+      "tokens": case.tokens,
+  }
+
+
+def write_config(case: Case, folder: pathlib.Path, dtype: str) -> None:
+  """Writes the decoder's config.json as Hugging Face has it."""
+  length = case.prompt_tokens + case.new_tokens
+  theirs = families.config_of(
+      dataclasses.replace(case.model, max_positions=length),
+      architectures=["Qwen2ForCausalLM"],
+      dtype=dtype,
+  )
+  theirs.save_pretrained(folder)
+
+
+def job_of(case: Case, *, steps: int) -> dict[str, Any]:
+  """What every contestant is told of a case.
+
+  Args:
+    case: of the job.
+    steps: for how many there shall be prompts.
+
+  Returns:
+    Values of JSON.
+  """
+  shape = (steps * case.prompts, case.prompt_tokens)
+  rng = np.random.default_rng(_SEED)
+  return {
+      "prompts": rng.integers(case.model.vocab_size, size=shape).tolist(),
+      "prompts_per_step": case.prompts,
+      "group_size": case.group,
+      "prompt_tokens": case.prompt_tokens,
+      "new_tokens": case.new_tokens,
+      "micro_batches": case.micro_batches,
+      "eos_id": case.model.vocab_size,
+      "pad_id": case.model.vocab_size + 1,
+      "kl_weight": 0.04,
+      "learning_rate": 1e-5,
+      "seed": _SEED,
+      "steps": steps,
+  }
+
+
 def write(
     case: Case, folder: pathlib.Path, *, steps: int, **more: Any
 ) -> pathlib.Path:
@@ -95,33 +179,11 @@ def write(
   """
   checkpoint = folder / "checkpoint"
   checkpoint.mkdir()
-  length = case.prompt_tokens + case.new_tokens
-  theirs = families.config_of(
-      dataclasses.replace(case.model, max_positions=length),
-      architectures=["Qwen2ForCausalLM"],
-      dtype="float32",
-  )
-  theirs.save_pretrained(checkpoint)
+  write_config(case, checkpoint, "float32")
   params = nn.unbox(transformer.init(KeyDomain.WEIGHTS.key(_SEED), case.model))
   weights.save(checkpoint, params, case.model, dtype="float32")
   _tokenizer(case.model.vocab_size).save_pretrained(checkpoint)
-  shape = (steps * case.prompts, case.prompt_tokens)
-  rng = np.random.default_rng(_SEED)
-  job = {
-      "checkpoint": str(checkpoint),
-      "prompts": rng.integers(case.model.vocab_size, size=shape).tolist(),
-      "prompts_per_step": case.prompts,
-      "group_size": case.group,
-      "prompt_tokens": case.prompt_tokens,
-      "new_tokens": case.new_tokens,
-      "micro_batches": case.micro_batches,
-      "eos_id": case.model.vocab_size,
-      "pad_id": case.model.vocab_size + 1,
-      "kl_weight": 0.04,
-      "learning_rate": 1e-5,
-      "seed": _SEED,
-      "steps": steps,
-  }
+  job = job_of(case, steps=steps) | {"checkpoint": str(checkpoint)}
   path = folder / "job.json"
   path.write_text(json.dumps(job | more), encoding="utf-8")
   return path
@@ -136,35 +198,97 @@ def _tokenizer(size: int) -> transformers.PreTrainedTokenizerFast:
   )
 
 
-def flops(case: Case) -> float:
-  """Floating-point operations that one step needs, by arithmetic.
+def _layers(m: ModelConfig) -> int:
+  """Factors of products in all layers."""
+  width = m.num_heads * m.head_dim
+  keys = 2 * m.num_kv_heads * m.head_dim
+  layer = m.d_model * (2 * width + keys) + 3 * m.d_model * m.mlp_dim
+  return m.num_layers * layer
+
+
+def _attended(m: ModelConfig) -> int:
+  """Operations of a token for each that it attends to: scores and sums."""
+  return 4 * m.num_layers * m.num_heads * m.head_dim
+
+
+def pass_flops(case: Case) -> float:
+  """Floating-point operations of one forward pass, by arithmetic.
 
   A multiplication and an addition count as two, matrix products only. A token
-  passing forward costs twice the weights of its layers, twice those of the
-  head where it predicts, and 4 · layers · heads · head width for each token it
-  attends to. Of the b · t completion tokens that is needed once to generate
-  them, once for the reference and three times for the update (the backward
-  pass costs two forward passes). Prompts are needed once a group, in each of
-  these, and predict nothing: what a program does beyond that, in padding,
-  masked scores or prompts encoded again, is not counted.
+  costs twice the weights of its layers, twice those of the head where it
+  predicts, and 4 · layers · heads · head width for each token it attends to.
+  Prompts are needed once a group and predict nothing: what a program does
+  beyond that, in padding, masked scores or prompts encoded again, is not
+  counted.
 
   Args:
-    case: of the step.
+    case: its prompts and completions pass.
 
   Returns:
     How many.
   """
   m, p, t = case.model, case.prompt_tokens, case.new_tokens
-  width = m.num_heads * m.head_dim
-  keys = 2 * m.num_kv_heads * m.head_dim
-  layer = m.d_model * (2 * width + keys) + 3 * m.d_model * m.mlp_dim
-  layers, head = m.num_layers * layer, m.vocab_size * m.d_model
-  attended = 4 * m.num_layers * width
-  prompt = 2 * layers * p + attended * p * (p + 1) / 2
+  layers, head = _layers(m), m.vocab_size * m.d_model
+  prompt = 2 * layers * p + _attended(m) * p * (p + 1) / 2
   completion = 2 * (layers + head) * t
-  completion += attended * (t * p + t * (t + 1) / 2)
-  passes = 1 + 1 + 3
-  return passes * (case.prompts * prompt + case.sequences * completion)
+  completion += _attended(m) * (t * p + t * (t + 1) / 2)
+  return case.prompts * prompt + case.sequences * completion
+
+
+def flops(case: Case) -> float:
+  """Operations that one step needs, by the arithmetic of `pass_flops`.
+
+  A pass is needed once to generate completions, once for the reference and
+  three times for the update (the backward pass costs two forward passes).
+  """
+  return 5 * pass_flops(case)
+
+
+def probe_flops(case: Case, stride: int, width: int) -> float:
+  """Operations that probing needs, by the arithmetic of `pass_flops`.
+
+  Args:
+    case: whose completions are probed, at positions 0, stride, 2 · stride, ...
+      and the last.
+    stride: between probes.
+    width: tokens of a probe; only what follows the last is predicted.
+
+  Returns:
+    How many.
+  """
+  m, p, t = case.model, case.prompt_tokens, case.new_tokens
+  at = [*range(0, t, stride), t]
+  attended = sum(width * (p + i) + width * (width + 1) / 2 for i in at)
+  dense = 2 * _layers(m) * width + 2 * m.vocab_size * m.d_model
+  return case.sequences * (len(at) * dense + _attended(m) * attended)
+
+
+def decoding_bytes(case: Case, width: int) -> float:
+  """Bytes that decoding must read, by arithmetic.
+
+  For every token of a completion the weights of layers and head once for the
+  whole batch, the keys and values of the prompts once a group, and those of
+  the completion's tokens so far.
+
+  Args:
+    case: what is sampled.
+    width: bytes of a number in the compute dtype.
+
+  Returns:
+    How many.
+  """
+  m, p, t = case.model, case.prompt_tokens, case.new_tokens
+  weights_read = t * (_layers(m) + m.vocab_size * m.d_model)
+  slots = case.prompts * t * p + case.sequences * t * (t + 1) / 2
+  cache_read = 2 * m.num_layers * m.num_kv_heads * m.head_dim * slots
+  return width * (weights_read + cache_read)
+
+
+def size(model: ModelConfig) -> int:
+  """How many weights a decoder has."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(lambda key: transformer.init(key, model), key)
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def parameters(checkpoint: pathlib.Path) -> int:

@@ -10,7 +10,8 @@ them is its rest.
 
 An update is made of micro-batches, as Tunix's is: several were measured to be
 faster than one. The job's weights are read from its checkpoint by
-`iapo_jax.hf`. Completions are graded in the program, as the peers' are by
+`iapo_jax.hf`; a job without one names a decoder, whose weights are random
+(`accelerator.py`). Completions are graded in the program, as the peers' are by
 `protocol.reward`. Settings are the defaults but for those of the job; `step.py
 --ours` changes others.
 """
@@ -18,43 +19,52 @@ faster than one. The job's weights are read from its checkpoint by
 import dataclasses
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+import ceilings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from peers import protocol
 
 import iapo_jax
 from iapo_jax import config as config_lib
-from iapo_jax import sharding, train_step, update
+from iapo_jax import policy, sharding, train_step, update
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config
 from iapo_jax.hf import folder, weights
+from iapo_jax.models import transformer
 from iapo_jax.optimizer import make_optimizer
 from iapo_jax.types import (
     Array,
     Grades,
+    KeyDomain,
     Params,
     Prompts,
     PyTree,
     Rollout,
+    Samples,
     StepOutput,
     TrainState,
     Vocabulary,
 )
 
 # As many tokens as Qwen2's tokenizer makes of `</think>\n<answer>`.
-_ELICITATION = 6
+ELICITATION = 6
+# Matrices whose products reach the peak of a CPU.
+_SIZES = (1024, 2048, 3072)
 
 
 def configure(job: dict[str, Any]) -> Config:
   """The configuration of a run that does the job's steps."""
-  model = folder.read_model(pathlib.Path(job["checkpoint"]))
   values = dataclasses.asdict(config_lib.Config())
-  values["model"] = dataclasses.asdict(model)
+  if "checkpoint" in job:
+    model = folder.read_model(pathlib.Path(job["checkpoint"]))
+    values["model"] = dataclasses.asdict(model)
+  else:
+    values["model"] = dict(job["model"])
   fields = {
       "seed": job["seed"],
       "prompts_per_step": job["prompts_per_step"],
@@ -93,64 +103,111 @@ def grade(rolled: Rollout, prompts: Prompts) -> Grades:
 
 
 class Contestant:
-  """The state of a run, its step and the step's phases.
+  """The programs of a run, and its state once that is loaded.
 
   Attributes:
-    state: the newest.
     cfg: of the run.
+    mesh: the one device that peers have, too.
+    spec: of the state.
+    vocabulary: without a token that ends a completion.
+    rollout: (weights, prompts, key) -> rollout.
+    scoring: (weights, prompts, rollout, advantages) -> experience.
+    update: (state, experience) -> (state, metrics); the state is donated.
+    state: the newest.
+    reference: the weights that it began with.
   """
 
+  state: TrainState
+  reference: Params
+
   def __init__(self, job: dict[str, Any]) -> None:
-    """Loads the weights; nothing is compiled yet."""
+    """Makes the programs; nothing is compiled or loaded yet."""
     self.cfg = configure(job)
-    # The one device that peers have, too.
-    self._mesh = sharding.make_mesh(self.cfg, jax.devices()[:1])
+    self.mesh = sharding.make_mesh(self.cfg, jax.devices()[:1])
+    self.vocabulary = Vocabulary(
+        (job["eos_id"],), job["pad_id"], tuple(range(ELICITATION))
+    )
+    self._checkpoint = job.get("checkpoint")
     self._optimizer = make_optimizer(self.cfg.optimizer, job["steps"])
-    of_run = {
+    self._of_run = {
         "model": self.cfg.model,
         "optimizer": self._optimizer,
         "credit": self.cfg.credit,
     }
-    self._spec = state_lib.state_spec(self._mesh, **of_run)
-    place = pathlib.Path(job["checkpoint"])
-    self._reference = weights.load(
-        place, self.cfg.model, shardings=self._spec.shardings.params
-    )
-    self.state: TrainState = state_lib.create(
-        self._spec, self.cfg.seed, params=self._reference, **of_run
-    )
-    self._vocabulary = Vocabulary(
-        (job["eos_id"],), job["pad_id"], tuple(range(_ELICITATION))
-    )
+    self.spec = state_lib.state_spec(self.mesh, **self._of_run)
     self._step = train_step.make_train_step(
         self.cfg,
-        self._mesh,
-        vocabulary=self._vocabulary,
+        self.mesh,
+        vocabulary=self.vocabulary,
         grader=grade,
         optimizer=self._optimizer,
-        spec=self._spec,
+        spec=self.spec,
     )
-    self._rollout = self._program(self._sample)
-    self._scoring = self._program(update.gather_experience, cfg=self.cfg)
-    self._update = self._program(
+    self.rollout = self._program(self._sample)
+    self.scoring = self._program(update.gather_experience, cfg=self.cfg)
+    self.update = self._program(
         update.update, donated=0, cfg=self.cfg, optimizer=self._optimizer
+    )
+
+  def load(self) -> None:
+    """The weights, and the state of a run that starts from them."""
+    if self._checkpoint:
+      self.reference = weights.load(
+          pathlib.Path(self._checkpoint),
+          self.cfg.model,
+          shardings=self.spec.shardings.params,
+      )
+    else:
+      make = jax.jit(self._random, out_shardings=self.spec.shardings.params)
+      self.reference = make()
+    self.state = state_lib.create(
+        self.spec, self.cfg.seed, params=self.reference, **self._of_run
+    )
+
+  def frozen(self) -> Params:
+    """Random weights as decoding reads them, and no others."""
+    return self._program(lambda: self._gather(self._random()))()
+
+  def probes(self, stride: int) -> jax.stages.Wrapped:
+    """(weights, rollout, grades, prompts) -> statistics of the answer.
+
+    Args:
+      stride: of the positions that are probed.
+    """
+    probe = dataclasses.replace(self.cfg.probe, stride=stride)
+    return self._program(
+        train_step.run_probes,
+        cfg=dataclasses.replace(self.cfg, probe=probe),
+        vocabulary=self.vocabulary,
+    )
+
+  def compile_step(self, prompts: Prompts) -> jax.stages.Compiled:
+    """Compiles what `step` runs, for what the program tells of itself."""
+    inputs = self.state, self.reference, prompts
+    self._step = self._step.lower(*inputs).compile()
+    return self._step
+
+  def _random(self) -> Params:
+    key = KeyDomain.WEIGHTS.key(self.cfg.seed)
+    return nn.unbox(transformer.init(key, self.cfg.model))
+
+  def _gather(self, params: Params) -> Params:
+    return policy.for_decoding(
+        params, self.spec.param_axes, cfg=self.cfg.model
     )
 
   def _program(
       self, function: Callable, donated: int | None = None, **fixed: Any
   ) -> jax.stages.Wrapped:
     def program(*inputs: PyTree) -> PyTree:
-      with sharding.scope(self._mesh):
+      with sharding.scope(self.mesh):
         return function(*inputs, **fixed)
 
     return jax.jit(program, donate_argnums=() if donated is None else donated)
 
   def _sample(self, params: Params, prompts: Prompts, key: Array) -> Rollout:
-    frozen = sharding.gather_for_decoding(
-        params, self._spec.param_axes, self.cfg.model.dtype
-    )
     return train_step.sample(
-        frozen, prompts, key, self.cfg, self._vocabulary
+        self._gather(params), prompts, key, self.cfg, self.vocabulary
     )
 
   def prompts(self, batch: list[list[int]]) -> Prompts:
@@ -158,13 +215,13 @@ class Contestant:
     tokens = np.asarray(batch, np.int32)
     rows = np.ones(len(batch), np.int32)
     return sharding.put_batch(
-        Prompts(tokens, rows * tokens.shape[1], rows[:, None], rows), self._mesh
+        Prompts(tokens, rows * tokens.shape[1], rows[:, None], rows), self.mesh
     )
 
   def step(self, prompts: Prompts) -> StepOutput:
     """The whole step, done when it returns."""
     self.state, output = jax.block_until_ready(
-        self._step(self.state, self._reference, prompts)
+        self._step(self.state, self.reference, prompts)
     )
     return output
 
@@ -178,40 +235,36 @@ class Contestant:
 
     copy = jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
     key = jax.random.fold_in(jax.random.key(self.cfg.seed), copy.step)
-    rolled = timed("generation", self._rollout)(copy.params, prompts, key)
-    experience = timed("scoring", self._scoring)(
-        self._reference, prompts, rolled, output.samples.advantages
+    rolled = timed("generation", self.rollout)(copy.params, prompts, key)
+    experience = timed("scoring", self.scoring)(
+        self.reference, prompts, rolled, output.samples.advantages
     )
-    timed("update", self._update)(copy, experience)
+    timed("update", self.update)(copy, experience)
 
 
-def matmul_peak() -> float:
-  """The most operations a second that square float32 products reach."""
-  best = 0.0
-  product = jax.jit(jnp.matmul)
-  for size in (1024, 2048, 3072):
-    x = jnp.ones((size, size), jnp.float32)
-    product(x, x).block_until_ready()
-    for _ in range(5):
-      begin = time.perf_counter()
-      product(x, x).block_until_ready()
-      best = max(best, 2 * size**3 / (time.perf_counter() - begin))
-  return best
+def completions(rolled: Rollout | Samples) -> list[np.ndarray]:
+  """The tokens of each completion."""
+  rows = zip(
+      np.asarray(rolled.tokens), np.asarray(rolled.lengths), strict=True
+  )
+  return [row[:length] for row, length in rows]
+
+
+def learning(metrics: dict[str, Array], cfg: Config) -> dict[str, float]:
+  """What an update was, for a check of it."""
+  divergence = metrics["update/kl"]
+  loss = metrics["update/surrogate"] + cfg.loss.kl_weight * divergence
+  return {
+      "loss": float(loss), "grad_norm": float(metrics["update/grad_norm"])
+  }  # fmt: skip
 
 
 def facts_of(prompts: Prompts, output: StepOutput, cfg: Config) -> dict:
   """What a step was, for `step.py` to check."""
-  samples, metrics = output.samples, output.metrics
-  rows = zip(
-      np.asarray(samples.tokens), np.asarray(samples.lengths), strict=True
+  counted = protocol.counted(
+      np.asarray(prompts.tokens), completions(output.samples)
   )
-  completions = [row[:length] for row, length in rows]
-  divergence = metrics["update/kl"]
-  loss = metrics["update/surrogate"] + cfg.loss.kl_weight * divergence
-  return protocol.counted(np.asarray(prompts.tokens), completions) | {
-      "loss": float(loss),
-      "grad_norm": float(metrics["update/grad_norm"]),
-  }
+  return counted | learning(output.metrics, cfg)
 
 
 def one_step(
@@ -237,6 +290,7 @@ def main() -> None:
   session = protocol.Session()
   job = protocol.load_job(sys.argv[1])
   ours = Contestant(job)
+  ours.load()
   session.answer(
       versions={"iapo_jax": iapo_jax.__version__, "jax": jax.__version__},
       weights=sum(leaf.size for leaf in jax.tree.leaves(ours.state.params)),
@@ -245,7 +299,8 @@ def main() -> None:
   step = 0
   while command := session.wait():
     if command == "peak":
-      session.answer(flops_per_second=matmul_peak())
+      peak = ceilings.matmul_peak("float32", _SIZES)
+      session.answer(flops_per_second=peak)
       continue
     one_step(ours, session, protocol.batch_of(job, step))
     step += 1

@@ -24,7 +24,6 @@ machine is busy: use more repeats.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -33,6 +32,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measuring
 from absl import flags
 from ml_collections import config_flags
 
@@ -50,7 +50,6 @@ from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
-from iapo_jax.models import transformer
 from iapo_jax.types import (
     Array,
     Grades,
@@ -113,6 +112,10 @@ class Phase:
     result = jax.block_until_ready(self.run(*inputs))
     return result, time.perf_counter() - start
 
+  def seconds(self) -> float:
+    """Of one call."""
+    return self.call()[1]
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -122,7 +125,7 @@ class Work:
     sequences: b.
     mean_length: of the completions, in tokens.
     slots: completion slots per sequence that a plain forward processes, t.
-    probe_positions: per sequence that the probes process; the last pass may
+    probe_positions: per sequence that the probes process; a last pass may
       reach beyond the longest reasoning.
     probe_width: tokens of one probe, c.
   """
@@ -130,7 +133,7 @@ class Work:
   sequences: int
   mean_length: float
   slots: int
-  probe_positions: int
+  probe_positions: float
   probe_width: int
 
   @property
@@ -144,7 +147,7 @@ class Work:
     return self.sequences * self.slots
 
   @property
-  def probe_tokens(self) -> int:
+  def probe_tokens(self) -> float:
     """Tokens that the probes process, padding included."""
     return self.sequences * self.probe_positions * self.probe_width
 
@@ -175,8 +178,8 @@ def rollout_phase(
     params: Params, prompts: Prompts, key: Array, setup: Setup
 ) -> tuple[Params, Rollout]:
   """The weights that rollout and probes read, and the rollout."""
-  frozen = sharding.gather_for_decoding(
-      params, setup.stage.spec.param_axes, setup.parts.cfg.model.dtype
+  frozen = policy.for_decoding(
+      params, setup.stage.spec.param_axes, cfg=setup.parts.cfg.model
   )
   vocabulary = setup.parts.task.vocabulary
   return frozen, train_step.sample(
@@ -187,25 +190,15 @@ def rollout_phase(
 def plain_forward(
     params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
 ) -> Array:
-  """[b, t, d]: the states that predict the completions, from cached prompts.
-
-  Args:
-    params: weights in the compute dtype.
-    prompts: q prompts.
-    rolled: their completions; only the prompt segment of its cache is read.
-    cfg: the run's configuration.
-
-  Returns:
-    The final hidden states, no head applied.
-  """
-  first = policy.last_prompt_tokens(prompts, cfg.group_size)
-  inputs = jnp.concatenate([first[:, None], rolled.tokens[:, :-1]], axis=1)
-  start = policy.first_positions(prompts, cfg.group_size)
-  positions = start[:, None] + jnp.arange(inputs.shape[1])
-  hidden, _ = transformer.extend(
-      params, inputs, positions, rolled.context[:1], cfg=cfg.model
+  """The yardstick; only the prompt segment of the rollout's cache is read."""
+  return measuring.plain_forward(
+      params,
+      prompts,
+      rolled.tokens,
+      rolled.context[0],
+      cfg=cfg.model,
+      group_size=cfg.group_size,
   )
-  return hidden
 
 
 def programs(setup: Setup) -> dict[str, jax.stages.Wrapped]:
@@ -281,30 +274,25 @@ def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
   faithful = cfg.credit.mode == "faithful"
   probed = rolled.lengths if faithful else grades.reasoning_lengths
   sequences, slots = rolled.tokens.shape
-  chunk = min(cfg.probe.chunk, probes.count(slots, cfg.probe.stride))
-  most = probes.count(int(jnp.max(probed)), cfg.probe.stride)
-  passes = -(-most // chunk)
+  width = len(setup.parts.task.vocabulary.elicitation)
+  parts, chunk = probes.passes(
+      sequences,
+      cfg.prompts_per_step,
+      cfg.most_probes,
+      width,
+      budget=cfg.tokens_per_pass,
+      shards=1,
+  )
+  counts = probes.count(probed, cfg.probe.stride)
+  longest = jnp.max(counts.reshape(-1, parts, cfg.group_size), axis=(0, 2))
+  passes = float(jnp.mean(-(-longest // chunk)))
   return Work(
       sequences=sequences,
       mean_length=float(jnp.mean(rolled.lengths)),
       slots=slots,
       probe_positions=passes * chunk,
-      probe_width=len(setup.parts.task.vocabulary.elicitation),
+      probe_width=width,
   )
-
-
-def time_phases(
-    phases: dict[str, Phase], repeats: int
-) -> dict[str, list[float]]:
-  """Seconds of every call; phases take turns, so drift hits all alike."""
-  seconds: dict[str, list[float]] = {name: [] for name in phases}
-  for _ in range(repeats):
-    for name, phase in phases.items():
-      # Untimed: a phase after a big one finds cold caches and pays page
-      # faults, which made the yardstick 40 % slower on a CPU.
-      phase.call()
-      seconds[name].append(phase.call()[1])
-  return seconds
 
 
 def summarise(
@@ -383,8 +371,8 @@ def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
   ratios = summary["ratios"]
   rows = {
       "probe tokens": (
-          f"{work.probe_tokens} = {work.sequences} sequences x"
-          f" {work.probe_positions} positions x {work.probe_width}"
+          f"{work.probe_tokens:.0f} = {work.sequences} sequences x"
+          f" {work.probe_positions:.1f} positions x {work.probe_width}"
       ),
       "probe tokens/s": f"{summary['probe_tokens_per_second']:.0f}",
       "plain forward tokens": f"{work.forward_tokens}, padding included",
@@ -408,12 +396,11 @@ def main(_: list[str]) -> None:
   setup = build(cfg)
   state = assembly.create_state(setup.parts, setup.stage)
   phases, work = compile_phases(setup, state, first_prompts(setup))
-  times = time_phases(phases, _REPEATS.value)
+  timers = {name: phase.seconds for name, phase in phases.items()}
+  times = measuring.take_turns(timers, _REPEATS.value)
   summary = summarise(setup, phases, times, work)
   print(report(summary, work, _REPEATS.value))
-  if _JSON.value:
-    text = json.dumps(summary, indent=2) + "\n"
-    pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+  measuring.write_json(_JSON.value, summary)
 
 
 if __name__ == "__main__":

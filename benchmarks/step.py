@@ -37,20 +37,18 @@ are a peer's median over ours: above 1, ours is faster.
 
 import contextlib
 import json
-import math
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
 from typing import Any
 
 import cases
 import jax
+import measuring
+import workers
 from absl import flags
 from peers import protocol
 
@@ -79,45 +77,15 @@ _OURS = flags.DEFINE_multi_string(
     "ours", [], "FIELD=VALUE of our own configuration, VALUE as JSON."
 )
 
-_HERE = pathlib.Path(__file__).parent
 _PEERS = ("trl", "tunix")
 _WARM_UP = 2
-_STAMP = "installed.txt"
 _MEASURED = ("step", *protocol.PHASES, "rest")
 
 
-def environment(name: str, folder: pathlib.Path) -> pathlib.Path:
-  """The Python of a peer's virtual environment, which is made if need be.
-
-  Args:
-    name: of the peer.
-    folder: of all environments.
-
-  Returns:
-    The interpreter.
-  """
-  place = folder / name
-  requirements = _HERE / "peers" / f"{name}.txt"
-  wanted = requirements.read_text(encoding="utf-8")
-  python, stamp = place / "bin" / "python", place / _STAMP
-  if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
-    return python
-  print(f"installing {name} in {place}", file=sys.stderr)
-  venv.create(place, with_pip=True)
-  command = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
-  try:
-    subprocess.run(command, check=True)
-  except subprocess.CalledProcessError as error:
-    raise ConfigError(f"--contestants: {name} cannot be installed") from error
-  stamp.write_text(wanted, encoding="utf-8")  # last: it is complete
-  return python
-
-
-class Worker:
-  """A contestant's process, and what it said.
+class Contestant(workers.Worker):
+  """A contestant's process that takes turns.
 
   Attributes:
-    facts: its first answer.
     steps: the answers of its steps.
   """
 
@@ -125,96 +93,27 @@ class Worker:
       self, name: str, python: pathlib.Path, job: pathlib.Path
   ) -> None:
     """Starts the process and waits until it has loaded the checkpoint."""
-    self._name = name
-    script = _HERE / "peers" / f"{name}_worker.py"
-    if name == "ours":
-      script = _HERE / "contest.py"
-    self._log = job.parent / f"{name}.log"
-    with self._log.open("w", encoding="utf-8") as log:
-      self._process = subprocess.Popen(
-          [python, script, job],
-          stdin=subprocess.PIPE,
-          stdout=subprocess.PIPE,
-          stderr=log,
-          env=_variables(name),
-          text=True,
-      )
-    self.facts = self._answer()
+    script = "contest.py" if name == "ours" else f"peers/{name}_worker.py"
+    super().__init__(name, python, job, script=script, JAX_PLATFORMS="cpu")
     self.steps: list[dict[str, Any]] = []
-
-  def ask(self, command: str) -> dict[str, Any]:
-    """Sends a command and waits for its answer."""
-    with contextlib.suppress(BrokenPipeError):  # _answer tells what happened
-      print(command, file=self._process.stdin, flush=True)
-    return self._answer()
 
   def step(self, case: cases.Case) -> None:
     """Lets it do one step, and checks that it did."""
     found = self.ask("go")
     found["rest"] = found["step"] - sum(found[k] for k in protocol.PHASES)
-    _check(self._name, found, case)
+    workers.check(self.name, found, cases.expected(case))
+    workers.check_learning(self.name, found)
     if any(found["checksum"] == step["checksum"] for step in self.steps):
-      raise RuntimeError(f"{self._name}: sampled the same completions twice")
+      raise RuntimeError(f"{self.name}: sampled the same completions twice")
     self.steps.append(found)
-
-  def close(self) -> None:
-    """Ends the process, however it is."""
-    self._process.kill()
-    self._process.communicate()
-
-  def _answer(self) -> dict[str, Any]:
-    line = self._process.stdout.readline()
-    if not line:
-      said = self._log.read_text(encoding="utf-8", errors="replace")
-      raise RuntimeError(f"{self._name} ended early:\n{said[-4000:]}")
-    return json.loads(line)
-
-
-def _variables(name: str) -> dict[str, str]:
-  """A worker's environment: quiet, off-line, and its own packages only."""
-  kept = dict(os.environ)
-  # Other numbers of devices and threads would not be everyone's.
-  dropped = ["XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
-  for variable in dropped + ([] if name == "ours" else ["PYTHONPATH"]):
-    kept.pop(variable, None)
-  return kept | {
-      "HF_HUB_OFFLINE": "1",
-      "JAX_PLATFORMS": "cpu",
-      "TF_CPP_MIN_LOG_LEVEL": "3",
-      "TOKENIZERS_PARALLELISM": "false",
-      "TRANSFORMERS_VERBOSITY": "error",
-  }
-
-
-def _check(name: str, found: dict[str, Any], case: cases.Case) -> None:
-  """Raises where a step was not the one asked for."""
-  expected = {
-      "prompt_lengths": [case.prompt_tokens],
-      "completion_lengths": [case.new_tokens],
-      "tokens": case.tokens,
-  }
-  for field, value in expected.items():
-    if found[field] != value:
-      raise RuntimeError(f"{name}: {field} = {found[field]}, not {value}")
-  if not math.isfinite(found["loss"]):
-    raise RuntimeError(f"{name}: loss = {found['loss']}")
-  for field in ("grad_norm", "moved"):
-    if not 0 < found[field] < math.inf:
-      raise RuntimeError(f"{name}: {field} = {found[field]}")
 
 
 @contextlib.contextmanager
 def contest(
     names: list[str], case: cases.Case
-) -> Iterator[tuple[dict[str, Worker], int]]:
+) -> Iterator[tuple[dict[str, Contestant], int]]:
   """The contestants, ready, and the size of their checkpoint."""
-  folder = pathlib.Path(_ENVS.value).expanduser()
-  pythons = {
-      name: pathlib.Path(sys.executable)
-      if name == "ours"
-      else environment(name, folder)
-      for name in names
-  }
+  pythons = workers.pythons(names, _ENVS.value)
   with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
     job = cases.write(
         case,
@@ -224,13 +123,13 @@ def contest(
         ours=_overrides(),
     )
     size = cases.parameters(job.parent / "checkpoint")
-    workers = {}
+    found = {}
     for name in names:
-      workers[name] = Worker(name, pythons[name], job)
-      stack.callback(workers[name].close)
-      if workers[name].facts["weights"] != size:
+      found[name] = Contestant(name, pythons[name], job)
+      stack.callback(found[name].close)
+      if found[name].facts["weights"] != size:
         raise RuntimeError(f"{name}: has another model")
-    yield workers, size
+    yield found, size
 
 
 def _overrides() -> dict[str, Any]:
@@ -255,17 +154,17 @@ def measure(names: list[str], case: cases.Case) -> dict[str, Any]:
     Every figure, ready for JSON.
   """
   peaks = []
-  with contest(names, case) as (workers, size):
+  with contest(names, case) as (contestants, size):
     for round_ in range(_WARM_UP + _ROUNDS.value):
       # Before and after the timed rounds: the machine may have had a pause.
-      if "ours" in workers and round_ == _WARM_UP:
-        peaks.append(workers["ours"].ask("peak")["flops_per_second"])
-      for name, worker in workers.items():
+      if "ours" in contestants and round_ == _WARM_UP:
+        peaks.append(contestants["ours"].ask("peak")["flops_per_second"])
+      for name, worker in contestants.items():
         worker.step(case)
         seconds = worker.steps[-1]["step"]
         print(f"round {round_} {name} {seconds:.3f} s", file=sys.stderr)
-    if "ours" in workers:
-      peaks.append(workers["ours"].ask("peak")["flops_per_second"])
+    if "ours" in contestants:
+      peaks.append(contestants["ours"].ask("peak")["flops_per_second"])
     peak = max(peaks, default=None)
     return {
         "weights": size,
@@ -276,13 +175,13 @@ def measure(names: list[str], case: cases.Case) -> dict[str, Any]:
         "matmul_flops_per_second": peak,
         "contestants": {
             name: _summary(worker, case, peak)
-            for name, worker in workers.items()
+            for name, worker in contestants.items()
         },
     }
 
 
 def _summary(
-    worker: Worker, case: cases.Case, peak: float | None
+    worker: Contestant, case: cases.Case, peak: float | None
 ) -> dict[str, Any]:
   """A contestant's figures."""
   timed = worker.steps[_WARM_UP:]
@@ -358,26 +257,9 @@ def report(name: str, found: dict[str, Any], rounds: int) -> Iterator[str]:
     yield f"{ratio:<26}{value:>8.2f}"
 
 
-def machine() -> dict[str, Any]:
-  """What the figures hold for."""
-  lines: list[str] = []
-  with contextlib.suppress(OSError):
-    text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    lines = [x for x in text.splitlines() if x.startswith("model name")]
-  processor = lines[0].partition(":")[2].strip() if lines else ""
-  return {
-      "processor": processor or platform.machine(),
-      "cores": len(os.sched_getaffinity(0)),
-      "python": platform.python_version(),
-  }
-
-
 def main(_: list[str]) -> None:
   """Runs the cases, prints tables and ratios."""
-  unknown = [x for x in _CONTESTANTS.value if x not in ("ours", *_PEERS)]
-  if unknown or not _CONTESTANTS.value:
-    rule = f"must be of ours, {', '.join(_PEERS)}"
-    raise ConfigError(f"--contestants {','.join(unknown)!r}: {rule}")
+  workers.check_names(_CONTESTANTS.value, _PEERS)
   if _CORES.value:
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[: _CORES.value])
@@ -385,15 +267,15 @@ def main(_: list[str]) -> None:
   both = ["small", "large"]
   chosen = both if _CASE.value == "both" else [_CASE.value]
   summary = {
-      "machine": machine(), "rounds": _ROUNDS.value, "cases": {}, "ratios": {}
+      "machine": measuring.machine(), "rounds": _ROUNDS.value,
+      "cases": {}, "ratios": {},
   }  # fmt: skip
   for name in chosen:
     found = measure(_CONTESTANTS.value, cases.named()[name])
     summary["cases"][name], summary["ratios"][name] = found, ratios(found)
     print("\n".join(report(name, found, _ROUNDS.value)), end="\n\n")
-    if _JSON.value:  # after each: a long case may be interrupted
-      text = json.dumps(summary, indent=2) + "\n"
-      pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+    # After each: a long case may be interrupted.
+    measuring.write_json(_JSON.value, summary)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,12 @@ def _run(
     config.data.arithmetic.update({"train_problems": 64, "test_problems": 64})
     config.evaluation.update({"problems": 64, "batch_size": 64})
   print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)
-  trainer.train(config_lib.parse(config), folders[method, seed])
+  trainer.train(
+      config_lib.parse(config),
+      folders[method, seed],
+      # All runs together: they have the sampler in common.
+      programs=pathlib.Path(_WORKDIR.value) / workdir_lib.PROGRAMS,
+  )
 
 
 def _config_module() -> Any:

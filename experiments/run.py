@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from iapo_jax import cli, trainer
+from iapo_jax import workdir as workdir_lib
 
 config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon."
@@ -38,7 +39,12 @@ def main(_: list[str]) -> None:
   """Parses the configuration and trains."""
   cfg, file = cli.load_config()
   workdir = pathlib.Path(_WORKDIR.value or default_workdir(file))
-  trainer.train(cfg, workdir, dry_run=_DRY_RUN.value)
+  trainer.train(
+      cfg,
+      workdir,
+      dry_run=_DRY_RUN.value,
+      programs=workdir / workdir_lib.PROGRAMS,
+  )
 
 
 if __name__ == "__main__":

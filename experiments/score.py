@@ -54,9 +54,6 @@ _ELICITATION = flags.DEFINE_string(
     "elicitation", "</think>\n<answer>", "Ends the reasoning of text."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Lines a call.", lower_bound=1)
-_CHUNK = flags.DEFINE_integer(
-    "chunk", 16, "Positions of a line probed at a time.", lower_bound=1
-)
 flags.mark_flags_as_required(("model", "input", "output"))
 
 
@@ -82,9 +79,7 @@ def main(arguments: list[str]) -> None:
   for start in range(done.count, len(lines), window):
     some = items[start : start + window]
     found = dict(
-        scoring.score(
-            params, some, cfg=cfg, batch_size=_BATCH.value, chunk=_CHUNK.value
-        )
+        scoring.score(params, some, cfg=cfg, batch_size=_BATCH.value)
     )
     done.append(
         score_lines.scored(

@@ -146,15 +146,16 @@ class ProbeConfig:
 
   Attributes:
     elicitation: the text that ends the reasoning and asks for the answer.
-    chunk: positions of every sequence probed in one forward pass.
-    stride: probes positions 0, stride, 2 · stride, ... and the last; between
-      them statistics are interpolated, so that a token gets an equal part of
-      its stretch's information. 1 probes every position; 0 none, for credit
-      that uses no information.
+    at: which positions are probed, besides 0 and the last: by `stride`, or
+      where `sentences` end (after a token that ends a sentence or a line).
+      Between them statistics are interpolated, so that a token gets an equal
+      part of its stretch's information.
+    stride: probes positions 0, stride, 2 · stride, ...: 1 is every position;
+      0 is none at all, for credit that uses no information.
   """
 
   elicitation: str = "</think>\n<answer>"
-  chunk: int = 16
+  at: str = "stride"
   stride: int = 1
 
 
@@ -196,6 +197,7 @@ class LossConfig:
     aggregation: `token_mean`, `sequence_mean` or `constant_length`.
     num_updates: optimizer updates per rollout.
     micro_batches: parts a batch is split into; changes memory, not results.
+      Probes go through the network as many tokens at a time as one part has.
     head_chunk: completion positions whose logits exist at one time.
   """
 
@@ -341,6 +343,21 @@ class Config:
   def sequences_per_step(self) -> int:
     """How many completions one step samples, b = q · G."""
     return self.prompts_per_step * self.group_size
+
+  @property
+  def tokens_per_pass(self) -> int:
+    """Completion tokens, padding included, of one micro-batch."""
+    tokens = self.sequences_per_step * self.rollout.max_tokens
+    return tokens // self.loss.micro_batches
+
+  @property
+  def most_probes(self) -> int:
+    """Of one sequence; 0 where nothing is probed."""
+    slots = self.rollout.max_tokens + 1
+    if self.probe.at == "sentences":
+      return slots
+    stride = self.probe.stride
+    return stride and -(-(slots - 1) // stride) + 1
 
 
 def default() -> ml_collections.ConfigDict:

@@ -16,6 +16,7 @@ from iapo_jax.model_config import ModelConfig, RopeConfig
 if typing.TYPE_CHECKING:
   from iapo_jax.config import Config, DataConfig
 
+PROBED = ("stride", "sentences")
 CREDIT_MODES = ("grpo", "length_penalty", *advantages.TOKEN_CREDITS)
 OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
@@ -65,6 +66,15 @@ def check(c: "Config") -> None:
         "probe.stride",
         c.probe.stride,
         f"must be at least 1 with credit.mode {c.credit.mode}",
+    )
+  if c.probe.at == "sentences" and c.probe.stride != 1:
+    fail("probe.stride", c.probe.stride, "must be 1 with probe.at sentences")
+  if c.probe.at == "sentences" and c.credit.mode == "faithful":
+    fail(
+        "probe.at",
+        c.probe.at,
+        "must be stride with credit.mode faithful, which is defined token by"
+        " token",
     )
   if c.probe.stride > 1 and c.credit.mode == "faithful":
     fail(
@@ -205,6 +215,7 @@ def _check_choices(c: "Config") -> None:
       "data.instructions": (c.data.instructions, INSTRUCTIONS),
       "data.overlong": (c.data.overlong, OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
+      "probe.at": (c.probe.at, PROBED),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
       "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
       "evaluation.checkpoint": (c.evaluation.checkpoint, EVALUATED),
@@ -226,10 +237,10 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "data.arithmetic.max_total", "data.arithmetic.train_problems",
       "data.arithmetic.validation_problems", "data.arithmetic.test_problems",
       "data.validation_problems", "data.max_prompt_tokens",
-      "data.max_gold_tokens", "probe.chunk",
-      "credit.horizon", "loss.num_updates", "loss.micro_batches",
-      "loss.head_chunk", "warm_start.batch_size", "evaluation.problems",
-      "evaluation.samples", "evaluation.batch_size", "log.samples",
+      "data.max_gold_tokens", "credit.horizon", "loss.num_updates",
+      "loss.micro_batches", "loss.head_chunk", "warm_start.batch_size",
+      "evaluation.problems", "evaluation.samples", "evaluation.batch_size",
+      "log.samples",
   )  # fmt: skip
   at_least_two = (
       "group_size", "data.arithmetic.operands", "rollout.max_tokens",

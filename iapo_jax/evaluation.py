@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iapo_jax import rollout, sharding
+from iapo_jax import policy, rollout, sharding
 from iapo_jax.config import Config
 from iapo_jax.data.pipeline import PromptTable
 from iapo_jax.rewards.reward import Grader
@@ -165,8 +165,8 @@ def make_sampler(
 
   def run(params: Params, prompts: Prompts, key: Array) -> dict[str, Array]:
     with sharding.scope(mesh):
-      frozen = sharding.gather_for_decoding(
-          params, param_axes, cfg.model.dtype
+      frozen = policy.for_decoding(
+          params, param_axes, cfg=cfg.model
       )
       rolled = rollout.sample(
           frozen,

@@ -10,7 +10,7 @@ import grain
 import jax
 import tqdm
 
-from iapo_jax import checkpoint, interrupts
+from iapo_jax import checkpoint, compilation, interrupts
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.data.pipeline import Record
 from iapo_jax.logs import Metrics, RunLog
@@ -30,9 +30,11 @@ class Stage:
     records: endless batches of the train split.
     place: puts a batch on the mesh.
     checkpoints: of the stage.
+    meter: of what compiling costs; marked where the stage begins.
     save_every: steps between saves; 0 adds none.
     save_start: whether the state before the first step is saved too.
     sequences: completions a step samples; 0 where it samples none.
+    calls_host: whether the step does.
     validate: metrics of the state after so many steps, None where it is not
       the time for it.
     observe: looks at a step: its number, batch, output and metrics.
@@ -44,9 +46,11 @@ class Stage:
   records: grain.DatasetIterator
   place: Callable[[Record], PyTree]
   checkpoints: Checkpoints
+  meter: compilation.Meter
   save_every: int
   save_start: bool = False
   sequences: int = 0
+  calls_host: bool = False
   validate: Callable[[TrainState, int], Metrics | None] = lambda *_: None
   observe: Callable[[int, PyTree, StepOutput, Metrics], None] = (
       lambda *_: None
@@ -79,13 +83,7 @@ def fit(
   if first > stage.num_steps:
     return state
   batch = stage.place(next(stage.records))
-  start = time.perf_counter()
-  step = stage.compile_step(state, batch)
-  # Not over the bar of the next line, and there to read in a file too.
-  print(
-      f"{stage.name}: compiled in {time.perf_counter() - start:.1f} s",
-      flush=True,
-  )
+  step, was_read = _compile(stage, state, batch)
   # Without a terminal every refresh is a line: few of them.
   interval = 0.5 if sys.stderr.isatty() else 15.0
   with (
@@ -104,6 +102,8 @@ def fit(
       position = stage.records.get_state()
       following = stage.place(next(stage.records))
       metrics = _fetch(output, start, stage.sequences)
+      if done == first:
+        metrics |= _first_step(stage, was_read)
       _check_finite(stage, done, metrics)
       log.write(stage.name, done, metrics)
       bar.set_postfix(_shown(metrics), refresh=False)
@@ -119,6 +119,41 @@ def fit(
   if request.number is not None:
     raise _interrupted(stage, done, request.number)
   return state
+
+
+def _compile(
+    stage: Stage, state: TrainState, batch: PyTree
+) -> tuple[Step, bool]:
+  """The compiled step, and whether it was read instead."""
+  before = stage.meter.read()
+  step = stage.compile_step(state, batch)
+  account = stage.meter.read() - before
+  # Not over the bar of the next line, and there to read in a file too.
+  print(
+      f"{stage.name}: compiled in {account.seconds:.1f} s,"
+      f" {account.tracing:.1f} of them tracing"
+      f" ({account.origin(calls_host=stage.calls_host)})",
+      flush=True,
+  )
+  return step, account.was_read
+
+
+def _first_step(stage: Stage, was_read: bool) -> Metrics:
+  """How long the stage took until its first step was done; also told."""
+  account = stage.meter.since_mark()
+  rest = account.seconds - account.tracing - account.compiling
+  tqdm.tqdm.write(
+      f"{stage.name}: first step done after {account.seconds:.1f} s: tracing"
+      f" {account.tracing:.1f}, compiling {account.compiling:.1f}"
+      f" ({account.programs} programs, {account.read} read from the cache),"
+      f" all else {rest:.1f}"
+  )
+  return {
+      "time/first_step_seconds": account.seconds,
+      "time/first_step_tracing": account.tracing,
+      "time/first_step_compiling": account.compiling,
+      "time/first_step_cached": float(was_read),
+  }
 
 
 def _save_is_due(stage: Stage, done: int) -> bool:

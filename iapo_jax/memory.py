@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from iapo_jax import probes
 from iapo_jax.config import Config
+from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
 from iapo_jax.types import PyTree
 
@@ -29,7 +30,7 @@ class Estimate:
     reference: the starting policy, where the loss compares with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
-    probes: activations of a chunk of probes.
+    probes: activations of one pass of probes.
     update: gradients, and activations of a micro-batch.
   """
 
@@ -99,19 +100,26 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  chunk = 0
-  if c.probe.stride:
-    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
-    chunk = min(c.probe.chunk, positions)
   elicitation = 4  # tokens, about: the tokenizer is not asked
-  probe = elicitation * _layer_bytes(c, _context(c), tensor)
+  asked = 0  # in a pass
+  if c.most_probes:
+    parts, chunk = probes.passes(
+        c.sequences_per_step,
+        c.prompts_per_step,
+        c.most_probes,
+        elicitation,
+        budget=c.tokens_per_pass,
+        shards=_shards(mesh),
+    )
+    asked = rows // parts * chunk
+  probe = elicitation * _layer_bytes(c, _context(c), mesh)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
       reference=_reference_bytes(c, spec),
       decoding=_decoding_bytes(c, mesh, spec),
       cache=_cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step),
-      probes=rows * chunk * (probe + head),
+      probes=asked * (probe + head),
       update=_update_bytes(
           c, mesh, spec, rows // c.loss.micro_batches * c.rollout.max_tokens
       ),
@@ -153,22 +161,25 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
 def _update_bytes(c: Config, mesh: Mesh, spec: StateSpec, tokens: int) -> int:
   """Gradients, and what a backward pass over so many tokens stores."""
   gradients = tree_bytes(spec.shapes.params, spec.shardings.params)
-  return gradients + _stored_bytes(c, tokens, _context(c), mesh.shape["tensor"])
+  return gradients + _stored_bytes(c, tokens, _context(c), mesh)
 
 
-def _layer_bytes(c: Config, context: int, tensor: int) -> int:
+def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
   """Activations of one token in one layer: residuals, heads, MLP, scores."""
-  m = c.model
+  m, tensor = c.model, mesh.shape["tensor"]
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = 2 * m.num_heads // tensor * context * _FP32
+  if fused_attention.chosen(m.attention, mesh.devices.flat[0].platform):
+    # Of scores only blocks exist; two segments have an output each.
+    scores = 2 * m.num_heads // tensor * m.head_dim * _FP32
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
   return dense * _width(c) + scores
 
 
-def _stored_bytes(c: Config, tokens: int, context: int, tensor: int) -> int:
+def _stored_bytes(c: Config, tokens: int, context: int, mesh: Mesh) -> int:
   """What the backward pass of one micro-batch needs of the forward pass."""
-  m = c.model
-  layer = 2 * _layer_bytes(c, context, tensor)  # values and their gradients
+  m, tensor = c.model, mesh.shape["tensor"]
+  layer = 2 * _layer_bytes(c, context, mesh)  # values and their gradients
   if m.remat:
     layers = m.num_layers * m.d_model * _width(c) + layer
   else:

@@ -6,8 +6,9 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import memory, probes
+from iapo_jax import memory
 from iapo_jax.config import Config, CreditConfig
+from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
 
 
@@ -29,6 +30,7 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
       f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
       f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
       f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
+      f"attention  {_describe_attention(c, mesh)}",
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
   ]
@@ -46,14 +48,42 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
   return "\n".join(lines)
 
 
+def describe_programs(c: Config, place: str | None) -> str:
+  """Which compiled programs the next start will find.
+
+  Args:
+    c: the checked configuration.
+    place: where they are kept; None for nowhere.
+
+  Returns:
+    A line.
+  """
+  if place is None:
+    return "programs   not kept for the next start: JAX has no cache"
+  line = f"programs   kept in {place} for the next start"
+  if c.reward.grader == "host":
+    names = "rl step and evaluation" if c.num_steps else "evaluation"
+    line += f"; {names} cannot be kept: grading calls the host"
+  return line
+
+
+def _describe_attention(c: Config, mesh: Mesh) -> str:
+  platform = mesh.devices.flat[0].platform
+  if fused_attention.chosen(c.model.attention, platform):
+    return "fused kernels; decoding by the reference"
+  return "reference"
+
+
 def _describe_step(c: Config, shards: int) -> list[str]:
   """What one step of reinforcement learning is made of."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
   probed = "none"
-  if c.probe.stride:
-    positions = probes.count(c.rollout.max_tokens, c.probe.stride)
-    chunk = min(c.probe.chunk, positions)
-    probed = f"{positions} positions in chunks of {chunk}"
+  if c.probe.at == "sentences":
+    probed = "at the ends of sentences"
+  elif c.most_probes:
+    probed = f"{c.most_probes} positions of a completion at most"
+  if c.most_probes:
+    probed += f", at most about {c.tokens_per_pass:,} tokens in a pass"
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
       f" {c.group_size} samples = {sequences} sequences,"

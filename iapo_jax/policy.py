@@ -10,6 +10,7 @@ slot 0.
 import jax
 import jax.numpy as jnp
 
+from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
@@ -18,8 +19,38 @@ from iapo_jax.types import (
     KVSegment,
     Params,
     Prompts,
+    PyTree,
     TokenStatistics,
 )
+
+
+def for_decoding(
+    params: Params, axes: PyTree, *, cfg: ModelConfig
+) -> Params:
+  """Weights as rollout and probes read them; made once a step.
+
+  In the compute dtype, whole along FSDP, and laid out for many calls.
+
+  Args:
+    params: fp32 weights.
+    axes: their logical axes (`sharding.logical_axes`).
+    cfg: the decoder.
+
+  Returns:
+    Weights for `transformer.extend` and the head.
+  """
+  gathered = sharding.gather_for_decoding(params, axes, cfg.dtype)
+  return transformer.for_decoding(gathered)
+
+
+def stages(slots: int) -> list[int]:
+  """How many slots of a cache are read, growing with how many there are to.
+
+  Every stage is a loop of its own in a program: quarters of the cache, eighths
+  of a long one, but no loops for a dozen slots.
+  """
+  parts = 8 if slots >= 512 else 4 if slots >= 64 else 1
+  return [slots * (n + 1) // parts for n in range(parts)]
 
 
 def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:

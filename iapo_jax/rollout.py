@@ -33,8 +33,8 @@ class _Decoding:
     tokens: int32[b, t].
     logprobs: fp32[b, t].
     entropies: fp32[b, t].
-    keys: [l, b, k, h, t + 1], slots 0..i−1 written.
-    values: [l, b, k, t + 1, h], likewise.
+    keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
+    values: [l, b, k, s, h], likewise.
   """
 
   index: Array
@@ -90,49 +90,60 @@ def sample(
 
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
-  def step(carry: _Decoding, slots: int) -> _Decoding:
-    hidden, carry = feed(carry, slots)
+  def step(carry: _Decoding) -> _Decoding:
+    hidden, carry = feed(carry)
     scores = head.logits(
         params, hidden, cfg=cfg, temperature=temperature or 1.0
     )
     scores = sharding.constrain(scores, "batch", "vocab")
-    token = _choose(scores, row_keys, carry.index, greedy=temperature == 0)
-    stats = head.statistics(scores, token)
+    token, stats = _choose(
+        scores, row_keys, carry.index, greedy=temperature == 0
+    )
     ends = _is_any(token, eos_ids)
     return _append(carry, token, stats, ends, pad_id)
 
   carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
   carry = _repeat(step, carry, max_tokens)
-  _, carry = feed(carry, max_tokens + 1)
+  _, carry = feed(carry)
   return Rollout(
       tokens=carry.tokens,
       lengths=carry.lengths,
       ended=carry.ended,
       logprobs=carry.logprobs,
       entropies=carry.entropies,
-      context=_context(
-          prompt, start, carry.replace(index=carry.index + 1), max_tokens + 1
-      ),
+      context=_context(prompt, start, carry.replace(index=carry.index + 1)),
   )
 
 
 def _repeat(
-    step: Callable[[_Decoding, int], _Decoding],
-    carry: _Decoding,
-    max_tokens: int,
+    step: Callable[[_Decoding], _Decoding], carry: _Decoding, max_tokens: int
 ) -> _Decoding:
-  """Steps, told how many slots to read, until all have ended or are full."""
+  """Steps until all sequences have ended or are full.
+
+  Returns:
+    The carry, its cache of max_tokens + 1 slots.
+  """
 
   def goes_on(carry: _Decoding, limit: int) -> Array:
     return (carry.index < limit) & ~jnp.all(carry.ended)
 
-  for limit in _stages(max_tokens):
+  for limit in policy.stages(max_tokens):
     carry = jax.lax.while_loop(
-        functools.partial(goes_on, limit=limit),
-        functools.partial(step, slots=limit),
-        carry,
+        functools.partial(goes_on, limit=limit), step, _grown(carry, limit)
     )
-  return carry
+  return _grown(carry, max_tokens + 1)
+
+
+def _grown(carry: _Decoding, slots: int) -> _Decoding:
+  """The carry with a cache of `slots` slots, the new ones zero."""
+  more = slots - carry.values.shape[3]
+  axes = ("layers", "batch", "kv_heads")
+  keys = jnp.pad(carry.keys, [(0, 0)] * 4 + [(0, more)])
+  values = jnp.pad(carry.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
+  return carry.replace(
+      keys=sharding.constrain(keys, *axes, "head_dim", "length"),
+      values=sharding.constrain(values, *axes, "length", "head_dim"),
+  )
 
 
 def _feed(
@@ -140,20 +151,18 @@ def _feed(
     prompt: KVSegment,
     start: Array,
     carry: _Decoding,
-    slots: int,
     *,
     cfg: ModelConfig,
 ) -> tuple[Array, _Decoding]:
   """Runs the token of slot `index`; stores its keys and values.
 
-  Of the cache only the first `slots`, more than `index`, are read. Returns the
-  token's hidden states [b, d] and the carry, the index unchanged.
+  Returns the token's hidden states [b, d] and the carry, the index unchanged.
   """
   hidden, new = transformer.extend(
       params,
       carry.token[:, None],
       (start + carry.index)[:, None],
-      _context(prompt, start, carry, slots),
+      _context(prompt, start, carry),
       cfg=cfg,
   )
   write = jax.lax.dynamic_update_slice_in_dim
@@ -199,9 +208,6 @@ def _empty(
   token = policy.last_prompt_tokens(prompts, group_size)
   rows = token.shape[0]
   heads = (cfg.num_layers, rows, cfg.num_kv_heads)
-  keys = jnp.zeros((*heads, cfg.head_dim, max_tokens + 1), cfg.dtype)
-  values = jnp.zeros((*heads, max_tokens + 1, cfg.head_dim), cfg.dtype)
-  axes = ("layers", "batch", "kv_heads")
   log = jnp.zeros((rows, max_tokens), jnp.float32)
   return _Decoding(
       index=jnp.int32(0),
@@ -211,29 +217,17 @@ def _empty(
       tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
       logprobs=log,
       entropies=log,
-      keys=sharding.constrain(keys, *axes, "head_dim", "length"),
-      values=sharding.constrain(values, *axes, "length", "head_dim"),
+      keys=jnp.zeros((*heads, cfg.head_dim, 0), cfg.dtype),
+      values=jnp.zeros((*heads, 0, cfg.head_dim), cfg.dtype),
   )
 
 
-def _stages(max_tokens: int) -> list[int]:
-  """Slots that decoding reads, growing, so that a short batch reads few.
-
-  Every stage is a loop of its own in the program: an eighth, a quarter, a half
-  and all of the cache, but no loops for a few dozen slots.
-  """
-  parts = (max_tokens // n for n in (8, 4, 2))
-  return [*(part for part in parts if part >= 32), max_tokens]
-
-
-def _context(
-    prompt: KVSegment, start: Array, carry: _Decoding, slots: int
-) -> Context:
-  """The prompt, and the written ones of the cache's first `slots`."""
-  at = jnp.arange(slots)
+def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
+  """The prompt, and the written slots of the cache."""
+  at = jnp.arange(carry.values.shape[3])
   completion = KVSegment(
-      keys=carry.keys[..., :slots],
-      values=carry.values[..., :slots, :],
+      keys=carry.keys,
+      values=carry.values,
       visible=(at < carry.index)[None],
       positions=start[:, None] + at,
   )
@@ -242,10 +236,11 @@ def _context(
 
 def _choose(
     scores: Array, row_keys: Array, index: Array, *, greedy: bool
-) -> Array:
-  """int32[b]: a sample of softmax(scores [b, v]), or the most probable."""
+) -> tuple[Array, TokenStatistics]:
+  """A sample of softmax(scores [b, v]), or the most probable: int32[b]."""
   if greedy:
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return token, head.statistics(scores, token)
   keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, index)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
   return head.draw(scores, uniforms)

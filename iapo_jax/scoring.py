@@ -55,7 +55,7 @@ class Scores:
   information: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "chunk", "head_chunk"))
+@functools.partial(jax.jit, static_argnames=("cfg", "head_chunk"))
 def _statistics(
     params: Params,
     prompts: Prompts,
@@ -64,7 +64,6 @@ def _statistics(
     postfix: Array,
     *,
     cfg: ModelConfig,
-    chunk: int,
     head_chunk: int,
 ) -> tuple[Array, Array, Array, Array]:
   """The arrays of `Scores` for a batch, padded: [b, t] and H [b, t + 1]."""
@@ -79,10 +78,11 @@ def _statistics(
       context,
       policy.first_positions(prompts, 1),
       reasoning,
+      probes.strided(tokens.shape[1] + 1, 1),
       postfix,
       jnp.zeros_like(reasoning),
       cfg=cfg,
-      chunk=chunk,
+      budget=tokens.size,
       head_chunk=head_chunk,
   )
   mask = jnp.arange(tokens.shape[1]) < reasoning[:, None]
@@ -96,7 +96,6 @@ def score(
     *,
     cfg: ModelConfig,
     batch_size: int = 8,
-    chunk: int = 16,
     head_chunk: int = 128,
 ) -> Iterator[tuple[int, Scores]]:
   """Scores items, those of like lengths together.
@@ -106,7 +105,6 @@ def score(
     items: to score.
     cfg: the decoder.
     batch_size: items per call.
-    chunk: positions of every item probed in one forward pass.
     head_chunk: positions whose logits exist at one time.
 
   Yields:
@@ -118,9 +116,7 @@ def score(
     filled = alike + alike[:1] * (rows - len(alike))
     arrays = _arrays([items[i] for i in filled])
     found = jax.device_get(
-        _statistics(
-            params, *arrays, cfg=cfg, chunk=chunk, head_chunk=head_chunk
-        )
+        _statistics(params, *arrays, cfg=cfg, head_chunk=head_chunk)
     )
     for row, i in enumerate(alike):
       logprobs, entropies, answers, information = (x[row] for x in found)

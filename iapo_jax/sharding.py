@@ -72,6 +72,12 @@ def scope(mesh: Mesh) -> Iterator[None]:
     yield
 
 
+def data_shards() -> int:
+  """Over how many shards a batch's rows lie; 1 outside a `scope`."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Places an activation by logical names; outside a `scope` it does nothing.
 
@@ -89,12 +95,6 @@ def platform() -> str:
   """`cpu`, `gpu` or `tpu`: of the `scope`'s mesh, else of the runtime."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
-
-
-def batch_shards() -> int:
-  """Among how many devices a `scope`'s rows are divided; outside of it 1."""
-  shape = jax.sharding.get_abstract_mesh().shape
-  return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def per_shard(

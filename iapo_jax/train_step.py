@@ -70,8 +70,8 @@ def make_train_step(
       key = KeyDomain.TRAINING.key(state.seed)
       key = jax.random.fold_in(key, state.step)
       sample_key, shuffle_key = jax.random.split(key)
-      frozen = sharding.gather_for_decoding(
-          state.params, spec.param_axes, cfg.model.dtype
+      frozen = policy.for_decoding(
+          state.params, spec.param_axes, cfg=cfg.model
       )
       rolled = sample(frozen, prompts, sample_key, cfg, vocabulary)
       grades = grader(rolled, prompts)
@@ -130,16 +130,23 @@ def run_probes(
   if not cfg.probe.stride:
     return None
   faithful = cfg.credit.mode == "faithful"
+  if cfg.probe.at == "sentences":
+    ends = jnp.zeros(cfg.model.vocab_size, bool)
+    ends = ends.at[jnp.asarray(vocabulary.sentence_ends, jnp.int32)].set(True)
+    marks = probes.after(rolled.tokens, ends)
+  else:
+    marks = probes.strided(cfg.rollout.max_tokens + 1, cfg.probe.stride)
   return probes.answer_statistics(
       params,
       rolled.context,
       policy.first_positions(prompts, cfg.group_size),
       rolled.lengths if faithful else grades.reasoning_lengths,
+      marks,
       jnp.asarray(vocabulary.elicitation, jnp.int32),
       jnp.repeat(prompts.gold[:, 0], cfg.group_size),
       cfg=cfg.model,
       temperature=cfg.rollout.temperature,
-      stride=cfg.probe.stride,
-      chunk=cfg.probe.chunk,
+      most=cfg.most_probes,
+      budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
   )

@@ -11,6 +11,7 @@ import numpy as np
 from iapo_jax import (
     assembly,
     checkpoint,
+    compilation,
     evaluation,
     files,
     logs,
@@ -51,12 +52,14 @@ class Run:
     workdir: its folder, locked.
     log: its log files.
     sampler: of its evaluations.
+    meter: of what compiling costs.
   """
 
   parts: Assembly
   workdir: pathlib.Path
   log: RunLog
   sampler: evaluation.Sampler
+  meter: compilation.Meter
 
   @property
   def cfg(self) -> Config:
@@ -80,7 +83,11 @@ class Saved:
 
 
 def train(
-    cfg: Config, workdir: pathlib.Path, *, dry_run: bool = False
+    cfg: Config,
+    workdir: pathlib.Path,
+    *,
+    dry_run: bool = False,
+    programs: pathlib.Path | None = None,
 ) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
@@ -94,6 +101,8 @@ def train(
     cfg: the checked configuration.
     workdir: of the run.
     dry_run: only print the plan; nothing is written or compiled.
+    programs: folder that keeps compiled programs from one start to the next;
+      by default, and where JAX was given one, JAX's own setting holds.
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
@@ -113,20 +122,24 @@ def train(
   if dry_run or home is None:
     policies.check_start(parts)
   if dry_run:
-    print(_introduction(parts))
+    print(_introduction(parts, programs))
     return
-  with workdir_lib.locked(workdir):
+  with (
+      workdir_lib.locked(workdir),
+      compilation.kept(programs),
+      compilation.Meter(start) as meter,
+  ):
     if workdir_lib.claim(workdir, parts):
       print(f"{workdir} holds this run, finished: nothing to do")
       return
-    print(_introduction(parts))
+    print(_introduction(parts, programs))
     _tell_export(parts)
     saved = _find_saved(parts, workdir)
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
     try:
       with RunLog(workdir, position) as log:
-        run = Run(parts, workdir, log, sampler)
+        run = Run(parts, workdir, log, sampler, meter)
         _summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
@@ -165,6 +178,7 @@ def _run_stages(run: Run, saved: Saved | None) -> TrainState:
   params = None
   if cfg.warm_start.num_steps:
     state = warm_start(run, *_begin_warm_start(run, saved))
+    run.meter.mark()  # all that follows is for the next stage
     if not cfg.num_steps:
       return state
     params = state.params
@@ -235,6 +249,7 @@ def warm_start(
         ),
         place=place,
         checkpoints=checkpoints,
+        meter=run.meter,
         save_every=cfg.checkpoint.every,
     )
     return loop.fit(todo, state, run.log, progress)
@@ -283,9 +298,11 @@ def reinforce(
             pipeline.as_prompts(record), run.parts.mesh
         ),
         checkpoints=checkpoints,
+        meter=run.meter,
         save_every=cfg.checkpoint.every,
         save_start=True,
         sequences=cfg.sequences_per_step,
+        calls_host=cfg.reward.grader == "host",
         validate=lambda state, done: _validate(run, state, done),
         observe=_Observer(run),
     )
@@ -437,10 +454,13 @@ def _tell_export(parts: Assembly) -> None:
       print(f"warning: it cannot be exported: {error}", flush=True)
 
 
-def _introduction(parts: Assembly) -> str:
-  """The derived plan and the sizes of the data."""
+def _introduction(parts: Assembly, programs: pathlib.Path | None) -> str:
+  """The derived plan, where programs are kept, and the sizes of the data."""
   stage = assembly.reinforcement_stage(parts)
-  lines = [plan.describe(parts.cfg, parts.mesh, stage.spec)]
+  lines = [
+      plan.describe(parts.cfg, parts.mesh, stage.spec),
+      plan.describe_programs(parts.cfg, compilation.place(programs)),
+  ]
   lines += [
       f"{name:<10} {len(table.kept)} prompts, {table.skipped} skipped,"
       f" {table.truncated} truncated"

@@ -15,6 +15,7 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder
 
 SUMMARY = "summary.json"
+PROGRAMS = "compiled"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _LOCK = "lock"

@@ -98,8 +98,83 @@ def test_step_checks_and_reports_ours(tmp_path):
   assert "ours" in done.stdout
 
 
+def test_accelerator_rehearses_ours(tmp_path):
+  """On a CPU, and with memory for one of two sizes; the peer is run by hand."""
+  path = tmp_path / "accelerator.json"
+  done = run(
+      "accelerator", "--rehearsal", "--contestants=ours", "--rounds=1",
+      "--parts=sampling,update,probed_step", "--gigabytes=0.004",
+      f"--json={path}", timeout=600,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert "rehearsal" in found["unmeasured"]
+  assert done.stdout.startswith("unmeasured: a rehearsal")
+  device = found["device"]
+  parts = found["sizes"]["tiny"]["ours"]
+  phases = {k: v for part in parts.values() for k, v in part["phases"].items()}
+  assert set(phases) == {
+      "decoding", "forward", "probes", "strided_probes", "update",
+      "probed_step",
+  }  # fmt: skip
+  # 2 layers of 32 · (2 · 32 + 2 · 16) + 3 · 32 · 64 weights, a head of 64 · 32;
+  # keys and values of 2 · 2 · 16 numbers a slot: 8 of 2 prompts, 1..16 of 8
+  # sequences, at each of 16 tokens. bfloat16.
+  read = 16 * (2 * 9216 + 2048) + 64 * (16 * 2 * 8 + 8 * 16 * 17 / 2)
+  decoding = phases.pop("decoding")
+  assert decoding["share_of_bandwidth"] == pytest.approx(
+      2 * read / decoding["seconds"] / device["bytes_per_second"]
+  )
+  for name, entry in phases.items():
+    assert entry["share_of_peak"] == pytest.approx(
+        entry["flops"] / entry["seconds"] / device["matmul_flops_per_second"]
+    ), name
+  assert phases["probes"]["flops"] > phases["strided_probes"]["flops"]
+  assert parts["update"]["found"]["moved"] > 0
+  # Weights, gradients and moments of the other size alone take 10 MB.
+  wide = found["sizes"]["wide"]
+  update = wide["ours"]["update"]
+  assert not update["fits"] and not update["phases"]
+  assert update["needs_bytes"] > 16 * wide["weights"] > 4e6
+  assert "does not fit: needs" in done.stdout
+
+
+def test_accelerator_refuses_a_cpu():
+  done = run("accelerator", "--contestants=ours", "--sizes=0.5b")
+  assert done.returncode == 2
+  assert "error: --norehearsal" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 def test_phases_says_which_field_is_wrong():
   done = run("phases", *TINY, "--config.group_size=1")
   assert done.returncode == 2
   assert "error: config.group_size = 1" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_probes_beside_other_ways_to_have_them(tmp_path):
+  """The benchmark itself raises where the entropies differ."""
+  path = tmp_path / "probes.json"
+  done = run(
+      "probes", "--model=tiny", "--sequences=4", "--group=2", "--prompt=8",
+      "--tokens=20", "--stride=4", "--rounds=1", f"--json={path}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  summary = json.loads(path.read_text())
+  assert set(summary["seconds"]) == {
+      "ours", "floor", "kv copy", "re-encoding", "stride", "ragged",
+      "train step",
+  }  # fmt: skip
+  assert summary["flags"]["tokens"] == 20
+  for name, value in summary["ratios"].items():
+    assert value > 0 and name in done.stdout, name
+  # Lengths 2, 8, 14, 20 of at most 20, each with the position before it.
+  share = summary["ratios"]["ragged_share_of_positions"]
+  assert share == pytest.approx((3 + 9 + 15 + 21) / (4 * 21))
+
+
+def test_probes_refuses_a_broken_group():
+  done = run("probes", "--sequences=5", "--group=2", timeout=60)
+  assert done.returncode == 2
+  assert "--sequences 5: --group = 2 must divide it" in done.stderr

@@ -60,6 +60,19 @@ def test_flatten_is_json_and_complete():
             " which is defined token by token",
         ),
         (
+            {"probe__at": "words"},
+            "config.probe.at = 'words': must be one of stride, sentences",
+        ),
+        (
+            {"probe__at": "sentences", "probe__stride": 2},
+            "config.probe.stride = 2: must be 1 with probe.at sentences",
+        ),
+        (
+            {"probe__at": "sentences", "credit__mode": "faithful"},
+            "config.probe.at = 'sentences': must be stride with credit.mode"
+            " faithful, which is defined token by token",
+        ),
+        (
             {"credit__info_weight": float("nan")},
             "config.credit.info_weight = nan: must be finite",
         ),

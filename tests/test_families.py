@@ -63,7 +63,7 @@ def test_the_scores_of_a_ragged_batch_are_those_of_torch(name):
       for prompt, completion in checkpoints.sequences()
   ]
   # Chunks of 5 end within, and one batch of 3 rows holds all of them.
-  found = dict(scoring.score(params, items, cfg=cfg, batch_size=3, chunk=5))
+  found = dict(scoring.score(params, items, cfg=cfg, batch_size=3))
   for i, item in enumerate(items):
     for kind in ("logprobs", "entropies", "answer_entropies"):
       ours, theirs = getattr(found[i], kind), expected[f"{kind}.{i}"]
@@ -207,7 +207,6 @@ def small_run(place, **overrides):
   config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
-  config.probe.chunk = 4
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   return config_lib.parse(config)

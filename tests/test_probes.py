@@ -1,4 +1,5 @@
 import functools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 import tiny
 
 from iapo_jax import policy, probes, rollout
+from iapo_jax.models import head
 
 GROUP, WIDTH = 2, 8
 ELICITATION = (17, 4, 9)
@@ -14,7 +16,7 @@ ELICITATION = (17, 4, 9)
 
 @functools.partial(
     jax.jit,
-    static_argnames=("cfg", "chunk", "head_chunk", "temperature", "stride"),
+    static_argnames=("cfg", "budget", "head_chunk", "temperature", "most"),
 )
 def probe(
     params,
@@ -22,23 +24,26 @@ def probe(
     first,
     lengths,
     targets,
+    marks=None,
     cfg=tiny.MODEL,
-    chunk=3,
+    budget=18,
     head_chunk=4,
     temperature=1.0,
-    stride=1,
+    most=None,
 ):
+  slots = context[1].visible.shape[1]
   return probes.answer_statistics(
       params,
       context,
       first,
       lengths,
+      probes.strided(slots, 1) if marks is None else marks,
       jnp.asarray(ELICITATION),
       targets,
       cfg=cfg,
       temperature=temperature,
-      stride=stride,
-      chunk=chunk,
+      most=most,
+      budget=budget,
       head_chunk=head_chunk,
   )
 
@@ -85,12 +90,12 @@ def reencoded(params, prompts, rolled, row, position, cfg):
 
 
 @pytest.mark.parametrize("cfg", [tiny.MODEL, tiny.FULL], ids=["tied", "full"])
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_probes_are_full_re_encodings(cfg, chunk):
+@pytest.mark.parametrize("budget", [1, 18, 40, 1000])
+def test_probes_are_full_re_encodings(cfg, budget):
   params, prompts, rolled, lengths, targets = make_case(cfg)
   first = policy.first_positions(prompts, GROUP)
   stats = probe(
-      params, rolled.context, first, lengths, targets, cfg=cfg, chunk=chunk
+      params, rolled.context, first, lengths, targets, cfg=cfg, budget=budget
   )
   assert int(jnp.max(lengths)) == WIDTH, "some row should be probed to the end"
   for row in range(6):
@@ -166,18 +171,11 @@ def test_padding_and_neighbours_do_not_matter():
     )
 
 
-@pytest.mark.parametrize("stride", [2, 3, 64])
-@pytest.mark.parametrize("chunk", [1, 2, 64])
-def test_strided_probes_are_exact_where_they_are_and_linear_between(
-    stride, chunk
-):
-  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
-  case = (params, rolled.context, first, lengths, targets)
-  every, some = probe(*case), probe(*case, stride=stride, chunk=chunk)
-  assert set(np.asarray(lengths)) >= {0, WIDTH}
+def interpolated(some, every, marks, lengths):
+  """Checks `some`, probed at `marks`, against `every` position's."""
   for row, length in enumerate(np.asarray(lengths)):
-    at = sorted({*range(0, length + 1, stride), int(length)})
+    inside = [i for i in range(length + 1) if marks[row, i]]
+    at = sorted({0, *inside, int(length)})
     for name in ("entropy", "logprob"):
       ours = np.asarray(getattr(some, name)[row])
       exact = np.asarray(getattr(every, name)[row])[at]
@@ -185,13 +183,88 @@ def test_strided_probes_are_exact_where_they_are_and_linear_between(
       np.testing.assert_allclose(ours[: length + 1], expected, atol=1e-5)
       np.testing.assert_array_equal(ours[length + 1 :], 0)
     np.testing.assert_array_equal(some.hit[row, at], every.hit[row, at])
-  # Σ D = H_0 − H_R, whatever the stride.
+  # Σ D = H_0 − H_R, wherever the marks are.
   information = -np.diff(some.entropy, axis=1)
   live = np.arange(WIDTH) < np.asarray(lengths)[:, None]
   ends = np.asarray(every.entropy)[np.arange(6), lengths]
   np.testing.assert_allclose(
       np.sum(information * live, axis=1), every.entropy[:, 0] - ends, atol=1e-5
   )
+
+
+@pytest.mark.parametrize("stride", [2, 3, 64])
+@pytest.mark.parametrize("budget", [1, 12, 1000])
+def test_strided_probes_are_exact_where_they_are_and_linear_between(
+    stride, budget
+):
+  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
+  first = policy.first_positions(prompts, GROUP)
+  case = (params, rolled.context, first, lengths, targets)
+  marks = probes.strided(WIDTH + 1, stride)
+  most = probes.count(WIDTH, stride)
+  some = probe(*case, marks, budget=budget, most=most)
+  assert set(np.asarray(lengths)) >= {0, WIDTH}
+  interpolated(some, probe(*case), np.repeat(marks, 6, 0), lengths)
+
+
+def test_probes_after_chosen_tokens():
+  """Other positions, and another number of them, in every row."""
+  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
+  first = policy.first_positions(prompts, GROUP)
+  case = (params, rolled.context, first, lengths, targets)
+  ends = np.arange(29) % 3 == 0
+  marks = np.asarray(probes.after(rolled.tokens, jnp.asarray(ends)))
+  expected = np.zeros((6, WIDTH + 1), bool)
+  for row, slot in np.ndindex(6, WIDTH):
+    expected[row, slot + 1] = ends[int(rolled.tokens[row, slot])]
+  np.testing.assert_array_equal(marks, expected)
+  counts = {int(row.sum()) for row in marks}
+  assert len(counts) > 2, "rows should differ in how many they have"
+  some = probe(*case, jnp.asarray(marks), budget=12)
+  interpolated(some, probe(*case), marks, lengths)
+
+
+def test_a_pass_holds_the_budget_and_no_pass_is_half_empty():
+  """64 sequences in 8 groups, 6 tokens a probe: 48 a position of a group."""
+  split = functools.partial(probes.passes, 64, 8, width=6, shards=1)
+  # 4096 // 48 = 85 positions; 257 positions need 4 passes: 65 in each.
+  assert split(257, budget=4096) == (8, 65)
+  # All 9 positions of a group fill 432 of 4096; 8 groups need 3456.
+  assert split(9, budget=4096) == (1, 9)
+  # Of 2000 tokens 4 groups take 1728; the next divisor of 8 is 8.
+  assert split(9, budget=2000) == (2, 9)
+  assert split(257, budget=1) == (8, 1)
+  # Four shards: each has a group in every pass, 192 tokens a position.
+  assert probes.passes(64, 8, 257, 6, budget=4096, shards=4) == (2, 20)
+
+
+def test_short_parts_take_few_passes():
+  """The program's own count of passes, from how often its body ran."""
+  params, prompts, rolled, _, targets = make_case(
+      tiny.MODEL, eos_ids=(99,)
+  )
+  first = policy.first_positions(prompts, GROUP)
+  lengths = jnp.array([0, 1, 8, 3, 2, 2])
+  ran = []
+
+  def body(hidden):
+    jax.debug.callback(lambda: ran.append(1))
+    return hidden
+
+  token_statistics = head.token_statistics
+
+  def counted(params, hidden, targets, **rest):
+    return token_statistics(params, body(hidden), targets, **rest)
+
+  with unittest.mock.patch.object(head, "token_statistics", counted):
+    stats = probes.answer_statistics(
+        params, rolled.context, first, lengths, probes.strided(WIDTH + 1, 1),
+        jnp.asarray(ELICITATION), targets, cfg=tiny.MODEL, budget=18,
+    )  # fmt: skip
+    jax.block_until_ready(stats)
+    jax.effects_barrier()
+  # Parts of one group, 3 positions a pass: 2, 9 and 3 positions.
+  assert len(ran) == 1 + 3 + 1
 
 
 def test_temperature_divides_the_probe_too():
@@ -213,11 +286,12 @@ def test_keys_and_values_are_never_copied():
   params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
   first = policy.first_positions(prompts, GROUP)
   run = functools.partial(
-      probes.answer_statistics, cfg=tiny.MODEL, chunk=WIDTH + 1
+      probes.answer_statistics, cfg=tiny.MODEL, budget=1000
   )
   jaxpr = jax.make_jaxpr(run)(
-      params, rolled.context, first, lengths, jnp.asarray(ELICITATION), targets
-  )
+      params, rolled.context, first, lengths, probes.strided(WIDTH + 1, 1),
+      jnp.asarray(ELICITATION), targets,
+  )  # fmt: skip
   # 6 rows x 9 positions, each with 9 slots of 2 heads of width 8.
   copies = (6 * 9) * 9 * 2 * 8
   largest = max(tiny.array_sizes(jaxpr.jaxpr))

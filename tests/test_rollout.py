@@ -173,9 +173,9 @@ def test_a_longer_limit_only_continues(params):
 
 
 def test_the_stages_of_the_cache_do_not_show(params):
-  """Slots are read in stages of 32, 64 and 128; a limit of 40 reads all."""
-  assert rollout._stages(256) == [32, 64, 128, 256]
-  assert rollout._stages(40) == [40]
+  """The cache grows by 32 slots three times; with a limit of 40, never."""
+  assert policy.stages(128) == [32, 64, 96, 128]
+  assert policy.stages(40) == [40]
   prompts, key = tiny.make_prompts(), jax.random.key(2)
   staged = sample(params, prompts, key, max_tokens=128, eos_ids=(99,))
   plain = sample(params, prompts, key, max_tokens=40, eos_ids=(99,))

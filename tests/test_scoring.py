@@ -57,7 +57,7 @@ def test_neither_batch_nor_chunk_nor_neighbours_matter():
   params = weights.load(GOLDEN / "gemma3", cfg)
   todo = items(9)
   together = dict(
-      scoring.score(params, todo, cfg=cfg, batch_size=4, chunk=7, head_chunk=3)
+      scoring.score(params, todo, cfg=cfg, batch_size=4, head_chunk=3)
   )
   assert sorted(together) == list(range(9))
   for i, item in enumerate(todo):

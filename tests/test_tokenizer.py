@@ -158,6 +158,19 @@ def test_what_nobody_ends(tmp_path):
   assert found == Vocabulary((1,), 1, (1,))
 
 
+def test_what_ends_a_sentence(tmp_path):
+  words = ["a", ".", "3.1", "no.", 'yes!"', "?)", "line\n", ",", "\n\n", "…"]
+  tokenizers.Tokenizer(
+      tokenizers.models.WordLevel({word: i for i, word in enumerate(words)})
+  ).save(str(tmp_path / "tokenizer.json"))
+  tok = tokenizer.load(tmp_path)
+  assert task.sentence_ends(tok, 0) == (1, 3, 4, 5, 6, 8, 9)
+  # A model that knows fewer tokens than the tokenizer.
+  assert task.sentence_ends(tok, 5) == (1, 3, 4)
+  with pytest.raises(ConfigError, match="has no token that ends one"):
+    task.sentence_ends(tok, 1)
+
+
 @pytest.mark.skipif(
     not QWEN.is_dir(),
     reason="the Qwen2 tokenizer is not part of the repository",

@@ -45,7 +45,6 @@ def make_config(**overrides):
       "mlp_dim": 64,
   })
   base.rollout.max_tokens = 20
-  base.probe.chunk = 8
   base.data.arithmetic.update({
       "train_problems": 32,
       "validation_problems": 8,
@@ -371,8 +370,8 @@ def learn(setup, recorded, reference, params=None):
 
   def run(state, reference, prompts, rolled):
     with sharding.scope(setup.parts.mesh):
-      frozen = sharding.gather_for_decoding(
-          state.params, setup.stage.spec.param_axes, cfg.model.dtype
+      frozen = policy.for_decoding(
+          state.params, setup.stage.spec.param_axes, cfg=cfg.model
       )
       grades = setup.parts.grader(rolled, prompts)
       probe = train_step.run_probes(
@@ -488,3 +487,40 @@ def test_prompts_are_a_pytree_of_rows():
   assert pipeline.as_prompts(vars(prompts)) == prompts
   for leaf in jax.tree.leaves(prompts):
     assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+
+
+def test_probes_where_sentences_end():
+  """Exact there, at 0 and at the end of the reasoning."""
+  setup = make_setup()
+  prompts, params = setup.prompts(), make_params(setup)
+  ends = tuple(range(0, 40, 3))
+  vocabulary = dataclasses.replace(
+      setup.parts.task.vocabulary, sentence_ends=ends
+  )
+  probed = dataclasses.replace(setup.cfg.probe, at="sentences")
+  configs = setup.cfg, dataclasses.replace(setup.cfg, probe=probed)
+
+  def run(params, prompts):
+    with sharding.scope(setup.parts.mesh):
+      rolled = train_step.sample(
+          params, prompts, jax.random.key(0), setup.cfg, vocabulary
+      )
+      grades = setup.parts.grader(rolled, prompts)
+      found = [
+          train_step.run_probes(
+              params, rolled, grades, prompts, cfg, vocabulary
+          )
+          for cfg in configs
+      ]
+    return rolled, grades, found
+
+  rolled, grades, (every, some) = jax.jit(run)(params, prompts)
+  differ = 0
+  for row, length in enumerate(np.asarray(grades.reasoning_lengths)):
+    tokens = np.asarray(rolled.tokens[row, :length])
+    at = sorted({0, *(np.flatnonzero(np.isin(tokens, ends)) + 1), int(length)})
+    np.testing.assert_allclose(
+        some.entropy[row, at], every.entropy[row, at], atol=1e-5
+    )
+    differ += int(np.max(np.abs(some.entropy - every.entropy)[row]) > 1e-3)
+  assert differ > 0, "between them entropies should be interpolated"

@@ -210,7 +210,7 @@ class DrawTest(chex.TestCase):
         ((0.26, 0.0), 2), ((0.99, 0.33), 2), ((0.26, 0.34), 3),
         ((1 - 2**-24, 1 - 2**-24), 3),
     ):  # fmt: skip
-      drawn = self.variant(head.draw)(scores, jnp.array([uniforms]))
+      drawn, _ = self.variant(head.draw)(scores, jnp.array([uniforms]))
       assert drawn.tolist() == [token], uniforms
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -222,7 +222,7 @@ class DrawTest(chex.TestCase):
     sides = jnp.concatenate([jnp.linspace(0, 0.999, 40), jnp.ones(1) - 2**-24])
     grid = jnp.stack(jnp.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
     rows = jnp.broadcast_to(scores, (len(grid), 5))
-    drawn = self.variant(head.draw)(rows, grid)
+    drawn, _ = self.variant(head.draw)(rows, grid)
     assert set(drawn.tolist()) == {1, 3}
 
 

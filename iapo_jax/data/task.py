@@ -20,7 +20,7 @@ from iapo_jax.data import (
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
-from iapo_jax.errors import ConfigError
+from iapo_jax.errors import ConfigError, fail
 from iapo_jax.hf import folder
 from iapo_jax.rewards import text
 from iapo_jax.types import Vocabulary
@@ -139,6 +139,9 @@ def load(
   else:
     tok = _word_tokenizer(cfg.data)
   vocabulary = vocabulary_of(tok, cfg.probe.elicitation, tokens)
+  if cfg.probe.at == "sentences":
+    ends = sentence_ends(tok, cfg.model.vocab_size)
+    vocabulary = dataclasses.replace(vocabulary, sentence_ends=ends)
   tables, kept = {}, {}
   for name, split in problems.items():
     try:
@@ -303,6 +306,40 @@ def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
   own = tok.eos_token_id
   ends = tokens.eos_ids or (() if own is None else (own,))
   return tuple(sorted(ends, key=lambda end: end != own))
+
+
+def sentence_ends(tok: Any, vocab_size: int) -> tuple[int, ...]:
+  """The tokens after which sentences or lines are over.
+
+  Args:
+    tok: a Hugging Face tokenizer.
+    vocab_size: of the model, which may know fewer; 0 where it is the
+      tokenizer's.
+
+  Returns:
+    At least one token.
+
+  Raises:
+    ConfigError: where there is none.
+  """
+  size = min(len(tok), vocab_size or len(tok))
+  texts = tok.batch_decode(
+      [[i] for i in range(size)], clean_up_tokenization_spaces=False
+  )
+  found = tuple(i for i, text in enumerate(texts) if _ends(text))
+  if not found:
+    fail(
+        "probe.at",
+        "sentences",
+        f"tokenizer {tok.name_or_path!r} has no token that ends one",
+    )
+  return found
+
+
+def _ends(text: str) -> bool:
+  """Whether a sentence or a line is over after the text of a token."""
+  closed = text.rstrip(" \t\"')]}*»”’」』")
+  return "\n" in text or closed.endswith((".", "!", "?", "…", "。", "！", "？"))
 
 
 def elicitation_ids(

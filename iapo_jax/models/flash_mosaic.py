@@ -37,7 +37,7 @@ def forward(
           grid=(*queries.shape[:2], m // blocks.queries, blocks.across),
           in_specs=[
               spec.queries(width), spec.keys, spec.values, spec.bounds,
-          ],  # fmt: skip
+          ],
           out_specs=[spec.queries(width), spec.queries(1)],
           scratch_shapes=[
               pltpu.VMEM((1, blocks.queries), jnp.float32),
@@ -77,7 +77,7 @@ def backward_queries(
           in_specs=[
               spec.queries(width), spec.keys, spec.values, spec.bounds,
               spec.queries(1), spec.queries(1), spec.queries(width),
-          ],  # fmt: skip
+          ],
           out_specs=spec.queries(width),
           scratch_shapes=[pltpu.VMEM((width, blocks.queries), jnp.float32)],
       ),
@@ -88,7 +88,7 @@ def backward_queries(
   )(
       *_reach(bounds, blocks),
       queries, keys, values, bounds, lse, delta, gradient,
-  )  # fmt: skip
+  )
 
 
 def backward_segment(
@@ -113,7 +113,7 @@ def backward_segment(
           in_specs=[
               spec.queries(width), spec.keys, spec.values, spec.bounds,
               spec.queries(1), spec.queries(1), spec.queries(width),
-          ],  # fmt: skip
+          ],
           out_specs=[spec.keys, spec.values],
           scratch_shapes=[
               pltpu.VMEM((width, blocks.slots), jnp.float32),
@@ -130,10 +130,11 @@ def backward_segment(
   )(
       *_reach(bounds, blocks),
       queries, keys, values, bounds, lse, delta, gradient,
-  )  # fmt: skip
+  )
 
 
 def _blocks(queries: Array, keys: Array) -> Blocks:
+  """Large blocks: a step of the grid has a cost of its own."""
   m, length = queries.shape[-1], keys.shape[-1]
   wide = _MOST_QUERIES if m % _MOST_QUERIES == 0 else flash.LANES
   return Blocks(wide, min(length, _MOST_SLOTS), length)

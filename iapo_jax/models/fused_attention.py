@@ -66,7 +66,7 @@ def attend(
     [b, x, n, h] in the dtype of `queries`.
   """
   chex.assert_rank(queries, 4)
-  shards = sharding.batch_shards()
+  shards = sharding.data_shards()
   if any(keys.shape[0] % shards for keys, _, _ in segments):
     return attention.attend(queries, segments, scale=scale, cap=cap)
   interpret = sharding.platform() == "cpu"
@@ -120,7 +120,7 @@ def _backward(
       (
           _QUERIES, (_PAIR,) * count, (_BOUNDS,) * count, _QUERIES, _LSE,
           _QUERIES,
-      ),  # fmt: skip
+      ),
       (_QUERIES, (_PAIR,) * count),
   )
   to_queries, to_pairs = run(*saved, gradient)

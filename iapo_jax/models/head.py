@@ -66,32 +66,42 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
   return TokenStatistics(chosen - lse, entropy, chosen >= 0.0)
 
 
-def draw(scores: Array, uniforms: Array) -> Array:
+def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   """Samples softmax(scores) by inverting its distribution function, in fp32.
 
   In two levels: a block of tokens by its weight, then a token of the block.
   A row needs two random numbers, whatever the size of the vocabulary, and
-  nothing is gathered from a head split over it.
+  nothing is gathered from a head split over it. The sums that sampling needs
+  are those of `statistics`, too.
 
   Args:
     scores: fp32[b, v].
     uniforms: fp32[b, 2] in [0, 1).
 
   Returns:
-    int32[b].
+    int32[b], and the statistics [b] of these tokens.
   """
   chex.assert_type([scores, uniforms], jnp.float32)
   rows, size = scores.shape
   width = 2 ** math.ceil(math.log2(size) / 2)
-  top = jnp.max(scores, axis=-1, keepdims=True)
-  weights = jnp.exp(scores - top)
-  weights = jnp.pad(weights, ((0, 0), (0, -size % width)))
-  weights = weights.reshape(rows, -1, width)
-  block = _invert(jnp.sum(weights, axis=-1), uniforms[:, 0])
-  blocks = jnp.arange(weights.shape[1])[:, None]
-  chosen = jnp.where(blocks == block[:, None, None], weights, 0.0)
-  inside = _invert(jnp.sum(chosen, axis=1), uniforms[:, 1])
-  return block * width + inside
+  padding = ((0, 0), (0, -size % width))
+  top = jnp.max(scores, axis=-1)
+  padded = jnp.pad(scores, padding, constant_values=-jnp.inf)
+  shifted = padded.reshape(rows, -1, width) - top[:, None, None]
+  weights = jnp.exp(shifted)
+  sums = jnp.sum(weights, axis=-1)
+  total = jnp.sum(sums, axis=-1)
+  lse = jnp.log(total)
+  known = jnp.where(weights > 0, shifted, 0.0)
+  entropy = lse - jnp.sum(jnp.sum(weights * known, axis=-1), axis=-1) / total
+  block = _invert(sums, uniforms[:, 0])
+  is_block = jnp.arange(sums.shape[1])[:, None] == block[:, None, None]
+  row = jnp.sum(jnp.where(is_block, shifted, 0.0), axis=1)
+  inside = _invert(jnp.exp(row), uniforms[:, 1])
+  is_token = jnp.arange(width) == inside[:, None]
+  chosen = jnp.sum(jnp.where(is_token, row, 0.0), axis=-1)
+  stats = TokenStatistics(chosen - lse, entropy, chosen >= 0.0)
+  return block * width + inside, stats
 
 
 def _invert(weights: Array, uniform: Array) -> Array:

@@ -44,6 +44,26 @@ def _bias(
   return module.param(name, init, shape, jnp.float32)
 
 
+def _join(*kernels: Array) -> Array:
+  """[..., i, o] each as one [..., i, 2, o]."""
+  return jnp.stack(kernels, axis=-2)
+
+
+def _join_heads(queries: Array, keys: Array, values: Array) -> Array:
+  """[..., d, n, h], [..., d, k, h] twice as one [..., d, k, n / k + 2, h]."""
+  *rest, heads, width = keys.shape
+  parts = [
+      x.reshape(*rest, heads, -1, width) for x in (queries, keys, values)
+  ]
+  return jnp.concatenate(parts, axis=-2)
+
+
+def _kept(module: nn.Module, name: str) -> Array | None:
+  """A kernel that `for_decoding` has put together, where it has."""
+  known = module.has_variable("params", name)
+  return module.get_variable("params", name) if known else None
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) · scale over the last axis, in fp32.
 
@@ -125,9 +145,7 @@ class Attention(nn.Module):
       [b, x, d], and the new keys [b, k, h, x] and values [b, k, x, h].
     """
     c = self.cfg
-    queries = self._project("q", x, "heads", c.num_heads)
-    keys = self._project("k", x, "kv_heads", c.num_kv_heads)
-    values = self._project("v", x, "kv_heads", c.num_kv_heads)
+    queries, keys, values = self._project(x)
     if c.qk_norm != "none":
       queries = self._normalise("q", queries)
       keys = self._normalise("k", keys)
@@ -150,21 +168,39 @@ class Attention(nn.Module):
     )
     return self._output(mixed), (keys, values)
 
-  def _project(self, name: str, x: Array, axis: str, heads: int) -> Array:
-    """[b, x, d] -> [b, x, heads, h]."""
+  def _project(self, x: Array) -> list[Array]:
+    """[b, x, d] -> queries [b, x, n, h], keys and values [b, x, k, h]."""
     c = self.cfg
-    kernel = _weight(
-        self,
-        f"{name}_kernel",
-        (c.d_model, heads, c.head_dim),
-        ("embed", axis, "head_dim"),
-        c.d_model,
-    )
-    y = dense(x, kernel)
-    if c.qkv_bias:
-      shape, axes = (heads, c.head_dim), (axis, "head_dim")
-      y += _bias(self, f"{name}_bias", shape, axes).astype(x.dtype)
-    return sharding.constrain(y, "batch", "length", axis, "head_dim")
+    heads = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
+    axes = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+    joint = _kept(self, "qkv_kernel")
+    if joint is None:
+      products = [
+          dense(
+              x,
+              _weight(
+                  self,
+                  f"{name}_kernel",
+                  (c.d_model, count, c.head_dim),
+                  ("embed", axes[name], "head_dim"),
+                  c.d_model,
+              ),
+          )
+          for name, count in heads.items()
+      ]
+    else:
+      shared = c.num_heads // c.num_kv_heads
+      products = jnp.split(dense(x, joint), [shared, shared + 1], axis=3)
+    found = []
+    for (name, count), y in zip(heads.items(), products, strict=True):
+      y = y.reshape(*x.shape[:2], count, c.head_dim)
+      if c.qkv_bias:
+        shape, names = (count, c.head_dim), (axes[name], "head_dim")
+        y += _bias(self, f"{name}_bias", shape, names).astype(x.dtype)
+      found.append(
+          sharding.constrain(y, "batch", "length", axes[name], "head_dim")
+      )
+    return found
 
   def _normalise(self, name: str, x: Array) -> Array:
     """RMSNorm of [b, x, heads, h], a head at a time or all of them as one."""
@@ -206,29 +242,35 @@ class MLP(nn.Module):
   def __call__(self, x: Array) -> Array:
     """[b, x, d] -> [b, x, d]."""
     c = self.cfg
-    gate = self._dense("gate", x, (c.d_model, c.mlp_dim), ("embed", "mlp"))
-    up = self._dense("up", x, (c.d_model, c.mlp_dim), ("embed", "mlp"))
     activation = {
         "silu": nn.silu,
         "gelu": functools.partial(nn.gelu, approximate=False),
         "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     }[c.activation]
+    joint = _kept(self, "gate_up_kernel")
+    if joint is None:
+      gate, up = (dense(x, self._wide(name)) for name in ("gate", "up"))
+    else:
+      gate, up = jnp.unstack(dense(x, joint), axis=-2)
+    gate = self._biased("gate", gate, "mlp")
+    up = self._biased("up", up, "mlp")
     hidden = activation(gate) * up
     hidden = sharding.constrain(hidden, "batch", "length", "mlp")
     shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
-    return self._dense("down", hidden, shape, axes)
+    kernel = _weight(self, "down_kernel", shape, axes, c.mlp_dim)
+    # Activations of width d are not split along FSDP: nor is their bias.
+    return self._biased("down", dense(hidden, kernel), "width")
 
-  def _dense(
-      self, name: str, x: Array, shape: tuple[int, int], axes: tuple[str, str]
-  ) -> Array:
-    kernel = _weight(self, f"{name}_kernel", shape, axes, shape[0])
-    y = dense(x, kernel)
-    if self.cfg.mlp_bias:
-      # Activations of width d are not split along FSDP: nor is their bias.
-      axis = "mlp" if axes[1] == "mlp" else "width"
-      bias = _bias(self, f"{name}_bias", shape[1:], (axis,))
-      y += bias.astype(x.dtype)
-    return y
+  def _wide(self, name: str) -> Array:
+    """The kernel [d, f] of gate or up."""
+    shape, axes = (self.cfg.d_model, self.cfg.mlp_dim), ("embed", "mlp")
+    return _weight(self, f"{name}_kernel", shape, axes, shape[0])
+
+  def _biased(self, name: str, y: Array, axis: str) -> Array:
+    if not self.cfg.mlp_bias:
+      return y
+    bias = _bias(self, f"{name}_bias", y.shape[-1:], (axis,))
+    return y + bias.astype(y.dtype)
 
 
 class Block(nn.Module):
@@ -334,6 +376,27 @@ def init(key: Array, cfg: ModelConfig) -> Params:
   """
   tokens = jnp.zeros((1, 1), jnp.int32)
   return Decoder(cfg).init(key, tokens, tokens, ())["params"]
+
+
+def for_decoding(params: Params) -> Params:
+  """Weights laid out for many calls of `extend`.
+
+  Kernels that read the same activations lie together, so that a token is not
+  kept waiting for many small products, and nothing is put together for each.
+
+  Args:
+    params: the decoder's plain weights.
+
+  Returns:
+    Weights that `extend` and the head take, and nothing else does.
+  """
+  layers = dict(params["layers"])
+  mixer, mlp = dict(layers["attention"]), dict(layers["mlp"])
+  mixer["qkv_kernel"] = _join_heads(
+      *(mixer.pop(f"{name}_kernel") for name in "qkv")
+  )
+  mlp["gate_up_kernel"] = _join(mlp.pop("gate_kernel"), mlp.pop("up_kernel"))
+  return params | {"layers": layers | {"attention": mixer, "mlp": mlp}}
 
 
 @functools.partial(jax.named_call, name="extend")
