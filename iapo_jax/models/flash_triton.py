@@ -257,6 +257,8 @@ def _load(
 ) -> tuple[Array, Array]:
   """[h, slots] and [slots, h] of block j, 0 beyond the segment."""
   part, across, down = _part(j, keys.shape[0], blocks)
+  if not blocks.ragged:
+    return keys[:, part], values[part, :]
   return (
       triton.load(keys.at[:, part], mask=across, other=0.0),
       triton.load(values.at[part, :], mask=down, other=0.0),
