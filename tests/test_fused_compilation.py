@@ -19,6 +19,7 @@ from iapo_jax.types import Prompts
 AXES = ("data", "fsdp", "tensor")
 MODEL = dataclasses.replace(
     tiny.MODEL,
+    vocab_size=32,
     d_model=256,
     head_dim=64,
     mlp_dim=256,
