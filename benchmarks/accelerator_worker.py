@@ -231,7 +231,7 @@ class Part:
       inputs = frozen, self.prompts, keys.pop()
       found["rollout"] = jax.block_until_ready(program(*inputs))
 
-    program = self.ours.rollout.lower(frozen, self.prompts, keys[0])
+    program = self.ours.decoding.lower(frozen, self.prompts, keys[0])
     self.measure("decoding", program.compile, sample)
     return found["rollout"]
 

@@ -111,6 +111,7 @@ class Contestant:
     spec: of the state.
     vocabulary: without a token that ends a completion.
     rollout: (weights, prompts, key) -> rollout.
+    decoding: the same, of weights as `frozen` has them.
     scoring: (weights, prompts, rollout, advantages) -> experience.
     update: (state, experience) -> (state, metrics); the state is donated.
     state: the newest.
@@ -144,6 +145,7 @@ class Contestant:
         spec=self.spec,
     )
     self.rollout = self._program(self._sample)
+    self.decoding = self._program(self._decode)
     self.scoring = self._program(update.gather_experience, cfg=self.cfg)
     self.update = self._program(
         update.update, donated=0, cfg=self.cfg, optimizer=self._optimizer
@@ -206,9 +208,10 @@ class Contestant:
     return jax.jit(program, donate_argnums=() if donated is None else donated)
 
   def _sample(self, params: Params, prompts: Prompts, key: Array) -> Rollout:
-    return train_step.sample(
-        self._gather(params), prompts, key, self.cfg, self.vocabulary
-    )
+    return self._decode(self._gather(params), prompts, key)
+
+  def _decode(self, frozen: Params, prompts: Prompts, key: Array) -> Rollout:
+    return train_step.sample(frozen, prompts, key, self.cfg, self.vocabulary)
 
   def prompts(self, batch: list[list[int]]) -> Prompts:
     """A step's prompts; nothing looks at their gold answers."""

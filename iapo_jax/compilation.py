@@ -5,8 +5,8 @@ that the same program is asked for: the same operations, options and versions on
 the same kind of devices (a CPU's instruction set included). What it reads is
 run as it is, so that such a folder must be as trusted as the code itself.
 
-A program that calls the host (`reward.grader = host`) has an address of this
-process in it: JAX never writes it, and compiles it at every start.
+A program that calls the host (`reward.grader = host`) is kept by JAX 0.11 and
+later; earlier ones never write it, and compile it at every start.
 """
 
 import collections
@@ -48,6 +48,11 @@ def place(folder: pathlib.Path | None) -> str | None:
     return None
   own = jax.config.jax_compilation_cache_dir
   return own or (str(folder) if folder else None)
+
+
+def keeps_host_calls() -> bool:
+  """Whether this JAX keeps programs that call the host."""
+  return jax.__version_info__ >= (0, 11)
 
 
 @contextlib.contextmanager
@@ -162,9 +167,11 @@ class Account:
     """
     if self.was_read:
       return "read from the cache"
-    if calls_host:
+    if self.written:
+      return "kept for the next start"
+    if calls_host and not keeps_host_calls():
       return "cannot be kept: it calls the host"
-    return "kept for the next start" if self.written else "not kept"
+    return "not kept"
 
 
 class Meter:

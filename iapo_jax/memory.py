@@ -30,7 +30,7 @@ class Estimate:
     reference: the starting policy, where the loss compares with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
-    probes: activations of one pass of probes.
+    probes: activations of one pass of probes, and the cache of a part.
     update: gradients, and activations of a micro-batch.
   """
 
@@ -101,7 +101,8 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
   elicitation = 4  # tokens, about: the tokenizer is not asked
-  asked = 0  # in a pass
+  cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
+  asked = copied = 0  # in a pass; of the cache, for a part of the batch
   if c.most_probes:
     parts, chunk = probes.passes(
         c.sequences_per_step,
@@ -111,15 +112,15 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
         budget=c.tokens_per_pass,
         shards=_shards(mesh),
     )
-    asked = rows // parts * chunk
+    asked, copied = rows // parts * chunk, cache // parts
   probe = elicitation * _layer_bytes(c, _context(c), mesh)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
       reference=_reference_bytes(c, spec),
       decoding=_decoding_bytes(c, mesh, spec),
-      cache=_cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step),
-      probes=asked * (probe + head),
+      cache=cache,
+      probes=asked * (probe + head) + copied,
       update=_update_bytes(
           c, mesh, spec, rows // c.loss.micro_batches * c.rollout.max_tokens
       ),

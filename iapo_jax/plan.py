@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import memory
+from iapo_jax import compilation, memory
 from iapo_jax.config import Config, CreditConfig
 from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
@@ -61,9 +61,10 @@ def describe_programs(c: Config, place: str | None) -> str:
   if place is None:
     return "programs   not kept for the next start: JAX has no cache"
   line = f"programs   kept in {place} for the next start"
-  if c.reward.grader == "host":
+  if c.reward.grader == "host" and not compilation.keeps_host_calls():
     names = "rl step and evaluation" if c.num_steps else "evaluation"
-    line += f"; {names} cannot be kept: grading calls the host"
+    rule = "cannot be kept (before JAX 0.11): grading calls the host"
+    line += f"; {names} {rule}"
   return line
 
 

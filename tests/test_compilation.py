@@ -158,20 +158,25 @@ def test_the_time_to_the_first_step_adds_up(run):
       assert tracing + compiling + line["time/step_seconds"] < total
 
 
-def test_a_program_that_calls_the_host_is_not_kept_and_says_so(
-    tmp_path, capsys
-):
-  cfg = small(reward__grader="host", warm_start__num_steps=0, num_steps=1)
-  events = start(cfg, tmp_path / "run")
+def test_programs_that_call_the_host(tmp_path, capsys):
+  """JAX keeps them or not; the run says which, and comes to the same."""
+  cfg = small(reward__grader="host", warm_start__num_steps=0)
+  folder = tmp_path / "run"
+  events = start(cfg, folder)
+  assert events["cache_misses"] > 0  # the small ones, whatever JAX does
+  lines = runs.lines(folder)
   out = capsys.readouterr().out
-  assert (
-      f"{tmp_path / 'run' / 'compiled'} for the next start; rl step and"
-      " evaluation cannot be kept: grading calls the host\n"
-  ) in out
-  assert "tracing (cannot be kept: it calls the host)\n" in out
-  assert events["cache_misses"] > 0  # the small ones are
-  assert not large(tmp_path / "run")
-  assert first_steps(tmp_path / "run", "time/first_step_cached")[1] == [0.0]
+  keeps = compilation.keeps_host_calls()
+  assert len(large(folder)) == (2 if keeps else 0)
+  assert f"programs   kept in {folder / 'compiled'} for the next start" in out
+  told = "; rl step and evaluation cannot be kept (before JAX 0.11): grading"
+  assert (told in out) != keeps
+  assert ("tracing (cannot be kept: it calls the host)\n" in out) != keeps
+  unfinish(folder)
+  start(cfg, folder)
+  told = first_steps(folder, "time/first_step_cached")[1]
+  assert told == [0.0, float(keeps)]
+  assert runs.lines(folder) == lines
 
 
 def test_a_users_own_cache_is_left_alone(tmp_path):
@@ -231,4 +236,5 @@ def test_it_would_grow_if_layers_were_written_out(monkeypatch):
   """What the test above would see: the same decoder without the loop."""
   scan = functools.partial(nn.scan, unroll=True)
   monkeypatch.setattr(nn, "scan", scan)
-  assert lines(lowered(6)) > 1.5 * lines(lowered(2))
+  # Three times what the test above lets pass: layers are part of a step only.
+  assert lines(lowered(6)) > 1.15 * lines(lowered(2))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 import tiny
 from flax import linen as nn
+from jax.experimental import topologies
 from jax.sharding import AxisType
-from test_fused_attention import everything
+from test_fused_attention import answers, everything, gradient_of_scores
 
 from iapo_jax import sharding
 from iapo_jax.models import transformer
@@ -31,7 +32,7 @@ MODEL = dataclasses.replace(
 )
 
 
-def arguments(cfg, rows=None, weights=None):
+def arguments(cfg, tokens, rows=None, weights=None):
   """The types of what `everything` takes, of 4 prompts and 8 completions."""
 
   def array(*shape):
@@ -48,7 +49,7 @@ def arguments(cfg, rows=None, weights=None):
         sharding.tree_shardings(boxed, weights),
     )
   prompts = Prompts(array(4, 300), array(4), array(4, 1), array(4))
-  return params, prompts, array(8, 700), array(8)
+  return params, prompts, array(8, tokens), array(8)
 
 
 def test_kernels_lower_for_a_gpu():
@@ -61,7 +62,7 @@ def test_kernels_lower_for_a_gpu():
     cfg = dataclasses.replace(MODEL, dtype=dtype)
     with jax.sharding.use_abstract_mesh(mesh):
       traced = jax.jit(functools.partial(everything, cfg=cfg)).trace(
-          *arguments(cfg)
+          *arguments(cfg, 700)
       )
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "xla.gpu.triton" in text
@@ -69,31 +70,46 @@ def test_kernels_lower_for_a_gpu():
       assert f"attention_{name}" in text
 
 
-def test_kernels_compile_for_tpus():
-  """Scores and probes on four TPUs, and less memory than without."""
+@pytest.fixture(name="tpus")
+def make_tpus():
+  """A mesh of four TPUs that nobody needs to have."""
   pytest.importorskip("libtpu", reason="compiles for TPUs: needs libtpu")
-  from jax.experimental import topologies
-
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   topology = topologies.get_topology_desc(
       platform="tpu", topology_name="v5e:2x2"
   )
-  mesh = jax.make_mesh(
+  return jax.make_mesh(
       (1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3,
       devices=topology.devices,
   )  # fmt: skip
+
+
+def compile_for(mesh, program, cfg, tokens):
+  """The program of four prompts, two completions of each."""
+
+  def run(*arguments):
+    with sharding.scope(mesh):
+      return program(*arguments, cfg)
+
+  rows = sharding.batch_sharding(mesh)
+  traced = jax.jit(run).trace(*arguments(cfg, tokens, rows, mesh))
+  return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+def test_probes_compile_for_tpus(tpus):
+  cfg = dataclasses.replace(MODEL, attention="auto")
+  compiled = compile_for(tpus, answers, cfg, 700)
+  assert "tpu_custom_call" in compiled.as_text()
+
+
+def test_gradients_compile_for_tpus_and_need_less_memory(tpus):
+  def gradient(params, prompts, tokens, _, cfg):
+    return gradient_of_scores(params, prompts, tokens, cfg)
+
   needed = {}
   for kind in ("auto", "reference"):
     cfg = dataclasses.replace(MODEL, attention=kind)
-
-    def run(params, *arrays, cfg=cfg):
-      with sharding.scope(mesh):
-        return everything(params, *arrays, cfg)
-
-    traced = jax.jit(run).trace(
-        *arguments(cfg, sharding.batch_sharding(mesh), mesh)
-    )
-    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    compiled = compile_for(tpus, gradient, cfg, 2000)
     assert ("tpu_custom_call" in compiled.as_text()) == (kind == "auto")
     needed[kind] = compiled.memory_analysis().temp_size_in_bytes
   assert needed["auto"] < needed["reference"]
