@@ -199,7 +199,11 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
   """
   ours = cfg.model
   model = dataclasses.replace(
-      theirs, pretrained=ours.pretrained, dtype=ours.dtype, remat=ours.remat
+      theirs,
+      pretrained=ours.pretrained,
+      dtype=ours.dtype,
+      remat=ours.remat,
+      attention=ours.attention,
   )
   field = model_config.difference(ours, model)
   if ours.vocab_size and field:  # it was filled in before

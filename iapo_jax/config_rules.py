@@ -132,6 +132,7 @@ def check_model(m: ModelConfig) -> None:
       "norm_position": (m.norm_position, model_config.NORM_POSITIONS),
       "qk_norm": (m.qk_norm, model_config.QK_NORMS),
       "activation": (m.activation, model_config.ACTIVATIONS),
+      "attention": (m.attention, model_config.ATTENTIONS),
       "dtype": (m.dtype, DTYPES),
   }
   choices |= {
@@ -178,7 +179,7 @@ def _check_pretrained(m: ModelConfig) -> None:
   default = ModelConfig()
   for field in dataclasses.fields(m):
     value = getattr(m, field.name)
-    own = field.name in ("pretrained", "dtype", "remat")
+    own = field.name in ("pretrained", "dtype", "remat", "attention")
     if not own and value != getattr(default, field.name):
       rule = f"is read from model.pretrained = {m.pretrained!r}; leave it out"
       fail(f"model.{field.name}", value, rule)
@@ -303,6 +304,29 @@ def _get(c: "Config", field: str) -> Any:
 
 def _divisors(n: int) -> list[int]:
   return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def check_platform(m: ModelConfig, platform: str) -> None:
+  """Whether the devices can do what the decoder asks for.
+
+  Args:
+    m: the decoder.
+    platform: of the devices: `cpu`, `gpu` or `tpu`.
+
+  Raises:
+    ConfigError: where they cannot.
+  """
+  if m.attention != "fused":
+    return
+  if platform not in model_config.FUSED_PLATFORMS:
+    rule = f"needs GPUs or TPUs, not {platform}; take auto or reference"
+    fail("model.attention", m.attention, rule)
+  if platform == "gpu" and m.head_dim not in (16, 32, 64, 128, 256):
+    rule = (
+        "needs on GPUs a model.head_dim of 16, 32, 64, 128 or 256, not"
+        f" {m.head_dim}; take reference"
+    )
+    fail("model.attention", m.attention, rule)
 
 
 def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:

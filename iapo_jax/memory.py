@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from iapo_jax import probes
 from iapo_jax.config import Config
+from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
 from iapo_jax.types import PyTree
 
@@ -115,7 +116,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
         shards=_shards(mesh),
     )
     asked, copied = rows // parts * chunk, cache // parts
-  probe = elicitation * _layer_bytes(c, _context(c), tensor)
+  probe = elicitation * _layer_bytes(c, _context(c), mesh)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -164,22 +165,25 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
 def _update_bytes(c: Config, mesh: Mesh, spec: StateSpec, tokens: int) -> int:
   """Gradients, and what a backward pass over so many tokens stores."""
   gradients = tree_bytes(spec.shapes.params, spec.shardings.params)
-  return gradients + _stored_bytes(c, tokens, _context(c), mesh.shape["tensor"])
+  return gradients + _stored_bytes(c, tokens, _context(c), mesh)
 
 
-def _layer_bytes(c: Config, context: int, tensor: int) -> int:
+def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
   """Activations of one token in one layer: residuals, heads, MLP, scores."""
-  m = c.model
+  m, tensor = c.model, mesh.shape["tensor"]
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = 2 * m.num_heads // tensor * context * _FP32
+  if fused_attention.chosen(m.attention, mesh.devices.flat[0].platform):
+    # Of scores only blocks exist; two segments have an output each.
+    scores = 2 * m.num_heads // tensor * m.head_dim * _FP32
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
   return dense * _width(c) + scores
 
 
-def _stored_bytes(c: Config, tokens: int, context: int, tensor: int) -> int:
+def _stored_bytes(c: Config, tokens: int, context: int, mesh: Mesh) -> int:
   """What the backward pass of one micro-batch needs of the forward pass."""
-  m = c.model
-  layer = 2 * _layer_bytes(c, context, tensor)  # values and their gradients
+  m, tensor = c.model, mesh.shape["tensor"]
+  layer = 2 * _layer_bytes(c, context, mesh)  # values and their gradients
   if m.remat:
     layers = m.num_layers * m.d_model * _width(c) + layer
   else:

@@ -11,6 +11,10 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 ROTARY = ("global", "local", "none")
 NORM_POSITIONS = ("before", "after", "both")
 QK_NORMS = ("none", "head", "projection")
+ATTENTIONS = ("auto", "reference", "fused")
+# Platforms that have kernels, and those where `auto` takes them.
+FUSED_PLATFORMS = ("gpu", "tpu")
+AUTO_FUSED = ("tpu",)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -52,7 +56,7 @@ class ModelConfig:
 
   Attributes:
     pretrained: a Hugging Face folder or hub name that gives the weights, the
-      tokenizer and every other field but `dtype` and `remat`.
+      tokenizer and every other field but `dtype`, `remat` and `attention`.
     family: the Hugging Face `model_type` that the policy is exported as.
     vocab_size: v, rows of the embedding; 0 takes the tokenizer's size or the
       pretrained model's.
@@ -85,6 +89,8 @@ class ModelConfig:
     max_positions: the longest sequence that it was trained for; 0 is unknown.
     dtype: of matmuls and the cache; weights are kept in fp32.
     remat: recompute each layer in the backward pass instead of storing it.
+    attention: `reference` (XLA), `fused` (a kernel that holds a block of
+      scores at a time; GPUs and TPUs), or `auto`: fused on TPUs.
   """
 
   pretrained: str = ""
@@ -116,6 +122,7 @@ class ModelConfig:
   max_positions: int = 0
   dtype: str = "float32"
   remat: bool = False
+  attention: str = "auto"
 
 
 def difference(ours: ModelConfig, theirs: ModelConfig) -> str | None:

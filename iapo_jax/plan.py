@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from iapo_jax import compilation, memory, probes
 from iapo_jax.config import Config, CreditConfig
+from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
 
 
@@ -29,6 +30,7 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
       f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
       f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
       f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
+      f"attention  {_describe_attention(c, mesh)}",
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
   ]
@@ -64,6 +66,13 @@ def describe_programs(c: Config, place: str | None) -> str:
     rule = "cannot be kept (before JAX 0.11): grading calls the host"
     line += f"; {names} {rule}"
   return line
+
+
+def _describe_attention(c: Config, mesh: Mesh) -> str:
+  platform = mesh.devices.flat[0].platform
+  if fused_attention.chosen(c.model.attention, platform):
+    return "fused kernels; decoding by the reference"
+  return "reference"
 
 
 def _describe_step(c: Config, shards: int) -> list[str]:

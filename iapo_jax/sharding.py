@@ -6,7 +6,7 @@ knows the mesh. GSPMD (Auto axes) does the partitioning.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -52,6 +52,7 @@ def make_mesh(
     ConfigError: where the sizes do not fit.
   """
   devices = devices or jax.devices()
+  config_rules.check_platform(config.model, devices[0].platform)
   shape = config_rules.mesh_shape(config, len(devices))
   return jax.make_mesh(
       shape,
@@ -88,6 +89,37 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     `x`.
   """
   return nn.with_logical_constraint(x, names)
+
+
+def platform() -> str:
+  """`cpu`, `gpu` or `tpu`: of the `scope`'s mesh, else of the runtime."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def per_shard(
+    run: Callable[..., PyTree], inputs: PyTree, outputs: PyTree
+) -> Callable[..., PyTree]:
+  """`run` on what each device has of its arguments; outside a `scope` on all.
+
+  For programs that the compiler cannot partition.
+
+  Args:
+    run: of arrays; whatever it needs of its arguments every device has.
+    inputs: the logical PartitionSpec of every argument.
+    outputs: that of every result.
+
+  Returns:
+    A function like `run`.
+  """
+  if jax.sharding.get_abstract_mesh().size <= 1:
+    return run
+  return jax.shard_map(
+      run,
+      in_specs=nn.logical_to_mesh(inputs),
+      out_specs=nn.logical_to_mesh(outputs),
+      check_vma=False,  # Pallas kernels do not say along what they vary.
+  )
 
 
 def logical_axes(boxed: PyTree) -> PyTree:

@@ -74,8 +74,9 @@ class KVSegment:
     keys: [l, r, k, h, s] in the compute dtype, rotary position applied. The
       slots are last: what attention multiplies is then read as it lies.
     values: [l, r, k, s, h].
-    visible: bool[m, s], which slots a row of new tokens sees; `m` divides `b`
-      and consecutive rows of new tokens share a row of it.
+    visible: bool[m, s], which slots a row of new tokens sees, a run of slots
+      without gaps; `m` divides `b` and consecutive rows of new tokens share a
+      row of it.
     positions: int32[r, s], of the slots: sliding windows go by them.
   """
 

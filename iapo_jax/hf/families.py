@@ -155,7 +155,8 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
     theirs: as transformers reads it, which knows older spellings and defaults.
 
   Returns:
-    The decoder; `dtype`, `remat` and `pretrained` are left at their defaults.
+    The decoder; `dtype`, `remat`, `attention` and `pretrained` are left at
+    their defaults.
 
   Raises:
     ConfigError: where it asks for something this decoder does not do.
@@ -335,6 +336,7 @@ def _bare(model: ModelConfig) -> ModelConfig:
       pretrained=default.pretrained,
       dtype=default.dtype,
       remat=default.remat,
+      attention=default.attention,
       query_scalar=model.query_scalar or float(model.head_dim),
       rope=rope,
       local_rope=local if "local" in model.rotary else RopeConfig(),

@@ -8,6 +8,7 @@ mutated.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import struct
 
 from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
-from iapo_jax.models import attention, rotary
+from iapo_jax.models import attention, fused_attention, rotary
 from iapo_jax.models.dense import dense
 from iapo_jax.types import Array, Context, KVSegment, Params
 
@@ -159,7 +160,7 @@ class Attention(nn.Module):
       ]
     keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
     pairs = (*context, (keys, values))
-    mixed = attention.attend(
+    mixed = _attend_of(c, queries)(
         queries,
         [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)],
         scale=(c.query_scalar or c.head_dim) ** -0.5,
@@ -222,6 +223,14 @@ class Attention(nn.Module):
     if c.output_bias:
       y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
     return y
+
+
+def _attend_of(cfg: ModelConfig, queries: Array) -> Callable[..., Array]:
+  """What computes attention; one query a row is not worth a kernel."""
+  fused = fused_attention.chosen(cfg.attention, sharding.platform())
+  if fused and queries.shape[1] > 1:
+    return fused_attention.attend
+  return attention.attend
 
 
 class MLP(nn.Module):

@@ -1,0 +1,194 @@
+"""Attention of a block of queries to a block of slots, as kernels compute it.
+
+Scores exist for one block of queries and slots only. They are kept with the
+slots first, [slots, queries], so that the sums and maxima of a query run down
+the sublanes of a TPU, its statistics are rows, and keys are read as they lie.
+
+What a query sees is a run of slots, low <= slot < high. Below m are the queries
+that read one row and one key/value head of a segment; `flash_mosaic` (TPU) and
+`flash_triton` (GPU) have the same three functions for all blocks of a segment:
+
+  forward(form, queries [r, k, h, m], keys [r, k, h, s], values [r, k, s, h],
+          bounds int32[r, 2, m], dtype)
+      -> output [r, k, h, m] of that dtype, lse fp32[r, k, 1, m]
+  backward_queries(form, queries, keys, values, bounds, lse, delta, gradient)
+      -> fp32[r, k, h, m]
+  backward_segment(form, the same)
+      -> the gradients of keys and values
+
+`lse` is the logarithm of the sum of exp(score), `LOWEST` where nothing is seen
+(the output is then 0). Backward it is that of all segments together; `delta`
+fp32[r, k, 1, m] is the sum of output · gradient, and `gradient` [r, k, h, m]
+that of the output. m is a multiple of `LANES`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from iapo_jax.types import Array
+
+# Below every score, and still a number: −∞ less −∞ would be none.
+LOWEST = -(2.0**126)
+# Of the vector registers of a TPU.
+LANES = 128
+
+# Of a block of queries, so far: the largest score and Σ exp(score − largest),
+# fp32[1, queries], and Σ exp(score − largest) · value, fp32[h, queries].
+Softmax = tuple[Array, Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """What is fixed when a kernel is compiled.
+
+  Attributes:
+    scale: times the products of queries and keys.
+    cap: c of scores c · tanh(score / c); 0 leaves them.
+    platform: whose kernels.
+    interpret: run the kernel's steps as JAX operations, on any platform.
+  """
+
+  scale: float
+  cap: float
+  platform: str
+  interpret: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """How a segment is cut.
+
+  Attributes:
+    queries: of one block; divides m.
+    slots: of one block.
+    length: s.
+  """
+
+  queries: int
+  slots: int
+  length: int
+
+  @property
+  def ragged(self) -> bool:
+    """Whether the last block of slots reaches beyond the segment."""
+    return bool(self.length % self.slots)
+
+  @property
+  def across(self) -> int:
+    """Blocks of slots."""
+    return pl.cdiv(self.length, self.slots)
+
+
+def empty(width: int, queries: int) -> Softmax:
+  """The softmax over no slots."""
+  return (
+      jnp.full((1, queries), LOWEST, jnp.float32),
+      jnp.zeros((1, queries), jnp.float32),
+      jnp.zeros((width, queries), jnp.float32),
+  )
+
+
+def add(
+    form: Form,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    bounds: tuple[Array, Array],
+    start: Array,
+    so_far: Softmax,
+) -> Softmax:
+  """The softmax over further slots.
+
+  Args:
+    form: static.
+    queries: [h, queries].
+    keys: [h, slots].
+    values: [slots, h].
+    bounds: low and high, int32[1, queries].
+    start: int32[], the number of the first slot.
+    so_far: over the slots before.
+  """
+  peak, total, summed = so_far
+  scores, seen = _scores(form, queries, keys, bounds, start)
+  top = jnp.maximum(peak, jnp.max(scores, axis=0, keepdims=True))
+  weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
+  factor = jnp.exp(peak - top)
+  total = factor * total + jnp.sum(weights, axis=0, keepdims=True)
+  mixed = product(values, weights.astype(values.dtype), 0, 0)
+  return top, total, factor * summed + mixed
+
+
+def finish(so_far: Softmax) -> tuple[Array, Array]:
+  """The output fp32[h, queries] and lse fp32[1, queries]."""
+  peak, total, summed = so_far
+  weight = jnp.where(total > 0, total, 1.0)
+  lse = jnp.where(total > 0, peak + jnp.log(weight), LOWEST)
+  return summed / weight, lse
+
+
+def gradients(
+    form: Form,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    bounds: tuple[Array, Array],
+    lse: Array,
+    delta: Array,
+    gradient: Array,
+    start: Array,
+) -> tuple[Array, Array]:
+  """What the backward pass needs of a block.
+
+  Args:
+    form: static.
+    queries: as in `add`.
+    keys: as in `add`.
+    values: as in `add`.
+    bounds: as in `add`.
+    lse: fp32[1, queries].
+    delta: fp32[1, queries].
+    gradient: [h, queries], of the output.
+    start: as in `add`.
+
+  Returns:
+    fp32[slots, queries] twice: the weights of the softmax, and the gradients
+    of scale · query · key.
+  """
+  scores, seen = _scores(form, queries, keys, bounds, start)
+  weights = jnp.where(seen, jnp.exp(scores - lse), 0.0)
+  to_scores = weights * (product(values, gradient, 1, 0) - delta)
+  if form.cap:
+    to_scores *= 1.0 - (jnp.where(seen, scores, 0.0) / form.cap) ** 2
+  return weights, to_scores
+
+
+def _scores(
+    form: Form,
+    queries: Array,
+    keys: Array,
+    bounds: tuple[Array, Array],
+    start: Array,
+) -> tuple[Array, Array]:
+  """fp32[slots, queries], `LOWEST` where not seen; bool, where seen."""
+  scores = form.scale * product(keys, queries, 0, 0)
+  if form.cap:
+    scores = form.cap * jnp.tanh(scores / form.cap)
+  slots = start + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+  low, high = bounds
+  seen = (slots >= low) & (slots < high)
+  return jnp.where(seen, scores, LOWEST), seen
+
+
+def product(left: Array, right: Array, i: int, j: int) -> Array:
+  """fp32: the sum over axis i of one matrix and axis j of the other."""
+  exact = left.dtype == jnp.float32
+  return jax.lax.dot_general(
+      left,
+      right,
+      (((i,), (j,)), ((), ())),
+      precision=jax.lax.Precision.HIGHEST if exact else None,
+      preferred_element_type=jnp.float32,
+  )
