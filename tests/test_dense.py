@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iapo_jax.models.dense import dense
+from iapo_jax.models import dense
 
 
 class DenseTest(chex.TestCase):
@@ -17,24 +17,25 @@ class DenseTest(chex.TestCase):
     # each entry of W's rows.
     x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
-    y = self.variant(dense)(x, kernel)
+    y = self.variant(dense.product)(x, kernel)
     np.testing.assert_array_equal(y, [[1, 2, 4], [3, 4, 10]])
-    total = jax.grad(lambda x, kernel: jnp.sum(dense(x, kernel)), (0, 1))
+    total = jax.grad(lambda *pair: jnp.sum(dense.product(*pair)), (0, 1))
     to_x, to_kernel = self.variant(total)(x, kernel)
     np.testing.assert_array_equal(to_x, [[3, 2], [3, 2]])
     np.testing.assert_array_equal(to_kernel, [[4, 4, 4], [6, 6, 6]])
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-def test_gradients_are_those_of_the_plain_product(axes):
+@pytest.mark.parametrize("outputs", [(6, 7), (2,)])  # wider, and narrower
+def test_gradients_are_those_of_the_plain_product(axes, outputs):
   inputs = (4, 5)[-axes:]
   x = jax.random.normal(jax.random.key(0), (2, 3, *inputs))
-  kernel = jax.random.normal(jax.random.key(1), (*inputs, 6, 7)[: axes + 2])
+  kernel = jax.random.normal(jax.random.key(1), (*inputs, *outputs))
 
   def loss(product):
     return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, axes)))
 
-  ours = jax.grad(loss(dense), (0, 1))(x, kernel)
+  ours = jax.grad(loss(dense.product), (0, 1))(x, kernel)
   expected = jax.grad(loss(jnp.tensordot), (0, 1))(x, kernel)
   chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -44,7 +45,7 @@ def test_a_weights_gradient_is_summed_in_its_own_dtype():
   x = jnp.ones((257, 1), jnp.bfloat16)
   gradient = jnp.full((257, 1), 2.0**-8, jnp.bfloat16).at[0].set(1.0)
   kernel = jnp.ones((1, 1))
-  y, pull = jax.vjp(dense, x, kernel)
+  y, pull = jax.vjp(dense.product, x, kernel)
   to_x, to_kernel = pull(gradient)
   assert y.dtype == to_x.dtype == jnp.bfloat16
   assert to_kernel.dtype == jnp.float32

@@ -104,10 +104,28 @@ class AttendTest(chex.TestCase):
         jnp.array([0.0, 8.0]).reshape(1, 1, 1, 2),
         jnp.ones((1, 1, 1), bool),
     )
-    out = self.variant(attention.attend)(
-        queries, [first, second], scale=2**-0.5
-    )
+    attend = functools.partial(attention.attend, scale=2**-0.5)
+    out = self.variant(attend)(queries, [first, second])
     np.testing.assert_allclose(out.reshape(2), [3.0, 2.0], rtol=1e-6)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_gradients_by_hand(self):
+    # Scores log 3 and 0 in two segments, weights 3/4 and 1/4, values 4 and 8:
+    # o = 5. The gradient of a score is w (v − o): 3/4 · −1 and 1/4 · 3. Query
+    # 1 and keys log 3, 0 have −3/4 log 3, and ∓3/4; values have the weights.
+    one, seen = jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1), bool)
+
+    def total(query, keys, values):
+      segments = [
+          (keys[i] * one, values[i] * one, seen) for i in range(2)
+      ]
+      return jnp.sum(attention.attend(query * one, segments, scale=1.0))
+
+    keys, values = jnp.array([np.log(3.0), 0.0]), jnp.array([4.0, 8.0])
+    gradients = self.variant(jax.grad(total, (0, 1, 2)))(1.0, keys, values)
+    expected = -0.75 * np.log(3.0), [-0.75, 0.75], [0.75, 0.25]
+    for ours, theirs in zip(gradients, expected, strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_a_segment_of_which_nothing_is_visible(self):
@@ -135,6 +153,52 @@ class AttendTest(chex.TestCase):
     )
     out = self.variant(attend)(queries, [(keys, values, seen)])
     np.testing.assert_allclose(out.item(), 0.742516, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_gradients_are_those_of_a_plain_softmax(cap):
+  # Two rows read one segment row, and one of their own; a prefix of the first
+  # is seen, of the second what is causal.
+  b, x, n, k, h, s = 2, 3, 4, 2, 5, 6
+  keys_left = iter(jax.random.split(jax.random.key(0), 6))
+
+  def draw(*shape):
+    return jax.random.normal(next(keys_left), shape)
+
+  queries, weights = draw(b, x, n, h), draw(b, x, n, h)
+  pairs = (
+      (draw(1, k, h, s), draw(1, k, s, h)),
+      (draw(b, k, h, x), draw(b, k, x, h)),
+  )
+  masks = jnp.arange(s)[None, None] < 4, jnp.tri(x, dtype=bool)[None]
+
+  def fast(queries, pairs):
+    segments = [(*p, m) for p, m in zip(pairs, masks, strict=True)]
+    return attention.attend(queries, segments, scale=0.7, cap=cap)
+
+  def plain(queries, pairs):
+    both = [
+        [jnp.repeat(y, b // y.shape[0], 0) for y in pair] for pair in pairs
+    ]
+    keys = jnp.concatenate([keys for keys, _ in both], 3)
+    values = jnp.concatenate([values for _, values in both], 2)
+    keys, values = (jnp.repeat(y, n // k, 1) for y in (keys, values))
+    scores = 0.7 * jnp.einsum("bxnh,bnhs->bnxs", queries, keys)
+    scores = attention.soft_cap(scores, cap)
+    wide = [jnp.broadcast_to(m, (b, x, m.shape[2])) for m in masks]
+    seen = jnp.concatenate(wide, 2)[:, None]
+    mixed = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+    return jnp.einsum("bnxs,bnsh->bxnh", mixed, values)
+
+  def gradients(attend):
+    def total(*arrays):
+      return jnp.sum(weights * attend(*arrays))
+
+    return jax.jit(jax.grad(total, (0, 1)))(queries, pairs)
+
+  chex.assert_trees_all_close(
+      gradients(fast), gradients(plain), rtol=1e-5, atol=1e-6
+  )
 
 
 class WindowedTest(chex.TestCase):

@@ -1,16 +1,21 @@
 """Attention of new tokens over several key/value segments, as one softmax."""
 
 import contextlib
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
 # (keys [r, k, h, s], values [r, k, s, h], visible bool[m, x or 1, s])
 Segment = tuple[Array, Array, Array]
+
+# Names of what a rematerialised layer keeps: output and logarithms.
+KEPT = ("attention_output", "attention_lse")
 
 
 @struct.dataclass
@@ -79,6 +84,9 @@ def attend(
   Scores, softmax and sums are fp32. Every query must see at least one slot of
   some segment.
 
+  The backward pass computes the weights once more, from the scores and the
+  logarithm of their sum over all segments, instead of keeping them.
+
   Args:
     queries: [b, x, n, h].
     segments: their keys, values and visibility.
@@ -89,15 +97,61 @@ def attend(
     [b, x, n, h] in the dtype of `queries`.
   """
   chex.assert_rank(queries, 4)
+  return _attend(scale, cap, queries, tuple(segments))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    scale: float, cap: float, queries: Array, segments: tuple[Segment, ...]
+) -> Array:
+  return _forward(scale, cap, queries, segments)[0]
+
+
+def _forward(
+    scale: float, cap: float, queries: Array, segments: tuple[Segment, ...]
+) -> tuple[Array, tuple]:
+  """The output, and what the backward pass needs."""
   parts = [_part(queries, *segment, scale, cap) for segment in segments]
-  return merge(parts).astype(queries.dtype)
+  output, lse = merge(parts)
+  output = checkpoint_name(output.astype(queries.dtype), KEPT[0])
+  lse = checkpoint_name(lse, KEPT[1])
+  return output, (queries, segments, output, lse)
 
 
-def merge(parts: list[Part]) -> Array:
-  """fp32[b, x, n, h]: Σ e^(peak − top) · output / Σ e^(peak − top) · total.
+def _backward(
+    scale: float, cap: float, saved: tuple, gradient: Array
+) -> tuple[Array, tuple]:
+  """The gradients of queries, and of each segment's keys and values.
+
+  With softmax weights w and an output o = Σ w · value, the gradient of a score
+  is w · (gradient · value − gradient · o): of the other segments it needs
+  nothing but what they contribute to o and to the sum that divides w.
+  """
+  queries, segments, output, lse = saved
+  wide = output.astype(jnp.float32) * gradient.astype(jnp.float32)
+  sums = lse, jnp.sum(wide, axis=-1)
+  to_queries, to_segments = 0.0, []
+  with matmul_precision(queries.dtype.name):
+    for keys, values, visible in segments:
+      part, *pair = _part_gradients(
+          queries, gradient, *sums, keys, values, visible, scale, cap
+      )
+      to_queries += part
+      to_segments.append((*pair, None))
+  return to_queries.astype(queries.dtype), tuple(to_segments)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def merge(parts: list[Part]) -> tuple[Array, Array]:
+  """Σ e^(peak − top) · output / Σ e^(peak − top) · total.
 
   Args:
     parts: of disjoint sets of slots; `top` is the largest of their peaks.
+
+  Returns:
+    fp32[b, x, n, h]; fp32[b, x, n], the logarithm of the sum of exp(score).
   """
   top = parts[0].peak
   for part in parts[1:]:
@@ -105,9 +159,10 @@ def merge(parts: list[Part]) -> Array:
   factors = [jnp.exp(part.peak - top) for part in parts]
   pairs = list(zip(factors, parts, strict=True))
   total = sum(factor * part.total for factor, part in pairs)
-  return sum(
+  output = sum(
       (factor / total)[..., None] * part.output for factor, part in pairs
   )
+  return output, top + jnp.log(total)
 
 
 def _part(
@@ -119,18 +174,9 @@ def _part(
     cap: float,
 ) -> Part:
   """The softmax over one segment; arguments as of `attend`."""
-  b, x, n, h = queries.shape
-  r, k = keys.shape[:2]
-  grouped = queries.reshape(r, b // r, x, k, n // k, h)
-  scores = jnp.einsum(
-      "rkmjxh,rkhs->rkmjxs",
-      grouped.transpose(0, 3, 1, 4, 2, 5),
-      keys,
-      preferred_element_type=jnp.float32,
-  )
-  seen = _by_segment_row(visible, b, r)
-  scores = jnp.where(seen, soft_cap(scale * scores, cap), -jnp.inf)
-  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+  grouped = _by_segment_row(queries, *keys.shape[:2])
+  scores = _scores(grouped, keys, visible, scale, cap)
+  peak = jnp.max(scores, axis=-1)
   # Where nothing is visible the peak is no number to subtract.
   finite = jnp.where(jnp.isfinite(peak), peak, 0.0)
   weights = jnp.exp(scores - finite[..., None])
@@ -140,18 +186,90 @@ def _part(
       values,
       preferred_element_type=jnp.float32,
   )
-
-  def by_query(y: Array) -> Array:
-    """[r, k, m, j, x, ...] -> [b, x, n, ...]."""
-    rest = tuple(range(5, y.ndim))
-    y = y.transpose(0, 2, 4, 1, 3, *rest)
-    return y.reshape(b, x, n, *y.shape[5:])
-
   total = jnp.sum(weights, axis=-1)
-  return Part(by_query(output), by_query(peak), by_query(total))
+  return Part(_by_query(output), _by_query(peak), _by_query(total))
 
 
-def _by_segment_row(visible: Array, b: int, r: int) -> Array:
+def _part_gradients(
+    queries: Array,
+    gradient: Array,
+    lse: Array,
+    product: Array,
+    keys: Array,
+    values: Array,
+    visible: Array,
+    scale: float,
+    cap: float,
+) -> tuple[Array, Array, Array]:
+  """What one segment contributes to the backward pass.
+
+  Args:
+    queries: [b, x, n, h].
+    gradient: [b, x, n, h], of the output.
+    lse: fp32[b, x, n], of all segments.
+    product: fp32[b, x, n], Σ gradient · output.
+    keys: as of `attend`, as are all that follow.
+    values: likewise.
+    visible: likewise.
+    scale: likewise.
+    cap: likewise.
+
+  Returns:
+    Of the queries fp32[b, x, n, h], of keys and values in their dtypes.
+  """
+  over = functools.partial(_by_segment_row, r=keys.shape[0], k=keys.shape[1])
+  multiply = functools.partial(
+      jnp.einsum, preferred_element_type=jnp.float32
+  )
+  grouped, pulled = over(queries), over(gradient.astype(values.dtype))
+  scores = _scores(grouped, keys, visible, scale, cap)
+  weights = jnp.exp(scores - over(lse[..., None]))
+  to_weights = multiply("rkmjxh,rksh->rkmjxs", pulled, values)
+  to_scores = scale * weights * (to_weights - over(product[..., None]))
+  if cap:
+    # Where nothing is seen the weight is 0, and the score no number.
+    capped = jnp.where(weights > 0, scores, 0.0)
+    to_scores *= 1.0 - (capped / cap) ** 2
+  narrow = to_scores.astype(keys.dtype)
+  return (
+      _by_query(multiply("rkmjxs,rkhs->rkmjxh", narrow, keys)),
+      multiply("rkmjxs,rkmjxh->rkhs", narrow, grouped).astype(keys.dtype),
+      multiply(
+          "rkmjxs,rkmjxh->rksh", weights.astype(values.dtype), pulled
+      ).astype(values.dtype),
+  )
+
+
+def _scores(
+    grouped: Array, keys: Array, visible: Array, scale: float, cap: float
+) -> Array:
+  """fp32[r, k, m, j, x, s]: the scores of a segment, −∞ where not visible."""
+  scores = jnp.einsum(
+      "rkmjxh,rkhs->rkmjxs",
+      grouped,
+      keys,
+      preferred_element_type=jnp.float32,
+  )
+  r, _, m, *_ = grouped.shape
+  seen = _visible_by_segment_row(visible, r * m, r)
+  return jnp.where(seen, soft_cap(scale * scores, cap), -jnp.inf)
+
+
+def _by_segment_row(y: Array, r: int, k: int) -> Array:
+  """[b, x, n, ...] -> [r, k, m, j, x, ...] with m = b / r and j = n / k."""
+  b, x, n, *rest = y.shape
+  y = y.reshape(r, b // r, x, k, n // k, *rest)
+  return y.transpose(0, 3, 1, 4, 2, *range(5, y.ndim))
+
+
+def _by_query(y: Array) -> Array:
+  """The inverse of `_by_segment_row`."""
+  r, k, m, j, x, *rest = y.shape
+  y = y.transpose(0, 2, 4, 1, 3, *range(5, y.ndim))
+  return y.reshape(r * m, x, k * j, *rest)
+
+
+def _visible_by_segment_row(visible: Array, b: int, r: int) -> Array:
   """bool[m, x or 1, s] as [r, 1, b / r, 1, x or 1, s]."""
   m, x, s = visible.shape
   rows = jnp.broadcast_to(visible[:, None], (m, b // m, x, s))

@@ -1,23 +1,27 @@
 """A product with a weight whose gradient is computed the fast way round."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from iapo_jax.models import attention
 from iapo_jax.types import Array
 
+# Names of what a rematerialised layer keeps.
+KEPT = ("product",)
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dense(x: Array, kernel: Array, axes: int = 1) -> Array:
+
+def product(x: Array, kernel: Array, axes: int = 1) -> Array:
   """Σ x[..., i] · kernel[i, ...] over the last `axes` axes of x.
 
   Differentiating a product as JAX does it computes the transpose of the
   weight's gradient with the activations' gradient on the left, where a CPU
   wants the tokens last: the elementwise operations before it are then done
-  column by column. Written out, what is transposed is `x`, and the gradient
-  is summed in the weight's own dtype.
+  column by column. Written out, what is transposed is the narrower of the two,
+  and the gradient is summed in the weight's own dtype.
 
   Args:
     x: [..., i] in the compute dtype.
@@ -25,8 +29,13 @@ def dense(x: Array, kernel: Array, axes: int = 1) -> Array:
     axes: how many axes i stands for.
 
   Returns:
-    [..., ...] in the dtype of `x`.
+    [..., ...] in the dtype of `x`, named for rematerialisation.
   """
+  return checkpoint_name(_product(x, kernel, axes), *KEPT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, kernel: Array, axes: int) -> Array:
   with attention.matmul_precision(x.dtype.name):
     return jnp.tensordot(x, kernel.astype(x.dtype), axes)
 
@@ -34,7 +43,7 @@ def dense(x: Array, kernel: Array, axes: int = 1) -> Array:
 def _forward(
     x: Array, kernel: Array, axes: int
 ) -> tuple[Array, tuple[Array, Array]]:
-  return dense(x, kernel, axes), (x, kernel)
+  return _product(x, kernel, axes), (x, kernel)
 
 
 def _backward(
@@ -47,10 +56,23 @@ def _backward(
   # Traced outside of any context of the forward pass.
   with attention.matmul_precision(x.dtype.name):
     to_x = jnp.tensordot(gradient, kernel.astype(x.dtype), (inputs, outputs))
-    to_kernel = jnp.tensordot(
-        x, gradient, (batch, batch), preferred_element_type=kernel.dtype
-    )
+    to_kernel = _by_tokens(x, gradient, len(batch), kernel.dtype)
   return to_x, to_kernel
 
 
-dense.defvjp(_forward, _backward)
+def _by_tokens(x: Array, gradient: Array, batch: int, dtype: str) -> Array:
+  """[i, ...]: the sum of x[..., i] · gradient[..., ...] over `batch` axes."""
+  over = tuple(range(batch)), tuple(range(batch))
+  summed = functools.partial(
+      jnp.tensordot, axes=over, preferred_element_type=dtype
+  )
+  inputs = x.shape[batch:]
+  if math.prod(inputs) <= math.prod(gradient.shape[batch:]):
+    return summed(x, gradient)
+  outputs = gradient.ndim - batch
+  return jnp.moveaxis(
+      summed(gradient, x), range(outputs), range(-outputs, 0)
+  )
+
+
+_product.defvjp(_forward, _backward)

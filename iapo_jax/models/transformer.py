@@ -17,8 +17,7 @@ from flax import struct
 
 from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
-from iapo_jax.models import attention, fused_attention, rotary
-from iapo_jax.models.dense import dense
+from iapo_jax.models import attention, dense, fused_attention, rotary
 from iapo_jax.types import Array, Context, KVSegment, Params
 
 
@@ -176,7 +175,7 @@ class Attention(nn.Module):
     joint = _kept(self, "qkv_kernel")
     if joint is None:
       products = [
-          dense(
+          dense.product(
               x,
               _weight(
                   self,
@@ -190,7 +189,8 @@ class Attention(nn.Module):
       ]
     else:
       shared = c.num_heads // c.num_kv_heads
-      products = jnp.split(dense(x, joint), [shared, shared + 1], axis=3)
+      all_heads = dense.product(x, joint)
+      products = jnp.split(all_heads, [shared, shared + 1], axis=3)
     found = []
     for (name, count), y in zip(heads.items(), products, strict=True):
       y = y.reshape(*x.shape[:2], count, c.head_dim)
@@ -219,7 +219,7 @@ class Attention(nn.Module):
         ("heads", "head_dim", "embed"),
         c.num_heads * c.head_dim,
     )
-    y = dense(mixed, kernel, axes=2)
+    y = dense.product(mixed, kernel, axes=2)
     if c.output_bias:
       y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
     return y
@@ -249,9 +249,9 @@ class MLP(nn.Module):
     }[c.activation]
     joint = _kept(self, "gate_up_kernel")
     if joint is None:
-      gate, up = (dense(x, self._wide(name)) for name in ("gate", "up"))
+      gate, up = (dense.product(x, self._wide(name)) for name in ("gate", "up"))
     else:
-      gate, up = jnp.unstack(dense(x, joint), axis=-2)
+      gate, up = jnp.unstack(dense.product(x, joint), axis=-2)
     gate = self._biased("gate", gate, "mlp")
     up = self._biased("up", up, "mlp")
     hidden = activation(gate) * up
@@ -259,7 +259,7 @@ class MLP(nn.Module):
     shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
     kernel = _weight(self, "down_kernel", shape, axes, c.mlp_dim)
     # Activations of width d are not split along FSDP: nor is their bias.
-    return self._biased("down", dense(hidden, kernel), "width")
+    return self._biased("down", dense.product(hidden, kernel), "width")
 
   def _wide(self, name: str) -> Array:
     """The kernel [d, f] of gate or up."""
@@ -305,6 +305,17 @@ class Block(nn.Module):
     return x if skip else RMSNorm(self.cfg, name=name)(x)
 
 
+def _rematerialised(cfg: ModelConfig) -> type[Block]:
+  """A layer that keeps little for its backward pass.
+
+  What a scan keeps is copied to and from arrays of all layers: for anything
+  cheaper than a product with weights, computing it again costs less.
+  """
+  kept = () if cfg.remat else (*dense.KEPT, *attention.KEPT)
+  policy = jax.checkpoint_policies.save_only_these_names(*kept)
+  return nn.remat(Block, prevent_cse=False, policy=policy)
+
+
 class Decoder(nn.Module):
   """Embedding, scanned layers, final norm; the head is in `models.head`."""
 
@@ -324,9 +335,8 @@ class Decoder(nn.Module):
         slots=(*(segment.positions for segment in context), positions),
         masks=(*(segment.visible[:, None] for segment in context), causal),
     )
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     layers = nn.scan(
-        block,
+        _rematerialised(c),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, 0, nn.broadcast),
