@@ -189,3 +189,50 @@ def score(
       temperature=temperature,
       chunk=head_chunk,
   )
+
+
+@jax.named_scope("loss")
+def token_loss(
+    params: Params,
+    prompts: Prompts,
+    tokens: Array,
+    known: PyTree,
+    *,
+    loss: head.TokenLoss,
+    cfg: ModelConfig,
+    group_size: int,
+    temperature: float,
+    head_chunk: int,
+) -> tuple[Array, TokenStatistics]:
+  """A loss of the completions' log-probabilities, summed over all tokens.
+
+  Its gradient costs less than that of a function of `score`
+  (`head.token_loss`).
+
+  Args:
+    params: the decoder's weights.
+    prompts: q prompts.
+    tokens: int32[b, t], prompt-major; values after the end do not matter.
+    known: of [b, t], constants that `loss` is given, too.
+    loss: of each token; 0 after the end.
+    cfg: the decoder.
+    group_size: g, with b = q · g.
+    temperature: of the distribution.
+    head_chunk: positions whose logits exist at one time.
+
+  Returns:
+    fp32[], and the statistics [b, t], constants for the gradient.
+  """
+  hidden, _ = replay(
+      params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
+  )
+  return head.token_loss(
+      params,
+      hidden,
+      tokens,
+      known,
+      loss=loss,
+      cfg=cfg,
+      temperature=temperature,
+      chunk=head_chunk,
+  )

@@ -1,6 +1,7 @@
 """Learning from a rollout: loss, micro-batches, optimizer updates."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from iapo_jax.types import (
     Params,
     Prompts,
     Rollout,
-    TokenStatistics,
     TrainState,
 )
 
@@ -86,23 +86,19 @@ def _reference(
       (prompts, rolled.tokens), cfg.loss.micro_batches, count
   )
   logprobs = jax.lax.map(
-      lambda part: _score(params, *part, cfg).logprob, parts
+      lambda part: policy.score(params, *part, **_scoring(cfg)).logprob, parts
   )
   return jax.lax.stop_gradient(policy.join_groups(logprobs, count))
 
 
-def _score(
-    params: Params, prompts: Prompts, tokens: Array, cfg: Config
-) -> TokenStatistics:
-  return policy.score(
-      params,
-      prompts,
-      tokens,
-      cfg=cfg.model,
-      group_size=cfg.group_size,
-      temperature=cfg.rollout.temperature,
-      head_chunk=cfg.loss.head_chunk,
-  )
+@struct.dataclass
+class _Known:
+  """What is known of each token, [b, t] of `Experience`."""
+
+  old_logprobs: Array
+  reference_logprobs: Array
+  advantages: Array
+  weights: Array
 
 
 def experience_loss(
@@ -119,31 +115,64 @@ def experience_loss(
     The part's share of the loss; its shares of weighted sums (`sum/...`) and
     its maxima (`max/...`).
   """
-  logprobs = _score(params, part.prompts, part.tokens, cfg).logprob
-  surrogate = losses.clipped_surrogate(
-      logprobs,
+  known = _Known(
       part.old_logprobs,
+      part.reference_logprobs,
       part.advantages,
-      clip_low=cfg.loss.clip_low,
-      clip_high=cfg.loss.clip_high,
+      part.weights,
   )
-  per_token = surrogate
-  sums = {"surrogate": surrogate}
-  if cfg.loss.kl_weight:
-    divergence = losses.k3_divergence(logprobs, part.reference_logprobs)
-    per_token += cfg.loss.kl_weight * divergence
-    sums["kl"] = divergence
-  ratio = losses.importance_ratio(logprobs, part.old_logprobs)
+
+  def weighted(logprobs: Array, known: _Known) -> Array:
+    terms = _terms(logprobs, known, cfg)
+    per_token = terms["surrogate"]
+    if cfg.loss.kl_weight:
+      per_token += cfg.loss.kl_weight * terms["kl"]
+    return known.weights * per_token
+
+  loss, stats = policy.token_loss(
+      params,
+      part.prompts,
+      part.tokens,
+      known,
+      loss=weighted,
+      **_scoring(cfg),
+  )
+  terms = _terms(stats.logprob, known, cfg)
+  ratio = losses.importance_ratio(stats.logprob, known.old_logprobs)
   clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
-  sums |= {"ratio": ratio, "clipped": clipped}
-  live = part.weights > 0
-  gap = jnp.abs(logprobs - part.old_logprobs)
-  metrics = {
-      "sum": {k: jnp.sum(part.weights * v) for k, v in sums.items()},
+  terms |= {"ratio": ratio, "clipped": clipped}
+  live = known.weights > 0
+  gap = jnp.abs(stats.logprob - known.old_logprobs)
+  return loss, {
+      "sum": {k: jnp.sum(known.weights * v) for k, v in terms.items()},
       "max": {"logprob_gap": jnp.max(jnp.where(live, gap, 0.0))},
   }
-  loss = jnp.sum(part.weights * per_token)
-  return loss, jax.lax.stop_gradient(metrics)
+
+
+def _terms(logprobs: Array, known: _Known, cfg: Config) -> dict[str, Array]:
+  """The terms of the loss, fp32[b, t]."""
+  terms = {
+      "surrogate": losses.clipped_surrogate(
+          logprobs,
+          known.old_logprobs,
+          known.advantages,
+          clip_low=cfg.loss.clip_low,
+          clip_high=cfg.loss.clip_high,
+      )
+  }
+  if cfg.loss.kl_weight:
+    terms["kl"] = losses.k3_divergence(logprobs, known.reference_logprobs)
+  return terms
+
+
+def _scoring(cfg: Config) -> dict[str, Any]:
+  """How completions are scored, for `policy`."""
+  return {
+      "cfg": cfg.model,
+      "group_size": cfg.group_size,
+      "temperature": cfg.rollout.temperature,
+      "head_chunk": cfg.loss.head_chunk,
+  }
 
 
 @jax.named_scope("update")

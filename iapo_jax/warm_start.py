@@ -58,22 +58,24 @@ def demonstration_loss(
     The loss; mean −log π and the share of tokens that are the most probable,
     over the learned tokens.
   """
-  stats = policy.score(
-      params,
-      batch.prompts,
-      batch.completion,
-      cfg=cfg.model,
-      group_size=1,
-      temperature=1.0,
-      head_chunk=cfg.loss.head_chunk,
-  )
   weights = losses.token_weights(
       batch.learned,
       aggregation="constant_length",
       constant_length=cfg.rollout.max_tokens,
   )
+  loss, stats = policy.token_loss(
+      params,
+      batch.prompts,
+      batch.completion,
+      weights,
+      loss=lambda logprobs, weights: -weights * logprobs,
+      cfg=cfg.model,
+      group_size=1,
+      temperature=1.0,
+      head_chunk=cfg.loss.head_chunk,
+  )
   hits = stats.hit.astype(jnp.float32)
-  return -jnp.sum(weights * stats.logprob), {
+  return loss, {
       "sft/nll": -masked.mean(stats.logprob, batch.learned, None),
       "sft/token_accuracy": masked.mean(hits, batch.learned, None),
   }

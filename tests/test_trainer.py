@@ -326,7 +326,7 @@ def test_the_plan_tells_only_what_will_run(tmp_path, capsys):
   out = capsys.readouterr().out
   assert "warm start 12 steps of 64 chains" in out
   assert not re.search(r"^(rl|update|probes|credit) ", out, re.MULTILINE)
-  assert "rl step" not in out and "reference" not in out
+  assert "rl step" not in out and "+ reference" not in out
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer():

@@ -60,6 +60,43 @@ def _backward(
   return to_x, to_kernel
 
 
+@jax.custom_vjp
+def scores(hidden: Array, table: Array) -> Array:
+  """fp32[..., v]: Σ hidden[..., d] · table[v, d], as `product` computes it.
+
+  Args:
+    hidden: [..., d] in the compute dtype.
+    table: fp32[v, d]; it is cast to the dtype of `hidden`.
+  """
+  with attention.matmul_precision(hidden.dtype.name):
+    return jnp.einsum(
+        "...d,vd->...v",
+        hidden,
+        table.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _scores_forward(
+    hidden: Array, table: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  return scores(hidden, table), (hidden, table)
+
+
+def _scores_backward(
+    saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+  hidden, table = saved
+  gradient = gradient.astype(hidden.dtype)
+  with attention.matmul_precision(hidden.dtype.name):
+    to_hidden = jnp.tensordot(gradient, table.astype(hidden.dtype), 1)
+    to_table = _by_tokens(gradient, hidden, hidden.ndim - 1, table.dtype)
+  return to_hidden, to_table
+
+
+scores.defvjp(_scores_forward, _scores_backward)
+
+
 def _by_tokens(x: Array, gradient: Array, batch: int, dtype: str) -> Array:
   """[i, ...]: the sum of x[..., i] · gradient[..., ...] over `batch` axes."""
   over = tuple(range(batch)), tuple(range(batch))

@@ -1,6 +1,8 @@
 """From hidden states to log-probabilities, never [b, t, v] at once."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import chex
 import jax
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 
 from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
-from iapo_jax.models import attention
-from iapo_jax.types import Array, Params, TokenStatistics
+from iapo_jax.models import attention, dense
+from iapo_jax.types import Array, Params, PyTree, TokenStatistics
+
+# (log-probabilities [b, c], what else is known [b, c] of each) -> losses [b, c]
+TokenLoss = Callable[[Array, PyTree], Array]
 
 
 def logits(
@@ -27,13 +32,14 @@ def logits(
     cfg: the decoder.
     temperature: divides the scores.
   """
-  table = params["embedding" if cfg.tie_embeddings else "head"]
-  table = sharding.constrain(table.astype(hidden.dtype), "vocab", "width")
-  with attention.matmul_precision(cfg.dtype):
-    scores = jnp.einsum(
-        "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
-    )
+  scores = dense.scores(hidden, _table(params, cfg))
   return attention.soft_cap(scores, cfg.logit_cap) / temperature
+
+
+def _table(params: Params, cfg: ModelConfig) -> Array:
+  """[v, d]: the weights of the head, whole along FSDP."""
+  table = params["embedding" if cfg.tie_embeddings else "head"]
+  return sharding.constrain(table, "vocab", "width")
 
 
 def statistics(scores: Array, targets: Array) -> TokenStatistics:
@@ -142,15 +148,6 @@ def token_statistics(
   """
   chex.assert_equal_shape_prefix([hidden, targets], 2)
   length = targets.shape[1]
-  chunk = min(chunk, length)
-  padding = -length % chunk
-
-  def split(x: Array) -> Array:
-    """[b, t, ...] -> [t / chunk, b, chunk, ...]."""
-    widths = [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, widths)
-    parts = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-    return jnp.moveaxis(parts, 1, 0)
 
   @jax.checkpoint
   def body(
@@ -161,10 +158,139 @@ def token_statistics(
     scores = sharding.constrain(scores, "batch", "length", "vocab")
     return carry, statistics(scores, wanted)
 
-  _, parts = jax.lax.scan(body, None, (split(hidden), split(targets)))
+  _, parts = jax.lax.scan(body, None, _split((hidden, targets), chunk))
+  return _join(parts, length)
+
+
+def token_loss(
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    known: PyTree,
+    *,
+    loss: TokenLoss,
+    cfg: ModelConfig,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> tuple[Array, TokenStatistics]:
+  """A loss of log-probabilities, summed over all tokens.
+
+  A chunk's gradients are computed while its logits exist, in the forward pass:
+  the backward pass has nothing more to do than to scale them. As of
+  `token_statistics`, only [b, chunk, v] logits exist at once.
+
+  Args:
+    params: the decoder's weights.
+    hidden: [b, t, d].
+    targets: int32[b, t].
+    known: of [b, t], constants that `loss` is given, too.
+    loss: of each token.
+    cfg: the decoder.
+    temperature: of the distribution.
+    chunk: positions.
+
+  Returns:
+    fp32[], and statistics [b, t], constants for the gradient.
+  """
+  chex.assert_equal_shape_prefix(
+      [hidden, targets, *jax.tree.leaves(known)], 2
+  )
+
+  def of_chunk(
+      weights: Params, states: Array, wanted: Array, rest: tuple[PyTree, Array]
+  ) -> tuple[Array, TokenStatistics]:
+    scores = logits(weights, states, cfg=cfg, temperature=temperature)
+    scores = sharding.constrain(scores, "batch", "length", "vocab")
+    stats = statistics(scores, wanted)
+    others, there = rest
+    losses = jnp.where(there, loss(stats.logprob, others), 0.0)
+    return jnp.sum(losses), stats
+
+  name = "embedding" if cfg.tie_embeddings else "head"
+  there = jnp.ones(targets.shape, bool)
+  total, parts = _summed(
+      of_chunk,
+      {name: params[name]},
+      *_split((hidden, targets, (known, there)), chunk),
+  )
+  stats = _join(parts, targets.shape[1])
+  return total, jax.lax.stop_gradient(stats)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(
+    of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    weights: Params,
+    hidden: Array,
+    targets: Array,
+    rest: PyTree,
+) -> tuple[Array, TokenStatistics]:
+  """The sum of the losses of all chunks, and the statistics of each."""
+
+  def body(total: Array, part: tuple) -> tuple[Array, TokenStatistics]:
+    value, stats = of_chunk(weights, *part)
+    return total + value, stats
+
+  return jax.lax.scan(body, jnp.float32(0.0), (hidden, targets, rest))
+
+
+def _summed_forward(
+    of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    weights: Params,
+    hidden: Array,
+    targets: Array,
+    rest: PyTree,
+) -> tuple[tuple[Array, TokenStatistics], tuple[Params, Array]]:
+  """`_summed`, and the gradients of weights and hidden states."""
+  pull = jax.value_and_grad(of_chunk, (0, 1), has_aux=True)
+
+  def body(
+      so_far: tuple[Array, Params], part: tuple
+  ) -> tuple[tuple[Array, Params], tuple[TokenStatistics, Array]]:
+    (value, stats), (to_weights, to_states) = pull(weights, *part)
+    so_far = jax.tree.map(jnp.add, so_far, (value, to_weights))
+    return so_far, (stats, to_states)
+
+  start = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, weights)
+  (total, to_weights), (stats, to_hidden) = jax.lax.scan(
+      body, start, (hidden, targets, rest)
+  )
+  return (total, stats), (to_weights, to_hidden)
+
+
+def _summed_backward(
+    of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    gradients: tuple[Params, Array],
+    cotangents: tuple[Array, TokenStatistics],
+) -> tuple[Params, Array, None, None]:
+  """The gradients times that of the sum."""
+  del of_chunk
+  factor, _ = cotangents
+  scaled = jax.tree.map(lambda x: (factor * x).astype(x.dtype), gradients)
+  return *scaled, None, None
+
+
+_summed.defvjp(_summed_forward, _summed_backward)
+
+
+def _split(tree: PyTree, chunk: int) -> PyTree:
+  """[b, t, ...] -> [t / chunk, b, chunk, ...], filled up with zeros."""
+
+  def split(x: Array) -> Array:
+    size = min(chunk, x.shape[1])
+    widths = [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, widths)
+    parts = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    return jnp.moveaxis(parts, 1, 0)
+
+  return jax.tree.map(split, tree)
+
+
+def _join(tree: PyTree, length: int) -> PyTree:
+  """The inverse of `_split`, of [t / chunk, b, chunk]."""
 
   def join(x: Array) -> Array:
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1)[:, :length]
 
-  return jax.tree.map(join, parts)
+  return jax.tree.map(join, tree)
