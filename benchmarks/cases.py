@@ -37,7 +37,7 @@ class Case:
     group: samples of each.
     prompt_tokens: of every prompt.
     new_tokens: of every completion.
-    micro_batches: that ours and Tunix make of an update.
+    micro_batches: that Tunix makes of an update, and ours on one device.
   """
 
   model: ModelConfig

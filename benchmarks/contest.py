@@ -8,8 +8,11 @@ scoring and update are timed once more as programs of their own, right after
 it and in their order, from the weights that it left. What the step takes beyond
 them is its rest.
 
-An update is made of micro-batches, as Tunix's is: several were measured to be
-faster than one. The job's weights are read from its checkpoint by
+The batch is spread over as many devices as the job says (of a CPU, one a core:
+each then has operations of its own, and no core waits for another after every
+one of them). An update is made of micro-batches, as Tunix's is: several were
+measured to be faster than one. A device has as many sequences at a time as
+Tunix's one has. The job's weights are read from its checkpoint by
 `iapo_jax.hf`; a job without one names a decoder, whose weights are random
 (`accelerator.py`). Completions are graded in the program, as the peers' are by
 `protocol.reward`. Settings are the defaults but for those of the job; `step.py
@@ -76,7 +79,7 @@ def configure(job: dict[str, Any]) -> Config:
       "credit.mode": "grpo",
       "probe.stride": 0,  # GRPO has no use for probes
       "loss.kl_weight": job["kl_weight"],
-      "loss.micro_batches": job["micro_batches"],
+      "loss.micro_batches": max(1, job["micro_batches"] // _devices(job)),
       "optimizer.learning_rate": job["learning_rate"],
   }
   for name, value in (fields | job["ours"]).items():
@@ -86,6 +89,11 @@ def configure(job: dict[str, Any]) -> Config:
       node = node[part]
     node[last] = value
   return config_lib.parse(values)
+
+
+def _devices(job: dict[str, Any]) -> int:
+  """Over how many the batch is spread."""
+  return job.get("devices", 1)
 
 
 def grade(rolled: Rollout, prompts: Prompts) -> Grades:
@@ -105,7 +113,7 @@ class Contestant:
 
   Attributes:
     cfg: of the run.
-    mesh: the one device that peers have, too.
+    mesh: of the job's devices.
     spec: of the state.
     vocabulary: without a token that ends a completion.
     rollout: (weights, prompts, key) -> rollout.
@@ -122,7 +130,8 @@ class Contestant:
   def __init__(self, job: dict[str, Any]) -> None:
     """Makes the programs; nothing is compiled or loaded yet."""
     self.cfg = configure(job)
-    self.mesh = sharding.make_mesh(self.cfg, jax.devices()[:1])
+    devices = jax.devices()[: _devices(job)]
+    self.mesh = sharding.make_mesh(self.cfg, devices)
     self.vocabulary = Vocabulary(
         (job["eos_id"],), job["pad_id"], tuple(range(ELICITATION))
     )

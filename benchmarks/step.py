@@ -37,6 +37,7 @@ are a peer's median over ours: above 1, ours is faster.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -73,6 +74,13 @@ _CONTESTANTS = flags.DEFINE_list(
 _CORES = flags.DEFINE_integer(
     "cores", None, "CPU cores to stay on; all by default.", lower_bound=1
 )
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "CPU devices that ours spreads a batch over; by default one a core, or as"
+    " many as prompts can be spread over.",
+    lower_bound=1,
+)
 _OURS = flags.DEFINE_multi_string(
     "ours", [], "FIELD=VALUE of our own configuration, VALUE as JSON."
 )
@@ -94,7 +102,10 @@ class Contestant(workers.Worker):
   ) -> None:
     """Starts the process and waits until it has loaded the checkpoint."""
     script = "contest.py" if name == "ours" else f"peers/{name}_worker.py"
-    super().__init__(name, python, job, script=script, JAX_PLATFORMS="cpu")
+    variables = {"JAX_PLATFORMS": "cpu"}
+    if name == "ours":
+      variables["JAX_NUM_CPU_DEVICES"] = str(protocol.load_job(job)["devices"])
+    super().__init__(name, python, job, script=script, **variables)
     self.steps: list[dict[str, Any]] = []
 
   def step(self, case: cases.Case) -> None:
@@ -114,12 +125,14 @@ def contest(
 ) -> Iterator[tuple[dict[str, Contestant], int]]:
   """The contestants, ready, and the size of their checkpoint."""
   pythons = workers.pythons(names, _ENVS.value)
+  cores = len(os.sched_getaffinity(0))
   with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
     job = cases.write(
         case,
         pathlib.Path(place),
         steps=_WARM_UP + _ROUNDS.value,
-        threads=len(os.sched_getaffinity(0)),
+        threads=cores,
+        devices=_DEVICES.value or math.gcd(case.prompts, cores),
         ours=_overrides(),
     )
     size = cases.parameters(job.parent / "checkpoint")
