@@ -28,7 +28,7 @@ import iapo_jax
 from iapo_jax import memory
 from iapo_jax.config import Config
 from iapo_jax.types import Params, PyTree, Rollout, StepOutput
-from iapo_jax.update import Experience
+from iapo_jax.update import Experience, Tokens
 
 # Of timed calls, after which no further one is begun.
 _ENOUGH_SECONDS = 30.0
@@ -214,11 +214,14 @@ class Part:
     logprobs = jnp.full(shape, -math.log(cfg.model.vocab_size))
     return Experience(
         prompts=self.prompts,
-        tokens=jax.random.randint(tokens, shape, 0, cfg.model.vocab_size),
-        old_logprobs=logprobs,
-        reference_logprobs=logprobs,
-        advantages=jax.random.normal(advantages, shape),
-        weights=jnp.full(shape, 1 / math.prod(shape)),
+        lengths=jnp.full(shape[0], shape[1]),
+        tokens=Tokens(
+            ids=jax.random.randint(tokens, shape, 0, cfg.model.vocab_size),
+            old_logprobs=logprobs,
+            reference_logprobs=logprobs,
+            advantages=jax.random.normal(advantages, shape),
+            weights=jnp.full(shape, 1 / math.prod(shape)),
+        ),
     )
 
   def _decoding(self, frozen: Params) -> Rollout:

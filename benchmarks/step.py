@@ -37,7 +37,6 @@ are a peer's median over ours: above 1, ours is faster.
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -77,8 +76,8 @@ _CORES = flags.DEFINE_integer(
 _DEVICES = flags.DEFINE_integer(
     "devices",
     None,
-    "CPU devices that ours spreads a batch over; by default one a core, or as"
-    " many as prompts can be spread over.",
+    "CPU devices that ours spreads a batch over; by default those of the case,"
+    " one a core at most.",
     lower_bound=1,
 )
 _OURS = flags.DEFINE_multi_string(
@@ -132,7 +131,7 @@ def contest(
         pathlib.Path(place),
         steps=_WARM_UP + _ROUNDS.value,
         threads=cores,
-        devices=_DEVICES.value or math.gcd(case.prompts, cores),
+        devices=_DEVICES.value or min(case.devices, cores),
         ours=_overrides(),
     )
     size = cases.parameters(job.parent / "checkpoint")

@@ -180,14 +180,22 @@ def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
   return dense * _width(c) + scores
 
 
+def _kept_bytes(c: Config, tensor: int) -> int:
+  """What a layer keeps of one token for its backward pass."""
+  m = c.model
+  if m.remat:
+    return m.d_model * _width(c)
+  heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
+  products = 2 * m.d_model + heads + 2 * m.mlp_dim // tensor
+  return products * _width(c) + m.num_heads // tensor * _FP32
+
+
 def _stored_bytes(c: Config, tokens: int, context: int, mesh: Mesh) -> int:
   """What the backward pass of one micro-batch needs of the forward pass."""
   m, tensor = c.model, mesh.shape["tensor"]
-  layer = 2 * _layer_bytes(c, context, mesh)  # values and their gradients
-  if m.remat:
-    layers = m.num_layers * m.d_model * _width(c) + layer
-  else:
-    layers = m.num_layers * layer
+  layers = m.num_layers * _kept_bytes(c, tensor)
+  # One layer at a time is computed once more: its values and their gradients.
+  layers += 2 * _layer_bytes(c, context, mesh)
   rows = tokens // c.rollout.max_tokens
   chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
   return tokens * layers + 3 * chunk * (m.vocab_size // tensor) * _FP32

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from iapo_jax import losses, policy
+from iapo_jax import losses, micro_batches, policy
 from iapo_jax.config import Config
 from iapo_jax.types import (
     Array,
@@ -20,24 +20,37 @@ from iapo_jax.types import (
 
 
 @struct.dataclass
-class Experience:
-  """A graded, credited rollout: what the updates learn from.
+class Tokens:
+  """What is known of each token of a rollout.
 
   Attributes:
-    prompts: q prompts.
-    tokens: int32[b, t].
+    ids: int32[b, t].
     old_logprobs: fp32[b, t], of the policy that sampled.
     reference_logprobs: fp32[b, t]; zeros where β = 0.
     advantages: fp32[b, t].
     weights: fp32[b, t], of `losses.token_weights` over the whole batch.
   """
 
-  prompts: Prompts
-  tokens: Array
+  ids: Array
   old_logprobs: Array
   reference_logprobs: Array
   advantages: Array
   weights: Array
+
+
+@struct.dataclass
+class Experience:
+  """A graded, credited rollout: what the updates learn from.
+
+  Attributes:
+    prompts: q prompts.
+    lengths: int32[b], of the completions.
+    tokens: theirs.
+  """
+
+  prompts: Prompts
+  lengths: Array
+  tokens: Tokens
 
 
 def gather_experience(
@@ -63,16 +76,20 @@ def gather_experience(
   if ref_params is not None:
     with jax.named_scope("reference"):
       reference = _reference(ref_params, prompts, rolled, cfg)
+  weights = losses.token_weights(
+      rolled.mask,
+      aggregation=cfg.loss.aggregation,
+      constant_length=cfg.rollout.max_tokens,
+  )
   return Experience(
       prompts=prompts,
-      tokens=rolled.tokens,
-      old_logprobs=rolled.logprobs,
-      reference_logprobs=reference,
-      advantages=token_advantages,
-      weights=losses.token_weights(
-          rolled.mask,
-          aggregation=cfg.loss.aggregation,
-          constant_length=cfg.rollout.max_tokens,
+      lengths=rolled.lengths,
+      tokens=Tokens(
+          ids=rolled.tokens,
+          old_logprobs=rolled.logprobs,
+          reference_logprobs=reference,
+          advantages=token_advantages,
+          weights=weights,
       ),
   )
 
@@ -80,49 +97,58 @@ def gather_experience(
 def _reference(
     params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
 ) -> Array:
-  """fp32[b, t]: log-probabilities under the reference, micro-batch-wise."""
-  count = prompts.lengths.shape[0]
-  parts = policy.split_groups(
-      (prompts, rolled.tokens), cfg.loss.micro_batches, count
+  """fp32[b, t]: log-probabilities under the reference."""
+
+  def score(
+      part: tuple[Prompts, Array], there: Array, length: int
+  ) -> tuple[None, Array]:
+    del there  # nothing is summed
+    some, ids = part
+    stats = policy.score(params, some, ids[:, :length], **_scoring(cfg))
+    return None, stats.logprob
+
+  _, logprobs = micro_batches.run(
+      score, None, (prompts, rolled.tokens), rolled.lengths, **_parts(cfg)
   )
-  logprobs = jax.lax.map(
-      lambda part: policy.score(params, *part, **_scoring(cfg)).logprob, parts
-  )
-  return jax.lax.stop_gradient(policy.join_groups(logprobs, count))
+  return jax.lax.stop_gradient(logprobs)
 
 
-@struct.dataclass
-class _Known:
-  """What is known of each token, [b, t] of `Experience`."""
+def _scoring(cfg: Config) -> dict[str, Any]:
+  """How completions are scored, for `policy`."""
+  return {
+      "cfg": cfg.model,
+      "group_size": cfg.group_size,
+      "temperature": cfg.rollout.temperature,
+      "head_chunk": cfg.loss.head_chunk,
+  }
 
-  old_logprobs: Array
-  reference_logprobs: Array
-  advantages: Array
-  weights: Array
+
+def _parts(cfg: Config) -> dict[str, int]:
+  """How a batch is divided, for `micro_batches`."""
+  return {
+      "groups": cfg.prompts_per_step,
+      "parts": cfg.loss.micro_batches,
+      "prompt_tokens": cfg.data.max_prompt_tokens,
+      "max_tokens": cfg.rollout.max_tokens,
+  }
 
 
 def experience_loss(
-    params: Params, part: Experience, cfg: Config
-) -> tuple[Array, dict[str, Array]]:
+    params: Params, prompts: Prompts, tokens: Tokens, cfg: Config
+) -> tuple[Array, Array]:
   """Σ weights · (clipped surrogate + β · KL) over a part of the batch.
 
   Args:
     params: that learn.
-    part: some groups of the batch, with weights over the whole batch.
+    prompts: of the part's groups.
+    tokens: of its completions, with weights over the whole batch.
     cfg: the run's configuration.
 
   Returns:
-    The part's share of the loss; its shares of weighted sums (`sum/...`) and
-    its maxima (`max/...`).
+    The part's share of the loss; the log-probabilities of its tokens.
   """
-  known = _Known(
-      part.old_logprobs,
-      part.reference_logprobs,
-      part.advantages,
-      part.weights,
-  )
 
-  def weighted(logprobs: Array, known: _Known) -> Array:
+  def weighted(logprobs: Array, known: Tokens) -> Array:
     terms = _terms(logprobs, known, cfg)
     per_token = terms["surrogate"]
     if cfg.loss.kl_weight:
@@ -130,26 +156,12 @@ def experience_loss(
     return known.weights * per_token
 
   loss, stats = policy.token_loss(
-      params,
-      part.prompts,
-      part.tokens,
-      known,
-      loss=weighted,
-      **_scoring(cfg),
+      params, prompts, tokens.ids, tokens, loss=weighted, **_scoring(cfg)
   )
-  terms = _terms(stats.logprob, known, cfg)
-  ratio = losses.importance_ratio(stats.logprob, known.old_logprobs)
-  clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
-  terms |= {"ratio": ratio, "clipped": clipped}
-  live = known.weights > 0
-  gap = jnp.abs(stats.logprob - known.old_logprobs)
-  return loss, {
-      "sum": {k: jnp.sum(known.weights * v) for k, v in terms.items()},
-      "max": {"logprob_gap": jnp.max(jnp.where(live, gap, 0.0))},
-  }
+  return loss, stats.logprob
 
 
-def _terms(logprobs: Array, known: _Known, cfg: Config) -> dict[str, Array]:
+def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   """The terms of the loss, fp32[b, t]."""
   terms = {
       "surrogate": losses.clipped_surrogate(
@@ -165,14 +177,46 @@ def _terms(logprobs: Array, known: _Known, cfg: Config) -> dict[str, Array]:
   return terms
 
 
-def _scoring(cfg: Config) -> dict[str, Any]:
-  """How completions are scored, for `policy`."""
-  return {
-      "cfg": cfg.model,
-      "group_size": cfg.group_size,
-      "temperature": cfg.rollout.temperature,
-      "head_chunk": cfg.loss.head_chunk,
+def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
+  """Weighted means over the tokens, and the largest |Δ log-prob|."""
+  ratio = losses.importance_ratio(logprobs, known.old_logprobs)
+  clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
+  terms = _terms(logprobs, known, cfg)
+  terms |= {"ratio": ratio, "clipped": clipped}
+  total = jnp.maximum(jnp.sum(known.weights), 1e-8)
+  means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
+  gap = jnp.abs(logprobs - known.old_logprobs)
+  return means | {
+      "logprob_gap": jnp.max(jnp.where(known.weights > 0, gap, 0.0))
   }
+
+
+def _gradients(
+    params: Params, experience: Experience, cfg: Config
+) -> tuple[Params, Array]:
+  """Of the whole batch's loss; the log-probabilities fp32[b, t].
+
+  Micro-batches are summed: the weights of tokens are over the whole batch.
+  """
+  grad_fn = jax.grad(
+      functools.partial(experience_loss, cfg=cfg), has_aux=True
+  )
+
+  def step(
+      part: tuple[Prompts, Tokens], there: Array, length: int
+  ) -> tuple[Params, Array]:
+    prompts, tokens = part
+    tokens = jax.tree.map(lambda x: x[:, :length], tokens)
+    weights = jnp.where(there[:, None], tokens.weights, 0.0)
+    return grad_fn(params, prompts, tokens.replace(weights=weights))
+
+  return micro_batches.run(
+      step,
+      jax.tree.map(jnp.zeros_like, params),
+      (experience.prompts, experience.tokens),
+      experience.lengths,
+      **_parts(cfg),
+  )
 
 
 @jax.named_scope("update")
@@ -196,33 +240,13 @@ def update(
   Returns:
     The state one step on, and the metrics of the updates.
   """
-  count = experience.prompts.lengths.shape[0]
-  parts = policy.split_groups(experience, cfg.loss.micro_batches, count)
-  grad_fn = jax.grad(
-      functools.partial(experience_loss, cfg=cfg), has_aux=True
-  )
-
-  def gradient(params: Params) -> tuple[Params, dict[str, Array]]:
-    """Summed over micro-batches: the weights make it the batch's own.
-
-    Metrics are weighted means over tokens, and maxima.
-    """
-
-    def add(total: Params, part: Experience) -> tuple[Params, dict]:
-      grads, metrics = grad_fn(params, part)
-      return jax.tree.map(jnp.add, total, grads), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, metrics = jax.lax.scan(add, zeros, parts)
-    total = jnp.maximum(jnp.sum(experience.weights), 1e-8)
-    means = jax.tree.map(lambda x: jnp.sum(x) / total, metrics["sum"])
-    return grads, means | jax.tree.map(jnp.max, metrics["max"])
 
   def one_update(
       carry: tuple[Params, optax.OptState], _: None
   ) -> tuple[tuple[Params, optax.OptState], dict[str, Array]]:
     params, opt_state = carry
-    grads, metrics = gradient(params)
+    grads, logprobs = _gradients(params, experience, cfg)
+    metrics = _metrics(logprobs, experience.tokens, cfg)
     steps, opt_state = optimizer.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return (optax.apply_updates(params, steps), opt_state), metrics

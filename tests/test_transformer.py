@@ -316,7 +316,42 @@ class TokenStatisticsTest(chex.TestCase):
     )
     chex.assert_trees_all_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
-  def test_the_whole_logits_never_exist(self):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_loss_has_the_gradients_of_a_function_of_statistics(self):
+    # Seven positions in chunks of three: the last chunk is padded, and what
+    # is padded has no loss though this one has one everywhere.
+    cfg = dataclasses.replace(tiny.FULL, logit_cap=4.0)
+    params = tiny.make_params(cfg)
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (2, 7, cfg.d_model))
+    targets = jax.random.randint(keys[1], (2, 7), 0, cfg.vocab_size)
+    known = jax.random.normal(keys[2], (2, 7))
+
+    def loss(logprob, known):
+      return 1.0 + known * logprob**2
+
+    def fast(params, hidden):
+      return head.token_loss(
+          params, hidden, targets, known,
+          loss=loss, cfg=cfg, temperature=0.7, chunk=3,
+      )  # fmt: skip
+
+    def plain(params, hidden):
+      stats = head.token_statistics(
+          params, hidden, targets, cfg=cfg, temperature=0.7
+      )
+      return jnp.sum(loss(stats.logprob, known)), stats
+
+    ours, theirs = (
+        self.variant(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(
+            params, hidden
+        )
+        for f in (fast, plain)
+    )
+    chex.assert_trees_all_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+  @parameterized.parameters("statistics", "loss")
+  def test_the_whole_logits_never_exist(self, of):
     """No array of the gradient program has t · v elements per sequence."""
     cfg = dataclasses.replace(tiny.MODEL, vocab_size=1024)
     params = tiny.make_params(cfg)
@@ -324,6 +359,11 @@ class TokenStatisticsTest(chex.TestCase):
     targets = jnp.zeros((2, 64), jnp.int32)
 
     def loss(params, hidden):
+      if of == "loss":
+        return head.token_loss(
+            params, hidden, targets, (),
+            loss=lambda logprob, _: logprob, cfg=cfg, chunk=8,
+        )[0]  # fmt: skip
       stats = head.token_statistics(
           params, hidden, targets, cfg=cfg, chunk=8
       )
@@ -349,6 +389,24 @@ def test_bfloat16_is_near_float32():
   assert scores.dtype == jnp.float32
   # bf16 keeps 8 bits: errors near 2^-8 of values near 1, over few additions.
   np.testing.assert_allclose(jax.nn.log_softmax(scores), exact, atol=0.1)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_no_layer_keeps_its_attention_weights(remat):
+  cfg = dataclasses.replace(tiny.MODEL, remat=remat)
+  layers, rows, heads, length = cfg.num_layers, 2, cfg.num_heads, 64
+  params = tiny.make_params(cfg)
+  tokens = jnp.zeros((rows, length), jnp.int32)
+
+  def total(params):
+    return jnp.sum(tiny.full_forward(params, tokens, cfg))
+
+  program = jax.make_jaxpr(jax.grad(total))(params)
+  sizes = tiny.array_sizes(program.jaxpr)
+  assert max(sizes) == rows * heads * length**2
+  kept = layers * rows * length
+  wide = kept * cfg.mlp_dim in sizes  # gate and up, of all layers
+  assert wide == (not remat)
 
 
 def test_layers_are_scanned():

@@ -14,6 +14,7 @@ import types
 import chex
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import model_config, sharding
@@ -106,7 +107,12 @@ def _forward(
       (_QUERIES, (_PAIR,) * count, (_BOUNDS,) * count),
       (_QUERIES, _LSE),
   )
-  output, lse = run(queries, pairs, bounds)
+  output, lse = (
+      checkpoint_name(x, name)
+      for x, name in zip(
+          run(queries, pairs, bounds), attention.KEPT, strict=True
+      )
+  )
   return output, (queries, pairs, bounds, output, lse)
 
 

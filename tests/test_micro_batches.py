@@ -1,0 +1,155 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from iapo_jax import losses, micro_batches, policy, sharding, update
+from iapo_jax.config import (
+  Config,
+  DataConfig,
+  LossConfig,
+  MeshConfig,
+  RolloutConfig,
+)
+
+
+class RunTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_by_hand(self):
+    # Four groups of one completion of at most 256 tokens, prompts of 8; a
+    # micro-batch has what one full group has, 264 tokens. The longest, 256,
+    # goes alone. Of 60, 50 and 40, cut to 64 tokens, 264 // (64 + 8) = 3 go
+    # together: two micro-batches instead of four.
+    batch = jnp.array([50.0, 60.0, 256.0, 40.0])
+
+    def step(part, there, length):
+      rows = jnp.broadcast_to(part[:, None], (part.shape[0], length))
+      return jnp.array([1.0, jnp.sum(jnp.where(there, part, 0.0))]), rows
+
+    def run(batch):
+      return micro_batches.run(
+          step, jnp.zeros(2), batch, batch.astype(jnp.int32),
+          groups=4, parts=4, prompt_tokens=8, max_tokens=256,
+      )  # fmt: skip
+
+    total, rows = self.variant(run)(batch)
+    np.testing.assert_array_equal(total, [2, 406])
+    expected = np.zeros((4, 256))
+    for row, length in enumerate([64, 64, 256, 64]):
+      expected[row, :length] = batch[row]
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_short_completions_are_not_cut():
+  assert micro_batches.cuts(255) == [255]
+  assert micro_batches.cuts(256) == [64, 128, 192, 256]
+  assert micro_batches.cuts(258)[-1] == 258
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_each_row_counts_once(parts):
+  # Six groups of two, lengths at random: whatever the parts, sums and rows are
+  # those of all rows, and what was found is a row's own.
+  lengths = jax.random.randint(jax.random.key(parts), (12,), 1, 301)
+  values = jnp.arange(1.0, 13.0)
+
+  def step(part, there, length):
+    _, values = part
+    rows = values[:, None] + jnp.arange(length) / 1000
+    return jnp.sum(jnp.where(there, values, 0.0)), rows
+
+  total, rows = jax.jit(
+      lambda lengths: micro_batches.run(
+          step, jnp.float32(0), (jnp.zeros(6), values), lengths,
+          groups=6, parts=parts, prompt_tokens=5, max_tokens=300,
+      )
+  )(lengths)  # fmt: skip
+  assert total == 78  # 1 + 2 + ... + 12
+  expected = values[:, None] + jnp.arange(300) / 1000
+  within = jnp.arange(300) < lengths[:, None]
+  np.testing.assert_array_equal(
+      jnp.where(within, rows, 0), jnp.where(within, expected, 0)
+  )
+
+
+CFG = Config(
+    model=dataclasses.replace(tiny.MODEL, vocab_size=32),
+    data=DataConfig(max_prompt_tokens=6),
+    prompts_per_step=8,
+    group_size=2,
+    rollout=RolloutConfig(max_tokens=256),
+    loss=LossConfig(kl_weight=0.1, micro_batches=2, head_chunk=100),
+    mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+)
+PROMPTS = tiny.make_prompts(lengths=(5, 1, 3, 6, 2, 4, 6, 1))
+
+
+def score(params, ids):
+  return policy.score(
+      params, PROMPTS, ids, cfg=CFG.model, group_size=CFG.group_size,
+      temperature=1.0, head_chunk=256,
+  ).logprob  # fmt: skip
+
+
+def ragged(params):
+  """Completions of all lengths by a policy that has moved a little since."""
+  rows, longest = CFG.sequences_per_step, CFG.rollout.max_tokens
+  keys = iter(jax.random.split(jax.random.key(0), 5))
+  lengths = jax.random.randint(next(keys), (rows,), 1, 150).at[3].set(longest)
+  ids = jax.random.randint(next(keys), (rows, longest), 3, 29)
+  logprobs = jax.jit(score)(params, ids)
+  noise = jax.random.normal(next(keys), ids.shape)
+  tokens = update.Tokens(
+      ids=ids,
+      old_logprobs=logprobs + 0.05 * noise,
+      reference_logprobs=logprobs - 0.1,
+      advantages=jax.random.normal(next(keys), ids.shape),
+      weights=losses.token_weights(
+          jnp.arange(longest) < lengths[:, None], aggregation="token_mean"
+      ),
+  )
+  return update.Experience(PROMPTS, lengths, tokens)
+
+
+def plain_gradients(params, tokens):
+  """Of the whole batch at once, through the log-probabilities."""
+
+  def loss(params):
+    logprobs = score(params, tokens.ids)
+    per_token = losses.clipped_surrogate(
+        logprobs, tokens.old_logprobs, tokens.advantages,
+        clip_low=CFG.loss.clip_low, clip_high=CFG.loss.clip_high,
+    )  # fmt: skip
+    per_token += 0.1 * losses.k3_divergence(
+        logprobs, tokens.reference_logprobs
+    )
+    return jnp.sum(tokens.weights * per_token), logprobs
+
+  return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_gradients_are_those_of_the_whole_batch(devices):
+  params = tiny.make_params(CFG.model)
+  experience = ragged(params)
+  one = MeshConfig(data=1, fsdp=1, tensor=1)
+  cfg = CFG if devices == 8 else dataclasses.replace(CFG, mesh=one)
+  mesh = sharding.make_mesh(cfg, jax.devices()[:devices])
+
+  def run(params, experience):
+    with sharding.scope(mesh):
+      return update._gradients(params, experience, cfg)
+
+  placed = sharding.put_batch(experience, mesh)
+  ours, logprobs = jax.jit(run)(params, placed)
+  expected, theirs = plain_gradients(params, experience.tokens)
+  chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
+  live = np.asarray(experience.tokens.weights) > 0
+  np.testing.assert_allclose(
+      np.where(live, logprobs, 0), np.where(live, theirs, 0), atol=1e-4
+  )
