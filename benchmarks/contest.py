@@ -8,14 +8,14 @@ scoring and update are timed once more as programs of their own, right after
 it and in their order, from the weights that it left. What the step takes beyond
 them is its rest.
 
-The batch is spread over as many devices as the job says: with one a core, each
-has operations of its own, and no core waits for another after every one. An
-update is made of micro-batches, as Tunix's is: several were measured to be
-faster than one. A device has as many sequences at a time as Tunix's one has.
-The job's weights are read from its checkpoint by `iapo_jax.hf`; a job without
-one names a decoder, whose weights are random (`accelerator.py`). Completions
-are graded in the program, as the peers' are by `protocol.reward`. Settings are
-the defaults but for those of the job; `step.py --ours` changes others.
+The batch is spread over as many devices as the job says, of one core each or
+of all cores, whichever was faster. An update is made of micro-batches, as
+Tunix's is: several were measured to be faster than one. A device has as many
+sequences at a time as Tunix's one has. The job's weights are read from its
+checkpoint by `iapo_jax.hf`; a job without one names a decoder, whose weights
+are random (`accelerator.py`). Completions are graded in the program, as the
+peers' are by `protocol.reward`. Settings are the defaults but for those of the
+job; `step.py --ours` changes others.
 """
 
 import dataclasses
@@ -303,6 +303,7 @@ def main() -> None:
   session.answer(
       versions={"iapo_jax": iapo_jax.__version__, "jax": jax.__version__},
       weights=sum(leaf.size for leaf in jax.tree.leaves(ours.state.params)),
+      devices=ours.mesh.size,
       settings=config_lib.flatten(ours.cfg),
   )
   step = 0

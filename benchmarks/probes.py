@@ -14,6 +14,7 @@ each other. Figures are medians; everything takes turns in every round.
                 keys and values
   kv copy       a copy of keys and values for every position, sixteen positions
                 at a time, as the authors of IAPO do it, at the right positions
+  in parts      the same for `--copy_rows` sequences at a time, not for all
   re-encoding   prompt, completion so far and elicitation anew for every
                 position
   stride        ours at some positions, beside a whole train step with them
@@ -49,6 +50,9 @@ _GROUP = flags.DEFINE_integer("group", 8, "Of each prompt.", lower_bound=1)
 _PROMPT = flags.DEFINE_integer("prompt", 128, "Prompt tokens.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("tokens", 256, "t.", lower_bound=8)
 _WIDTH = flags.DEFINE_integer("width", 6, "Tokens of a probe.", lower_bound=1)
+_COPY_ROWS = flags.DEFINE_integer(
+    "copy_rows", 2, "Sequences whose copies are made in parts.", lower_bound=1
+)
 _STRIDE = flags.DEFINE_integer("stride", 8, "Of some probes.", lower_bound=1)
 _GROWTH = flags.DEFINE_bool(
     "growth", False, "Only how time grows from --tokens to eight times that."
@@ -66,6 +70,11 @@ def case(tokens: int) -> cases.Case:
     raise ConfigError(
         f"--sequences {_SEQUENCES.value}: --group = {_GROUP.value} must"
         " divide it"
+    )
+  if _SEQUENCES.value % _COPY_ROWS.value:
+    raise ConfigError(
+        f"--sequences {_SEQUENCES.value}: --copy_rows = {_COPY_ROWS.value}"
+        " must divide it"
     )
   prompts = _SEQUENCES.value // _GROUP.value
   return cases.Case(
@@ -106,7 +115,7 @@ def spread(of: cases.Case) -> np.ndarray:
 def check(methods: dict[str, probing.Method]) -> None:
   """Raises where two ways to have the entropies do not agree."""
   wanted = methods["re-encoding"].entropies()
-  for name in ("ours", "kv copy"):
+  for name in ("ours", "kv copy", "in parts"):
     gap = float(np.max(np.abs(methods[name].entropies() - wanted)))
     if not gap <= _TOLERANCE:
       raise RuntimeError(f"{name} and re-encoding differ by {gap} nats")
@@ -132,7 +141,8 @@ def compare() -> dict[str, Any]:
   methods = {
       "ours": probing.ours(batch, batch.full, budget=tokens),
       "floor": probing.plain(batch, _WIDTH.value),
-      "kv copy": probing.kv_copy(batch),
+      "kv copy": probing.kv_copy(batch, of.sequences),
+      "in parts": probing.kv_copy(batch, _COPY_ROWS.value),
       "re-encoding": probing.reencoding(batch),
       "stride": probing.ours(
           batch, batch.full, budget=tokens, stride=_STRIDE.value
@@ -158,6 +168,7 @@ def compare() -> dict[str, Any]:
       "ratios": {
           "ours_over_floor": ours / seconds["floor"],
           "kv_copy_over_ours": seconds["kv copy"] / ours,
+          "kv_copy_in_parts_over_ours": seconds["in parts"] / ours,
           "reencoding_over_ours": seconds["re-encoding"] / ours,
           "memory_over_plain_forward": memory["ours"] / memory["floor"],
           "kv_copy_memory_over_plain_forward": (
@@ -223,8 +234,8 @@ def main(_: list[str]) -> None:
       "flags": {
           flag.name: flag.value
           for flag in (
-              _MODEL, _SEQUENCES, _GROUP, _PROMPT, _TOKENS, _WIDTH, _STRIDE,
-              _ROUNDS,
+              _MODEL, _SEQUENCES, _GROUP, _PROMPT, _TOKENS, _WIDTH,
+              _COPY_ROWS, _STRIDE, _ROUNDS,
           )
       },
   } | found  # fmt: skip

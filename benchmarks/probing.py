@@ -254,13 +254,18 @@ def _texts(
   return text, ends[:, 0] + i + width - 1
 
 
-def kv_copy(batch: Batch) -> Method:
+def kv_copy(batch: Batch, rows: int) -> Method:
   """A copy of a row's keys and values for each position, as the authors do it.
 
   Where their code differs the positions are the right ones. Sixteen positions
   at a time, copies as long as the longest of these needs; the elicitation is
   run against the copies and the head is applied to its last token only.
+
+  Args:
+    batch: the rollout.
+    rows: sequences of a pass, dividing b; the authors take all.
   """
+  count = batch.tokens.shape[0]
 
   def entropies(
       params: Params,
@@ -269,18 +274,22 @@ def kv_copy(batch: Batch) -> Method:
       elicitation: Array,
       positions: Array,
   ) -> Array:
-    rows, many, width = starts.shape[0], len(positions), elicitation.shape[0]
-    segment = _copies(context, positions)
-    begin = (starts[:, None] + positions + 1).reshape(-1, 1)
-    hidden, _ = transformer.extend(
-        params,
-        jnp.broadcast_to(elicitation, (rows * many, width)),
-        begin + jnp.arange(width),
-        (segment,),
-        cfg=batch.model,
-    )
-    found = _entropy(params, hidden[:, -1], batch.model)
-    return found.reshape(rows, many)
+    width = elicitation.shape[0]
+
+    def of_rows(first: Array) -> Array:
+      begin = jax.lax.dynamic_slice_in_dim(starts, first, rows)
+      begin = (begin[:, None] + positions + 1).reshape(-1, 1)
+      hidden, _ = transformer.extend(
+          params,
+          jnp.broadcast_to(elicitation, (len(begin), width)),
+          begin + jnp.arange(width),
+          (_copies(context, positions, first, rows),),
+          cfg=batch.model,
+      )
+      return _entropy(params, hidden[:, -1], batch.model)
+
+    found = jax.lax.map(of_rows, jnp.arange(0, count, rows))
+    return found.reshape(count, -1)
 
   prompt, completion = batch.context
   inputs = []
@@ -298,22 +307,30 @@ def kv_copy(batch: Batch) -> Method:
   return _method(entropies, *inputs)
 
 
-def _copies(context: Context, positions: Array) -> KVSegment:
-  """Prompt and completion up to each position: [l, b · m, k, h, s]."""
+def _copies(
+    context: Context, positions: Array, first: Array, rows: int
+) -> KVSegment:
+  """[l, rows · m, k, h, s]: prompt and completion for each of m positions.
+
+  Args:
+    context: the rollout's.
+    positions: int32[m].
+    first: int32[], the first sequence.
+    rows: how many sequences.
+  """
   prompt, completion = context
-  rows, many = completion.keys.shape[1], len(positions)
-  group_size = rows // prompt.keys.shape[1]
+  group_size = completion.keys.shape[1] // prompt.keys.shape[1]
+  asked = (first + jnp.arange(rows)) // group_size
+  many = len(positions)
 
   def copied(x: Array, y: Array, axis: int, slots: int) -> Array:
-    x = jnp.repeat(x, group_size, axis=axis)
-    joined = jnp.concatenate([x, y], axis=slots)
-    return jnp.repeat(joined, many, axis=axis)
+    x = jnp.take(x, asked, axis=axis)
+    y = jax.lax.dynamic_slice_in_dim(y, first, rows, axis)
+    return jnp.repeat(jnp.concatenate([x, y], axis=slots), many, axis=axis)
 
   slots = jnp.arange(completion.keys.shape[-1])
   seen = slots <= jnp.tile(positions, rows)[:, None]
-  known = jnp.repeat(
-      prompt.visible, rows * many // prompt.visible.shape[0], axis=0
-  )
+  known = jnp.repeat(prompt.visible[asked], many, axis=0)
   segment = KVSegment(
       keys=copied(prompt.keys, completion.keys, 1, -1),
       values=copied(prompt.values, completion.values, 1, -2),

@@ -196,7 +196,8 @@ class LossConfig:
       reference policy out of the program.
     aggregation: `token_mean`, `sequence_mean` or `constant_length`.
     num_updates: optimizer updates per rollout.
-    micro_batches: parts a batch is split into; changes memory, not results.
+    micro_batches: parts that a batch of full completions is split into, fewer
+      where they are shorter; changes memory, not results.
       Probes go through the network as many tokens at a time as one part has.
     head_chunk: completion positions whose logits exist at one time.
   """

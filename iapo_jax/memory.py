@@ -165,7 +165,7 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
 def _update_bytes(c: Config, mesh: Mesh, spec: StateSpec, tokens: int) -> int:
   """Gradients, and what a backward pass over so many tokens stores."""
   gradients = tree_bytes(spec.shapes.params, spec.shardings.params)
-  return gradients + _stored_bytes(c, tokens, _context(c), mesh)
+  return 2 * gradients + _stored_bytes(c, tokens, _context(c), mesh)
 
 
 def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:

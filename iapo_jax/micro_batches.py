@@ -67,40 +67,22 @@ def run(
   """
   shards, group = sharding.data_shards(), lengths.shape[0] // groups
   local = groups // shards
+  sizes = cuts(max_tokens)
+  full = local // parts * (group * max_tokens + prompt_tokens)
+  counts = [
+      min(local, full // (group * size + prompt_tokens)) for size in sizes
+  ]
+  # A micro-batch may reach beyond the last group.
+  spare = max(counts) - 1 if len(counts) > 1 else 0
   longest = jnp.max(lengths.reshape(shards, local, group), axis=-1)
   order = jnp.argsort(-longest, axis=1)
   needed = jnp.max(jnp.take_along_axis(longest, order, axis=1), axis=0)
-  sizes = cuts(max_tokens)
-  counts = [
-      _count(size, local // parts, group, prompt_tokens, max_tokens, local)
-      for size in sizes
-  ]
-  # A micro-batch may reach beyond the last group.
-  spare = max(counts) - 1 if len(counts) > 1 else -local % counts[0]
   ordered = jax.tree.map(
       functools.partial(_sorted, order=order, spare=spare), batch
   )
-
-  def micro_batch(size: int, count: int, loop: _Loop) -> _Loop:
-    there = loop.index + jnp.arange(count) < local
-    there = jnp.broadcast_to(there[:, None], (shards, count, group))
-    part = jax.tree.map(
-        functools.partial(_part, index=loop.index, count=count), ordered
-    )
-    added, rows = step(part, there.reshape(-1), size)
-    rows = rows.reshape(shards, count, group, size)
-    rows = jnp.pad(rows, [(0, 0)] * 3 + [(0, max_tokens - size)])
-    return _Loop(
-        index=loop.index + count,
-        total=jax.tree.map(jnp.add, loop.total, added),
-        rows=jax.lax.dynamic_update_slice_in_dim(
-            loop.rows, rows, loop.index, axis=1
-        ),
-    )
-
   branches = [
-      functools.partial(micro_batch, *pair)
-      for pair in zip(sizes, counts, strict=True)
+      functools.partial(_micro_batch, step, ordered, local, size, count)
+      for size, count in zip(sizes, counts, strict=True)
   ]
 
   def body(loop: _Loop) -> _Loop:
@@ -119,6 +101,33 @@ def run(
   return loop.total, rows.reshape(-1, max_tokens)
 
 
+def _micro_batch(
+    step: Step,
+    ordered: PyTree,
+    groups: int,
+    size: int,
+    count: int,
+    loop: _Loop,
+) -> _Loop:
+  """Runs the next `count` of each shard's `groups`, cut to `size` tokens."""
+  shards, _, group, longest = loop.rows.shape
+  there = loop.index + jnp.arange(count) < groups
+  there = jnp.broadcast_to(there[:, None], (shards, count, group))
+  part = jax.tree.map(
+      functools.partial(_part, index=loop.index, count=count), ordered
+  )
+  added, rows = step(part, there.reshape(-1), size)
+  rows = rows.reshape(shards, count, group, size)
+  rows = jnp.pad(rows, [(0, 0)] * 3 + [(0, longest - size)])
+  return _Loop(
+      index=loop.index + count,
+      total=jax.tree.map(jnp.add, loop.total, added),
+      rows=jax.lax.dynamic_update_slice_in_dim(
+          loop.rows, rows, loop.index, axis=1
+      ),
+  )
+
+
 def cuts(max_tokens: int) -> list[int]:
   """To which lengths completions are cut; each is a program of its own.
 
@@ -127,14 +136,6 @@ def cuts(max_tokens: int) -> list[int]:
   """
   parts = 4 if max_tokens >= 256 else 1
   return [max_tokens * (n + 1) // parts for n in range(parts)]
-
-
-def _count(
-    size: int, full: int, group: int, prompt: int, longest: int, most: int
-) -> int:
-  """How many groups have no more tokens than `full` of full length."""
-  budget = full * (group * longest + prompt)
-  return min(most, budget // (group * size + prompt))
 
 
 def _sorted(x: Array, order: Array, spare: int) -> Array:

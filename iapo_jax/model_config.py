@@ -89,8 +89,8 @@ class ModelConfig:
     max_positions: the longest sequence that it was trained for; 0 is unknown.
     dtype: of matmuls and the cache; weights are kept in fp32.
     remat: keep only the input of each layer for the backward pass. Otherwise
-      products with weights are kept, too; norms, activations and the weights
-      of attention are computed again either way.
+      products with weights and what attention returns are kept, too; norms,
+      activations and attention's weights are computed again either way.
     attention: `reference` (XLA), `fused` (a kernel that holds a block of
       scores at a time; GPUs and TPUs), or `auto`: fused on TPUs.
   """

@@ -6,7 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
-from iapo_jax import compilation, memory, probes
+from iapo_jax import compilation, memory, micro_batches, probes
 from iapo_jax.config import Config, CreditConfig
 from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
@@ -88,13 +88,15 @@ def _describe_step(c: Config, shards: int) -> list[str]:
     probed = f"{positions} positions of a completion at most"
   if positions:
     probed += f", at most about {c.tokens_per_pass:,} tokens in a pass"
+  whole = len(micro_batches.cuts(c.rollout.max_tokens)) == 1
   return [
       f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
       f" {c.group_size} samples = {sequences} sequences,"
       f" {sequences // shards} per data shard, at most"
       f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
-      f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences",
+      f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences"
+      f"{'' if whole or micro == 1 else ', fewer of short ones'}",
       f"probes     {probed}",
       f"credit     {_describe_credit(c.credit)}",
   ]

@@ -104,7 +104,9 @@ def _reference(
   ) -> tuple[None, Array]:
     del there  # nothing is summed
     some, ids = part
-    stats = policy.score(params, some, ids[:, :length], **_scoring(cfg))
+    stats = policy.score(
+        params, some, ids[:, :length], **_scoring(cfg, ids.shape[0])
+    )
     return None, stats.logprob
 
   _, logprobs = micro_batches.run(
@@ -113,13 +115,17 @@ def _reference(
   return jax.lax.stop_gradient(logprobs)
 
 
-def _scoring(cfg: Config) -> dict[str, Any]:
-  """How completions are scored, for `policy`."""
+def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
+  """How so many completions are scored, for `policy`.
+
+  No more logits exist at once than those of a micro-batch of full completions.
+  """
+  full = cfg.sequences_per_step // cfg.loss.micro_batches
   return {
       "cfg": cfg.model,
       "group_size": cfg.group_size,
       "temperature": cfg.rollout.temperature,
-      "head_chunk": cfg.loss.head_chunk,
+      "head_chunk": max(1, cfg.loss.head_chunk * full // rows),
   }
 
 
@@ -156,7 +162,12 @@ def experience_loss(
     return known.weights * per_token
 
   loss, stats = policy.token_loss(
-      params, prompts, tokens.ids, tokens, loss=weighted, **_scoring(cfg)
+      params,
+      prompts,
+      tokens.ids,
+      tokens,
+      loss=weighted,
+      **_scoring(cfg, tokens.ids.shape[0]),
   )
   return loss, stats.logprob
 

@@ -85,13 +85,14 @@ def test_step_checks_and_reports_ours(tmp_path):
   path = tmp_path / "step.json"
   done = run(
       "step", "--case=tiny", "--contestants=ours", "--rounds=1",
-      f"--json={path}", timeout=600,
+      "--devices=2", f"--json={path}", timeout=600,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   case = json.loads(path.read_text())["cases"]["tiny"]
   (ours,) = case["contestants"].values()
   seconds = ours["seconds"]
   assert seconds["step"] > 0
+  assert ours["devices"] == 2
   assert ours["share_of_peak"] == pytest.approx(
       case["flops"] / seconds["step"] / case["matmul_flops_per_second"]
   )
@@ -163,8 +164,8 @@ def test_probes_beside_other_ways_to_have_them(tmp_path):
   assert done.returncode == 0, done.stderr
   summary = json.loads(path.read_text())
   assert set(summary["seconds"]) == {
-      "ours", "floor", "kv copy", "re-encoding", "stride", "ragged",
-      "train step",
+      "ours", "floor", "kv copy", "in parts", "re-encoding", "stride",
+      "ragged", "train step",
   }  # fmt: skip
   assert summary["flags"]["tokens"] == 20
   for name, value in summary["ratios"].items():
@@ -172,6 +173,22 @@ def test_probes_beside_other_ways_to_have_them(tmp_path):
   # Lengths 2, 8, 14, 20 of at most 20, each with the position before it.
   share = summary["ratios"]["ragged_share_of_positions"]
   assert share == pytest.approx((3 + 9 + 15 + 21) / (4 * 21))
+
+
+def test_updates_from_completions_of_all_lengths(tmp_path):
+  path = tmp_path / "updating.json"
+  done = run(
+      "updating", "--model=tiny", "--prompts=2", "--group=2", "--prompt=8",
+      "--tokens=16", "--micro_batches=2", "--rounds=1", f"--json={path}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  summary = json.loads(path.read_text())
+  assert set(summary["seconds"]) == {"full", "ragged", "remat"}
+  for name, value in summary["ratios"].items():
+    assert value > 0 and name in done.stdout, name
+  # Lengths 2, 6.67, 11.33 and 16 of 16, as whole numbers.
+  share = summary["ratios"]["ragged_share_of_tokens"]
+  assert share == pytest.approx((2 + 6 + 11 + 16) / (4 * 16))
 
 
 def test_probes_refuses_a_broken_group():

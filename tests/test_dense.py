@@ -50,3 +50,25 @@ def test_a_weights_gradient_is_summed_in_its_own_dtype():
   assert y.dtype == to_x.dtype == jnp.bfloat16
   assert to_kernel.dtype == jnp.float32
   assert to_kernel.item() == 2.0
+
+
+@pytest.mark.parametrize("outputs", [32, 8])  # wider, and narrower
+def test_bfloat16_products_have_gradients_in_a_program(outputs):
+  x = jax.random.normal(jax.random.key(0), (4, 3, 16), jnp.bfloat16)
+  kernel = jax.random.normal(jax.random.key(1), (16, outputs))
+
+  def loss(product):
+    def of(x, kernel):
+      return jnp.sum(product(x, kernel).astype(jnp.float32) ** 2)
+
+    return jax.jit(jax.grad(of, (0, 1)))
+
+  ours = loss(dense.product)(x, kernel)
+  exact = loss(lambda x, k: jnp.tensordot(x.astype(jnp.float32), k, 1))
+  expected = exact(x, kernel)
+  assert ours[1].dtype == jnp.float32
+  for found, wanted in zip(ours, expected, strict=True):
+    scale = float(jnp.max(jnp.abs(wanted)))
+    gap = jnp.max(jnp.abs(found.astype(jnp.float32) - wanted))
+    # bfloat16 keeps 8 bits, of the product and of its gradient.
+    assert float(gap) < 2**-5 * scale

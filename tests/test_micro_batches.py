@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -9,11 +10,11 @@ import tiny
 
 from iapo_jax import losses, micro_batches, policy, sharding, update
 from iapo_jax.config import (
-  Config,
-  DataConfig,
-  LossConfig,
-  MeshConfig,
-  RolloutConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    RolloutConfig,
 )
 
 
@@ -153,3 +154,37 @@ def test_gradients_are_those_of_the_whole_batch(devices):
   np.testing.assert_allclose(
       np.where(live, logprobs, 0), np.where(live, theirs, 0), atol=1e-4
   )
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_bfloat16_is_near_float32(remat):
+  """Also a check that a CPU has all the products of a bfloat16 update."""
+  model = dataclasses.replace(CFG.model, remat=remat)
+  params = tiny.make_params(model, sharpness=1.0)
+  experience = ragged(params)
+  found = {}
+  for dtype in ("float32", "bfloat16"):
+    cfg = dataclasses.replace(
+        CFG, model=dataclasses.replace(model, dtype=dtype)
+    )
+    run = jax.jit(functools.partial(update._gradients, cfg=cfg))
+    found[dtype], _ = run(params, experience)
+  for ours, exact in zip(
+      *map(jax.tree.leaves, (found["bfloat16"], found["float32"])), strict=True
+  ):
+    assert ours.dtype == jnp.float32
+    assert jnp.linalg.norm(ours - exact) < 0.1 * jnp.linalg.norm(exact)
+
+
+def test_short_completions_have_no_more_logits_at_once():
+  """Micro-batches of them have four times the rows."""
+  model = dataclasses.replace(CFG.model, vocab_size=2**15)
+  cfg = dataclasses.replace(CFG, model=model, loss=dataclasses.replace(
+      CFG.loss, micro_batches=8, head_chunk=16
+  ))  # fmt: skip
+  params = jax.eval_shape(functools.partial(tiny.make_params, model))
+  experience = ragged(tiny.make_params(CFG.model))
+  run = functools.partial(update._gradients, cfg=cfg)
+  sizes = tiny.array_sizes(jax.make_jaxpr(run)(params, experience).jaxpr)
+  # 16 completions in 8 micro-batches: 2 rows, 16 positions, the vocabulary.
+  assert max(sizes) == 2 * 16 * 2**15

@@ -60,6 +60,9 @@ def _backward(
   return to_x, to_kernel
 
 
+_product.defvjp(_forward, _backward)
+
+
 @jax.custom_vjp
 def scores(hidden: Array, table: Array) -> Array:
   """fp32[..., v]: Σ hidden[..., d] · table[v, d], as `product` computes it.
@@ -97,19 +100,42 @@ def _scores_backward(
 scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _by_tokens(x: Array, gradient: Array, batch: int, dtype: str) -> Array:
+def scores_of_few(hidden: Array, table: Array) -> Array:
+  """fp32[b, v]: `scores` of so few tokens that a CPU wants the table first.
+
+  Its products copy what is on their right, which would be all of a vocabulary.
+
+  Args:
+    hidden: [b, d] in the compute dtype.
+    table: [v, d]; it is cast to the dtype of `hidden`.
+  """
+  with attention.matmul_precision(hidden.dtype.name):
+    found = jnp.einsum(
+        "vd,bd->vb",
+        table.astype(hidden.dtype),
+        hidden,
+        preferred_element_type=jnp.float32,
+    )
+  # Else the compiler turns the product round again.
+  found = jax.lax.optimization_barrier(found)
+  return jax.lax.optimization_barrier(found.T)
+
+
+def _by_tokens(
+    x: Array, gradient: Array, batch: int, dtype: jnp.dtype
+) -> Array:
   """[i, ...]: the sum of x[..., i] · gradient[..., ...] over `batch` axes."""
   over = tuple(range(batch)), tuple(range(batch))
   summed = functools.partial(
       jnp.tensordot, axes=over, preferred_element_type=dtype
   )
   inputs = x.shape[batch:]
-  if math.prod(inputs) <= math.prod(gradient.shape[batch:]):
+  narrow = math.prod(inputs) <= math.prod(gradient.shape[batch:])
+  # XLA makes one product of a product and its transpose, and on a CPU has none
+  # of bfloat16 that is summed in float32 in that order.
+  if narrow or x.dtype != dtype:
     return summed(x, gradient)
   outputs = gradient.ndim - batch
   return jnp.moveaxis(
       summed(gradient, x), range(outputs), range(-outputs, 0)
   )
-
-
-_product.defvjp(_forward, _backward)

@@ -32,7 +32,9 @@ def logits(
     cfg: the decoder.
     temperature: divides the scores.
   """
-  scores = dense.scores(hidden, _table(params, cfg))
+  few = hidden.ndim == 2 and sharding.platform() == "cpu"
+  product = dense.scores_of_few if few else dense.scores
+  scores = product(hidden, _table(params, cfg))
   return attention.soft_cap(scores, cfg.logit_cap) / temperature
 
 
@@ -184,7 +186,7 @@ def token_loss(
     hidden: [b, t, d].
     targets: int32[b, t].
     known: of [b, t], constants that `loss` is given, too.
-    loss: of each token.
+    loss: of each token. No gradient flows to anything else that it reads.
     cfg: the decoder.
     temperature: of the distribution.
     chunk: positions.
