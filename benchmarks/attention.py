@@ -120,14 +120,15 @@ def _update(
     params: Params, prompts: Prompts, tokens: Array, lengths: Array, cfg: Config
 ) -> Params:
   """The gradient of the sum of log-probabilities up to `lengths`."""
+  live = jnp.arange(tokens.shape[1]) < lengths[:, None]
 
   def total(params: Params) -> Array:
-    logprobs = policy.score(
-        params, prompts, tokens, cfg=cfg.model, group_size=cfg.group_size,
-        temperature=1.0, head_chunk=cfg.loss.head_chunk,
-    ).logprob  # fmt: skip
-    live = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    return jnp.sum(jnp.where(live, logprobs, 0.0))
+    summed, _ = policy.token_loss(
+        params, prompts, tokens, live, loss=lambda x, live: x * live,
+        cfg=cfg.model, group_size=cfg.group_size, temperature=1.0,
+        head_chunk=cfg.loss.head_chunk,
+    )  # fmt: skip
+    return summed
 
   return jax.grad(total)(params)
 

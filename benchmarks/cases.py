@@ -215,6 +215,12 @@ def _attended(m: ModelConfig) -> int:
   return 4 * m.num_layers * m.num_heads * m.head_dim
 
 
+def spread(case: Case) -> np.ndarray:
+  """int32[b]: lengths from t / 8 to t, in an order of their own."""
+  lengths = np.linspace(case.new_tokens // 8, case.new_tokens, case.sequences)
+  return np.random.default_rng(_SEED).permutation(lengths.astype(np.int32))
+
+
 def pass_flops(case: Case) -> float:
   """Floating-point operations of one forward pass, by arithmetic.
 

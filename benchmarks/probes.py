@@ -106,12 +106,6 @@ def batch_of(of: cases.Case) -> probing.Batch:
   )
 
 
-def spread(of: cases.Case) -> np.ndarray:
-  """int32[b] from t / 8 to t, in an order of their own."""
-  lengths = np.linspace(of.new_tokens // 8, of.new_tokens, of.sequences)
-  return np.random.default_rng(0).permutation(lengths.astype(np.int32))
-
-
 def check(methods: dict[str, probing.Method]) -> None:
   """Raises where two ways to have the entropies do not agree."""
   wanted = methods["re-encoding"].entropies()
@@ -137,7 +131,7 @@ def compare() -> dict[str, Any]:
   """Everything but growth."""
   of = case(_TOKENS.value)
   batch, tokens = batch_of(of), budget(of)
-  ragged = spread(of)
+  ragged = cases.spread(of)
   methods = {
       "ours": probing.ours(batch, batch.full, budget=tokens),
       "floor": probing.plain(batch, _WIDTH.value),

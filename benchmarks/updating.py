@@ -104,8 +104,7 @@ def measure() -> dict[str, Any]:
   """Every figure."""
   of = case()
   full = np.full(of.sequences, of.new_tokens, np.int32)
-  spread = np.linspace(of.new_tokens // 8, of.new_tokens, of.sequences)
-  ragged = np.random.default_rng(0).permutation(spread.astype(np.int32))
+  ragged = cases.spread(of)
   keeping, remat = (contestant(of, remat=flag) for flag in (False, True))
   timers = {
       "full": timer(keeping, experience(keeping, of, full)),

@@ -198,13 +198,8 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
     ConfigError: where a run was made with another architecture.
   """
   ours = cfg.model
-  model = dataclasses.replace(
-      theirs,
-      pretrained=ours.pretrained,
-      dtype=ours.dtype,
-      remat=ours.remat,
-      attention=ours.attention,
-  )
+  own = {field: getattr(ours, field) for field in model_config.OF_RUN}
+  model = dataclasses.replace(theirs, **own)
   field = model_config.difference(ours, model)
   if ours.vocab_size and field:  # it was filled in before
     rule = f"{ours.pretrained!r} has {getattr(model, field)!r}"

@@ -179,7 +179,7 @@ def _check_pretrained(m: ModelConfig) -> None:
   default = ModelConfig()
   for field in dataclasses.fields(m):
     value = getattr(m, field.name)
-    own = field.name in ("pretrained", "dtype", "remat", "attention")
+    own = field.name in model_config.OF_RUN
     if not own and value != getattr(default, field.name):
       rule = f"is read from model.pretrained = {m.pretrained!r}; leave it out"
       fail(f"model.{field.name}", value, rule)

@@ -15,6 +15,8 @@ ATTENTIONS = ("auto", "reference", "fused")
 # Platforms that have kernels, and those where `auto` takes them.
 FUSED_PLATFORMS = ("gpu", "tpu")
 AUTO_FUSED = ("tpu",)
+# Fields that a run sets where everything else comes from a pretrained model.
+OF_RUN = ("pretrained", "dtype", "remat", "attention")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 

@@ -43,40 +43,6 @@ def for_decoding(
   return transformer.for_decoding(gathered)
 
 
-def split_groups(tree: PyTree, parts: int, groups: int) -> PyTree:
-  """[rows, ...] -> [parts, rows / parts, ...] by whole groups.
-
-  Part j takes every `parts`-th group, so that each part is spread over all data
-  shards like the batch is.
-
-  Args:
-    tree: of arrays with a row for each group, or for each of its sequences.
-    parts: dividing the groups.
-    groups: q.
-  """
-
-  def split(x: Array) -> Array:
-    per_part = groups // parts
-    group = x.shape[0] // groups
-    x = x.reshape(per_part, parts, group, *x.shape[1:])
-    x = jnp.moveaxis(x, 1, 0)
-    return x.reshape(parts, per_part * group, *x.shape[3:])
-
-  return jax.tree.map(split, tree)
-
-
-def join_groups(tree: PyTree, groups: int) -> PyTree:
-  """The inverse of `split_groups`."""
-
-  def join(x: Array) -> Array:
-    parts, rows = x.shape[:2]
-    per_part = groups // parts
-    x = x.reshape(parts, per_part, rows // per_part, *x.shape[2:])
-    return jnp.moveaxis(x, 0, 1).reshape(parts * rows, *x.shape[3:])
-
-  return jax.tree.map(join, tree)
-
-
 def stages(slots: int) -> list[int]:
   """How many slots of a cache are read, growing with how many there are to.
 

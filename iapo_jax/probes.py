@@ -199,8 +199,42 @@ def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
   return jnp.concatenate([at, more], axis=1), counts
 
 
+def _split_groups(tree: PyTree, parts: int, groups: int) -> PyTree:
+  """[rows, ...] -> [parts, rows / parts, ...] by whole groups.
+
+  Part j takes every `parts`-th group, so that each part is spread over all data
+  shards like the batch is.
+
+  Args:
+    tree: of arrays with a row for each group, or for each of its sequences.
+    parts: dividing the groups.
+    groups: q.
+  """
+
+  def split(x: Array) -> Array:
+    per_part = groups // parts
+    group = x.shape[0] // groups
+    x = x.reshape(per_part, parts, group, *x.shape[1:])
+    x = jnp.moveaxis(x, 1, 0)
+    return x.reshape(parts, per_part * group, *x.shape[3:])
+
+  return jax.tree.map(split, tree)
+
+
+def _join_groups(tree: PyTree, groups: int) -> PyTree:
+  """The inverse of `_split_groups`."""
+
+  def join(x: Array) -> Array:
+    parts, rows = x.shape[:2]
+    per_part = groups // parts
+    x = x.reshape(parts, per_part, rows // per_part, *x.shape[2:])
+    return jnp.moveaxis(x, 0, 1).reshape(parts * rows, *x.shape[3:])
+
+  return jax.tree.map(join, tree)
+
+
 def _of_part(x: Array, index: Array, parts: int, groups: int) -> Array:
-  """Keys or values [l, rows, ...] of a part of `policy.split_groups`.
+  """Keys or values [l, rows, ...] of a part of `_split_groups`.
 
   A part at a time: splitting all of the cache would copy all of it.
   """
@@ -239,9 +273,9 @@ def _all_parts(
         ),
     )
 
-  divided = policy.split_groups(rows, parts, groups)
+  divided = _split_groups(rows, parts, groups)
   found = jax.lax.map(probe, (jnp.arange(parts), divided))
-  return policy.join_groups(found, groups)
+  return _join_groups(found, groups)
 
 
 def _all_passes(

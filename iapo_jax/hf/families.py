@@ -155,8 +155,7 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
     theirs: as transformers reads it, which knows older spellings and defaults.
 
   Returns:
-    The decoder; `dtype`, `remat`, `attention` and `pretrained` are left at
-    their defaults.
+    The decoder; fields of `model_config.OF_RUN` are left at their defaults.
 
   Raises:
     ConfigError: where it asks for something this decoder does not do.
@@ -333,10 +332,7 @@ def _bare(model: ModelConfig) -> ModelConfig:
   rope, local = map(_used, (model.rope, model.local_rope))
   return dataclasses.replace(
       model,
-      pretrained=default.pretrained,
-      dtype=default.dtype,
-      remat=default.remat,
-      attention=default.attention,
+      **{field: getattr(default, field) for field in model_config.OF_RUN},
       query_scalar=model.query_scalar or float(model.head_dim),
       rope=rope,
       local_rope=local if "local" in model.rotary else RopeConfig(),

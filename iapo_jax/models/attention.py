@@ -194,7 +194,7 @@ def _part_gradients(
     queries: Array,
     gradient: Array,
     lse: Array,
-    product: Array,
+    delta: Array,
     keys: Array,
     values: Array,
     visible: Array,
@@ -207,7 +207,7 @@ def _part_gradients(
     queries: [b, x, n, h].
     gradient: [b, x, n, h], of the output.
     lse: fp32[b, x, n], of all segments.
-    product: fp32[b, x, n], Σ gradient · output.
+    delta: fp32[b, x, n], Σ gradient · output.
     keys: as of `attend`, as are all that follow.
     values: likewise.
     visible: likewise.
@@ -225,7 +225,7 @@ def _part_gradients(
   scores = _scores(grouped, keys, visible, scale, cap)
   weights = jnp.exp(scores - over(lse[..., None]))
   to_weights = multiply("rkmjxh,rksh->rkmjxs", pulled, values)
-  to_scores = scale * weights * (to_weights - over(product[..., None]))
+  to_scores = scale * weights * (to_weights - over(delta[..., None]))
   if cap:
     # Where nothing is seen the weight is 0, and the score no number.
     capped = jnp.where(weights > 0, scores, 0.0)

@@ -155,13 +155,23 @@ def token_statistics(
   def body(
       carry: None, part: tuple[Array, Array]
   ) -> tuple[None, TokenStatistics]:
-    states, wanted = part
-    scores = logits(params, states, cfg=cfg, temperature=temperature)
-    scores = sharding.constrain(scores, "batch", "length", "vocab")
-    return carry, statistics(scores, wanted)
+    return carry, _chunk_statistics(params, *part, cfg, temperature)
 
   _, parts = jax.lax.scan(body, None, _split((hidden, targets), chunk))
   return _join(parts, length)
+
+
+def _chunk_statistics(
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    cfg: ModelConfig,
+    temperature: float,
+) -> TokenStatistics:
+  """`statistics` of [b, c, d], whose logits all exist."""
+  scores = logits(params, hidden, cfg=cfg, temperature=temperature)
+  scores = sharding.constrain(scores, "batch", "length", "vocab")
+  return statistics(scores, targets)
 
 
 def token_loss(
@@ -201,9 +211,7 @@ def token_loss(
   def of_chunk(
       weights: Params, states: Array, wanted: Array, rest: tuple[PyTree, Array]
   ) -> tuple[Array, TokenStatistics]:
-    scores = logits(weights, states, cfg=cfg, temperature=temperature)
-    scores = sharding.constrain(scores, "batch", "length", "vocab")
-    stats = statistics(scores, wanted)
+    stats = _chunk_statistics(weights, states, wanted, cfg, temperature)
     others, there = rest
     losses = jnp.where(there, loss(stats.logprob, others), 0.0)
     return jnp.sum(losses), stats
