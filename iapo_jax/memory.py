@@ -69,10 +69,10 @@ def programs(c: Config, mesh: Mesh, spec: StateSpec) -> dict[str, Estimate]:
 
 def of_warm_start(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """The estimate for one supervised step; arguments as in `programs`."""
-  tokens = c.warm_start.batch_size // _shards(mesh) * c.rollout.max_tokens
+  rows = c.warm_start.batch_size // _shards(mesh)
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
-      update=_update_bytes(c, mesh, spec, tokens),
+      update=_update_bytes(c, mesh, spec, rows, rows),
   )
 
 
@@ -125,7 +125,11 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
       cache=cache,
       probes=asked * (probe + head) + copied,
       update=_update_bytes(
-          c, mesh, spec, rows // c.loss.micro_batches * c.rollout.max_tokens
+          c,
+          mesh,
+          spec,
+          c.prompts_per_step // _shards(mesh),
+          rows // c.loss.micro_batches,
       ),
   )
 
@@ -162,10 +166,19 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
   return size // (_shards(mesh) * mesh.shape["tensor"])
 
 
-def _update_bytes(c: Config, mesh: Mesh, spec: StateSpec, tokens: int) -> int:
-  """Gradients, and what a backward pass over so many tokens stores."""
-  gradients = tree_bytes(spec.shapes.params, spec.shardings.params)
-  return 2 * gradients + _stored_bytes(c, tokens, _context(c), mesh)
+def _update_bytes(
+    c: Config, mesh: Mesh, spec: StateSpec, prompts: int, rows: int
+) -> int:
+  """What so many prompts keep, and a micro-batch of so many completions needs.
+
+  Gradients are there twice: of the micro-batch, and summed.
+  """
+  m, tensor = c.model, mesh.shape["tensor"]
+  gradients = 2 * tree_bytes(spec.shapes.params, spec.shardings.params)
+  kept = _kept_bytes(c, tensor)
+  pair = 2 * m.num_kv_heads * m.head_dim // tensor * _FP32
+  slots = prompts * c.data.max_prompt_tokens * m.num_layers
+  return gradients + slots * (kept + 2 * pair) + _stored_bytes(c, rows, mesh)
 
 
 def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
@@ -190,13 +203,13 @@ def _kept_bytes(c: Config, tensor: int) -> int:
   return products * _width(c) + m.num_heads // tensor * _FP32
 
 
-def _stored_bytes(c: Config, tokens: int, context: int, mesh: Mesh) -> int:
+def _stored_bytes(c: Config, rows: int, mesh: Mesh) -> int:
   """What the backward pass of one micro-batch needs of the forward pass."""
   m, tensor = c.model, mesh.shape["tensor"]
+  tokens = rows * c.rollout.max_tokens
   layers = m.num_layers * _kept_bytes(c, tensor)
   # One layer at a time is computed once more: its values and their gradients.
-  layers += 2 * _layer_bytes(c, context, mesh)
-  rows = tokens // c.rollout.max_tokens
+  layers += 2 * _layer_bytes(c, _context(c), mesh)
   chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
   return tokens * layers + 3 * chunk * (m.vocab_size // tensor) * _FP32
 

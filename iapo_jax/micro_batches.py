@@ -1,11 +1,10 @@
-"""A batch in micro-batches: groups of like length, by a budget of tokens.
+"""A batch in micro-batches: completions of like length, by a budget of tokens.
 
-Programs have fixed shapes and completions have all lengths. So groups are
-sorted by their longest completion, on each data shard for itself, and a loop
-takes them from the longest on: completions are cut to the shortest of a few
-lengths that holds those of a micro-batch, and the shorter they are the more
-groups it has. How many micro-batches a batch makes depends on its lengths; the
-program does not.
+Programs have fixed shapes and completions have all lengths. So completions are
+sorted by length, on each data shard for itself, and a loop takes them from the
+longest on: those of a micro-batch are cut to the shortest of a few lengths that
+holds them, and the shorter they are the more it has. How many micro-batches a
+batch makes depends on its lengths; the program does not.
 """
 
 import functools
@@ -28,14 +27,14 @@ class _Loop:
   """The loop's carry.
 
   Attributes:
-    index: int32[], groups of each shard that were taken.
+    index: int32[], rows of each shard that were taken.
     total: what was summed.
-    rows: fp32[shards, groups, g, t], what was found of each token.
+    found: fp32[shards, rows, t], what was found of each token.
   """
 
   index: Array
   total: PyTree
-  rows: Array
+  found: Array
 
 
 def run(
@@ -44,9 +43,7 @@ def run(
     batch: PyTree,
     lengths: Array,
     *,
-    groups: int,
     parts: int,
-    prompt_tokens: int,
     max_tokens: int,
 ) -> tuple[PyTree, Array]:
   """Runs `step` over a batch, a micro-batch at a time.
@@ -55,28 +52,24 @@ def run(
     step: of a micro-batch. It must leave rows that do not count out of its
       sums: they are copies.
     total: zeros that the sums begin with.
-    batch: arrays with a row for each group, or for each of its sequences.
+    batch: arrays with b rows, a multiple of `parts` times the data shards.
     lengths: int32[b], of the completions.
-    groups: q, a multiple of `parts` times the data shards.
     parts: how many micro-batches completions of `max_tokens` make.
-    prompt_tokens: p, what a group counts beside its completions.
     max_tokens: t.
 
   Returns:
     The sums over the batch, and fp32[b, t], 0 beyond what was computed.
   """
-  shards, group = sharding.data_shards(), lengths.shape[0] // groups
-  local = groups // shards
+  shards = sharding.data_shards()
+  local = lengths.shape[0] // shards
   sizes = cuts(max_tokens)
-  full = local // parts * (group * max_tokens + prompt_tokens)
-  counts = [
-      min(local, full // (group * size + prompt_tokens)) for size in sizes
-  ]
-  # A micro-batch may reach beyond the last group.
+  full = local // parts * max_tokens
+  counts = [min(local, full // size) for size in sizes]
+  # A micro-batch may reach beyond the last row.
   spare = max(counts) - 1 if len(counts) > 1 else 0
-  longest = jnp.max(lengths.reshape(shards, local, group), axis=-1)
-  order = jnp.argsort(-longest, axis=1)
-  needed = jnp.max(jnp.take_along_axis(longest, order, axis=1), axis=0)
+  lengths = lengths.reshape(shards, local)
+  order = jnp.argsort(-lengths, axis=1)
+  needed = jnp.max(jnp.take_along_axis(lengths, order, axis=1), axis=0)
   ordered = jax.tree.map(
       functools.partial(_sorted, order=order, spare=spare), batch
   )
@@ -91,39 +84,34 @@ def run(
     fits = jnp.searchsorted(jnp.asarray(sizes), needed[loop.index])
     return jax.lax.switch(fits, branches, loop)
 
-  rows = jnp.zeros((shards, local + spare, group, max_tokens), jnp.float32)
-  rows = sharding.constrain(rows, "batch", None, None, None)
+  found = jnp.zeros((shards, local + spare, max_tokens), jnp.float32)
+  found = sharding.constrain(found, "batch", None, None)
   loop = jax.lax.while_loop(
-      lambda loop: loop.index < local, body, _Loop(jnp.int32(0), total, rows)
+      lambda loop: loop.index < local, body, _Loop(jnp.int32(0), total, found)
   )
-  back = jnp.argsort(order, axis=1)[..., None, None]
-  rows = jnp.take_along_axis(loop.rows, back, axis=1)
-  return loop.total, rows.reshape(-1, max_tokens)
+  back = jnp.argsort(order, axis=1)[..., None]
+  found = jnp.take_along_axis(loop.found, back, axis=1)
+  return loop.total, found.reshape(-1, max_tokens)
 
 
 def _micro_batch(
-    step: Step,
-    ordered: PyTree,
-    groups: int,
-    size: int,
-    count: int,
-    loop: _Loop,
+    step: Step, ordered: PyTree, rows: int, size: int, count: int, loop: _Loop
 ) -> _Loop:
-  """Runs the next `count` of each shard's `groups`, cut to `size` tokens."""
-  shards, _, group, longest = loop.rows.shape
-  there = loop.index + jnp.arange(count) < groups
-  there = jnp.broadcast_to(there[:, None], (shards, count, group))
+  """Runs the next `count` of each shard's `rows`, cut to `size` tokens."""
+  shards, _, longest = loop.found.shape
+  there = loop.index + jnp.arange(count) < rows
+  there = jnp.broadcast_to(there, (shards, count)).reshape(-1)
   part = jax.tree.map(
       functools.partial(_part, index=loop.index, count=count), ordered
   )
-  added, rows = step(part, there.reshape(-1), size)
-  rows = rows.reshape(shards, count, group, size)
-  rows = jnp.pad(rows, [(0, 0)] * 3 + [(0, longest - size)])
+  added, found = step(part, there, size)
+  found = found.reshape(shards, count, size)
+  found = jnp.pad(found, [(0, 0), (0, 0), (0, longest - size)])
   return _Loop(
       index=loop.index + count,
       total=jax.tree.map(jnp.add, loop.total, added),
-      rows=jax.lax.dynamic_update_slice_in_dim(
-          loop.rows, rows, loop.index, axis=1
+      found=jax.lax.dynamic_update_slice_in_dim(
+          loop.found, found, loop.index, axis=1
       ),
   )
 
@@ -139,17 +127,17 @@ def cuts(max_tokens: int) -> list[int]:
 
 
 def _sorted(x: Array, order: Array, spare: int) -> Array:
-  """[shards, groups + spare, rows of a group, ...], sorted."""
-  shards, groups = order.shape
-  x = x.reshape(shards, groups, -1, *x.shape[1:])
-  index = order.reshape(shards, groups, *(1,) * (x.ndim - 2))
+  """[shards, rows + spare, ...], sorted; copies of the last row fill it up."""
+  shards, rows = order.shape
+  x = x.reshape(shards, rows, *x.shape[1:])
+  index = order.reshape(shards, rows, *(1,) * (x.ndim - 2))
   x = jnp.take_along_axis(x, index, axis=1)
   widths = [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2)
   return jnp.pad(x, widths, mode="edge")
 
 
 def _part(x: Array, index: Array, count: int) -> Array:
-  """[shards · count · rows of a group, ...] of some groups of each shard."""
+  """[shards · count, ...]: some rows of each shard."""
   x = jax.lax.dynamic_slice_in_dim(x, index, count, axis=1)
-  x = x.reshape(-1, *x.shape[3:])
+  x = x.reshape(-1, *x.shape[2:])
   return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))

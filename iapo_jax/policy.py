@@ -9,6 +9,7 @@ slot 0.
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from iapo_jax import sharding
 from iapo_jax.model_config import ModelConfig
@@ -71,6 +72,21 @@ def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
   return segment.replace(visible=slots < prompts.lengths[:, None] - 1)
 
 
+@struct.dataclass
+class Prefix:
+  """What completions follow.
+
+  Attributes:
+    prompts: encoded, as `prefill` has them.
+    tokens: int32[b], in slot 0 of every completion.
+    positions: int32[b], of slot 0.
+  """
+
+  prompts: KVSegment
+  tokens: Array
+  positions: Array
+
+
 def last_prompt_tokens(prompts: Prompts, group_size: int) -> Array:
   """int32[b]: the token in slot 0 of every sequence."""
   last = jnp.take_along_axis(
@@ -107,15 +123,34 @@ def replay(
     The hidden states [b, t + 1, d] of slots 0..t, and the context that a
     rollout of these completions leaves.
   """
-  first = last_prompt_tokens(prompts, group_size)
-  inputs = jnp.concatenate([first[:, None], tokens], axis=1)
-  slots = jnp.arange(inputs.shape[1])
-  positions = first_positions(prompts, group_size)[:, None] + slots
-  prompt = prefill(params, prompts, cfg=cfg)
-  hidden, completion = transformer.extend(
-      params, inputs, positions, (prompt,), cfg=cfg
+  prefix = Prefix(
+      prompts=prefill(params, prompts, cfg=cfg),
+      tokens=last_prompt_tokens(prompts, group_size),
+      positions=first_positions(prompts, group_size),
   )
-  return hidden, (prompt, completion)
+  return follow(params, prefix, tokens, cfg=cfg)
+
+
+def follow(
+    params: Params, prefix: Prefix, tokens: Array, *, cfg: ModelConfig
+) -> tuple[Array, Context]:
+  """`replay` after prompts that are encoded.
+
+  Args:
+    params: the decoder's weights.
+    prefix: of b completions.
+    tokens: int32[b, t].
+    cfg: the decoder.
+
+  Returns:
+    As of `replay`.
+  """
+  inputs = jnp.concatenate([prefix.tokens[:, None], tokens], axis=1)
+  positions = prefix.positions[:, None] + jnp.arange(inputs.shape[1])
+  hidden, completion = transformer.extend(
+      params, inputs, positions, (prefix.prompts,), cfg=cfg
+  )
+  return hidden, (prefix.prompts, completion)
 
 
 @jax.named_scope("score")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -89,6 +90,45 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     `x`.
   """
   return nn.with_logical_constraint(x, names)
+
+
+def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """[b, ...] of [r, ...]: for each of b rows one of the same data shard.
+
+  Gradients of what several rows read are summed in fp32.
+
+  Args:
+    x: [r, ...], its rows on the data shards, as a batch's are.
+    rows: int32[b], of the rows of a shard.
+  """
+  shards = data_shards()
+  parts = x.reshape(shards, -1, *x.shape[1:])
+  taken = jax.vmap(_take)(parts, rows.reshape(shards, -1))
+  taken = taken.reshape(-1, *x.shape[1:])
+  return constrain(taken, "batch", *(None,) * (x.ndim - 1))
+
+
+@jax.custom_vjp
+def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
+  return jnp.take(x, rows, axis=0, mode="clip")
+
+
+def _take_forward(
+    x: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _take(x, rows), (x, rows)
+
+
+def _take_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None]:
+  x, rows = saved
+  wide = gradient.astype(jnp.float32)
+  total = jnp.zeros(x.shape, jnp.float32).at[rows].add(wide, mode="drop")
+  return total.astype(x.dtype), None
+
+
+_take.defvjp(_take_forward, _take_backward)
 
 
 def platform() -> str:

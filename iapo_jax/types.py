@@ -68,7 +68,9 @@ class KVSegment:
   """Keys and values that new tokens may attend to.
 
   A segment of `r` rows serves `b` rows of new tokens where `r` divides `b`:
-  consecutive rows share one segment row, so nothing is ever copied per row.
+  consecutive rows share one segment row, so nothing is copied per row. With
+  `rows`, rows of new tokens come in any order, and a layer at a time they have
+  copies.
 
   Attributes:
     keys: [l, r, k, h, s] in the compute dtype, rotary position applied. The
@@ -78,12 +80,15 @@ class KVSegment:
       without gaps; `m` divides `b` and consecutive rows of new tokens share a
       row of it.
     positions: int32[r, s], of the slots: sliding windows go by them.
+    rows: int32[b], which of the segment rows of its data shard a row of new
+      tokens reads; `m` is then `r`.
   """
 
   keys: Array
   values: Array
   visible: Array
   positions: Array
+  rows: Array | None = None
 
 
 Context = tuple[KVSegment, ...]

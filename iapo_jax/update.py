@@ -1,6 +1,5 @@
 """Learning from a rollout: loss, micro-batches, optimizer updates."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,12 +7,15 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from iapo_jax import losses, micro_batches, policy
+from iapo_jax import losses, micro_batches, policy, sharding
 from iapo_jax.config import Config
+from iapo_jax.models import head
 from iapo_jax.types import (
     Array,
+    KVSegment,
     Params,
     Prompts,
+    PyTree,
     Rollout,
     TrainState,
 )
@@ -94,60 +96,94 @@ def gather_experience(
   )
 
 
+@struct.dataclass
+class _Rows:
+  """What a completion follows, in any order of completions.
+
+  Attributes:
+    prompts: int32[b], which of the prompts of its data shard.
+    tokens: int32[b], in slot 0.
+    positions: int32[b], of slot 0.
+  """
+
+  prompts: Array
+  tokens: Array
+  positions: Array
+
+  def after(self, prompts: KVSegment) -> policy.Prefix:
+    """The prefix, given all prompts as they are encoded."""
+    return policy.Prefix(
+        prompts=prompts.replace(rows=self.prompts),
+        tokens=self.tokens,
+        positions=self.positions,
+    )
+
+
+def _rows(prompts: Prompts, group_size: int) -> _Rows:
+  """Of a batch in its order."""
+  shards = sharding.data_shards()
+  local = prompts.lengths.shape[0] // shards
+  index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
+  return _Rows(
+      prompts=jnp.tile(index, shards),
+      tokens=policy.last_prompt_tokens(prompts, group_size),
+      positions=policy.first_positions(prompts, group_size),
+  )
+
+
 def _reference(
     params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
 ) -> Array:
   """fp32[b, t]: log-probabilities under the reference."""
+  encoded = policy.prefill(params, prompts, cfg=cfg.model)
 
   def score(
-      part: tuple[Prompts, Array], there: Array, length: int
+      part: tuple[_Rows, Array], there: Array, length: int
   ) -> tuple[None, Array]:
     del there  # nothing is summed
-    some, ids = part
-    stats = policy.score(
-        params, some, ids[:, :length], **_scoring(cfg, ids.shape[0])
+    rows, ids = part
+    ids = ids[:, :length]
+    hidden, _ = policy.follow(
+        params, rows.after(encoded), ids[:, :-1], cfg=cfg.model
+    )
+    stats = head.token_statistics(
+        params, hidden, ids, **_scoring(cfg, ids.shape[0])
     )
     return None, stats.logprob
 
   _, logprobs = micro_batches.run(
-      score, None, (prompts, rolled.tokens), rolled.lengths, **_parts(cfg)
+      score,
+      None,
+      (_rows(prompts, cfg.group_size), rolled.tokens),
+      rolled.lengths,
+      parts=cfg.loss.micro_batches,
+      max_tokens=cfg.rollout.max_tokens,
   )
   return jax.lax.stop_gradient(logprobs)
 
 
 def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
-  """How so many completions are scored, for `policy`.
+  """How so many completions are scored, for `head`.
 
   No more logits exist at once than those of a micro-batch of full completions.
   """
   full = cfg.sequences_per_step // cfg.loss.micro_batches
   return {
       "cfg": cfg.model,
-      "group_size": cfg.group_size,
       "temperature": cfg.rollout.temperature,
-      "head_chunk": max(1, cfg.loss.head_chunk * full // rows),
-  }
-
-
-def _parts(cfg: Config) -> dict[str, int]:
-  """How a batch is divided, for `micro_batches`."""
-  return {
-      "groups": cfg.prompts_per_step,
-      "parts": cfg.loss.micro_batches,
-      "prompt_tokens": cfg.data.max_prompt_tokens,
-      "max_tokens": cfg.rollout.max_tokens,
+      "chunk": max(1, cfg.loss.head_chunk * full // rows),
   }
 
 
 def experience_loss(
-    params: Params, prompts: Prompts, tokens: Tokens, cfg: Config
+    params: Params, prefix: policy.Prefix, tokens: Tokens, cfg: Config
 ) -> tuple[Array, Array]:
   """Σ weights · (clipped surrogate + β · KL) over a part of the batch.
 
   Args:
     params: that learn.
-    prompts: of the part's groups.
-    tokens: of its completions, with weights over the whole batch.
+    prefix: of the part's completions.
+    tokens: theirs, with weights over the whole batch.
     cfg: the run's configuration.
 
   Returns:
@@ -161,9 +197,12 @@ def experience_loss(
       per_token += cfg.loss.kl_weight * terms["kl"]
     return known.weights * per_token
 
-  loss, stats = policy.token_loss(
+  hidden, _ = policy.follow(
+      params, prefix, tokens.ids[:, :-1], cfg=cfg.model
+  )
+  loss, stats = head.token_loss(
       params,
-      prompts,
+      hidden,
       tokens.ids,
       tokens,
       loss=weighted,
@@ -208,26 +247,45 @@ def _gradients(
   """Of the whole batch's loss; the log-probabilities fp32[b, t].
 
   Micro-batches are summed: the weights of tokens are over the whole batch.
+  Prompts are encoded once for all of them, and what all of them ask of the
+  prompts' keys and values goes back through that once.
   """
-  grad_fn = jax.grad(
-      functools.partial(experience_loss, cfg=cfg), has_aux=True
-  )
+
+  def encode(params: Params) -> tuple[tuple[Array, Array], KVSegment]:
+    segment = policy.prefill(params, experience.prompts, cfg=cfg.model)
+    return (segment.keys, segment.values), segment
+
+  cache, pull, segment = jax.vjp(encode, params, has_aux=True)
+
+  def loss(
+      params: Params, cache: tuple[Array, Array], rows: _Rows, tokens: Tokens
+  ) -> tuple[Array, Array]:
+    prompts = segment.replace(keys=cache[0], values=cache[1])
+    return experience_loss(params, rows.after(prompts), tokens, cfg)
 
   def step(
-      part: tuple[Prompts, Tokens], there: Array, length: int
-  ) -> tuple[Params, Array]:
-    prompts, tokens = part
+      part: tuple[_Rows, Tokens], there: Array, length: int
+  ) -> tuple[tuple[Params, PyTree], Array]:
+    rows, tokens = part
     tokens = jax.tree.map(lambda x: x[:, :length], tokens)
     weights = jnp.where(there[:, None], tokens.weights, 0.0)
-    return grad_fn(params, prompts, tokens.replace(weights=weights))
+    return jax.grad(loss, (0, 1), has_aux=True)(
+        params, cache, rows, tokens.replace(weights=weights)
+    )
 
-  return micro_batches.run(
-      step,
-      jax.tree.map(jnp.zeros_like, params),
-      (experience.prompts, experience.tokens),
-      experience.lengths,
-      **_parts(cfg),
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, jnp.float32), (params, cache)
   )
+  (total, to_cache), logprobs = micro_batches.run(
+      step,
+      zeros,
+      (_rows(experience.prompts, cfg.group_size), experience.tokens),
+      experience.lengths,
+      parts=cfg.loss.micro_batches,
+      max_tokens=cfg.rollout.max_tokens,
+  )
+  to_cache = jax.tree.map(lambda x, y: x.astype(y.dtype), to_cache, cache)
+  return jax.tree.map(jnp.add, total, *pull(to_cache)), logprobs
 
 
 @jax.named_scope("update")

@@ -22,28 +22,27 @@ class RunTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_by_hand(self):
-    # Four groups of one completion of at most 256 tokens, prompts of 8; a
-    # micro-batch has what one full group has, 264 tokens. The longest, 256,
-    # goes alone. Of 60, 50 and 40, cut to 64 tokens, 264 // (64 + 8) = 3 go
-    # together: two micro-batches instead of four.
+    # Four completions of at most 256 tokens; a micro-batch has as many tokens
+    # as one of them. The longest, 256, goes alone. Of 60, 50 and 40, cut to 64
+    # tokens, 256 / 64 = 4 may go together: two micro-batches instead of four.
     batch = jnp.array([50.0, 60.0, 256.0, 40.0])
 
     def step(part, there, length):
-      rows = jnp.broadcast_to(part[:, None], (part.shape[0], length))
-      return jnp.array([1.0, jnp.sum(jnp.where(there, part, 0.0))]), rows
+      found = jnp.broadcast_to(part[:, None], (part.shape[0], length))
+      return jnp.array([1.0, jnp.sum(jnp.where(there, part, 0.0))]), found
 
     def run(batch):
       return micro_batches.run(
           step, jnp.zeros(2), batch, batch.astype(jnp.int32),
-          groups=4, parts=4, prompt_tokens=8, max_tokens=256,
+          parts=4, max_tokens=256,
       )  # fmt: skip
 
-    total, rows = self.variant(run)(batch)
+    total, found = self.variant(run)(batch)
     np.testing.assert_array_equal(total, [2, 406])
     expected = np.zeros((4, 256))
     for row, length in enumerate([64, 64, 256, 64]):
       expected[row, :length] = batch[row]
-    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_short_completions_are_not_cut():
@@ -54,27 +53,25 @@ def test_short_completions_are_not_cut():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_each_row_counts_once(parts):
-  # Six groups of two, lengths at random: whatever the parts, sums and rows are
+  # Twelve completions, lengths at random: whatever the parts, sums and rows are
   # those of all rows, and what was found is a row's own.
-  lengths = jax.random.randint(jax.random.key(parts), (12,), 1, 301)
+  lengths = jax.random.randint(jax.random.key(parts), (12,), 1, 302)
   values = jnp.arange(1.0, 13.0)
 
   def step(part, there, length):
-    _, values = part
-    rows = values[:, None] + jnp.arange(length) / 1000
-    return jnp.sum(jnp.where(there, values, 0.0)), rows
+    found = part[:, None] + jnp.arange(length) / 1000
+    return jnp.sum(jnp.where(there, part, 0.0)), found
 
-  total, rows = jax.jit(
+  total, found = jax.jit(
       lambda lengths: micro_batches.run(
-          step, jnp.float32(0), (jnp.zeros(6), values), lengths,
-          groups=6, parts=parts, prompt_tokens=5, max_tokens=300,
+          step, jnp.float32(0), values, lengths, parts=parts, max_tokens=301
       )
-  )(lengths)  # fmt: skip
+  )(lengths)
   assert total == 78  # 1 + 2 + ... + 12
-  expected = values[:, None] + jnp.arange(300) / 1000
-  within = jnp.arange(300) < lengths[:, None]
+  expected = values[:, None] + jnp.arange(301) / 1000
+  within = jnp.arange(301) < lengths[:, None]
   np.testing.assert_array_equal(
-      jnp.where(within, rows, 0), jnp.where(within, expected, 0)
+      jnp.where(within, found, 0), jnp.where(within, expected, 0)
   )
 
 

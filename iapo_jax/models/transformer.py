@@ -110,12 +110,15 @@ class _Shared:
     positions: int32[b, x], of the new tokens.
     slots: int32[r, s], of the slots of each segment, the new tokens' last.
     masks: bool[m, x or 1, s] of each segment.
+    rows: int32[b] of each segment before the new tokens; None where
+      consecutive rows share a segment row.
   """
 
   tables: tuple[Array, Array]
   positions: Array
   slots: tuple[Array, ...]
   masks: tuple[Array, ...]
+  rows: tuple[Array | None, ...]
 
 
 class Attention(nn.Module):
@@ -158,7 +161,11 @@ class Attention(nn.Module):
           for mask, slots in zip(masks, shared.slots, strict=True)
       ]
     keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
-    pairs = (*context, (keys, values))
+    before = [
+        tuple(_read(x, rows) for x in pair)
+        for pair, rows in zip(context, shared.rows, strict=True)
+    ]
+    pairs = (*before, (keys, values))
     mixed = _attend_of(c, queries)(
         queries,
         [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)],
@@ -223,6 +230,11 @@ class Attention(nn.Module):
     if c.output_bias:
       y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
     return y
+
+
+def _read(x: Array, rows: Array | None) -> Array:
+  """[r, ...], or the rows of it that are asked for."""
+  return x if rows is None else sharding.take_rows(x, rows)
 
 
 def _attend_of(cfg: ModelConfig, queries: Array) -> Callable[..., Array]:
@@ -332,8 +344,18 @@ class Decoder(nn.Module):
     shared = _Shared(
         tables=rotary.tables(positions, c),
         positions=positions,
-        slots=(*(segment.positions for segment in context), positions),
-        masks=(*(segment.visible[:, None] for segment in context), causal),
+        slots=(
+            *(_read(segment.positions, segment.rows) for segment in context),
+            positions,
+        ),
+        masks=(
+            *(
+                _read(segment.visible, segment.rows)[:, None]
+                for segment in context
+            ),
+            causal,
+        ),
+        rows=tuple(segment.rows for segment in context),
     )
     layers = nn.scan(
         _rematerialised(c),
