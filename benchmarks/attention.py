@@ -122,8 +122,6 @@ def _update(
   """The gradient of the sum of log-probabilities up to `lengths`."""
   live = jnp.arange(tokens.shape[1]) < lengths[:, None]
 
-  live = jnp.arange(tokens.shape[1]) < lengths[:, None]
-
   def total(params: Params) -> Array:
     summed, _ = policy.token_loss(
         params, prompts, tokens, live, loss=lambda x, live: x * live,
