@@ -52,7 +52,7 @@ def configurations(part: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
       "probe.stride": stride,
       "credit.mode": "paper" if stride else "grpo",
   }
-  count = job["prompts_per_step"]
+  count = job["prompts_per_step"] * job["group_size"]
   parts = [n for n in range(1, count + 1) if count % n == 0]
   # Nothing is differentiated in sampling: layers need not be stored.
   for remat in (True,) if part == "sampling" else (False, True):

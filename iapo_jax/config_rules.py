@@ -36,12 +36,13 @@ def check(c: "Config") -> None:
   _check_choices(c)
   _check_ranges(c)
   check_model(c.model)
-  if c.prompts_per_step % c.loss.micro_batches:
+  if c.sequences_per_step % c.loss.micro_batches:
     fail(
         "loss.micro_batches",
         c.loss.micro_batches,
-        f"must divide prompts_per_step = {c.prompts_per_step}; try one of"
-        f" {_divisors(c.prompts_per_step)}",
+        "must divide prompts_per_step x group_size ="
+        f" {c.sequences_per_step}; try one of"
+        f" {_divisors(c.sequences_per_step)}",
     )
   _check_data(c.data)
   e = c.evaluation
@@ -363,12 +364,19 @@ def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:
         f"mesh.fsdp = {shape['fsdp']} must divide it",
     )
   shards = shape["data"] * shape["fsdp"]
-  parts = shards * c.loss.micro_batches
-  if c.num_steps and c.prompts_per_step % parts:
+  if c.num_steps and c.prompts_per_step % shards:
     fail(
         "prompts_per_step",
         c.prompts_per_step,
-        f"must be a multiple of data x fsdp x micro_batches = {parts}",
+        f"must be a multiple of data x fsdp = {shards}",
+    )
+  sequences = c.sequences_per_step // shards
+  if c.num_steps and sequences % c.loss.micro_batches:
+    fail(
+        "loss.micro_batches",
+        c.loss.micro_batches,
+        f"must divide the {sequences} completions of each of data x fsdp ="
+        f" {shards} shards",
     )
   _check_batches(c, shards)
   return shape["data"], shape["fsdp"], shape["tensor"]

@@ -21,8 +21,7 @@ class Size:
     weights: (w_info, w_explore) of the paper's credit, by data set; (1, 1)
       where nobody has searched for them.
     prompts_per_step: q.
-    micro_batches: parts of a batch; with the number of data-parallel devices
-      they must divide q.
+    micro_batches: parts of a batch of full completions.
     sharded: whether weights and moments are spread over all devices.
   """
 

@@ -90,8 +90,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"loss__micro_batches": 3},
-            "config.loss.micro_batches = 3: must divide prompts_per_step = 8;"
-            " try one of [1, 2, 4, 8]",
+            "config.loss.micro_batches = 3: must divide prompts_per_step x"
+            " group_size = 64; try one of [1, 2, 4, 8, 16, 32, 64]",
         ),
         (
             {"loss__aggregation": "mean"},
@@ -179,14 +179,14 @@ def test_unknown_fields_are_named(config, message):
         (
             {"prompts_per_step": 12},
             8,
-            "config.prompts_per_step = 12: must be a multiple of data x fsdp x"
-            " micro_batches = 8",
+            "config.prompts_per_step = 12: must be a multiple of data x fsdp ="
+            " 8",
         ),
         (
-            {"loss__micro_batches": 2, "mesh__fsdp": 2},
+            {"loss__micro_batches": 16, "mesh__fsdp": 2},
             8,
-            "config.prompts_per_step = 8: must be a multiple of data x fsdp x"
-            " micro_batches = 16",
+            "config.loss.micro_batches = 16: must divide the 8 completions of"
+            " each of data x fsdp = 8 shards",
         ),
         (
             {"evaluation__batch_size": 12},
