@@ -1,6 +1,7 @@
 """What tests of whole runs share."""
 
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -13,6 +14,19 @@ from iapo_jax.report.runs import Group, Run
 ODD_LABELS = [
     r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
 ]  # fmt: skip
+
+
+def environment():
+  """Of programs that tests start: one device, as on a laptop.
+
+  Like the suite itself they compile fast.
+  """
+  flags = [
+      flag
+      for flag in os.environ["XLA_FLAGS"].split()
+      if "device_count" not in flag
+  ]
+  return os.environ | {"XLA_FLAGS": " ".join(flags)}
 
 
 def untimed(line):

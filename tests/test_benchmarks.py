@@ -1,10 +1,10 @@
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 PHASES = {
@@ -28,12 +28,10 @@ TINY = (
 
 
 def run(script, *arguments, timeout=300):
-  # One device: the suite's eight would not divide a tiny batch.
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
       [sys.executable, f"benchmarks/{script}.py", *arguments],
       cwd=ROOT,
-      env=environment | {"JAX_PLATFORMS": "cpu"},
+      env=runs.environment(),
       capture_output=True,
       text=True,
       timeout=timeout,

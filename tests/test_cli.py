@@ -1,12 +1,12 @@
 """The commands as a user runs them: bad input ends in one line, status 2."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "--config=configs/arithmetic.py"
@@ -16,8 +16,7 @@ def run(script, *arguments):
   return subprocess.run(
       [sys.executable, str(ROOT / "experiments" / script), *arguments],
       cwd=ROOT,
-      # As a user has it: without the suite's fake devices, but compiled fast.
-      env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+      env=runs.environment(),
       capture_output=True,
       text=True,
       timeout=600,

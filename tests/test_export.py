@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
+import runs
 import safetensors.numpy
 import tiny
 import yaml
@@ -254,11 +254,10 @@ def test_a_folder_without_a_fast_tokenizer(model, tmp_path):
 
 
 def run_export(*arguments):
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
       [sys.executable, "experiments/export.py", *map(str, arguments)],
-      cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-      check=False,
+      cwd=ROOT, env=runs.environment(), capture_output=True, text=True,
+      timeout=300, check=False,
   )  # fmt: skip
 
 

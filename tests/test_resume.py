@@ -1,7 +1,6 @@
 """A run that was killed ends as if it had never stopped, bit by bit."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -64,7 +63,6 @@ def start(folder, cache, kill=None):
   command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
   environment = {
       "PYTHONPATH": str(ROOT),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
       # Only to be quicker: a restart would compile the same program again.
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -72,7 +70,7 @@ def start(folder, cache, kill=None):
   return subprocess.Popen(
       command,
       cwd=ROOT,
-      env=os.environ | environment,
+      env=runs.environment() | environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

@@ -1,7 +1,6 @@
 """Scoring completions that exist: batches, lines, the command."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import checkpoints
 import numpy as np
 import pytest
+import runs
 import safetensors.numpy
 import tiny
 
@@ -237,11 +237,10 @@ def test_scores_that_are_not_finite_stop():
 
 
 def run_score(*arguments):
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
       [sys.executable, "experiments/score.py", *arguments],
-      cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-      check=False,
+      cwd=ROOT, env=runs.environment(), capture_output=True, text=True,
+      timeout=300, check=False,
   )  # fmt: skip
 
 
