@@ -38,7 +38,7 @@ _GROUP = flags.DEFINE_integer("group", 8, "Of each prompt.", lower_bound=1)
 _PROMPT = flags.DEFINE_integer("prompt", 32, "Prompt tokens.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("tokens", 256, "t.", lower_bound=8)
 _MICRO_BATCHES = flags.DEFINE_integer(
-    "micro_batches", 4, "Of full completions.", lower_bound=1
+    "micro_batches", 8, "Of full completions.", lower_bound=1
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Of everybody.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
