@@ -53,7 +53,7 @@ import measuring
 import workers
 from absl import flags
 
-from iapo_jax import cli
+from iapo_jax import cli, costs
 from iapo_jax.errors import ConfigError
 
 _PARTS = ("sampling", "update", "step", "probed_step")
@@ -295,12 +295,12 @@ def rated(
 ) -> dict[str, Any]:
   """A part's figures, every phase held against what the device reaches."""
   width = 2 if _DTYPE.value == "bfloat16" else 4
-  probing = cases.probe_flops(case, stride(), contest.ELICITATION)
-  forward, whole = cases.pass_flops(case), cases.flops(case)
+  probing = costs.probe_flops(case, stride(), contest.ELICITATION)
+  forward, whole = costs.pass_flops(case), costs.step_flops(case)
   work = {
       "forward": forward,
       "scoring": forward,
-      "probes": cases.probe_flops(case, 1, contest.ELICITATION),
+      "probes": costs.probe_flops(case, 1, contest.ELICITATION),
       "strided_probes": probing,
       "update": 3 * forward,
       "step": whole,
@@ -314,7 +314,8 @@ def rated(
       rate = work[phase] / seconds
       entry["share_of_peak"] = rate / device["matmul_flops_per_second"]
     else:
-      entry["bytes"] = cases.decoding_bytes(case, width)
+      weights = costs.weight_reads(case, width)
+      entry["bytes"] = weights + costs.cache_reads(case, width)
       rate = entry["bytes"] / seconds
       entry["share_of_bandwidth"] = rate / device["bytes_per_second"]
   return found

@@ -1,4 +1,4 @@
-"""The benchmarks' cases, what every contestant gets of one, its arithmetic.
+"""The benchmarks' cases, and what every contestant gets of one.
 
 For `step.py` that is a checkpoint with random weights, a tokenizer and prompts,
 in a folder as Hugging Face has them. The tokenizer's words are numbers, one a
@@ -19,6 +19,7 @@ import tokenizers
 import transformers
 from flax import linen as nn
 
+from iapo_jax import costs
 from iapo_jax.hf import families, weights
 from iapo_jax.model_config import ModelConfig, RopeConfig
 from iapo_jax.models import transformer
@@ -28,38 +29,18 @@ _SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-  """A model and the batch of a step.
+class Case(costs.Batch):
+  """A batch, and how it is trained on.
 
   Attributes:
-    model: the decoder.
-    prompts: q.
-    group: samples of each.
-    prompt_tokens: of every prompt.
-    new_tokens: of every completion.
     micro_batches: that Tunix makes of an update, and ours on one device.
     devices: that ours spreads a batch over, of a core each or all of one; what
       was measured to be faster. With few sequences on each, a large vocabulary
       is read once more for every device.
   """
 
-  model: ModelConfig
-  prompts: int
-  group: int
-  prompt_tokens: int
-  new_tokens: int
   micro_batches: int = 4
   devices: int = 1
-
-  @property
-  def sequences(self) -> int:
-    """Of a step."""
-    return self.prompts * self.group
-
-  @property
-  def tokens(self) -> int:
-    """That a step generates."""
-    return self.sequences * self.new_tokens
 
 
 def named() -> dict[str, Case]:
@@ -202,96 +183,10 @@ def _tokenizer(size: int) -> transformers.PreTrainedTokenizerFast:
   )
 
 
-def _layers(m: ModelConfig) -> int:
-  """Factors of products in all layers."""
-  width = m.num_heads * m.head_dim
-  keys = 2 * m.num_kv_heads * m.head_dim
-  layer = m.d_model * (2 * width + keys) + 3 * m.d_model * m.mlp_dim
-  return m.num_layers * layer
-
-
-def _attended(m: ModelConfig) -> int:
-  """Operations of a token for each that it attends to: scores and sums."""
-  return 4 * m.num_layers * m.num_heads * m.head_dim
-
-
 def spread(case: Case) -> np.ndarray:
   """int32[b]: lengths from t / 8 to t, in an order of their own."""
   lengths = np.linspace(case.new_tokens // 8, case.new_tokens, case.sequences)
   return np.random.default_rng(_SEED).permutation(lengths.astype(np.int32))
-
-
-def pass_flops(case: Case) -> float:
-  """Floating-point operations of one forward pass, by arithmetic.
-
-  A multiplication and an addition count as two, matrix products only. A token
-  costs twice the weights of its layers, twice those of the head where it
-  predicts, and 4 · layers · heads · head width for each token it attends to.
-  Prompts are needed once a group and predict nothing: what a program does
-  beyond that, in padding, masked scores or prompts encoded again, is not
-  counted.
-
-  Args:
-    case: its prompts and completions pass.
-
-  Returns:
-    How many.
-  """
-  m, p, t = case.model, case.prompt_tokens, case.new_tokens
-  layers, head = _layers(m), m.vocab_size * m.d_model
-  prompt = 2 * layers * p + _attended(m) * p * (p + 1) / 2
-  completion = 2 * (layers + head) * t
-  completion += _attended(m) * (t * p + t * (t + 1) / 2)
-  return case.prompts * prompt + case.sequences * completion
-
-
-def flops(case: Case) -> float:
-  """Operations that one step needs, by the arithmetic of `pass_flops`.
-
-  A pass is needed once to generate completions, once for the reference and
-  three times for the update (the backward pass costs two forward passes).
-  """
-  return 5 * pass_flops(case)
-
-
-def probe_flops(case: Case, stride: int, width: int) -> float:
-  """Operations that probing needs, by the arithmetic of `pass_flops`.
-
-  Args:
-    case: whose completions are probed, at positions 0, stride, 2 · stride, ...
-      and the last.
-    stride: between probes.
-    width: tokens of a probe; only what follows the last is predicted.
-
-  Returns:
-    How many.
-  """
-  m, p, t = case.model, case.prompt_tokens, case.new_tokens
-  at = [*range(0, t, stride), t]
-  attended = sum(width * (p + i) + width * (width + 1) / 2 for i in at)
-  dense = 2 * _layers(m) * width + 2 * m.vocab_size * m.d_model
-  return case.sequences * (len(at) * dense + _attended(m) * attended)
-
-
-def decoding_bytes(case: Case, width: int) -> float:
-  """Bytes that decoding must read, by arithmetic.
-
-  For every token of a completion the weights of layers and head once for the
-  whole batch, the keys and values of the prompts once a group, and those of
-  the completion's tokens so far.
-
-  Args:
-    case: what is sampled.
-    width: bytes of a number in the compute dtype.
-
-  Returns:
-    How many.
-  """
-  m, p, t = case.model, case.prompt_tokens, case.new_tokens
-  weights_read = t * (_layers(m) + m.vocab_size * m.d_model)
-  slots = case.prompts * t * p + case.sequences * t * (t + 1) / 2
-  cache_read = 2 * m.num_layers * m.num_kv_heads * m.head_dim * slots
-  return width * (weights_read + cache_read)
 
 
 def size(model: ModelConfig) -> int:

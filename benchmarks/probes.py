@@ -39,7 +39,7 @@ import probing
 from absl import flags
 from peers import protocol
 
-from iapo_jax import cli
+from iapo_jax import cli, costs
 from iapo_jax.errors import ConfigError
 
 _MODEL = flags.DEFINE_enum(
@@ -151,7 +151,7 @@ def compare() -> dict[str, Any]:
   seconds = {name: statistics.median(calls) for name, calls in times.items()}
   memory = {name: method.temp_bytes for name, method in methods.items()}
   ours = seconds["ours"]
-  flops = cases.probe_flops(of, 1, _WIDTH.value)
+  flops = costs.probe_flops(of, 1, _WIDTH.value)
   return {
       "seconds": seconds,
       "min_seconds": {name: min(calls) for name, calls in times.items()},
@@ -191,7 +191,7 @@ def growth() -> dict[str, Any]:
   times = measuring.take_turns(timers, _ROUNDS.value)
   seconds = {name: statistics.median(calls) for name, calls in times.items()}
   flops = {
-      name: cases.probe_flops(of, 1, _WIDTH.value)
+      name: costs.probe_flops(of, 1, _WIDTH.value)
       for name, of in sizes.items()
   }
   slower = seconds["long"] / seconds["short"]

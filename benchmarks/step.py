@@ -26,7 +26,7 @@ first is reported. Figures are medians of the others, in seconds:
               has no phases to time inside its one program: they are timed
               alone, and the rest can be below 0
   of peak     the operations that the step needs by arithmetic
-              (`cases.flops`) over its seconds, as a share of what a large
+              (`costs.step_flops`) over its seconds, as a share of what a large
               float32 matrix product reaches in the same run
   GB          the largest resident set of the process
 
@@ -52,7 +52,7 @@ import workers
 from absl import flags
 from peers import protocol
 
-from iapo_jax import cli
+from iapo_jax import cli, costs
 from iapo_jax.errors import ConfigError
 
 _CASE = flags.DEFINE_enum(
@@ -183,7 +183,7 @@ def measure(names: list[str], case: cases.Case) -> dict[str, Any]:
         "sequences": case.sequences,
         "prompt_tokens": case.prompt_tokens,
         "new_tokens": case.new_tokens,
-        "flops": cases.flops(case),
+        "flops": costs.step_flops(case),
         "matmul_flops_per_second": peak,
         "contestants": {
             name: _summary(worker, case, peak)
@@ -199,7 +199,7 @@ def _summary(
   timed = worker.steps[_WARM_UP:]
   columns = {name: [step[name] for step in timed] for name in _MEASURED}
   seconds = {k: statistics.median(found) for k, found in columns.items()}
-  rate = cases.flops(case) / seconds["step"]
+  rate = costs.step_flops(case) / seconds["step"]
   return worker.facts | {
       "seconds": seconds,
       "min_seconds": {k: min(found) for k, found in columns.items()},

@@ -57,6 +57,7 @@ def assemble(
     devices: list[jax.Device] | None = None,
     *,
     home: pathlib.Path | None = None,
+    data: bool = True,
 ) -> Assembly:
   """Everything that can fail on user input, before any compilation.
 
@@ -65,6 +66,7 @@ def assemble(
     devices: all of the runtime's by default.
     home: folder of the run, if it has begun: it keeps all of a pretrained
       model but the weights.
+    data: whether there shall be problems; to compile nobody needs them.
 
   Returns:
     The parts.
@@ -72,7 +74,7 @@ def assemble(
   Raises:
     ConfigError: for a rule that the data, tokenizer or devices break.
   """
-  pretrained, chosen, problems = _find(cfg, home)
+  pretrained, chosen, problems = _find(cfg, home, data)
   if pretrained:
     cfg = _fill_model(cfg, folder.read_model(pretrained))
   task = task_lib.load(cfg, problems, pretrained, chosen)
@@ -157,7 +159,7 @@ def _stage(
 
 
 def _find(
-    cfg: Config, home: pathlib.Path | None
+    cfg: Config, home: pathlib.Path | None, data: bool
 ) -> tuple[pathlib.Path | None, pathlib.Path | None, task_lib.Problems]:
   """Model folder, tokenizer folder and problems, or all that is missing.
 
@@ -178,7 +180,7 @@ def _find(
     except ConfigError as error:
       missing.append(f"{error}; name a folder with --config.{field}=FOLDER")
   try:
-    problems = task_lib.read(cfg.data)
+    problems = task_lib.read(cfg.data) if data else {}
   except ConfigError as error:
     missing.append(str(error))
   if missing:

@@ -1,0 +1,54 @@
+"""Compiles a configuration's train step for TPUs that are not there.
+
+Examples:
+  python experiments/compile.py --config=configs/qwen_math.py:7b \
+      --topology=v5e:4x4 --json=7b.json
+  python experiments/compile.py --config=configs/arithmetic.py:to_go \
+      --topology=v5e:2x2
+
+Needs `pip install 'iapo_jax[tpu]'` and no TPU; of a pretrained model the
+configuration and the tokenizer, and neither weights nor data. Tells the memory
+of each device, which is the compiler's own account; operations and reads by
+arithmetic; what moves between devices, read from the program; and the seconds
+below which no such chip can be.
+"""
+
+import json
+import os
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from iapo_jax import cli
+
+config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, with a variant after a colon."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4.")
+_JSON = flags.DEFINE_string("json", None, "File for every figure.")
+flags.mark_flags_as_required(("config", "topology"))
+
+
+def main(_: list[str]) -> None:
+  """Compiles and tells."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from iapo_jax import ahead, assembly, plan
+
+  cfg, _ = cli.load_config()
+  devices = ahead.devices(_TOPOLOGY.value)
+  parts = assembly.assemble(cfg, devices, data=False)
+  stage = assembly.reinforcement_stage(parts)
+  print(plan.describe(parts.cfg, parts.mesh, stage.spec), flush=True)
+  compiled, seconds = ahead.train_step(parts, stage)
+  found = ahead.report(parts, stage, compiled, seconds)
+  chip = ahead.chips()[_TOPOLOGY.value.partition(":")[0]]
+  found["roofline_seconds"] = ahead.roofline(found, chip)
+  found["topology"] = _TOPOLOGY.value
+  print(json.dumps(found, indent=2))
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  cli.run(main)

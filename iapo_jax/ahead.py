@@ -1,0 +1,291 @@
+"""The train step, compiled for TPUs that are not there.
+
+libtpu describes a topology and compiles for its chips on any machine; nothing
+is allocated and nothing runs. So what is known is what the compiler says: the
+memory of each device and what moves between them. Times are bounds from the
+published peaks of the chips: no program is faster, and how much slower it is
+nobody measured.
+"""
+
+import dataclasses
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from iapo_jax import assembly, collectives, costs, memory, policy, sharding
+from iapo_jax.assembly import Assembly, Stage
+from iapo_jax.config import Config
+from iapo_jax.errors import ConfigError
+from iapo_jax.types import Params, Prompts, PyTree, TrainState
+
+_PHASES = ("rollout", "probes", "reference", "update")
+_TOO_LARGE = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published peaks of one chip, from Google Cloud's pages on its TPUs.
+
+  Attributes:
+    flops: operations a second, bfloat16.
+    memory: bytes of HBM.
+    bandwidth: of it, bytes a second.
+    links: to other chips of the slice, bytes a second that it can send.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+  links: float
+
+
+def chips() -> dict[str, Chip]:
+  """By the name that a topology begins with."""
+  return {
+      "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+      "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+      "v6e": Chip(918e12, 32e9, 1638e9, 400e9),
+  }
+
+
+def devices(topology: str) -> list[jax.Device]:
+  """Of a topology, such as `v5e:4x4`: chips that may not be there.
+
+  Args:
+    topology: as libtpu names it.
+
+  Returns:
+    One device a chip.
+
+  Raises:
+    ConfigError: where libtpu is not installed or knows no such topology.
+  """
+  generation = topology.partition(":")[0]
+  if generation not in chips():
+    raise ConfigError(
+        f"topology {topology!r}: must begin with one of"
+        f" {', '.join(chips())}, and a colon"
+    )
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there may be no network
+  try:
+    found = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology
+    )
+  except Exception as error:  # whatever libtpu raises
+    reason = " ".join(str(error).split())[:200]
+    raise ConfigError(
+        f"topology {topology!r}: cannot be described ({reason}); libtpu must be"
+        " installed: pip install 'iapo_jax[tpu]'"
+    ) from error
+  return list(found.devices)
+
+
+def train_step(
+    parts: Assembly, stage: Stage
+) -> tuple[jax.stages.Compiled, float]:
+  """The whole step, compiled for the devices of the parts' mesh.
+
+  Args:
+    parts: of a run; its data is not looked at.
+    stage: of reinforcement learning.
+
+  Returns:
+    The program, and the seconds that tracing and compiling took.
+
+  Raises:
+    ConfigError: where it needs more memory than a device has.
+  """
+  start = time.perf_counter()
+  step = assembly.train_step_of(parts, stage)
+  state, reference, prompts = _arguments(parts, stage)
+  lowered = step.lower(state, reference, prompts)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise ConfigError(_advice(str(error), parts, stage)) from error
+  return compiled, time.perf_counter() - start
+
+
+def _arguments(
+    parts: Assembly, stage: Stage
+) -> tuple[TrainState, Params | None, Prompts]:
+  """Their types, placed as a run places them."""
+  cfg, spec = parts.cfg, stage.spec
+
+  def placed(shapes: PyTree, where: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
+        shapes,
+        where,
+    )
+
+  rows = sharding.batch_sharding(parts.mesh)
+
+  def array(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        (cfg.prompts_per_step, *shape), jnp.int32, sharding=rows
+    )
+
+  state = placed(spec.shapes, spec.shardings)
+  prompts = Prompts(
+      tokens=array(cfg.data.max_prompt_tokens),
+      lengths=array(),
+      gold=array(cfg.data.max_gold_tokens),
+      gold_lengths=array(),
+  )
+  return state, state.params if cfg.loss.kl_weight else None, prompts
+
+
+def _advice(error: str, parts: Assembly, stage: Stage) -> str:
+  """What was too large, what it is made of, and what makes it smaller."""
+  found = _TOO_LARGE.search(error)
+  used = f"{found[1]}B of {found[2]}B" if found else "more than there is"
+  needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
+  by_part = ", ".join(
+      f"{name} {memory.readable(size)}"
+      for name, size in sorted(
+          dataclasses.asdict(needed).items(), key=lambda x: -x[1]
+      )
+      if size
+  )
+  largest = max(dataclasses.asdict(needed).items(), key=lambda x: x[1])[0]
+  fix = {
+      "state": "shard it: mesh.fsdp or mesh.tensor",
+      "reference": "shard it: mesh.fsdp or mesh.tensor; or loss.kl_weight = 0",
+      "decoding": "split the decoding weights: mesh.tensor",
+      "cache": "fewer prompts_per_step, or more devices in mesh.fsdp",
+      "probes": "raise loss.micro_batches or probe.stride",
+      "update": "raise loss.micro_batches, lower loss.head_chunk, or set"
+      " model.remat",
+  }[largest]
+  return (
+      f"the step needs {used} on a device. By the library's account: {by_part}."
+      f" Of the {largest}: {fix}"
+  )
+
+
+def report(
+    parts: Assembly, stage: Stage, compiled: jax.stages.Compiled, seconds: float
+) -> dict[str, Any]:
+  """What is known of a step that was compiled ahead of time.
+
+  Args:
+    parts: of the run.
+    stage: of reinforcement learning.
+    compiled: of `train_step`.
+    seconds: that it took.
+
+  Returns:
+    Values of JSON; bytes, operations and seconds are those of one device.
+  """
+  cfg, mesh = parts.cfg, parts.mesh
+  moved = collectives.transfers(
+      compiled.as_text(), lambda name: _trips(cfg, name)
+  )
+  sent = dict.fromkeys((*_PHASES, "rest"), 0.0)
+  for transfer in moved:
+    sent[_phase(transfer.scope)] += transfer.sent_bytes
+  return {
+      "devices": mesh.size,
+      "mesh": dict(mesh.shape),
+      "memory": _memory(compiled),
+      "flops": _flops(parts),
+      "read_bytes": _reads(parts, stage),
+      "collective_bytes": sent,
+      "compile_seconds": seconds,
+  }
+
+
+def roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
+  """Seconds that a chip needs at least, by phase and by what bounds it.
+
+  Args:
+    found: of `report`.
+    chip: its peaks.
+
+  Returns:
+    For each phase `compute`, `memory` and `links`.
+  """
+  return {
+      phase: {
+          "compute": found["flops"][phase] / chip.flops,
+          "memory": found["read_bytes"][phase] / chip.bandwidth,
+          "links": found["collective_bytes"][phase] / chip.links,
+      }
+      for phase in _PHASES
+  }
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  stats = compiled.memory_analysis()
+  return {
+      "argument_bytes": stats.argument_size_in_bytes,
+      "temp_bytes": stats.temp_size_in_bytes,
+      "output_bytes": stats.output_size_in_bytes,
+      "alias_bytes": stats.alias_size_in_bytes,
+      "peak_bytes": memory.compiled_bytes(compiled),
+  }
+
+
+def _flops(parts: Assembly) -> dict[str, float]:
+  """Operations of one device by phase: all completions, full and shared out."""
+  cfg = parts.cfg
+  batch = costs.batch_of(cfg)
+  forward = costs.pass_flops(batch)
+  probed = 0.0
+  if cfg.probe.stride:
+    width = len(parts.task.vocabulary.elicitation)
+    probed = costs.probe_flops(batch, cfg.probe.stride, width)
+  by_phase = {
+      "rollout": forward,
+      "probes": probed,
+      "reference": forward if cfg.loss.kl_weight else 0.0,
+      "update": cfg.loss.num_updates * 3 * forward,
+  }
+  return {name: x / parts.mesh.size for name, x in by_phase.items()}
+
+
+def _reads(parts: Assembly, stage: Stage) -> dict[str, float]:
+  """Bytes that one device must read from its memory, at least.
+
+  Decoding reads its weights and its part of the cache at every token; an
+  update reads gradients, weights and moments once and writes them, and the
+  weights in the compute dtype three times a micro-batch. Activations are not
+  counted.
+  """
+  cfg, mesh = parts.cfg, parts.mesh
+  batch, width = costs.batch_of(cfg), 2 if cfg.model.dtype == "bfloat16" else 4
+  tensor, shards = mesh.shape["tensor"], mesh.size // mesh.shape["tensor"]
+  weights = costs.weight_reads(batch, width) / tensor
+  cache = costs.cache_reads(batch, width) / tensor / shards
+  once = weights / batch.new_tokens
+  passes = cfg.loss.micro_batches
+  state = memory.tree_bytes(stage.spec.shapes, stage.spec.shardings)
+  return {
+      "rollout": weights + cache,
+      "probes": once * passes if cfg.probe.stride else 0.0,
+      "reference": once * passes if cfg.loss.kl_weight else 0.0,
+      "update": cfg.loss.num_updates * (3 * once * passes + 2 * state),
+  }
+
+
+def _phase(scope: str) -> str:
+  """Which phase an operation belongs to, by the scope it was traced in."""
+  names = re.findall(r"[\w]+", scope)
+  return next((x for x in names if x in _PHASES), "rest")
+
+
+def _trips(cfg: Config, scope: str) -> int:
+  """How often a loop runs that ends with the data, where all is full."""
+  phase = _phase(scope)
+  if phase == "rollout":
+    tokens = cfg.rollout.max_tokens
+    return -(-tokens // len(policy.stages(tokens)))
+  return cfg.loss.micro_batches

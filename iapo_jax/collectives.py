@@ -1,0 +1,207 @@
+"""What a compiled program moves between devices, read from its text.
+
+XLA writes a program as computations of instructions. Those that move data name
+the shape of their result and the groups of devices that take part; loops name
+their bodies and, where the compiler knows it, how often they run. Nothing else
+tells how many bytes a program sends: the compiler's own analysis counts a loop
+once and no communication.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+
+# Bits of a number; what is not here moves nothing.
+_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
+    "s32": 32, "u32": 32, "s64": 64, "u64": 64, "f16": 16, "bf16": 16,
+    "f32": 32, "f64": 64, "c64": 64, "c128": 128,
+    "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8,
+}  # fmt: skip
+_KINDS = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
+    "collective-permute", "ragged-all-to-all", "collective-broadcast",
+)  # fmt: skip
+
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{\s*$")
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>\([^=]*?\)|\S+) (?P<op>[\w\-]+)\("
+)
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)"
+    r"=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_NAME = re.compile(r'op_name="([^"]*)"')
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_TILED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """One instruction that moves data between devices.
+
+  Attributes:
+    kind: `all-gather`, `all-reduce`, ...
+    scope: the operation's name, with the scopes it was traced in.
+    result: types and shapes of what it makes, on one device.
+    devices: that take part together.
+    times: how often it runs in one call of the program.
+  """
+
+  kind: str
+  scope: str
+  result: tuple[tuple[str, tuple[int, ...]], ...]
+  devices: int
+  times: int
+
+  @property
+  def result_bytes(self) -> int:
+    """Bytes of the result on one device."""
+    return sum(
+        _BITS.get(dtype, 0) * math.prod(shape) // 8
+        for dtype, shape in self.result
+    )
+
+  @property
+  def sent_bytes(self) -> float:
+    """Bytes that each device sends in a call of the program.
+
+    As rings do it, which is the least that is possible: of n devices each
+    passes on n − 1 parts of what is gathered, scattered or exchanged, and all
+    of that twice to reduce.
+    """
+    n, size = self.devices, self.result_bytes
+    once = {
+        "all-gather": size * (n - 1) / n,
+        "all-reduce": 2 * size * (n - 1) / n,
+        "reduce-scatter": size * (n - 1),
+        "all-to-all": size * (n - 1) / n,
+        "ragged-all-to-all": size * (n - 1) / n,
+    }.get(self.kind, size)
+    return once * self.times
+
+
+def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
+  """Every instruction of a program that moves data.
+
+  Of branches the one that sends most is taken.
+
+  Args:
+    text: of a compiled program, as XLA writes it.
+    trips: how often a loop runs whose trips the compiler does not know, by the
+      name of its operation.
+
+  Returns:
+    They, where they are reached from the entry.
+  """
+  program = _Program(text, trips)
+  return list(program.walk(program.entry, 1))
+
+
+class _Program:
+  """The computations of a text, by name."""
+
+  def __init__(self, text: str, trips: Callable[[str], int]) -> None:
+    self._trips = trips
+    self._lines: dict[str, list[str]] = {}
+    self.entry = ""
+    name = None
+    for line in text.splitlines():
+      if name is None:
+        found = _HEADER.match(line)
+        if found and not line.startswith("HloModule"):
+          name = found[1]
+          self._lines[name] = []
+          if line.startswith("ENTRY"):
+            self.entry = name
+      elif line.startswith("}"):
+        name = None
+      else:
+        self._lines[name].append(line)
+
+  def walk(self, name: str, times: int) -> Iterator[Transfer]:
+    """What a computation moves when it runs so often."""
+    for line in self._moving(name):
+      found = _INSTRUCTION.match(line)
+      kind = found["op"].removesuffix("-start")
+      if kind in _KINDS:
+        yield _transfer(kind, found, line, times)
+        continue
+      if branches := _BRANCHES.search(line):
+        names = [x.strip().lstrip("%") for x in branches[1].split(",")]
+        yield from max(
+            (list(self.walk(branch, times)) for branch in names), key=_sent
+        )
+        continue
+      often = times
+      if kind == "while":
+        often *= self._often(line)
+      for called in _CALLED.findall(line):
+        yield from self.walk(called, often)
+
+  def _often(self, line: str) -> int:
+    known = _TRIPS.search(line)
+    return int(known[1]) if known else self._trips(_scope(line))
+
+  @functools.cache  # noqa: B019 (lives as long as the program is read)
+  def _moving(self, name: str) -> list[str]:
+    """The lines of a computation that move data, or call what does."""
+    kept = []
+    for line in self._lines.get(name, ()):
+      found = _INSTRUCTION.match(line)
+      if not found:
+        continue
+      called = _CALLED.findall(line)
+      if branches := _BRANCHES.search(line):
+        called += [x.strip().lstrip("%") for x in branches[1].split(",")]
+      moves = found["op"].removesuffix("-start") in _KINDS
+      # What reduces is called by all-reduce, and moves nothing by itself.
+      if moves or any(self._moving(other) for other in called):
+        kept.append(line)
+    return kept
+
+
+def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
+  arrays = [
+      (dtype, tuple(int(n) for n in dims.split(",") if n))
+      for dtype, dims in _ARRAY.findall(found["type"])
+  ]
+  if found["op"].endswith("-start") and len(arrays) > 1:
+    arrays = _made(kind, arrays)
+  return Transfer(kind, _scope(line), tuple(arrays), _group(line), times)
+
+
+def _made(
+    kind: str, arrays: list[tuple[str, tuple[int, ...]]]
+) -> list[tuple[str, tuple[int, ...]]]:
+  """Of what an asynchronous instruction names, the results.
+
+  It names operands, results and, for some kinds, two flags.
+  """
+  if kind == "all-reduce":  # names results alone
+    return arrays
+  data = [x for x in arrays if x[0] not in ("u32", "s32") or x[1]]
+  return data[len(data) // 2 :]
+
+
+def _scope(line: str) -> str:
+  found = _NAME.search(line)
+  return found[1] if found else ""
+
+
+def _group(line: str) -> int:
+  """How many devices take part; at least one."""
+  if tiled := _TILED.search(line):
+    return int(tiled[2])
+  if listed := _LISTED.search(line):
+    return max(1, len(listed[1].split(",")))
+  return 1
+
+
+def _sent(found: list[Transfer]) -> float:
+  return sum(x.sent_bytes for x in found)
