@@ -283,9 +283,23 @@ def _phase(scope: str) -> str:
 
 
 def _trips(cfg: Config, scope: str) -> int:
-  """How often a loop runs that ends with the data, where all is full."""
+  """How often a loop runs, by its name, where all completions are full.
+
+  The compiler for TPUs does not say of any loop, and of those that end with
+  the data nobody can.
+  """
+  tokens = cfg.rollout.max_tokens
+  path = scope.split("/")
+  if "Decoder" in path[-2:]:
+    return cfg.model.num_layers
   phase = _phase(scope)
+  depth = path.count("while")
+  chunks = -(-tokens // cfg.loss.head_chunk)
   if phase == "rollout":
-    tokens = cfg.rollout.max_tokens
     return -(-tokens // len(policy.stages(tokens)))
-  return cfg.loss.micro_batches
+  if phase == "reference":
+    return (cfg.loss.micro_batches, chunks)[min(depth, 2) - 1]
+  if phase == "update":
+    by_depth = (cfg.loss.num_updates, cfg.loss.micro_batches, chunks)
+    return by_depth[min(depth, 3) - 1]
+  return 1

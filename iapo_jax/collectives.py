@@ -27,8 +27,9 @@ _KINDS = (
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{\s*$")
 _INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>\([^=]*?\)|\S+) (?P<op>[\w\-]+)\("
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w\-]+)\("
 )
+_COMMENT = re.compile(r"/\*.*?\*/")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)"
@@ -39,6 +40,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _TILED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Transfer:
 def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
   """Every instruction of a program that moves data.
 
-  Of branches the one that sends most is taken.
+  Of branches the one that sends most is taken. What a TPU does in steps, beside
+  other work, is written once for every step, all on one channel: it counts once.
 
   Args:
     text: of a compiled program, as XLA writes it.
@@ -100,7 +104,10 @@ def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
     They, where they are reached from the entry.
   """
   program = _Program(text, trips)
-  return list(program.walk(program.entry, 1))
+  found = {}
+  for number, (channel, transfer) in enumerate(program.walk(program.entry, 1)):
+    found.setdefault((channel or -number, transfer.times), transfer)
+  return list(found.values())
 
 
 class _Program:
@@ -122,15 +129,17 @@ class _Program:
       elif line.startswith("}"):
         name = None
       else:
-        self._lines[name].append(line)
+        self._lines[name].append(_COMMENT.sub("", line))
 
-  def walk(self, name: str, times: int) -> Iterator[Transfer]:
-    """What a computation moves when it runs so often."""
+  def walk(self, name: str, times: int) -> Iterator[tuple[int, Transfer]]:
+    """What a computation moves when it runs so often, and by which channel."""
     for line in self._moving(name):
       found = _INSTRUCTION.match(line)
       kind = found["op"].removesuffix("-start")
       if kind in _KINDS:
-        yield _transfer(kind, found, line, times)
+        channel = _CHANNEL.search(line)
+        moved = _transfer(kind, found, line, times)
+        yield (int(channel[1]) if channel else 0), moved
         continue
       if branches := _BRANCHES.search(line):
         names = [x.strip().lstrip("%") for x in branches[1].split(",")]
@@ -196,6 +205,9 @@ def _scope(line: str) -> str:
 
 def _group(line: str) -> int:
   """How many devices take part; at least one."""
+  if axes := _AXES.search(line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+    return math.prod(int(sizes[x]) for x in re.findall(r"\w+", axes[2]))
   if tiled := _TILED.search(line):
     return int(tiled[2])
   if listed := _LISTED.search(line):
@@ -203,5 +215,5 @@ def _group(line: str) -> int:
   return 1
 
 
-def _sent(found: list[Transfer]) -> float:
-  return sum(x.sent_bytes for x in found)
+def _sent(found: list[tuple[int, Transfer]]) -> float:
+  return sum(x.sent_bytes for _, x in found)
