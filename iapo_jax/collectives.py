@@ -92,8 +92,8 @@ class Transfer:
 def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
   """Every instruction of a program that moves data.
 
-  Of branches the one that sends most is taken. What a TPU does in steps, beside
-  other work, is written once for every step, all on one channel: it counts once.
+  Of branches the one that sends most is taken. What a TPU does in steps beside
+  other work is written once for every step, all on one channel; it counts once.
 
   Args:
     text: of a compiled program, as XLA writes it.
