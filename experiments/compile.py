@@ -13,14 +13,14 @@ arithmetic; what moves between devices, read from the program; and the seconds
 below which no such chip can be.
 """
 
-import json
 import os
 import pathlib
+import time
 
 from absl import flags
 from ml_collections import config_flags
 
-from iapo_jax import cli
+from iapo_jax import ahead, assembly, cli, files, plan
 
 config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon."
@@ -32,22 +32,22 @@ flags.mark_flags_as_required(("config", "topology"))
 
 def main(_: list[str]) -> None:
   """Compiles and tells."""
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  from iapo_jax import ahead, assembly, plan
-
+  os.environ["JAX_PLATFORMS"] = "cpu"  # what is not there cannot be started
   cfg, _ = cli.load_config()
   devices = ahead.devices(_TOPOLOGY.value)
   parts = assembly.assemble(cfg, devices, data=False)
   stage = assembly.reinforcement_stage(parts)
   print(plan.describe(parts.cfg, parts.mesh, stage.spec), flush=True)
-  compiled, seconds = ahead.train_step(parts, stage)
-  found = ahead.report(parts, stage, compiled, seconds)
+  start = time.perf_counter()
+  compiled = ahead.train_step(parts, stage)
+  seconds = time.perf_counter() - start
   chip = ahead.chips()[_TOPOLOGY.value.partition(":")[0]]
-  found["roofline_seconds"] = ahead.roofline(found, chip)
-  found["topology"] = _TOPOLOGY.value
-  print(json.dumps(found, indent=2))
+  found = ahead.report(parts, stage, compiled, chip)
+  print(f"compiled   in {seconds:.0f} s")
+  print("\n".join(ahead.lines(found)))
   if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+    told = {"topology": _TOPOLOGY.value, "compile_seconds": seconds}
+    files.write_json(pathlib.Path(_JSON.value), told | found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ nobody measured.
 import dataclasses
 import os
 import re
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -85,9 +85,7 @@ def devices(topology: str) -> list[jax.Device]:
   return list(found.devices)
 
 
-def train_step(
-    parts: Assembly, stage: Stage
-) -> tuple[jax.stages.Compiled, float]:
+def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
   """The whole step, compiled for the devices of the parts' mesh.
 
   Args:
@@ -95,22 +93,20 @@ def train_step(
     stage: of reinforcement learning.
 
   Returns:
-    The program, and the seconds that tracing and compiling took.
+    The program.
 
   Raises:
     ConfigError: where it needs more memory than a device has.
   """
-  start = time.perf_counter()
   step = assembly.train_step_of(parts, stage)
   state, reference, prompts = _arguments(parts, stage)
   lowered = step.lower(state, reference, prompts)
   try:
-    compiled = lowered.compile()
+    return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise ConfigError(_advice(str(error), parts, stage)) from error
-  return compiled, time.perf_counter() - start
 
 
 def _arguments(
@@ -172,7 +168,7 @@ def _advice(error: str, parts: Assembly, stage: Stage) -> str:
 
 
 def report(
-    parts: Assembly, stage: Stage, compiled: jax.stages.Compiled, seconds: float
+    parts: Assembly, stage: Stage, compiled: jax.stages.Compiled, chip: Chip
 ) -> dict[str, Any]:
   """What is known of a step that was compiled ahead of time.
 
@@ -180,7 +176,7 @@ def report(
     parts: of the run.
     stage: of reinforcement learning.
     compiled: of `train_step`.
-    seconds: that it took.
+    chip: that it was compiled for.
 
   Returns:
     Values of JSON; bytes, operations and seconds are those of one device.
@@ -192,27 +188,47 @@ def report(
   sent = dict.fromkeys((*_PHASES, "rest"), 0.0)
   for transfer in moved:
     sent[_phase(transfer.scope)] += transfer.sent_bytes
-  return {
+  found = {
       "devices": mesh.size,
       "mesh": dict(mesh.shape),
-      "memory": _memory(compiled),
+      "memory": _memory(compiled) | {"device_bytes": chip.memory},
       "flops": _flops(parts),
       "read_bytes": _reads(parts, stage),
       "collective_bytes": sent,
-      "compile_seconds": seconds,
   }
+  return found | {"roofline_seconds": _roofline(found, chip)}
 
 
-def roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
-  """Seconds that a chip needs at least, by phase and by what bounds it.
+def lines(found: dict[str, Any]) -> Iterator[str]:
+  """A report for people to read.
 
   Args:
     found: of `report`.
-    chip: its peaks.
 
-  Returns:
-    For each phase `compute`, `memory` and `links`.
+  Yields:
+    Lines.
   """
+  told = found["memory"]
+  yield (
+      f"memory     {memory.readable(told['peak_bytes'])} of"
+      f" {memory.readable(told['device_bytes'])} a device:"
+      f" {memory.readable(told['argument_bytes'])} of arguments,"
+      f" {memory.readable(told['temp_bytes'])} while it runs"
+  )
+  yield f"{'':<11}{'Tflop':>9}{'GB read':>9}{'GB sent':>9}  seconds at least"
+  for phase in _PHASES:
+    bounds = found["roofline_seconds"][phase]
+    name = max(bounds, key=bounds.get)
+    yield (
+        f"{phase:<11}{found['flops'][phase] / 1e12:>9.3g}"
+        f"{found['read_bytes'][phase] / 1e9:>9.3g}"
+        f"{found['collective_bytes'][phase] / 1e9:>9.3g}"
+        f"  {bounds[name]:.3g} ({name})"
+    )
+
+
+def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
+  """Seconds that a chip needs at least, by phase and by what bounds it."""
   return {
       phase: {
           "compute": found["flops"][phase] / chip.flops,
