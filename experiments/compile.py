@@ -13,10 +13,10 @@ arithmetic; what moves between devices, read from the program; and the seconds
 below which no such chip can be.
 """
 
-import os
 import pathlib
 import time
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,7 +32,7 @@ flags.mark_flags_as_required(("config", "topology"))
 
 def main(_: list[str]) -> None:
   """Compiles and tells."""
-  os.environ["JAX_PLATFORMS"] = "cpu"  # what is not there cannot be started
+  jax.config.update("jax_platforms", "cpu")  # TPUs are described, not started
   cfg, _ = cli.load_config()
   devices = ahead.devices(_TOPOLOGY.value)
   parts = assembly.assemble(cfg, devices, data=False)
