@@ -168,7 +168,6 @@ def first_prompts(setup: Setup) -> Prompts:
       table.record,
       batch_size=setup.parts.cfg.prompts_per_step,
       seed=setup.parts.cfg.seed,
-      shard=(jax.process_index(), jax.process_count()),
   )
   prompts = pipeline.as_prompts(next(records))
   return sharding.put_batch(prompts, setup.parts.mesh)

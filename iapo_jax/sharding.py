@@ -206,8 +206,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def own_rows(mesh: Mesh, size: int) -> list[int]:
+  """Which rows of a batch this process must have for its devices.
+
+  Args:
+    mesh: devices of all processes.
+    size: rows of the whole batch.
+
+  Returns:
+    Their numbers, in order; several processes may need the same ones.
+  """
+  where = batch_sharding(mesh).addressable_devices_indices_map((size,))
+  every = range(size)
+  return sorted({row for (rows,) in where.values() for row in every[rows]})
+
+
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """This process's rows of a batch as global arrays.
+  """A batch that every process has whole, as global arrays.
 
   Args:
     batch: NumPy arrays whose first axis is rows.
@@ -216,10 +231,30 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   Returns:
     A tree of sharded arrays.
   """
-  sharding = batch_sharding(mesh)
+  where = batch_sharding(mesh)
+
+  def place(x: np.ndarray) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+  return jax.tree.map(place, batch)
+
+
+def put_rows(rows: PyTree, mesh: Mesh, size: int) -> PyTree:
+  """A batch as global arrays, of which every process has its own rows.
+
+  Args:
+    rows: NumPy arrays whose first axis is `own_rows` of the batch.
+    mesh: the mesh to place them on.
+    size: rows of the whole batch.
+
+  Returns:
+    A tree of sharded arrays.
+  """
+  where = batch_sharding(mesh)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
-          sharding, np.asarray(x)
+          where, np.asarray(x), (size, *x.shape[1:])
       ),
-      batch,
+      rows,
   )

@@ -218,6 +218,7 @@ def warm_start(
     The state after it.
   """
   cfg, task = run.cfg, run.parts.task
+  size = cfg.warm_start.batch_size
   stage = assembly.warm_start_stage(run.parts)
   step = assembly.warm_start_step_of(run.parts, stage)
 
@@ -232,7 +233,7 @@ def warm_start(
         completion=record["completion"],
         learned=record["learned"],
     )
-    return sharding.put_batch(batch, run.parts.mesh)
+    return sharding.put_rows(batch, run.parts.mesh, size)
 
   with _checkpoints(run, "warm_start") as checkpoints:
     todo = loop.Stage(
@@ -242,9 +243,9 @@ def warm_start(
         records=pipeline.batches(
             len(task.demonstrable),
             lambda index: {"index": task.demonstrable[index]},
-            batch_size=cfg.warm_start.batch_size,
+            batch_size=size,
             seed=cfg.seed,
-            shard=(jax.process_index(), jax.process_count()),
+            rows=sharding.own_rows(run.parts.mesh, size),
             augment=demonstrate,
         ),
         place=place,
@@ -272,7 +273,7 @@ def reinforce(
   Returns:
     The state after it.
   """
-  cfg = run.cfg
+  cfg, size = run.cfg, run.cfg.prompts_per_step
   stage = assembly.reinforcement_stage(run.parts)
   step = assembly.train_step_of(run.parts, stage)
 
@@ -290,12 +291,12 @@ def reinforce(
         records=pipeline.batches(
             len(table.kept),
             table.record,
-            batch_size=cfg.prompts_per_step,
+            batch_size=size,
             seed=cfg.seed,
-            shard=(jax.process_index(), jax.process_count()),
+            rows=sharding.own_rows(run.parts.mesh, size),
         ),
-        place=lambda record: sharding.put_batch(
-            pipeline.as_prompts(record), run.parts.mesh
+        place=lambda record: sharding.put_rows(
+            pipeline.as_prompts(record), run.parts.mesh, size
         ),
         checkpoints=checkpoints,
         meter=run.meter,

@@ -193,11 +193,19 @@ def test_an_epoch_holds_every_record_once_in_a_new_order():
   assert list(epochs[0]) != list(epochs[1])
 
 
-def test_processes_share_an_epoch():
-  parts = [numbers(12, shard=(i, 2)) for i in range(2)]
-  seen = [next(part)["i"] for _ in range(3) for part in parts]
-  assert all(len(rows) == 2 for rows in seen)
-  assert sorted(np.concatenate(seen)) == list(range(12))
+def test_rows_do_not_depend_on_who_reads_them():
+  def random(record, rng):
+    return record | {"draw": rng.integers(2**40)}
+
+  whole = numbers(12, augment=random)
+  parts = [numbers(12, rows=rows, augment=random) for rows in ([0, 1], [2, 3])]
+  for _ in range(5):
+    expected = next(whole)
+    seen = [next(part) for part in parts]
+    for name, values in expected.items():
+      together = np.concatenate([part[name] for part in seen])
+      np.testing.assert_array_equal(together, values)
+    assert len(set(expected["draw"])) == 4
 
 
 def test_the_position_is_restored():

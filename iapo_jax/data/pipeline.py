@@ -210,31 +210,42 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     augment: Callable[[Record, np.random.Generator], Record] | None = None,
 ) -> grain.DatasetIterator:
   """Endless shuffled batches, reshuffled every epoch.
 
-  The iterator's `get_state` and `set_state` make its position part of a
-  checkpoint.
+  What a row of a batch is does not depend on who reads it, so that any number
+  of processes sees the same data. The iterator's `get_state` and `set_state`
+  make its position part of a checkpoint; it is the same in all processes.
 
   Args:
     size: how many records there are.
     record: the record of an index.
     batch_size: rows over all processes.
     seed: of the order and of `augment`.
-    shard: (index, count) of this process; each reads rows of its own.
+    rows: of a batch, those that this process reads; all by default.
     augment: makes a record random, from a generator of its own.
 
   Returns:
     An iterator of records stacked along a new first axis.
   """
-  index, count = shard
-  dataset = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-  dataset = dataset.slice(slice(index, None, count)).map(record)
-  if augment is not None:
-    dataset = dataset.random_map(augment)
-  dataset = dataset.batch(batch_size // count, drop_remainder=True)
+  rows = range(batch_size) if rows is None else rows
+
+  def read(indices: np.ndarray, rng: np.random.Generator) -> Record:
+    seeds = rng.integers(2**63, size=batch_size)
+    records = [record(int(indices[row])) for row in rows]
+    if augment is not None:
+      records = [
+          augment(one, np.random.default_rng(seeds[row]))
+          for one, row in zip(records, rows, strict=True)
+      ]
+    return {
+        name: np.stack([one[name] for one in records]) for name in records[0]
+    }
+
+  order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+  dataset = order.batch(batch_size, drop_remainder=True).random_map(read)
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
 
