@@ -14,6 +14,9 @@ that, and a step counts from then on: one without them is half-written, one
 that does not match them is damaged. Neither is ever loaded or overwritten.
 Steps that are kept no longer leave by being renamed, too: a folder that lost
 files is damaged, and never one that was being deleted.
+
+Several processes write a step together, each what its devices keep. All else
+the first one does for them.
 """
 
 import contextlib
@@ -32,7 +35,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from iapo_jax import files, memory
+from iapo_jax import files, memory, processes
 from iapo_jax.errors import ConfigError, SaveError
 from iapo_jax.state import StateSpec
 from iapo_jax.types import Params, PyTree, TrainState
@@ -75,7 +78,7 @@ class Checkpoints:
       keep_best: checkpoints kept for their validation accuracy.
     """
     self.folder = folder.absolute()
-    _clear(self.folder)
+    processes.on_first(lambda: _clear(self.folder))
     policy = keep.AnyPreservationPolicy([
         keep.LatestN(keep_last),
         keep.CustomSteps([0]),
@@ -111,7 +114,17 @@ class Checkpoints:
     Raises:
       SaveError: where it could not be written.
     """
-    self._check_space(state, progress.done)
+    processes.everywhere(lambda: self._check_space(state, progress.done))
+    processes.everywhere(lambda: self._write(state, progress, metrics))
+    processes.on_first(lambda: self._finish(progress.done))
+
+  def _write(
+      self,
+      state: TrainState,
+      progress: Progress,
+      metrics: dict[str, float] | None,
+  ) -> None:
+    """Writes this process's part; all of it is there when all returned."""
     try:
       with _quiet():  # Orbax warns of every save without metrics
         self._manager.save(
@@ -125,12 +138,18 @@ class Checkpoints:
             force=True,
         )
       self._manager.wait_until_finished()
-      _seal(self.folder / str(progress.done))
     except Exception as error:
       reason = _system_error(error)
       if reason is None:
         raise
       raise self._failure(progress.done, reason) from error
+
+  def _finish(self, step: int) -> None:
+    """Makes a written step count, and deletes what it replaces."""
+    try:
+      _seal(self.folder / str(step))
+    except OSError as error:
+      raise self._failure(step, error.strerror or str(error)) from error
     # Only now that the newest counts.
     shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
 

@@ -5,14 +5,17 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iapo_jax import config as config_lib
-from iapo_jax.errors import ConfigError, SaveError
+from iapo_jax import processes
+from iapo_jax.errors import ConfigError, SaveError, SharedError
 from iapo_jax.interrupts import Interrupted
 
 # Before transformers is imported, which says that torch is missing.
@@ -29,6 +32,9 @@ def run(main: Callable[[list[str]], None]) -> None:
   a line that says what was saved, and with the status that shells give such a
   process: 128 + the signal's number.
 
+  One of several processes ends at once where it alone failed, so that the
+  others learn of it; where another one failed, in a line and with status 1.
+
   Args:
     main: called with the arguments that are no flags.
   """
@@ -40,12 +46,38 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(main, flags_parser=_parse_flags)
   except (ConfigError, FloatingPointError, SaveError, OSError) as error:
     _stop(error)
+  except SharedError as error:
+    # All know of it, and one of them tells.
+    if processes.is_first():
+      print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
   except Interrupted as interrupted:
     print(f"interrupted: {interrupted}", file=sys.stderr)
     sys.exit(128 + interrupted.number)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+    processes.leave(128 + signal.SIGINT)
+  except Exception as error:
+    if not jax.distributed.is_initialized():
+      raise
+    _tell_failure(error)
+    processes.leave(1)
+
+
+def _tell_failure(error: Exception) -> None:
+  """What one of several processes says before it ends."""
+  own = f"process {jax.process_index()}"
+  if not processes.is_lost(error):
+    traceback.print_exc()
+    print(f"error: {own} failed; the others end, too", file=sys.stderr)
+    return
+  reason = " ".join(str(error).split())
+  print(
+      f"error: {own} lost another one, which tells why, or was killed"
+      f" ({reason}); the same command in all of them goes on from the last"
+      " checkpoint",
+      file=sys.stderr,
+  )
 
 
 class _Lasting:
@@ -149,4 +181,4 @@ def _stop(error: BaseException) -> None:
     text = text.splitlines()[-1].partition("Error: ")[2]
   line = " ".join(text.split())
   print(f"error: {line}", file=sys.stderr)
-  sys.exit(2)
+  processes.leave(2)

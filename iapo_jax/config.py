@@ -18,6 +18,9 @@ from iapo_jax import config_rules
 from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig
 
+# Where data lie; what they hold is compared by itself (`splits.fingerprint`).
+PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:

@@ -12,6 +12,10 @@ class SaveError(Exception):
   """A checkpoint that could not be written; the message is one line."""
 
 
+class SharedError(Exception):
+  """An error of one process that all were told of; the message is one line."""
+
+
 def fail(field: str, value: Any, rule: str) -> typing.NoReturn:
   """Raises a `ConfigError` that names field, value and rule."""
   raise ConfigError(f"config.{field} = {value!r}: {rule}")

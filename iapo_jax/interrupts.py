@@ -28,11 +28,11 @@ class Request:
   """Whether somebody asked to stop.
 
   Attributes:
-    number: of the signal; None as long as nobody did.
+    number: of the signal; 0 as long as nobody did.
   """
 
   def __init__(self) -> None:
-    self.number: int | None = None
+    self.number = 0
 
 
 @contextlib.contextmanager

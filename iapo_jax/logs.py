@@ -18,7 +18,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import tqdm
 from tensorboardX.event_file_writer import EventsWriter
@@ -131,7 +131,7 @@ class RunLog:
     self._files[name].write(json.dumps(record, allow_nan=False) + "\n")
     self._files[name].flush()
 
-  def __enter__(self) -> "RunLog":
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_: object) -> None:
@@ -139,6 +139,36 @@ class RunLog:
       file.close()
     for board in self._boards.values():
       board.close()
+
+
+class NoLog:
+  """Of a process that is not the first: that one writes down for all."""
+
+  def write(self, stage: str, step: int, metrics: Metrics) -> None:
+    """As `RunLog.write`."""
+
+  def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
+    """As `RunLog.write_samples`."""
+
+  def write_evaluation(self, record: dict[str, Any]) -> None:
+    """As `RunLog.write_evaluation`."""
+
+  def warn(self, stage: str, step: int, text: str) -> None:
+    """As `RunLog.warn`."""
+
+  def position(self) -> dict[str, int]:
+    """Of files that are not its own."""
+    return {}
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    """Nothing was opened."""
+
+
+# Of any process.
+Log = RunLog | NoLog
 
 
 def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import grain
 import jax
 import tqdm
 
-from iapo_jax import checkpoint, compilation, interrupts
+from iapo_jax import checkpoint, compilation, interrupts, processes
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.data.pipeline import Record
-from iapo_jax.logs import Metrics, RunLog
+from iapo_jax.logs import Log, Metrics
 from iapo_jax.types import PyTree, StepOutput, TrainState
 
 Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
@@ -58,7 +58,7 @@ class Stage:
 
 
 def fit(
-    stage: Stage, state: TrainState, log: RunLog, progress: Progress | None
+    stage: Stage, state: TrainState, log: Log, progress: Progress | None
 ) -> TrainState:
   """Runs a stage, from its start or from where it was saved.
 
@@ -93,6 +93,7 @@ def fit(
           initial=first - 1,
           desc=stage.name,
           mininterval=interval,
+          disable=not processes.is_first(),
       ) as bar,
   ):
     for done in range(first, stage.num_steps + 1):
@@ -111,13 +112,14 @@ def fit(
       stage.observe(done, batch, output, metrics)
       batch = following
       validation = stage.validate(state, done)
-      asked = request.number is not None
+      # Whichever process was asked, all stop, and after the same step.
+      asked = processes.highest(request.number)
       if validation or asked or _save_is_due(stage, done):
         _save(stage, state, log, done, validation, position)
-        if request.number is not None:  # perhaps only since it was saved
-          break
-  if request.number is not None:
-    raise _interrupted(stage, done, request.number)
+        # Perhaps only since it was saved.
+        asked = processes.highest(request.number)
+      if asked:
+        raise _interrupted(stage, done, asked)
   return state
 
 
@@ -164,7 +166,7 @@ def _save_is_due(stage: Stage, done: int) -> bool:
 def _save(
     stage: Stage,
     state: TrainState,
-    log: RunLog,
+    log: Log,
     done: int,
     validation: Metrics | None,
     position: dict | None = None,

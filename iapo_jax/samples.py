@@ -6,7 +6,31 @@ from typing import Any
 import jax
 import numpy as np
 
+from iapo_jax import processes
 from iapo_jax.types import Prompts, Samples
+
+
+def fetch(
+    prompts: Prompts, samples: Samples, count: int
+) -> tuple[Prompts, Samples]:
+  """The first completions of a step and their prompts, for every process.
+
+  Args:
+    prompts: q of them.
+    samples: b of them, prompt-major, of all processes.
+    count: completions wanted; the first of the batch, so that the members of a
+      group stay together.
+
+  Returns:
+    NumPy arrays; of all completions, where there are no more.
+  """
+  group = len(samples.lengths) // len(prompts.lengths)
+  count = min(count, len(samples.lengths))
+  shown = -(-count // group)
+  return processes.gather((
+      jax.tree.map(lambda x: x[:shown], prompts),
+      jax.tree.map(lambda x: x[:count], samples),
+  ))
 
 
 def records(
@@ -15,44 +39,40 @@ def records(
     samples: Samples,
     tokenizer: Any,
     *,
-    count: int,
+    group_size: int,
 ) -> Iterator[dict[str, Any]]:
-  """The first completions of a step, token by token.
+  """Completions of a step, token by token.
 
   Args:
     step: of reinforcement learning.
-    prompts: q of them.
-    samples: b of them, prompt-major.
+    prompts: of `fetch`.
+    samples: of `fetch`.
     tokenizer: a Hugging Face tokenizer.
-    count: completions wanted; the first of the batch, so that the members of a
-      group stay together.
+    group_size: completions of a prompt.
 
   Yields:
     JSON-ready records; docs/metrics.md tells their fields.
   """
-  group = len(samples.lengths) // len(prompts.lengths)
-  count = min(count, len(samples.lengths))
-  rows = jax.device_get(jax.tree.map(lambda x: x[:count], samples))
-  shown = -(-count // group)
-  asked = jax.device_get(jax.tree.map(lambda x: x[:shown], prompts))
-  for i in range(count):
-    q = i // group
-    length = int(rows.lengths[i])
-    reasoning = int(rows.reasoning_lengths[i])
+  for i in range(len(samples.lengths)):
+    q = i // group_size
+    length = int(samples.lengths[i])
+    reasoning = int(samples.reasoning_lengths[i])
     yield {
         "step": step,
-        "prompt": decoded(tokenizer, asked.tokens[q, : asked.lengths[q]]),
-        "gold": decoded(tokenizer, asked.gold[q, : asked.gold_lengths[q]]),
-        "tokens": token_texts(rows.tokens[i, :length].tolist(), tokenizer),
+        "prompt": decoded(tokenizer, prompts.tokens[q, : prompts.lengths[q]]),
+        "gold": decoded(tokenizer, prompts.gold[q, : prompts.gold_lengths[q]]),
+        "tokens": token_texts(samples.tokens[i, :length].tolist(), tokenizer),
         "reasoning_tokens": reasoning,
-        "correct": bool(rows.correct[i]),
-        "well_formed": bool(rows.well_formed[i]),
-        "reward": float(rows.rewards[i]),
-        "entropies": _floats(rows.entropies[i, :length]),
-        "answer_entropies": _floats(rows.answer_entropies[i, : reasoning + 1]),
-        "information": _floats(rows.information[i, :reasoning]),
-        "group_advantage": _floats(rows.group_advantages[i : i + 1])[0],
-        "advantages": _floats(rows.advantages[i, :length]),
+        "correct": bool(samples.correct[i]),
+        "well_formed": bool(samples.well_formed[i]),
+        "reward": float(samples.rewards[i]),
+        "entropies": _floats(samples.entropies[i, :length]),
+        "answer_entropies": _floats(
+            samples.answer_entropies[i, : reasoning + 1]
+        ),
+        "information": _floats(samples.information[i, :reasoning]),
+        "group_advantage": _floats(samples.group_advantages[i : i + 1])[0],
+        "advantages": _floats(samples.advantages[i, :length]),
     }
 
 

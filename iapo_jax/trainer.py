@@ -1,9 +1,11 @@
 """A run from its configuration to its summary, going on where it was left."""
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
 import time
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -19,9 +21,12 @@ from iapo_jax import (
     memory,
     plan,
     policies,
+    processes,
+    resumption,
     sharding,
     watch,
 )
+from iapo_jax import config as config_lib
 from iapo_jax import samples as samples_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -31,7 +36,7 @@ from iapo_jax.data import pipeline, splits
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import families
 from iapo_jax.interrupts import Interrupted
-from iapo_jax.logs import Metrics, RunLog
+from iapo_jax.logs import Log, Metrics, NoLog, RunLog
 from iapo_jax.types import (
   KeyDomain,
   Params,
@@ -49,15 +54,15 @@ class Run:
 
   Attributes:
     parts: what it is made of.
-    workdir: its folder, locked.
-    log: its log files.
+    workdir: its folder, locked by the first process.
+    log: its log files, which are that process's.
     sampler: of its evaluations.
     meter: of what compiling costs.
   """
 
   parts: Assembly
   workdir: pathlib.Path
-  log: RunLog
+  log: Log
   sampler: evaluation.Sampler
   meter: compilation.Meter
 
@@ -65,21 +70,6 @@ class Run:
   def cfg(self) -> Config:
     """The checked configuration."""
     return self.parts.cfg
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-  """Where an interrupted run goes on.
-
-  Attributes:
-    stage: `warm_start` or `rl`.
-    state: as it was saved.
-    progress: of the stage.
-  """
-
-  stage: str
-  state: TrainState
-  progress: Progress
 
 
 def train(
@@ -97,6 +87,9 @@ def train(
   is left as it is; an unfinished one is continued from its newest intact
   checkpoint, and ends as if it had never stopped.
 
+  Where several processes have joined (`processes.join`), all must call this
+  with the same arguments, and the workdir must be one that they share.
+
   Args:
     cfg: the checked configuration.
     workdir: of the run.
@@ -106,39 +99,31 @@ def train(
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
+    SharedError: for the same, where there are several processes.
     Interrupted: where somebody asked to stop; it says what is saved.
     FloatingPointError: where a metric is no longer finite.
     SaveError: where a checkpoint could not be written.
   """
   start = time.perf_counter()
-  if jax.process_count() > 1:
-    raise ConfigError(
-        f"process count = {jax.process_count()}: must be 1; several processes"
-        " are not supported yet"
-    )
-  home = workdir if workdir_lib.is_claimed(workdir) else None
-  parts = assembly.assemble(cfg, home=home)
-  splits.check_trainable(parts.task.tables, cfg.data)
-  if dry_run or home is None:
-    policies.check_start(parts)
+  parts = _assemble(cfg, workdir, dry_run)
   if dry_run:
     print(_introduction(parts, programs))
     return
   with (
-      workdir_lib.locked(workdir),
+      _claimed(workdir, parts) as finished,
       compilation.kept(programs),
       compilation.Meter(start) as meter,
   ):
-    if workdir_lib.claim(workdir, parts):
+    if finished:
       print(f"{workdir} holds this run, finished: nothing to do")
       return
     print(_introduction(parts, programs))
     _tell_export(parts)
-    saved = _find_saved(parts, workdir)
+    saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
     try:
-      with RunLog(workdir, position) as log:
+      with _open_log(workdir, position) as log:
         run = Run(parts, workdir, log, sampler, meter)
         _summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
@@ -149,23 +134,54 @@ def train(
       ) from error
 
 
-def _find_saved(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
-  """The newest intact checkpoint of the latest stage that has one."""
-  stages = {
-      "warm_start": assembly.warm_start_stage,
-      "rl": assembly.reinforcement_stage,
-  }
-  for name in reversed(checkpoint.STAGES):
-    folder = checkpoint.stage_folder(workdir, name)
-    step = checkpoint.newest_intact(folder)
-    if step is not None:
-      print(f"resumes at {name} step {step} of {folder}", flush=True)
-      spec = stages[name](parts).spec
-      return Saved(name, *checkpoint.restore(folder, step, spec))
-  return None
+def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
+  """The parts, of which all is checked that can be before compiling."""
+  processes.check_same({
+      f"config.{name}": value
+      for name, value in config_lib.flatten(cfg).items()
+      # What these hold is compared below.
+      if name not in config_lib.PLACES_OF_DATA
+  })
+  begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
+
+  def assemble() -> Assembly:
+    parts = assembly.assemble(cfg, home=workdir if begun else None)
+    splits.check_trainable(parts.task.tables, cfg.data)
+    if dry_run or not begun:
+      policies.check_start(parts)
+    return parts
+
+  parts = processes.everywhere(assemble)
+  processes.check_same({
+      f"fingerprint of the {split} problems": value
+      for split, value in parts.task.fingerprint.items()
+  })
+  return parts
 
 
-def _run_stages(run: Run, saved: Saved | None) -> TrainState:
+@contextlib.contextmanager
+def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
+  """Whether the run is finished, while the workdir is the first process's."""
+  with contextlib.ExitStack() as stack:
+
+    def claim() -> bool:
+      stack.enter_context(workdir_lib.locked(workdir))
+      return workdir_lib.claim(workdir, parts)
+
+    finished = processes.on_first(claim)
+    processes.everywhere(lambda: workdir_lib.check_shared(workdir))
+    yield finished
+
+
+def _open_log(
+    workdir: pathlib.Path, position: Mapping[str, int] | None
+) -> Log:
+  return processes.everywhere(
+      lambda: RunLog(workdir, position) if processes.is_first() else NoLog()
+  )
+
+
+def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   """The state after the configured stages.
 
   A name that is left here keeps its weights on the devices until the end.
@@ -173,7 +189,9 @@ def _run_stages(run: Run, saved: Saved | None) -> TrainState:
   cfg, parts = run.cfg, run.parts
   if saved and saved.stage == "rl":
     goes_on = saved.progress.done < cfg.num_steps
-    reference = _reference(run) if goes_on and cfg.loss.kl_weight else None
+    reference = None
+    if goes_on and cfg.loss.kl_weight:
+      reference = resumption.reference(parts, run.workdir)
     return reinforce(run, saved.state, reference, saved.progress)
   params = None
   if cfg.warm_start.num_steps:
@@ -195,7 +213,7 @@ def _run_stages(run: Run, saved: Saved | None) -> TrainState:
 
 
 def _begin_warm_start(
-    run: Run, saved: Saved | None
+    run: Run, saved: resumption.Saved | None
 ) -> tuple[TrainState, Progress | None]:
   if saved:
     return saved.state, saved.progress
@@ -310,38 +328,14 @@ def reinforce(
     return loop.fit(todo, state, run.log, progress)
 
 
-def _reference(run: Run) -> Params:
-  """The policy that an interrupted reinforcement learning began with."""
-  cfg, workdir = run.cfg, run.workdir
-  start = policies.Source(workdir, "rl", 0)
-  problem = start.fault()
-  if not problem:
-    return policies.load(run.parts, start, verify=False)
-  # What it was copied from is as good.
-  other = None
-  if cfg.warm_start.num_steps:
-    other = policies.Source(workdir, "warm_start", cfg.warm_start.num_steps)
-  elif cfg.init_from:
-    other = policies.source(cfg.init_from)
-  elif cfg.model.pretrained:
-    name = cfg.model.pretrained
-    print(f"warning: checkpoint {start} {problem}; {name} is read instead")
-    return policies.start(run.parts)
-  if other and other.fault() is None:
-    print(f"warning: checkpoint {start} {problem}; {other} is read instead")
-    return policies.load(run.parts, other, verify=False)
-  raise ConfigError(
-      f"checkpoint {start} {problem}; the KL penalty needs that policy: start"
-      " over in another --workdir"
-  )
-
-
 class _Observer:
   """Writes completions down, and warns of what goes wrong silently."""
 
   def __init__(self, run: Run) -> None:
     self._run = run
     self._watch = watch.Watch()
+    if not processes.is_first():
+      return
     # A resumed run knows what the interrupted one had seen.
     for line in logs.stage_metrics(run.workdir, "rl"):
       self._watch.check(line["step"], line, lambda *_: None)
@@ -355,13 +349,11 @@ class _Observer:
     )
     every = cfg.log.samples_every
     if every and (done % every == 0 or done in (1, cfg.num_steps)):
+      rows = samples_lib.fetch(batch, output.samples, cfg.log.samples)
+      tokenizer = self._run.parts.task.tokenizer
       log.write_samples(
           samples_lib.records(
-              done,
-              batch,
-              output.samples,
-              self._run.parts.task.tokenizer,
-              count=cfg.log.samples,
+              done, *rows, tokenizer, group_size=cfg.group_size
           )
       )
 
@@ -397,7 +389,8 @@ def _summarise(run: Run, state: TrainState, start: float) -> None:
   }
   if run.parts.task.note:
     extra["note"] = run.parts.task.note
-  files.write_json(run.workdir / workdir_lib.SUMMARY, summary | extra)
+  place = run.workdir / workdir_lib.SUMMARY
+  processes.on_first(lambda: files.write_json(place, summary | extra))
   print(
       f"test       accuracy {summary['accuracy']:.3f} ±"
       f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
@@ -407,10 +400,13 @@ def _summarise(run: Run, state: TrainState, start: float) -> None:
 
 def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
   """The policy that the test split judges, and its name."""
-  stage = "rl" if run.cfg.num_steps else checkpoint.last(run.workdir)[0]
-  if run.cfg.evaluation.checkpoint == "last" or stage != "rl":
+  cfg = run.cfg
+  only_warm = cfg.warm_start.num_steps and not cfg.num_steps
+  stage = "warm_start" if only_warm else "rl"
+  if cfg.evaluation.checkpoint == "last" or stage != "rl":
     return state.params, f"{stage}/{int(state.step)}"
-  best = policies.best(run.workdir)
+  step = processes.on_first(lambda: policies.best(run.workdir).step)
+  best = policies.Source(run.workdir, stage, step)
   return policies.load(run.parts, best, verify=False), best.name
 
 

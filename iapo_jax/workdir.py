@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from iapo_jax import checkpoint, files
 from iapo_jax import config as config_lib
 from iapo_jax.assembly import Assembly
@@ -71,6 +73,7 @@ def environment(parts: Assembly) -> dict[str, str]:
   packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
   return {
       "devices": f"{devices.size} x {devices.flat[0].device_kind}",
+      "processes": str(jax.process_count()),
       "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
       **{name: importlib.metadata.version(name) for name in packages},
   }
@@ -136,6 +139,22 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   return False
 
 
+def check_shared(workdir: pathlib.Path) -> None:
+  """Whether this process sees the workdir that the first one claimed.
+
+  Args:
+    workdir: as the first process has it.
+
+  Raises:
+    ConfigError: where it is another folder here.
+  """
+  if not is_claimed(workdir):
+    raise ConfigError(
+        f"workdir {str(workdir.absolute())!r}: must be a folder that all"
+        f" processes share; the first has written {_CONFIG}, and it is not here"
+    )
+
+
 def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
   """Whether the problems are still those that the run began with.
 
@@ -164,8 +183,7 @@ def _check_same(
 ) -> None:
   for field in ours | theirs:
     values = ours.get(field), theirs.get(field)
-    # Where data lie is free: what they hold is compared (`check_data`).
-    if field in ("data.source_dir", "data.prepared_dir"):
+    if field in config_lib.PLACES_OF_DATA:  # `check_data` compares the data
       continue
     names = ("init_from", "model.pretrained", "data.tokenizer")
     if field in names and all(values):

@@ -96,7 +96,11 @@ def test_records_of_a_step():
       group_advantages=jnp.array([0.25, -0.5, 1 / 3, 0.0]),
       advantages=table / 3,
   )
-  first, _, third = samples.records(7, prompts, step, words, count=3)
+  def records(count):
+    rows = samples.fetch(prompts, step, count)
+    return list(samples.records(7, *rows, words, group_size=2))
+
+  first, _, third = records(3)
   assert first == {
       "step": 7,
       "prompt": "a b",
@@ -118,5 +122,5 @@ def test_records_of_a_step():
   assert len(third["information"]) == len(third["tokens"]) == 4
   assert len(third["answer_entropies"]) == 5
   # More than there are is all there are.
-  assert len(list(samples.records(7, prompts, step, words, count=9))) == 4
+  assert len(records(9)) == 4
   assert np.isfinite(first["entropies"]).all()
