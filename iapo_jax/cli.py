@@ -52,7 +52,8 @@ def run(main: Callable[[list[str]], None]) -> None:
       print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   except Interrupted as interrupted:
-    print(f"interrupted: {interrupted}", file=sys.stderr)
+    if processes.is_first():
+      print(f"interrupted: {interrupted}", file=sys.stderr)
     sys.exit(128 + interrupted.number)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ what one process does for all, what all must agree on, and that none waits for
 ever where another one failed. Alone, a process does all of it at no cost.
 """
 
+import faulthandler
 import glob
 import importlib.util
 import json
@@ -54,10 +55,11 @@ def join(
     ConfigError: where only some arguments are given or they contradict each
       other, or nobody can be joined.
   """
-  given = [x is not None for x in (coordinator, count, index)]
-  if any(given):
+  given = any(x is not None for x in (coordinator, count, index))
+  if given:
     _check(coordinator, count, index)
-  elif not _environment_tells():
+  sure = given or _is_one_of_several()
+  if not sure and not _is_on_tpu():
     return
   try:
     jax.distributed.initialize(
@@ -68,11 +70,15 @@ def join(
         shutdown_timeout_seconds=_SHUTDOWN,
     )
   except (ValueError, RuntimeError) as error:
-    if any(given) or jax.process_count() > 1:
+    # One TPU VM may have nobody beside it.
+    if sure or jax.process_count() > 1:
       reason = " ".join(str(error).split())
       raise ConfigError(
           f"the other processes cannot be joined: {reason}"
       ) from error
+  # Where the first process dies, the runtime ends the others: it says so, and
+  # pages of Python's stacks would only hide it.
+  faulthandler.disable()
   if not is_first():
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -97,11 +103,14 @@ def _check(
     )
 
 
-def _environment_tells() -> bool:
-  """Whether this is one of several processes, or on a TPU VM, as others are."""
-  tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-  if any(int(os.environ.get(name) or 1) > 1 for name in tasks):
-    return True
+def _is_one_of_several() -> bool:
+  """Whether SLURM's `srun` or Open MPI started more than this one."""
+  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+  return any(int(os.environ.get(name) or 1) > 1 for name in counts)
+
+
+def _is_on_tpu() -> bool:
+  """Whether this host has TPUs, of which others may have more."""
   platforms = jax.config.jax_platforms or "tpu"
   chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   installed = importlib.util.find_spec("libtpu") is not None
@@ -110,7 +119,7 @@ def _environment_tells() -> bool:
 
 def is_first() -> bool:
   """Whether this process writes and prints for all."""
-  return jax.process_index() == 0
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def everywhere(run: Callable[[], T]) -> T:

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import config_rules
 from iapo_jax.config import Config
+from iapo_jax.errors import fail
 from iapo_jax.types import PyTree
 
 BATCH_AXES = ("data", "fsdp")
@@ -42,6 +44,9 @@ def make_mesh(
 ) -> Mesh:
   """The (data, fsdp, tensor) mesh of a configuration.
 
+  Slices of a TPU, which a slower network connects, lie along the data axis
+  alone: between them nothing moves but sums of gradients.
+
   Args:
     config: the run's configuration.
     devices: all of the runtime's by default.
@@ -55,12 +60,24 @@ def make_mesh(
   devices = devices or jax.devices()
   config_rules.check_platform(config.model, devices[0].platform)
   shape = config_rules.mesh_shape(config, len(devices))
-  return jax.make_mesh(
-      shape,
-      ("data", "fsdp", "tensor"),
-      axis_types=(AxisType.Auto,) * 3,
-      devices=devices,
+  names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+  slices = _slices(devices)
+  if slices == 1:
+    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+  if shape[0] % slices:
+    fail("mesh.data", shape[0], f"must be a multiple of the {slices} slices")
+  inside = (shape[0] // slices, *shape[1:])
+  placed = mesh_utils.create_hybrid_device_mesh(
+      inside, (slices, 1, 1), devices
   )
+  return Mesh(placed, names, axis_types=types)
+
+
+def _slices(devices: list[jax.Device]) -> int:
+  """Of how many TPU slices they are; other devices know of none."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from iapo_jax import config as config_lib
 from iapo_jax import state as state_lib
 from iapo_jax.data import pipeline
 from iapo_jax.models import transformer
+from iapo_jax.rewards import host
 from iapo_jax.types import Prompts, Rollout
 
 REQUIRED_METRICS = {
@@ -345,8 +346,15 @@ def test_several_updates_leave_the_first_policy():
   assert max(jax.tree.leaves(difference)) > 1e-4
 
 
-def test_both_graders_agree_on_a_sharded_rollout():
-  results = []
+def test_both_graders_agree_on_a_sharded_rollout(monkeypatch):
+  results, asked = [], []
+  grade_tokens = host.grade_tokens
+
+  def counting(tokenizer, tokens, *rest):
+    asked.append(len(tokens))
+    return grade_tokens(tokenizer, tokens, *rest)
+
+  monkeypatch.setattr(host, "grade_tokens", counting)
   for kind in ("token_match", "host"):
     setup = make_setup(
         devices=8,
@@ -361,6 +369,8 @@ def test_both_graders_agree_on_a_sharded_rollout():
     results.append(jax.device_get(grade(placed, setup.prompts())))
   assert 0 < results[0].correct.mean() < 1
   chex.assert_trees_all_equal(*results)
+  # 32 completions on 4 data shards; of 2 devices that share them, one asks.
+  assert asked == [8] * 4
 
 
 def learn(setup, recorded, reference, params=None):

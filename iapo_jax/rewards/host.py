@@ -26,7 +26,8 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   """A grader that calls back to the host, where answers count by meaning.
 
   The callback runs under `shard_map` over the data axes: every process decodes
-  and grades the rows of its own devices, and no row leaves them.
+  and grades the rows of its own devices, and no row leaves them. Of devices
+  along the tensor axis, which all have the same rows, the first one asks.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
@@ -38,21 +39,34 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   def call(rollout: Rollout, prompts: Prompts) -> Grades:
     rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
     counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
+    expected = (rows, rows, counts, rows)
+
+    def ask() -> tuple[jax.Array, ...]:
+      return jax.pure_callback(
+          on_host,
+          expected,
+          _blocks(rollout.tokens),
+          rollout.lengths,
+          rollout.ended,
+          prompts.gold,
+          prompts.gold_lengths,
+      )
 
     def on_host(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
       tokens = np.concatenate([np.asarray(block) for block in blocks])
       return grade_tokens(tokenizer, tokens, *map(np.asarray, rest))
 
-    columns = jax.pure_callback(
-        on_host,
-        (rows, rows, counts, rows),
-        _blocks(rollout.tokens),
-        rollout.lengths,
-        rollout.ended,
-        prompts.gold,
-        prompts.gold_lengths,
+    if mesh.shape["tensor"] == 1:
+      return Grades(*ask())
+    columns = jax.lax.cond(
+        jax.lax.axis_index("tensor") == 0,
+        ask,
+        lambda: tuple(jnp.zeros(x.shape, x.dtype) for x in expected),
     )
-    return Grades(*columns)
+    told = [jax.lax.psum(x.astype(jnp.int32), "tensor") for x in columns]
+    return Grades(*(
+        x.astype(column.dtype) for x, column in zip(told, expected, strict=True)
+    ))
 
   spec = P(sharding.BATCH_AXES)
 
