@@ -68,7 +68,7 @@ def make_mesh(
     fail("mesh.data", shape[0], f"must be a multiple of the {slices} slices")
   inside = (shape[0] // slices, *shape[1:])
   placed = mesh_utils.create_hybrid_device_mesh(
-      inside, (slices, 1, 1), devices
+      inside, (slices, 1, 1), devices, allow_split_physical_axes=True
   )
   return Mesh(placed, names, axis_types=types)
 

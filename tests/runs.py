@@ -16,8 +16,8 @@ ODD_LABELS = [
 ]  # fmt: skip
 
 
-def environment():
-  """Of programs that tests start: one device, as on a laptop.
+def environment(devices=1):
+  """Of programs that tests start: with one device, as on a laptop, or more.
 
   Like the suite itself they compile fast.
   """
@@ -26,6 +26,7 @@ def environment():
       for flag in os.environ["XLA_FLAGS"].split()
       if "device_count" not in flag
   ]
+  flags.append(f"--xla_force_host_platform_device_count={devices}")
   return os.environ | {"XLA_FLAGS": " ".join(flags)}
 
 

@@ -11,7 +11,7 @@ import pytest
 import runs
 from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
-from test_train_step import make_setup
+from recorded import make_setup
 
 from iapo_jax import checkpoint, compilation, logs, trainer
 from iapo_jax import config as config_lib

@@ -1,28 +1,16 @@
 import dataclasses
-import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from recorded import learn, make_params, make_setup, record
 
-from iapo_jax import (
-    assembly,
-    credit,
-    losses,
-    policy,
-    sharding,
-    train_step,
-    update,
-)
-from iapo_jax import config as config_lib
-from iapo_jax import state as state_lib
+from iapo_jax import losses, sharding, train_step
 from iapo_jax.data import pipeline
-from iapo_jax.models import transformer
 from iapo_jax.rewards import host
-from iapo_jax.types import Prompts, Rollout
+from iapo_jax.types import Prompts
 
 REQUIRED_METRICS = {
     "reward/total", "reward/correctness", "reward/format", "reward/accuracy",
@@ -31,145 +19,6 @@ REQUIRED_METRICS = {
     "credit/rms_over_group", "policy/entropy", "update/kl", "update/ratio",
     "update/logprob_gap", "update/grad_norm",
 }  # fmt: skip
-
-
-def make_config(**overrides):
-  """The arithmetic task with a small decoder that splits eight ways."""
-  base = config_lib.default()
-  base.update({"prompts_per_step": 8, "group_size": 4})
-  base.model.update({
-      "vocab_size": 40,
-      "d_model": 32,
-      "num_heads": 8,
-      "num_kv_heads": 8,
-      "head_dim": 4,
-      "mlp_dim": 64,
-  })
-  base.rollout.max_tokens = 20
-  base.data.arithmetic.update({
-      "train_problems": 32,
-      "validation_problems": 8,
-      "test_problems": 8,
-  })
-  for name, value in overrides.items():
-    base.update_from_flattened_dict({name.replace("__", "."): value})
-  return config_lib.parse(base)
-
-
-@dataclasses.dataclass
-class Setup:
-  """The parts of a run and its stage, with shorthands."""
-
-  parts: assembly.Assembly
-  stage: assembly.Stage
-
-  @property
-  def cfg(self):
-    return self.parts.cfg
-
-  def state(self, params=None):
-    return assembly.create_state(self.parts, self.stage, params)
-
-  def prompts(self, epoch=0):
-    table = self.parts.task.tables["train"]
-    q = self.cfg.prompts_per_step
-    rows = np.arange(q * epoch, q * (epoch + 1)) % len(table.kept)
-    return sharding.put_batch(
-        jax.tree.map(lambda x: x[rows], table.prompts), self.parts.mesh
-    )
-
-  def step(self, grader=None):
-    grader = grader or self.parts.grader
-    parts = dataclasses.replace(self.parts, grader=grader)
-    return assembly.train_step_of(parts, self.stage)
-
-
-def make_setup(devices=1, **overrides):
-  parts = assembly.assemble(make_config(**overrides), jax.devices()[:devices])
-  # SGD with rate 1: the change of the weights is the gradient itself.
-  optimizer = optax.sgd(1.0)
-  spec = state_lib.state_spec(
-      parts.mesh,
-      model=parts.cfg.model,
-      optimizer=optimizer,
-      credit=parts.cfg.credit,
-  )
-  return Setup(parts, assembly.Stage(optimizer, spec))
-
-
-def make_params(setup):
-  """Weights whose distributions are far from uniform, on the host."""
-  params = jax.device_get(setup.state().params)
-  return jax.tree.map(lambda x: x * 1.5, params)
-
-
-def planted_completions(setup):
-  """Texts of which some are right, some well formed, some both, per group.
-
-  The first group is right throughout: a group without spread.
-  """
-  tokenizer = setup.parts.task.tokenizer
-  table = setup.parts.task.tables["train"].prompts
-  eos, width = tokenizer.eos_token_id, setup.cfg.rollout.max_tokens
-  tokens = np.full((32, width), tokenizer.pad_token_id, np.int32)
-  lengths, ended = np.zeros(32, np.int32), np.zeros(32, bool)
-  for row in range(32):
-    group, sample = divmod(row, setup.cfg.group_size)
-    gold = tokenizer.decode(table.gold[group])
-    wrong = "0" if gold != "0" else "1"
-    chain = " ".join(["b 5 + 1 = 6 so total 6 ."] * 2)
-    chain = " ".join(chain.split()[: 1 + (row * 5) % 12])
-    text = [
-        f"{chain} </think> <answer> {gold} </answer>",
-        f"{chain} </think> <answer> {wrong} </answer>",
-        f"{chain} </think> </think> <answer> {gold} </answer>",
-        "check 5 + 1 = 6 yes " * 3,
-    ][0 if group == 0 else sample]
-    ids = [*tokenizer.encode(text), eos]
-    ended[row] = len(ids) <= width
-    lengths[row] = min(len(ids), width)
-    tokens[row, : lengths[row]] = ids[:width]
-  return tokens, lengths, ended
-
-
-def record(setup, params):
-  """The rollout in which the policy sampled the planted completions."""
-  tokens, lengths, ended = planted_completions(setup)
-  cfg, group = setup.cfg, setup.cfg.group_size
-
-  def run(params, prompts):
-    stats = policy.score(
-        params,
-        prompts,
-        tokens,
-        cfg=cfg.model,
-        group_size=group,
-        temperature=cfg.rollout.temperature,
-        head_chunk=cfg.loss.head_chunk,
-    )
-    prompt = policy.prefill(params, prompts, cfg=cfg.model)
-    first = policy.last_prompt_tokens(prompts, group)[:, None]
-    start = policy.first_positions(prompts, group)[:, None]
-    slots = jnp.arange(tokens.shape[1] + 1)
-    _, completion = transformer.extend(
-        params,
-        jnp.concatenate([first, tokens], axis=1),
-        start + slots,
-        (prompt,),
-        cfg=cfg.model,
-    )
-    live = slots[1:] <= lengths[:, None]
-    return Rollout(
-        tokens=jnp.asarray(tokens),
-        lengths=jnp.asarray(lengths),
-        ended=jnp.asarray(ended),
-        logprobs=jnp.where(live, stats.logprob, 0.0),
-        entropies=jnp.where(live, stats.entropy, 0.0),
-        context=(prompt, completion),
-    )
-
-  prompts = jax.device_get(setup.prompts())
-  return jax.device_get(jax.jit(run)(params, prompts))
 
 
 def check_variety(samples):
@@ -371,61 +220,6 @@ def test_both_graders_agree_on_a_sharded_rollout(monkeypatch):
   chex.assert_trees_all_equal(*results)
   # 32 completions on 4 data shards; of 2 devices that share them, one asks.
   assert asked == [8] * 4
-
-
-def learn(setup, recorded, reference, params=None):
-  """All of a step that follows the rollout, on the setup's own mesh."""
-  cfg, vocabulary = setup.cfg, setup.parts.task.vocabulary
-  params = make_params(setup) if params is None else params
-
-  def run(state, reference, prompts, rolled):
-    with sharding.scope(setup.parts.mesh):
-      frozen = policy.for_decoding(
-          state.params, setup.stage.spec.param_axes, cfg=cfg.model
-      )
-      grades = setup.parts.grader(rolled, prompts)
-      probe = train_step.run_probes(
-          frozen, rolled, grades, prompts, cfg, vocabulary
-      )
-      samples, metrics = credit.assign(
-          rolled, grades, probe, state.weights, jax.random.key(3), cfg
-      )
-      experience = update.gather_experience(
-          reference, prompts, rolled, samples.advantages, cfg
-      )
-      state, more = update.update(
-          state, experience, cfg, setup.stage.optimizer
-      )
-    return state.params, samples, metrics | more
-
-  rows = functools.partial(sharding.put_batch, mesh=setup.parts.mesh)
-  prompt, completion = recorded.context
-
-  def cache(x):
-    spec = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
-    return jax.device_put(x, jax.sharding.NamedSharding(setup.parts.mesh, spec))
-
-  placed = rows(recorded.replace(context=())).replace(
-      context=(
-          prompt.replace(
-              keys=cache(prompt.keys),
-              values=cache(prompt.values),
-              visible=rows(prompt.visible),
-          ),
-          completion.replace(
-              keys=cache(completion.keys),
-              values=cache(completion.values),
-              visible=jax.device_put(
-                  completion.visible, sharding.replicated(setup.parts.mesh)
-              ),
-          ),
-      )
-  )
-  state = setup.state(params)
-  reference = jax.device_put(reference, setup.stage.spec.shardings.params)
-  return jax.device_get(
-      jax.jit(run)(state, reference, setup.prompts(), placed)
-  )
 
 
 @pytest.mark.parametrize("mode", ["paper", "to_go"])

@@ -1,0 +1,244 @@
+"""A run's parts, and rollouts of planted texts that any mesh can learn from."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iapo_jax import assembly, credit, policy, sharding, train_step, update
+from iapo_jax import config as config_lib
+from iapo_jax import state as state_lib
+from iapo_jax.models import head, transformer
+from iapo_jax.types import Rollout
+
+
+def make_config(**overrides):
+  """The arithmetic task with a small decoder that splits eight ways."""
+  base = config_lib.default()
+  base.update({"prompts_per_step": 8, "group_size": 4})
+  base.model.update({
+      "vocab_size": 40,
+      "d_model": 32,
+      "num_heads": 8,
+      "num_kv_heads": 8,
+      "head_dim": 4,
+      "mlp_dim": 64,
+  })
+  base.rollout.max_tokens = 20
+  base.data.arithmetic.update({
+      "train_problems": 32,
+      "validation_problems": 8,
+      "test_problems": 8,
+  })
+  for name, value in overrides.items():
+    base.update_from_flattened_dict({name.replace("__", "."): value})
+  return config_lib.parse(base)
+
+
+@dataclasses.dataclass
+class Setup:
+  """The parts of a run and its stage, with shorthands."""
+
+  parts: assembly.Assembly
+  stage: assembly.Stage
+
+  @property
+  def cfg(self):
+    return self.parts.cfg
+
+  def state(self, params=None):
+    return assembly.create_state(self.parts, self.stage, params)
+
+  def rows(self, epoch):
+    q = self.cfg.prompts_per_step
+    problems = len(self.parts.task.tables["train"].kept)
+    return np.arange(q * epoch, q * (epoch + 1)) % problems
+
+  def prompts(self, epoch=0):
+    table, rows = self.parts.task.tables["train"], self.rows(epoch)
+    return sharding.put_batch(
+        jax.tree.map(lambda x: x[rows], table.prompts), self.parts.mesh
+    )
+
+  def step(self, grader=None):
+    grader = grader or self.parts.grader
+    parts = dataclasses.replace(self.parts, grader=grader)
+    return assembly.train_step_of(parts, self.stage)
+
+
+def make_setup(devices=1, optimizer=None, **overrides):
+  if isinstance(devices, int):
+    devices = jax.devices()[:devices]
+  parts = assembly.assemble(make_config(**overrides), devices)
+  # SGD with rate 1: the change of the weights is the gradient itself.
+  optimizer = optimizer or optax.sgd(1.0)
+  spec = state_lib.state_spec(
+      parts.mesh,
+      model=parts.cfg.model,
+      optimizer=optimizer,
+      credit=parts.cfg.credit,
+  )
+  return Setup(parts, assembly.Stage(optimizer, spec))
+
+
+def make_params(setup):
+  """Weights whose distributions are far from uniform, on the host."""
+  params = jax.device_get(setup.state().params)
+  return jax.tree.map(lambda x: x * 1.5, params)
+
+
+def planted_completions(setup, epoch=0):
+  """Texts of which some are right, some well formed, some both, per group.
+
+  The first group is right throughout: a group without spread.
+  """
+  tokenizer = setup.parts.task.tokenizer
+  table = setup.parts.task.tables["train"].prompts
+  eos, width = tokenizer.eos_token_id, setup.cfg.rollout.max_tokens
+  tokens = np.full((32, width), tokenizer.pad_token_id, np.int32)
+  lengths, ended = np.zeros(32, np.int32), np.zeros(32, bool)
+  for row in range(32):
+    group, sample = divmod(row, setup.cfg.group_size)
+    gold = tokenizer.decode(table.gold[setup.rows(epoch)[group]])
+    wrong = "0" if gold != "0" else "1"
+    chain = " ".join(["b 5 + 1 = 6 so total 6 ."] * 2)
+    chain = " ".join(chain.split()[: 1 + (row * 5) % 12])
+    text = [
+        f"{chain} </think> <answer> {gold} </answer>",
+        f"{chain} </think> <answer> {wrong} </answer>",
+        f"{chain} </think> </think> <answer> {gold} </answer>",
+        "check 5 + 1 = 6 yes " * 3,
+    ][0 if group == 0 else sample]
+    ids = [*tokenizer.encode(text), eos]
+    ended[row] = len(ids) <= width
+    lengths[row] = min(len(ids), width)
+    tokens[row, : lengths[row]] = ids[:width]
+  return tokens, lengths, ended
+
+
+def _forward(params, prompts, tokens, cfg):
+  """Hidden states [b, t + 1, d] of completions, and their context."""
+  prompt = policy.prefill(params, prompts, cfg=cfg.model)
+  first = policy.last_prompt_tokens(prompts, cfg.group_size)[:, None]
+  start = policy.first_positions(prompts, cfg.group_size)[:, None]
+  hidden, completion = transformer.extend(
+      params,
+      jnp.concatenate([first, tokens], axis=1),
+      start + jnp.arange(tokens.shape[1] + 1),
+      (prompt,),
+      cfg=cfg.model,
+  )
+  return hidden, (prompt, completion)
+
+
+def logits(setup, params, prompts, tokens):
+  """fp32[b, t + 1, v] of completions, on the setup's mesh."""
+  cfg = setup.cfg
+
+  def run(params, prompts, tokens):
+    with sharding.scope(setup.parts.mesh):
+      frozen = policy.for_decoding(
+          params, setup.stage.spec.param_axes, cfg=cfg.model
+      )
+      hidden, _ = _forward(frozen, prompts, tokens, cfg)
+      return head.logits(frozen, hidden, cfg=cfg.model)
+
+  return jax.jit(run)(params, prompts, tokens)
+
+
+def record(setup, params, epoch=0):
+  """The rollout in which the policy sampled the planted completions."""
+  tokens, lengths, ended = planted_completions(setup, epoch)
+  cfg, group = setup.cfg, setup.cfg.group_size
+
+  def run(params, prompts):
+    stats = policy.score(
+        params,
+        prompts,
+        tokens,
+        cfg=cfg.model,
+        group_size=group,
+        temperature=cfg.rollout.temperature,
+        head_chunk=cfg.loss.head_chunk,
+    )
+    _, context = _forward(params, prompts, tokens, cfg)
+    live = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    return Rollout(
+        tokens=jnp.asarray(tokens),
+        lengths=jnp.asarray(lengths),
+        ended=jnp.asarray(ended),
+        logprobs=jnp.where(live, stats.logprob, 0.0),
+        entropies=jnp.where(live, stats.entropy, 0.0),
+        context=context,
+    )
+
+  prompts = jax.device_get(setup.prompts(epoch))
+  return jax.device_get(jax.jit(run)(params, prompts))
+
+
+def learner(setup):
+  """All of a step that follows the rollout, on the setup's own mesh.
+
+  (state, reference, prompts, rollout) -> state, samples, metrics.
+  """
+  cfg, vocabulary = setup.cfg, setup.parts.task.vocabulary
+
+  def run(state, reference, prompts, rolled):
+    with sharding.scope(setup.parts.mesh):
+      frozen = policy.for_decoding(
+          state.params, setup.stage.spec.param_axes, cfg=cfg.model
+      )
+      grades = setup.parts.grader(rolled, prompts)
+      probe = train_step.run_probes(
+          frozen, rolled, grades, prompts, cfg, vocabulary
+      )
+      samples, metrics = credit.assign(
+          rolled, grades, probe, state.weights, jax.random.key(3), cfg
+      )
+      experience = update.gather_experience(
+          reference, prompts, rolled, samples.advantages, cfg
+      )
+      state, more = update.update(
+          state, experience, cfg, setup.stage.optimizer
+      )
+    return state, samples, metrics | more
+
+  return jax.jit(run)
+
+
+def place(setup, recorded):
+  """A recorded rollout on the setup's mesh; every process has all of it."""
+  mesh = setup.parts.mesh
+  rows = functools.partial(sharding.put_batch, mesh=mesh)
+
+  def put(x, *spec):
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+  def segment(x, visible):
+    return x.replace(
+        keys=put(x.keys, None, sharding.BATCH_AXES),
+        values=put(x.values, None, sharding.BATCH_AXES),
+        visible=visible,
+    )
+
+  prompt, completion = recorded.context
+  context = (
+      segment(prompt, rows(prompt.visible)),
+      segment(completion, put(completion.visible)),
+  )
+  return rows(recorded.replace(context=())).replace(context=context)
+
+
+def learn(setup, recorded, reference, params=None):
+  """One step: parameters, samples and metrics, on the host."""
+  params = make_params(setup) if params is None else params
+  reference = jax.device_put(reference, setup.stage.spec.shardings.params)
+  state, samples, metrics = learner(setup)(
+      setup.state(params), reference, setup.prompts(), place(setup, recorded)
+  )
+  return jax.device_get((state.params, samples, metrics))

@@ -1,0 +1,198 @@
+"""Several processes do what one does, and none waits for one that is gone."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import runs
+import train_across
+
+from iapo_jax import checkpoint, logs
+
+HERE = pathlib.Path(__file__).parent
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+def start(count, devices, command):
+  """One program in several processes; it is told how to join."""
+  coordinator = f"127.0.0.1:{free_port()}"
+  return [
+      subprocess.Popen(
+          [sys.executable, *command(coordinator, count, index)],
+          cwd=HERE.parent,
+          env=runs.environment(devices) | {"PYTHONPATH": str(HERE.parent)},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+      )
+      for index in range(count)
+  ]
+
+
+def finish(processes, status=0):
+  outs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [p.returncode for p in processes] == [status] * len(outs), outs
+  return outs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Eight devices of this process: checkpoints, logits and what was learned."""
+  folder = tmp_path_factory.mktemp("trained")
+  params, rollouts = train_across.recordings()
+  setup = train_across.setup_on(jax.devices())
+  state = setup.state(params)
+  logits = train_across.first_logits(setup, state, rollouts)
+  with checkpoint.Checkpoints(folder, keep_last=9, keep_best=0) as kept:
+
+    def save(done, state):
+      kept.save(state, checkpoint.Progress(done, {}, {}))
+
+    save(0, state)
+    state = train_across.go_on(setup, state, 0, params, rollouts, save)
+  return folder, params, rollouts, [logits, *jax.tree.leaves(state.params)]
+
+
+def assert_same(ours, theirs):
+  """Logits, and then parameters, that only rounding tells apart."""
+  np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-5)
+  assert len(ours) == len(theirs)
+  for a, b in zip(ours[1:], theirs[1:], strict=True):
+    assert np.all(np.isfinite(b))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_one_device_equals_eight(trained, step):
+  """From the start, and from a checkpoint that eight devices wrote."""
+  folder, params, rollouts, expected = trained
+  setup = train_across.setup_on(jax.devices()[:1])
+  state, _ = checkpoint.restore(folder, step, setup.stage.spec)
+  logits = train_across.first_logits(setup, state, rollouts)
+  state = train_across.go_on(setup, state, step, params, rollouts)
+  ours = [logits, *jax.tree.leaves(state.params)]
+  if step:
+    ours[0] = expected[0]  # of the start
+  assert_same(ours, expected)
+  for before, after in zip(jax.tree.leaves(params), ours[1:], strict=True):
+    assert np.max(np.abs(before - after)) > 1e-3, "it should have learned"
+
+
+@pytest.mark.parametrize(("devices", "step"), [(4, 0), (2, 2)])
+def test_two_processes_equal_one(trained, tmp_path, devices, step):
+  """2 x 4 devices from the start; 2 x 2 from a checkpoint of 1 x 8."""
+  folder, _, _, expected = trained
+  out = tmp_path / "learned.npz"
+  finish(start(2, devices, lambda coordinator, count, index: [
+      str(HERE / "train_across.py"), coordinator, str(count), str(index),
+      str(folder), str(step), str(out),
+  ]))  # fmt: skip
+  ours = list(np.load(out).values())
+  if step:
+    ours[0] = expected[0]  # of the start
+  assert_same(ours, expected)
+
+
+def train(folder):
+  """Arithmetic with two processes of two devices, five steps of learning."""
+  settings = {
+      "warm_start.num_steps": 12,
+      "warm_start.optimizer.learning_rate": 0.02,
+      "num_steps": 5,
+      "prompts_per_step": 4,
+      "group_size": 4,
+      "reward.grader": "host",
+      "evaluation.every": 0,
+      "evaluation.batch_size": 32,
+      "data.arithmetic.train_problems": 64,
+      "data.arithmetic.test_problems": 32,
+      "checkpoint.every": 1,
+      "log.samples_every": 1,
+      "log.samples": 16,
+  }
+
+  def command(coordinator, count, index):
+    return [
+        str(HERE / "train_together.py"),
+        f"{folder}.graded.{index}",
+        "--config=configs/arithmetic.py:to_go",
+        f"--workdir={folder}",
+        f"--coordinator_address={coordinator}",
+        f"--num_processes={count}",
+        f"--process_id={index}",
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+    ]
+
+  return start(2, 2, command)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("together") / "run"
+  outs = finish(train(folder))
+  return folder, outs
+
+
+def test_every_process_grades_its_own_rows(uninterrupted):
+  folder, _ = uninterrupted
+  first, second = (
+      pathlib.Path(f"{folder}.graded.{index}").read_text().split()
+      for index in range(2)
+  )
+  # 5 steps of 16 completions and a test split of 32, half of them each.
+  assert len(first) == len(second) == 5 * 8 + 16
+  # Completions that both graded would be the same rows. A few are alike: they
+  # are short.
+  assert len(set(first) & set(second)) < len(set(first)) / 2
+  samples = runs.lines(folder, logs.SAMPLES)
+  assert len(samples) == 5 * 16
+  assert len({line["reward"] for line in samples}) > 1
+
+
+def test_the_first_process_speaks(uninterrupted):
+  _, (first, second) = uninterrupted
+  assert "accuracy" in first
+  told = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+  assert told == []
+
+
+def wait_for_step(process, folder, step):
+  deadline = time.monotonic() + 300
+  path = checkpoint.stage_folder(folder, "rl")
+  while max(checkpoint.steps(path), default=-1) < step:
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_one_that_dies_ends_the_other(uninterrupted, tmp_path):
+  """In bounded time and with a message; together they go on exactly."""
+  folder = tmp_path / "run"
+  for victim, step in ((1, 1), (0, 3)):
+    processes = train(folder)
+    dying, other = processes[victim], processes[1 - victim]
+    wait_for_step(other, folder, step)
+    dying.kill()
+    out, _ = other.communicate(timeout=60)
+    assert other.returncode not in (0, None)
+    lost = f"error: process {1 - victim} lost another one"
+    ended = "This most likely indicates that another task died"  # JAX's own
+    assert lost in out or ended in out
+    dying.communicate()
+  assert "resumes at rl step" in finish(train(folder))[0]
+  for name in (logs.METRICS, logs.SAMPLES):
+    ours, theirs = (
+        runs.lines(run, name) for run in (folder, uninterrupted[0])
+    )
+    assert ours == theirs
+    assert len(ours) > 5
