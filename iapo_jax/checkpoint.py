@@ -65,7 +65,11 @@ class Progress:
 
 
 class Checkpoints:
-  """A stage's checkpoints: its start, the newest few and the best few."""
+  """A stage's checkpoints: its start, the newest few and the best few.
+
+  A step is copied to the host at once and written while training goes on. It
+  counts from the first `poll` that finds it written, or from `settle`.
+  """
 
   def __init__(
       self, folder: pathlib.Path, *, keep_last: int, keep_best: int
@@ -94,9 +98,11 @@ class Checkpoints:
             preservation_policy=policy,
             best_fn=_accuracy,  # without it Orbax writes no metrics
             todelete_subdir=_REMOVED,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
         ),
     )
+    self._pending: int | None = None  # a step that does not count yet
+    self._sealed = False  # whether it does, as the first process knows
 
   def save(
       self,
@@ -104,54 +110,90 @@ class Checkpoints:
       progress: Progress,
       metrics: dict[str, float] | None = None,
   ) -> None:
-    """Writes a checkpoint; it counts when this returns.
+    """Begins to write a checkpoint, after the one before it is written.
 
     Args:
-      state: to write.
+      state: to write; its arrays may be donated when this returns.
       progress: of the stage; its `done` is the checkpoint's step.
       metrics: of the validation at this step.
 
     Raises:
+      SaveError: where it, or the one before it, could not be written.
+    """
+    self.settle()
+    processes.everywhere(lambda: self._check_space(state, progress.done))
+    processes.everywhere(lambda: self._begin(state, progress, metrics))
+    self._pending, self._sealed = progress.done, False
+
+  def poll(self) -> None:
+    """Makes the last step count if it is written; waits for nothing.
+
+    Raises:
       SaveError: where it could not be written.
     """
-    processes.everywhere(lambda: self._check_space(state, progress.done))
-    processes.everywhere(lambda: self._write(state, progress, metrics))
-    processes.on_first(lambda: self._finish(progress.done))
+    if self._pending is None or self._sealed or not processes.is_first():
+      return
+    if not self._manager.is_saving_in_progress():
+      self._wait()
+      self._finish()
 
-  def _write(
+  def settle(self) -> None:
+    """Returns when the last step is written and counts; all processes ask.
+
+    Raises:
+      SaveError: where it could not be written.
+    """
+    if self._pending is None:
+      return
+    processes.everywhere(self._wait)
+    processes.on_first(self._finish)
+    self._pending = None
+
+  def _begin(
       self,
       state: TrainState,
       progress: Progress,
       metrics: dict[str, float] | None,
   ) -> None:
-    """Writes this process's part; all of it is there when all returned."""
-    try:
-      with _quiet():  # Orbax warns of every save without metrics
-        self._manager.save(
-            progress.done,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(state.replace(params=None)),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-            ),
-            metrics=metrics,
-            force=True,
-        )
+    """Begins to write this process's part."""
+    with self._explained(progress.done), _quiet():
+      # Orbax warns of every save without metrics.
+      self._manager.save(
+          progress.done,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              rest=ocp.args.StandardSave(state.replace(params=None)),
+              progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+          ),
+          metrics=metrics,
+          force=True,
+      )
+
+  def _wait(self) -> None:
+    """Until this process's part of the pending step is written."""
+    with self._explained(self._pending), _quiet():
       self._manager.wait_until_finished()
+
+  def _finish(self) -> None:
+    """Makes the pending step, which is written, count; once."""
+    if self._sealed:
+      return
+    with self._explained(self._pending):
+      _seal(self.folder / str(self._pending))
+    self._sealed = True
+    # Only now that the newest counts is what it replaces deleted.
+    shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _explained(self, step: int) -> Iterator[None]:
+    """What the system refuses becomes a `SaveError`."""
+    try:
+      yield
     except Exception as error:
       reason = _system_error(error)
       if reason is None:
         raise
-      raise self._failure(progress.done, reason) from error
-
-  def _finish(self, step: int) -> None:
-    """Makes a written step count, and deletes what it replaces."""
-    try:
-      _seal(self.folder / str(step))
-    except OSError as error:
-      raise self._failure(step, error.strerror or str(error)) from error
-    # Only now that the newest counts.
-    shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+      raise self._failure(step, reason) from error
 
   def _check_space(self, state: TrainState, step: int) -> None:
     """Before TensorStore's threads find out, one error each."""
@@ -179,7 +221,13 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_: object) -> None:
+  def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    if failure is None:
+      self.settle()
+    elif jax.process_count() > 1:
+      return  # The others may be gone: nothing here may wait for them.
+    elif not issubclass(failure, SaveError):
+      self.settle()
     self._manager.close()
 
 

@@ -111,6 +111,7 @@ def fit(
       bar.update()
       stage.observe(done, batch, output, metrics)
       batch = following
+      stage.checkpoints.poll()
       validation = stage.validate(state, done)
       # Whichever process was asked, all stop, and after the same step.
       asked = processes.highest(request.number)
@@ -119,6 +120,7 @@ def fit(
         # Perhaps only since it was saved.
         asked = processes.highest(request.number)
       if asked:
+        stage.checkpoints.settle()
         raise _interrupted(stage, done, asked)
   return state
 
@@ -202,6 +204,7 @@ def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
   """Stops a run that can no longer learn anything."""
   for name, value in metrics.items():
     if not math.isfinite(value):
+      stage.checkpoints.settle()
       raise FloatingPointError(
           f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
           " nothing of this step is saved. The same command would come to the"

@@ -6,6 +6,7 @@ import shutil
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 from runs import lines, unfinished_copy
 
@@ -69,6 +70,39 @@ def test_a_checkpoint_is_restored_bit_by_bit(state, tmp_path):
       jax.tree.leaves(restored), jax.tree.leaves(state[0]), strict=True
   ):
     assert a.sharding == b.sharding
+
+
+def test_a_step_counts_once_it_is_written(state, tmp_path):
+  folder = tmp_path / "checkpoints" / "rl"
+  with Checkpoints(folder, keep_last=2, keep_best=2) as checkpoints:
+    checkpoints.poll()  # of nothing
+    checkpoints.settle()
+    checkpoints.save(state[0], progress(1))
+    assert checkpoint.steps(folder) == []
+    while not checkpoint.steps(folder):
+      checkpoints.poll()
+    checkpoints.save(state[0], progress(2))
+    checkpoints.save(state[0], progress(3))  # waits for the one before
+    assert checkpoint.steps(folder) == [1, 2]
+    checkpoints.settle()
+    assert checkpoint.steps(folder) == [2, 3]
+    checkpoints.save(state[0], progress(4))
+  assert checkpoint.steps(folder) == [3, 4]
+
+
+def test_a_donated_state_is_what_was_saved(state, tmp_path):
+  """Training goes on, in the same memory, while it is written."""
+  folder = tmp_path / "checkpoints" / "rl"
+  train = jax.jit(
+      lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0
+  )
+  moved = jax.tree.map(jnp.copy, state[0])
+  with Checkpoints(folder, keep_last=2, keep_best=2) as checkpoints:
+    checkpoints.save(moved, progress(1))
+    for _ in range(3):
+      moved = train(moved)
+  restored, _ = checkpoint.restore(folder, 1, state[1])
+  chex.assert_trees_all_equal(restored, state[0])
 
 
 def flip_a_bit(path):
