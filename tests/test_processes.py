@@ -1,6 +1,8 @@
 """Several processes do what one does, and none waits for one that is gone."""
 
+import contextlib
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -12,25 +14,31 @@ import pytest
 import runs
 import train_across
 
-from iapo_jax import checkpoint, logs
+from iapo_jax import checkpoint, logs, processes
+from iapo_jax.errors import ConfigError
 
 HERE = pathlib.Path(__file__).parent
 
 
 def free_port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+  """In the range from which JAX chooses for SLURM's jobs, by their number."""
+  for port in range(61_440, 65_536):
+    with socket.socket() as probe, contextlib.suppress(OSError):
+      probe.bind(("127.0.0.1", port))
+      return port
+  raise AssertionError("no port is free")
 
 
-def start(count, devices, command):
-  """One program in several processes; it is told how to join."""
+def start(count, devices, command, environment=lambda *_: {}):
+  """One program in several processes; command or environment tell of others."""
   coordinator = f"127.0.0.1:{free_port()}"
   return [
       subprocess.Popen(
           [sys.executable, *command(coordinator, count, index)],
           cwd=HERE.parent,
-          env=runs.environment(devices) | {"PYTHONPATH": str(HERE.parent)},
+          env=runs.environment(devices)
+          | {"PYTHONPATH": str(HERE.parent)}
+          | environment(coordinator, count, index),
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
           text=True,
@@ -39,9 +47,22 @@ def start(count, devices, command):
   ]
 
 
-def finish(processes, status=0):
-  outs = [process.communicate(timeout=300)[0] for process in processes]
-  assert [p.returncode for p in processes] == [status] * len(outs), outs
+def slurm(coordinator, count, index):
+  """What `srun` tells a task; of the job's number JAX makes the port."""
+  port = int(coordinator.partition(":")[2])
+  return {
+      "SLURM_JOB_ID": str(port % 4096),
+      "SLURM_STEP_NODELIST": "127.0.0.1",
+      "SLURM_STEP_NUM_TASKS": str(count),
+      "SLURM_NTASKS": str(count),
+      "SLURM_PROCID": str(index),
+      "SLURM_LOCALID": str(index),
+  }
+
+
+def finish(programs, status=0):
+  outs = [program.communicate(timeout=300)[0] for program in programs]
+  assert [p.returncode for p in programs] == [status] * len(outs), outs
   return outs
 
 
@@ -101,6 +122,73 @@ def test_two_processes_equal_one(trained, tmp_path, devices, step):
   if step:
     ours[0] = expected[0]  # of the start
   assert_same(ours, expected)
+
+
+def dry_run(seeds, **kwargs):
+  """Two processes that join, compare, print the plan, and end."""
+
+  def command(coordinator, count, index):
+    flags = [
+        f"--coordinator_address={coordinator}",
+        f"--num_processes={count}",
+        f"--process_id={index}",
+    ]
+    return [
+        "experiments/run.py",
+        "--config=configs/arithmetic.py:to_go",
+        "--dry_run",
+        f"--config.seed={seeds[index]}",
+        *([] if kwargs else flags),
+    ]
+
+  return start(2, 2, command, **kwargs)
+
+
+def test_slurm_tells_who_they_are():
+  first, _ = finish(dry_run((0, 0), environment=slurm))
+  assert "mesh       data 4 x fsdp 1 x tensor 1" in first
+
+
+def test_processes_that_were_started_with_something_else():
+  first, second = finish(dry_run((0, 1)), status=2)
+  assert (
+      "error: process 1: config.seed = 1: the first process has 0; all must be"
+      " started with the same"
+  ) in first
+  assert "error" not in second
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("host:1", 2, None), "must be given together"),
+        ((None, None, 0), "must be given together"),
+        (("host", 2, 0), "--coordinator_address = 'host': must be HOST:PORT"),
+        (("host:1", 2, 2), "--process_id = 2: must be in [0, 1]"),
+    ],
+)
+def test_flags_that_cannot_be(given, told):
+  with pytest.raises(ConfigError, match=re.escape(told)):
+    processes.join(*given)
+
+
+def test_others_that_cannot_be_joined(monkeypatch):
+  """More than one task, and no word of where they are."""
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+  with pytest.raises(ConfigError, match="cannot be joined"):
+    processes.join()
+
+
+def test_one_process_does_all_of_it():
+  def fail():
+    raise ConfigError("of the user's")
+
+  assert processes.on_first(lambda: (1, "a")) == (1, "a")
+  assert processes.everywhere(lambda: "here") == "here"
+  assert processes.exchange("text") == ["text"]
+  assert processes.highest(7) == 7
+  with pytest.raises(ConfigError, match="of the user's"):
+    processes.everywhere(fail)
 
 
 def train(folder):
@@ -179,8 +267,8 @@ def test_one_that_dies_ends_the_other(uninterrupted, tmp_path):
   """In bounded time and with a message; together they go on exactly."""
   folder = tmp_path / "run"
   for victim, step in ((1, 1), (0, 3)):
-    processes = train(folder)
-    dying, other = processes[victim], processes[1 - victim]
+    pair = train(folder)
+    dying, other = pair[victim], pair[1 - victim]
     wait_for_step(other, folder, step)
     dying.kill()
     out, _ = other.communicate(timeout=60)
