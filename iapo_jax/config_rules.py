@@ -353,10 +353,18 @@ def mesh_shape(c: "Config", devices: int) -> tuple[int, int, int]:
   if math.prod(shape.values()) != devices:
     fail("mesh", sizes, f"must multiply to the {devices} devices there are")
   tensor = shape["tensor"]
-  for field in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+  split = ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
+  most = math.gcd(*(getattr(c.model, field) for field in split))
+  for field in split:
     value = getattr(c.model, field)
     if value % tensor:
-      fail(f"model.{field}", value, f"mesh.tensor = {tensor} must divide it")
+      sizes = [str(n) for n in range(1, most + 1) if most % n == 0]
+      fail(
+          f"model.{field}",
+          value,
+          f"mesh.tensor = {tensor} must divide it; for this model it can be"
+          f" {', '.join(sizes)}",
+      )
   if c.model.d_model % shape["fsdp"]:
     fail(
         "model.d_model",

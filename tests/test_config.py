@@ -158,17 +158,20 @@ def test_unknown_fields_are_named(config, message):
         (
             {"mesh__tensor": 4},
             8,
-            "config.model.num_heads = 2: mesh.tensor = 4 must divide it",
+            "config.model.num_heads = 2: mesh.tensor = 4 must divide it; for"
+            " this model it can be 1, 2",
         ),
         (
             {"mesh__tensor": 4, "model__num_heads": 8},
             8,
-            "config.model.num_kv_heads = 2: mesh.tensor = 4 must divide it",
+            "config.model.num_kv_heads = 2: mesh.tensor = 4 must divide it; for"
+            " this model it can be 1, 2",
         ),
         (
             {"mesh__tensor": 2, "model__vocab_size": 37},
             2,
-            "config.model.vocab_size = 37: mesh.tensor = 2 must divide it",
+            "config.model.vocab_size = 37: mesh.tensor = 2 must divide it; for"
+            " this model it can be 1",
         ),
         (
             {"mesh__tensor": 3},

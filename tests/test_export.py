@@ -71,9 +71,14 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def still(model, tmp_path_factory):
-  """A run that learns nothing from the checkpoint: its rate is 0."""
+  """A sharded run that learns nothing from the checkpoint: its rate is 0."""
   place = tmp_path_factory.mktemp("runs") / "still"
-  cfg = small(model__pretrained=str(model), optimizer__learning_rate=0.0)
+  cfg = small(
+      model__pretrained=str(model),
+      optimizer__learning_rate=0.0,
+      mesh__data=2,
+      mesh__fsdp=4,
+  )
   trainer.train(cfg, place)
   return place
 
