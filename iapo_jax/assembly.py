@@ -115,6 +115,11 @@ def create_state(
   )
 
 
+def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
+  """The policy that the loss compares with, from fp32 weights."""
+  return state_lib.reference(stage.spec, parts.cfg.model.dtype, params)
+
+
 def train_step_of(parts: Assembly, stage: Stage) -> TrainStep:
   """The compiled step of reinforcement learning."""
   return make_train_step(

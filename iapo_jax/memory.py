@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from iapo_jax import probes
+from iapo_jax import state as state_lib
 from iapo_jax.config import Config
 from iapo_jax.models import fused_attention
 from iapo_jax.state import StateSpec
@@ -27,7 +28,8 @@ class Estimate:
 
   Attributes:
     state: weights and moments, for as long as the stage lasts.
-    reference: the starting policy, where the loss compares with it.
+    reference: the starting policy in the compute dtype, where the loss
+      compares with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
     probes: activations of one pass of probes, and the cache of a part.
@@ -150,7 +152,8 @@ def _context(c: Config) -> int:
 def _reference_bytes(c: Config, spec: StateSpec) -> int:
   if not (c.num_steps and c.loss.kl_weight):
     return 0
-  return tree_bytes(spec.shapes.params, spec.shardings.params)
+  shapes = state_lib.reference_shapes(spec, c.model.dtype)
+  return tree_bytes(shapes, spec.shardings.params)
 
 
 def _decoding_bytes(c: Config, mesh: Mesh, spec: StateSpec) -> int:

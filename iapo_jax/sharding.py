@@ -189,6 +189,25 @@ def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
   return nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, _RULES)
 
 
+def in_compute_dtype(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
+  """Weights as the model reads them: every product casts them to this anyway.
+
+  Args:
+    params: fp32 weights.
+    axes: their logical axes (`logical_axes`).
+    dtype: the compute dtype.
+
+  Returns:
+    A tree like `params`. Norm weights act in fp32, in rollout and training
+    alike, and stay so.
+  """
+  return jax.tree.map(
+      lambda weight, spec: weight if "norm" in spec else weight.astype(dtype),
+      params,
+      axes,
+  )
+
+
 def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
   """Weights in the compute dtype, whole along FSDP, split along tensor.
 
@@ -206,11 +225,9 @@ def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
 
   def place(weight: jax.Array, spec: P) -> jax.Array:
     names = [None if name == "embed" else name for name in spec]
-    # Norm weights act in fp32, in rollout and training alike.
-    cast = weight if "norm" in spec else weight.astype(dtype)
-    return constrain(cast, *names)
+    return constrain(weight, *names)
 
-  return jax.tree.map(place, params, axes)
+  return jax.tree.map(place, in_compute_dtype(params, axes, dtype), axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -37,6 +37,31 @@ class StateSpec:
   param_axes: PyTree
 
 
+def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
+  """A policy that never learns: in the compute dtype, where the state lies.
+
+  Args:
+    spec: of the state beside it.
+    dtype: the compute dtype.
+    params: fp32 weights.
+
+  Returns:
+    Weights that score as `params` do.
+  """
+  return jax.jit(
+      lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
+      out_shardings=spec.shardings.params,
+  )(params)
+
+
+def reference_shapes(spec: StateSpec, dtype: str) -> PyTree:
+  """What `reference` returns, as `jax.ShapeDtypeStruct`s."""
+  return jax.eval_shape(
+      lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
+      spec.shapes.params,
+  )
+
+
 def credit_weights(c: CreditConfig) -> CreditWeights:
   """The configured weights as values of the program."""
   return CreditWeights(

@@ -187,11 +187,14 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   A name that is left here keeps its weights on the devices until the end.
   """
   cfg, parts = run.cfg, run.parts
+  stage = assembly.reinforcement_stage(parts)
+  reference = None
   if saved and saved.stage == "rl":
     goes_on = saved.progress.done < cfg.num_steps
-    reference = None
     if goes_on and cfg.loss.kl_weight:
-      reference = resumption.reference(parts, run.workdir)
+      began = resumption.reference(parts, run.workdir)
+      reference = assembly.reference_of(parts, stage, began)
+      del began
     return reinforce(run, saved.state, reference, saved.progress)
   params = None
   if cfg.warm_start.num_steps:
@@ -203,11 +206,11 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
     del state, saved
   else:
     params = policies.start(parts)
-  stage = assembly.reinforcement_stage(parts)
   if params is None:
     params = assembly.create_state(parts, stage).params
+  if cfg.loss.kl_weight:
+    reference = assembly.reference_of(parts, stage, params)
   state = assembly.create_state(parts, stage, params)
-  reference = params if cfg.loss.kl_weight else None
   del params
   return reinforce(run, state, reference, None)
 
@@ -285,7 +288,8 @@ def reinforce(
   Args:
     run: on its way.
     state: to begin or go on with; donated.
-    reference: the policy it began with, where the loss compares with it.
+    reference: the policy it began with, of `assembly.reference_of`, where the
+      loss compares with it.
     progress: where to go on, None at the start.
 
   Returns:

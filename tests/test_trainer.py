@@ -376,9 +376,12 @@ class _BeforeReinforcement(Exception):
   pass
 
 
-@pytest.mark.parametrize(("kl_weight", "copies"), [(0.0, 0), (0.1, 1)])
+@pytest.mark.parametrize(
+    ("kl_weight", "dtype", "copies"),
+    [(0.0, "float32", 0), (0.1, "float32", 1), (0.1, "bfloat16", 0.5)],
+)
 def test_weights_are_kept_where_something_needs_them(
-    tmp_path, monkeypatch, kl_weight, copies
+    tmp_path, monkeypatch, kl_weight, dtype, copies
 ):
   """Beside the state only the reference, and no moments of the warm start."""
   fit, before = loop.fit, live_bytes()
@@ -391,7 +394,11 @@ def test_weights_are_kept_where_something_needs_them(
     raise _BeforeReinforcement
 
   monkeypatch.setattr(loop, "fit", look)
-  cfg = small(warm_start__num_steps=2, loss__kl_weight=kl_weight)
+  cfg = small(
+      warm_start__num_steps=2,
+      loss__kl_weight=kl_weight,
+      model__dtype=dtype,
+  )
   with pytest.raises(_BeforeReinforcement):
     trainer.train(cfg, tmp_path)
 
