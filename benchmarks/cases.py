@@ -26,6 +26,10 @@ from iapo_jax.models import transformer
 from iapo_jax.types import KeyDomain
 
 _SEED = 0
+_CHAT = (
+    "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,11 @@ def published() -> dict[str, ModelConfig]:
           head_dim=128, mlp_dim=18_944, vocab_size=152_064,
           tie_embeddings=False,
       ),
+      "32b": dataclasses.replace(
+          qwen2, num_layers=64, d_model=5120, num_heads=40, num_kv_heads=8,
+          head_dim=128, mlp_dim=27_648, vocab_size=152_064,
+          tie_embeddings=False,
+      ),
   }  # fmt: skip
 
 
@@ -118,6 +127,34 @@ def write_config(case: Case, folder: pathlib.Path, dtype: str) -> None:
       dtype=dtype,
   )
   theirs.save_pretrained(folder)
+
+
+def write_shape(model: ModelConfig, folder: pathlib.Path) -> None:
+  """Writes all of a pretrained model but its weights: to compile a run.
+
+  The tokenizer is of bytes. What asks for an answer has as many tokens as
+  Qwen2's tokenizer makes of it, six, so that probes cost as much.
+
+  Args:
+    model: the decoder.
+    folder: that exists.
+  """
+  write_config(Case(model, 1, 1, 512, 32_768 - 512), folder, "bfloat16")
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  core = tokenizers.Tokenizer(
+      tokenizers.models.BPE({x: i for i, x in enumerate(letters)}, [])
+  )
+  core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False
+  )
+  core.decoder = tokenizers.decoders.ByteLevel()
+  core.add_tokens(["</", "think", ">\n", "answer"])
+  transformers.PreTrainedTokenizerFast(
+      tokenizer_object=core,
+      eos_token="<|im_end|>",
+      pad_token="<|endoftext|>",
+      chat_template=_CHAT,
+  ).save_pretrained(folder)
 
 
 def job_of(case: Case, *, steps: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ published peaks of the chips: no program is faster, and how much slower it is
 nobody measured.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -18,13 +19,21 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from iapo_jax import assembly, collectives, costs, memory, policy, sharding
+from iapo_jax import state as state_lib
 from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
 from iapo_jax.types import Params, Prompts, PyTree, TrainState
 
 _PHASES = ("rollout", "probes", "reference", "update")
-_TOO_LARGE = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
+# What the compiler says when it has tried everything, and when it need not try.
+_TOO_LARGE = (
+    re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"),
+    re.compile(
+        r"temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM"
+        r" \(([\d.]+[KMGT]?)\)"
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +109,31 @@ def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
   """
   step = assembly.train_step_of(parts, stage)
   state, reference, prompts = _arguments(parts, stage)
-  lowered = step.lower(state, reference, prompts)
+  with without_locations():
+    lowered = step.lower(state, reference, prompts)
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise ConfigError(_advice(str(error), parts, stage)) from error
+
+
+@contextlib.contextmanager
+def without_locations() -> Iterator[None]:
+  """While lowering: programs do not say from which lines of code they are.
+
+  They still name their scopes. The compiler for TPUs (libtpu 0.0.42) puts
+  nested programs together whenever it asks how often a loop runs, and compares
+  their stacks of lines each time: minutes for a step, and for some steps it
+  never ends.
+  """
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update("jax_traceback_in_locations_limit", 0)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def _arguments(
@@ -136,12 +163,16 @@ def _arguments(
       gold=array(cfg.data.max_gold_tokens),
       gold_lengths=array(),
   )
-  return state, state.params if cfg.loss.kl_weight else None, prompts
+  if not cfg.loss.kl_weight:
+    return state, None, prompts
+  reference = state_lib.reference_shapes(spec, cfg.model.dtype)
+  return state, placed(reference, spec.shardings.params), prompts
 
 
 def _advice(error: str, parts: Assembly, stage: Stage) -> str:
   """What was too large, what it is made of, and what makes it smaller."""
-  found = _TOO_LARGE.search(error)
+  tried = (pattern.search(error) for pattern in _TOO_LARGE)
+  found = next(filter(None, tried), None)
   used = f"{found[1]}B of {found[2]}B" if found else "more than there is"
   needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
   by_part = ", ".join(
@@ -240,13 +271,22 @@ def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes of a device.
+
+  `temp_bytes` is what JAX reports and counts the gaps between arrays as well,
+  for TPUs more of them than the compiler leaves. The peak is the compiler's
+  own: what lives at the fullest moment, arguments included; to that the
+  program itself is added.
+  """
   stats = compiled.memory_analysis()
+  code = stats.generated_code_size_in_bytes
   return {
       "argument_bytes": stats.argument_size_in_bytes,
       "temp_bytes": stats.temp_size_in_bytes,
       "output_bytes": stats.output_size_in_bytes,
       "alias_bytes": stats.alias_size_in_bytes,
-      "peak_bytes": memory.compiled_bytes(compiled),
+      "code_bytes": code,
+      "peak_bytes": stats.peak_memory_in_bytes + code,
   }
 
 

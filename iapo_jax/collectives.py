@@ -110,6 +110,22 @@ def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
   return list(found.values())
 
 
+def shapes(text: str) -> set[tuple[int, ...]]:
+  """The shapes of all arrays that a program names, also of those never stored.
+
+  Args:
+    text: of a compiled program, as XLA writes it.
+
+  Returns:
+    Of each device's part.
+  """
+  return {
+      tuple(int(n) for n in dims.split(",") if n)
+      for dtype, dims in _ARRAY.findall(text)
+      if dtype in _BITS
+  }
+
+
 class _Program:
   """The computations of a text, by name."""
 

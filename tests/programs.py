@@ -1,0 +1,51 @@
+"""What must not be in a compiled step, and how it would be found."""
+
+import math
+
+import jax
+
+from iapo_jax import collectives
+
+
+def decoding_gathers(text, params, tensor):
+  """All-gathers of weights in the decode loop.
+
+  Weights are told from activations by how many numbers they have: all, one
+  layer, and of either a tensor shard.
+
+  Args:
+    text: of a compiled program.
+    params: shapes of the weights, those of `layers` stacked.
+    tensor: shards of heads, MLP and vocabulary.
+  """
+  sizes = set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if leaf.ndim < 2:
+      continue  # norms and biases are on every device
+    whole = {math.prod(leaf.shape)}
+    if "layers" in jax.tree_util.keystr(path):
+      whole.add(math.prod(leaf.shape[1:]))
+    sizes |= whole | {size // tensor for size in whole}
+  return [
+      moved
+      for moved in collectives.transfers(text, lambda _: 1)
+      if "rollout/while" in moved.scope and moved.kind == "all-gather"
+      if any(math.prod(shape) in sizes for _, shape in moved.result)
+  ]
+
+
+def of_the_vocabulary(text, vocab, tensor, positions):
+  """Shapes with an axis for the vocabulary, and `positions` times that.
+
+  Args:
+    text: of a compiled program.
+    vocab: v.
+    tensor: shards of the vocabulary.
+    positions: too many of them to have scores at one time.
+  """
+  return [
+      shape
+      for shape in collectives.shapes(text)
+      for size in {vocab, vocab // tensor} & set(shape)
+      if math.prod(shape) // size >= positions
+  ]
