@@ -108,7 +108,7 @@ def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
     ConfigError: where it needs more memory than a device has.
   """
   step = assembly.train_step_of(parts, stage)
-  state, reference, prompts = _arguments(parts, stage)
+  state, reference, prompts = arguments(parts, stage)
   with without_locations():
     lowered = step.lower(state, reference, prompts)
   try:
@@ -136,10 +136,18 @@ def without_locations() -> Iterator[None]:
     jax.config.update("jax_traceback_in_locations_limit", before)
 
 
-def _arguments(
+def arguments(
     parts: Assembly, stage: Stage
 ) -> tuple[TrainState, Params | None, Prompts]:
-  """Their types, placed as a run places them."""
+  """The types of a step's arguments, placed as a run places them.
+
+  Args:
+    parts: of a run; its data is not looked at.
+    stage: of reinforcement learning.
+
+  Returns:
+    The state, the reference policy where the loss has one, and the prompts.
+  """
   cfg, spec = parts.cfg, stage.spec
 
   def placed(shapes: PyTree, where: PyTree) -> PyTree:
