@@ -27,6 +27,9 @@ config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4.")
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
+_PROGRAM = flags.DEFINE_string(
+    "program", None, "File for the program, as the compiler writes it."
+)
 flags.mark_flags_as_required(("config", "topology"))
 
 
@@ -45,6 +48,8 @@ def main(_: list[str]) -> None:
   found = ahead.report(parts, stage, compiled, chip)
   print(f"compiled   in {seconds:.0f} s")
   print("\n".join(ahead.lines(found)))
+  if _PROGRAM.value:
+    pathlib.Path(_PROGRAM.value).write_text(compiled.as_text(), "utf-8")
   if _JSON.value:
     told = {"topology": _TOPOLOGY.value, "compile_seconds": seconds}
     files.write_json(pathlib.Path(_JSON.value), told | found)

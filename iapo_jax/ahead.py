@@ -25,6 +25,13 @@ from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
 from iapo_jax.types import Params, Prompts, PyTree, TrainState
 
+# Read by libtpu: no questions over the network, which there may not be; and
+# several processes at a time, as none of them holds a chip.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _PHASES = ("rollout", "probes", "reference", "update")
 # What the compiler says when it has tried everything, and when it need not try.
 _TOO_LARGE = (
@@ -80,7 +87,8 @@ def devices(topology: str) -> list[jax.Device]:
         f"topology {topology!r}: must begin with one of"
         f" {', '.join(chips())}, and a colon"
     )
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there may be no network
+  for name, value in _LIBTPU.items():
+    os.environ.setdefault(name, value)
   try:
     found = topologies.get_topology_desc(
         platform="tpu", topology_name=topology

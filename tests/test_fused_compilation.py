@@ -2,18 +2,16 @@
 
 import dataclasses
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny
 from flax import linen as nn
-from jax.experimental import topologies
 from jax.sharding import AxisType
 from test_fused_attention import answers, everything, gradient_of_scores
 
-from iapo_jax import sharding
+from iapo_jax import ahead, sharding
 from iapo_jax.models import transformer
 from iapo_jax.types import Prompts
 
@@ -74,13 +72,9 @@ def test_kernels_lower_for_a_gpu():
 def make_tpus():
   """A mesh of four TPUs that nobody needs to have."""
   pytest.importorskip("libtpu", reason="compiles for TPUs: needs libtpu")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  topology = topologies.get_topology_desc(
-      platform="tpu", topology_name="v5e:2x2"
-  )
   return jax.make_mesh(
       (1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3,
-      devices=topology.devices,
+      devices=ahead.devices("v5e:2x2"),
   )  # fmt: skip
 
 
