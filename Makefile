@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py
 
-# Everything that is checked: style and the test suite. What needs torch skips
-# unless it is there: make test EXTRAS=test,parity
+# Everything that is checked: style and the test suite. What needs torch or the
+# compiler for TPUs skips unless it is there: make test EXTRAS=test,parity,tpu
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
