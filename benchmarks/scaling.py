@@ -10,7 +10,7 @@ tokens, 8 completions of 2,048 each, probes at every position, answers graded on
 the host. Models are shapes of `cases.published` in folders without weights,
 with a tokenizer of bytes. Cells that the file has are not compiled again.
 
-Needs `pip install 'iapo_jax[tpu]'` and no TPU. A cell takes one to three
+Needs `pip install 'iapo_jax[tpu]'` and no TPU. A cell takes one to two
 minutes on two cores.
 """
 
@@ -32,6 +32,9 @@ _GROUP, _PROMPT, _COMPLETION = 8, 512, 2048
 
 _JSON = flags.DEFINE_string("json", None, "File of all cells; it is added to.")
 _CELLS = flags.DEFINE_list("cells", [], "Only these, such as 7b@v5e:4x4.")
+_EFFORT = flags.DEFINE_float(
+    "effort", -1.0, "As of experiments/compile.py; 0 is what a run gets."
+)
 _TABLES = flags.DEFINE_bool("tables", False, "Only print what the file has.")
 flags.mark_flag_as_required("json")
 
@@ -172,6 +175,7 @@ def command(
       f"--config=configs/qwen_math.py:{size}-gsm8k-to_go",
       f"--topology={cell.topology}",
       f"--json={report}",
+      f"--effort={_EFFORT.value}",
       *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
 

@@ -102,12 +102,16 @@ def devices(topology: str) -> list[jax.Device]:
   return list(found.devices)
 
 
-def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
+def train_step(
+    parts: Assembly, stage: Stage, *, effort: float = 0.0
+) -> jax.stages.Compiled:
   """The whole step, compiled for the devices of the parts' mesh.
 
   Args:
     parts: of a run; its data is not looked at.
     stage: of reinforcement learning.
+    effort: in [-1, 1], of the compiler for a fast program; 0 is what a run
+      gets. What moves and what is computed is the same; memory is not quite.
 
   Returns:
     The program.
@@ -117,10 +121,15 @@ def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
   """
   step = assembly.train_step_of(parts, stage)
   state, reference, prompts = arguments(parts, stage)
-  with without_locations():
+  # Scopes keep their names; of which lines of code a program is, it does not
+  # say. The compiler for TPUs (libtpu 0.0.42) puts nested programs together
+  # whenever it asks how often a loop runs, and compares their stacks of lines
+  # each time: minutes for a step, and for some steps it never ends.
+  with _jax_with(jax_traceback_in_locations_limit=0):
     lowered = step.lower(state, reference, prompts)
   try:
-    return lowered.compile()
+    with _jax_with(jax_exec_time_optimization_effort=effort):
+      return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -128,20 +137,16 @@ def train_step(parts: Assembly, stage: Stage) -> jax.stages.Compiled:
 
 
 @contextlib.contextmanager
-def without_locations() -> Iterator[None]:
-  """While lowering: programs do not say from which lines of code they are.
-
-  They still name their scopes. The compiler for TPUs (libtpu 0.0.42) puts
-  nested programs together whenever it asks how often a loop runs, and compares
-  their stacks of lines each time: minutes for a step, and for some steps it
-  never ends.
-  """
-  before = jax.config.jax_traceback_in_locations_limit
-  jax.config.update("jax_traceback_in_locations_limit", 0)
+def _jax_with(**settings: Any) -> Iterator[None]:
+  """JAX's configuration with other values for a while."""
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
   try:
     yield
   finally:
-    jax.config.update("jax_traceback_in_locations_limit", before)
+    for name, value in before.items():
+      jax.config.update(name, value)
 
 
 def arguments(

@@ -45,7 +45,7 @@ def run(shape, *arguments):
           "--topology=v5e:2x2", f"--config.model.pretrained={shape}",
           "--config.mesh.data=1", "--config.mesh.fsdp=2",
           "--config.mesh.tensor=2", "--config.prompts_per_step=8",
-          "--config.loss.micro_batches=2",
+          "--config.loss.micro_batches=2", "--effort=-1",
           f"--config.rollout.max_tokens={TOKENS}", *arguments,
       ],
       cwd=ROOT,
@@ -164,11 +164,32 @@ def test_other_failures_stay_what_they_are(monkeypatch):
     ahead.train_step(setup.parts, setup.stage)
 
 
-def test_lines_of_code_are_left_out_only_while_lowering():
-  before = jax.config.jax_traceback_in_locations_limit
-  with ahead.without_locations():
-    assert jax.config.jax_traceback_in_locations_limit == 0
-  assert jax.config.jax_traceback_in_locations_limit == before > 0
+def test_settings_are_for_the_compiler_only(monkeypatch):
+  """No lines of code, the effort asked for; and then all is as before."""
+  setup = make_setup()
+  names = (
+      "jax_traceback_in_locations_limit",
+      "jax_exec_time_optimization_effort",
+  )  # fmt: skip
+  seen = []
+
+  def look():
+    return tuple(getattr(jax.config, name) for name in names)
+
+  class Lowered:
+    def lower(self, *_):
+      seen.append(look()[0])
+      return self
+
+    def compile(self):
+      seen.append(look()[1])
+      return "a program"
+
+  before = look()
+  monkeypatch.setattr(ahead.assembly, "train_step_of", lambda *_: Lowered())
+  assert ahead.train_step(setup.parts, setup.stage, effort=-1.0) == "a program"
+  assert seen == [0, -1.0]
+  assert look() == before and before[0] > 0 and before[1] == 0.0
 
 
 @pytest.mark.parametrize("topology", ["h100:8", "v5e"])
