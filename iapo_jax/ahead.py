@@ -111,7 +111,8 @@ def train_step(
     parts: of a run; its data is not looked at.
     stage: of reinforcement learning.
     effort: in [-1, 1], of the compiler for a fast program; 0 is what a run
-      gets. What moves and what is computed is the same; memory is not quite.
+      gets. With less of it memory differs a little, and decoding weights are
+      gathered before they are cast.
 
   Returns:
     The program.

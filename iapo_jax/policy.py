@@ -25,6 +25,7 @@ from iapo_jax.types import (
 )
 
 
+@jax.named_scope("rollout")
 def for_decoding(
     params: Params, axes: PyTree, *, cfg: ModelConfig
 ) -> Params:
