@@ -61,6 +61,7 @@ def main(_: list[str]) -> None:
         "compile_seconds": seconds,
     }
     files.write_json(pathlib.Path(_JSON.value), told | found)
+  ahead.check_fits(found, parts, stage)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,10 @@ def train_step(
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    raise ConfigError(_advice(str(error), parts, stage)) from error
+    tried = (pattern.search(str(error)) for pattern in _TOO_LARGE)
+    found = next(filter(None, tried), None)
+    used = f"{found[1]}B of {found[2]}B" if found else "more than there is"
+    raise ConfigError(_advice(used, parts, stage)) from error
 
 
 @contextlib.contextmanager
@@ -191,11 +194,29 @@ def arguments(
   return state, placed(reference, spec.shardings.params), prompts
 
 
-def _advice(error: str, parts: Assembly, stage: Stage) -> str:
+def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
+  """Whether a step that was compiled fits what is published of its chip.
+
+  The compiler allows a little more: 15.75 GiB of 16 GB.
+
+  Args:
+    found: of `report`.
+    parts: of the run.
+    stage: of reinforcement learning.
+
+  Raises:
+    ConfigError: where it does not.
+  """
+  told = found["memory"]
+  if told["peak_bytes"] > told["device_bytes"]:
+    used, there = (
+        memory.readable(told[name]) for name in ("peak_bytes", "device_bytes")
+    )
+    raise ConfigError(_advice(f"{used} of {there}", parts, stage))
+
+
+def _advice(used: str, parts: Assembly, stage: Stage) -> str:
   """What was too large, what it is made of, and what makes it smaller."""
-  tried = (pattern.search(error) for pattern in _TOO_LARGE)
-  found = next(filter(None, tried), None)
-  used = f"{found[1]}B of {found[2]}B" if found else "more than there is"
   needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
   by_part = ", ".join(
       f"{name} {memory.readable(size)}"

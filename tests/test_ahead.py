@@ -149,6 +149,15 @@ def test_what_the_compiler_says_becomes_advice(message, monkeypatch):
   assert MESSAGES[message] in str(error.value)
 
 
+def test_more_than_is_published_is_refused():
+  setup = make_setup()
+  found = {"memory": {"peak_bytes": 2**30, "device_bytes": 2**30}}
+  ahead.check_fits(found, setup.parts, setup.stage)
+  found["memory"]["peak_bytes"] += 2**29
+  with pytest.raises(ConfigError, match=r"1\.5 GiB of 1\.0 GiB on a device"):
+    ahead.check_fits(found, setup.parts, setup.stage)
+
+
 def test_other_failures_stay_what_they_are(monkeypatch):
   setup = make_setup()
 
