@@ -8,14 +8,15 @@ length@k, pass@k / length@k, format rate, seconds per completion; ± is the
 standard deviation over sampling seeds. Runs of one command are timed side by
 side; times of different commands do not compare. `--task=aime24` judges on
 another data set than the runs' own. A run whose mesh does not fit
-the devices there are is judged data parallel.
+the devices there are is judged data parallel. Several hosts judge together, as
+they train: docs/launch.md.
 """
 
 import pathlib
 
 from absl import flags
 
-from iapo_jax import cli, comparison, config_rules
+from iapo_jax import cli, comparison, config_rules, processes
 from iapo_jax.errors import ConfigError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -49,10 +50,12 @@ _PROMPT_TOKENS = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Stem of the files; FIRST_RUN/evaluation[-TASK] by default."
 )
+cli.define_process_flags()
 
 
 def main(arguments: list[str]) -> None:
   """Loads, samples, writes."""
+  cli.join_processes()
   folders = [pathlib.Path(name) for name in arguments[1:]]
   if not folders:
     raise ConfigError("no run: give the folder of one run or of several")
@@ -72,7 +75,10 @@ def main(arguments: list[str]) -> None:
       batch_size=_BATCH.value,
       temperature=_TEMPERATURE.value,
   )
-  written = comparison.outputs(stem)  # before the work, not after it
+  # Before the work, not after it.
+  written = processes.on_first(
+      lambda: [str(path) for path in comparison.outputs(stem)]
+  )
   results = comparison.judge(
       contestants,
       split=_SPLIT.value,
@@ -81,8 +87,8 @@ def main(arguments: list[str]) -> None:
   )
   records = comparison.report(contestants, results, _SPLIT.value)
   print(f"\n{comparison.table(records)}\n")
-  comparison.write(records, stem)
-  print("written  " + ", ".join(map(str, written)))
+  processes.on_first(lambda: comparison.write(records, stem))
+  print("written  " + ", ".join(written))
 
 
 if __name__ == "__main__":

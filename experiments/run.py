@@ -15,7 +15,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from iapo_jax import cli, processes, trainer
+from iapo_jax import cli, trainer
 from iapo_jax import workdir as workdir_lib
 
 config_flags.DEFINE_config_file(
@@ -27,18 +27,7 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the plan; write and compile nothing."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "HOST:PORT of the first of several processes, where neither a TPU VM nor"
-    " SLURM tells.",
-)
-_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many they are."
-)
-_PROCESS = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0."
-)
+cli.define_process_flags()
 flags.mark_flag_as_required("config")
 
 
@@ -51,7 +40,7 @@ def default_workdir(config_file: str) -> pathlib.Path:
 
 def main(_: list[str]) -> None:
   """Parses the configuration and trains."""
-  processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  cli.join_processes()
   cfg, file = cli.load_config()
   workdir = pathlib.Path(_WORKDIR.value or default_workdir(file))
   trainer.train(

@@ -116,6 +116,26 @@ class _Lasting:
     return getattr(self._stream, name)
 
 
+def define_process_flags() -> None:
+  """Flags of the commands that several processes can run together."""
+  flags.DEFINE_string(
+      "coordinator_address",
+      None,
+      "HOST:PORT of the first of several processes, where neither a TPU VM nor"
+      " SLURM tells.",
+  )
+  flags.DEFINE_integer("num_processes", None, "How many they are.")
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def join_processes() -> None:
+  """`processes.join` by `define_process_flags` or the environment."""
+  given = flags.FLAGS
+  processes.join(
+      given.coordinator_address, given.num_processes, given.process_id
+  )
+
+
 def load_config() -> tuple[config_lib.Config, str]:
   """The checked configuration of the flag `--config`.
 

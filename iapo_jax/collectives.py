@@ -25,6 +25,10 @@ _KINDS = (
     "collective-permute", "ragged-all-to-all", "collective-broadcast",
 )  # fmt: skip
 
+# What goes to another slice leaves a TPU's program through its host.
+_BETWEEN = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+BETWEEN_SLICES = "between-slices"
+
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{\s*$")
 _INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w\-]+)\("
@@ -49,8 +53,10 @@ class Transfer:
   """One instruction that moves data between devices.
 
   Attributes:
-    kind: `all-gather`, `all-reduce`, ...
-    scope: the operation's name, with the scopes it was traced in.
+    kind: `all-gather`, `all-reduce`, ...; `BETWEEN_SLICES` for what leaves a
+      slice, whose devices are reduced or gathered before by others of them.
+    scope: the operation's name, with the scopes it was traced in; of the loop
+      or call around it, where it has none.
     result: types and shapes of what it makes, on one device.
     devices: that take part together.
     times: how often it runs in one call of the program.
@@ -76,7 +82,7 @@ class Transfer:
 
     As rings do it, which is the least that is possible: of n devices each
     passes on n − 1 parts of what is gathered, scattered or exchanged, and all
-    of that twice to reduce.
+    of that twice to reduce. Between two slices it is all of it once.
     """
     n, size = self.devices, self.result_bytes
     once = {
@@ -147,27 +153,39 @@ class _Program:
       else:
         self._lines[name].append(_COMMENT.sub("", line))
 
-  def walk(self, name: str, times: int) -> Iterator[tuple[int, Transfer]]:
-    """What a computation moves when it runs so often, and by which channel."""
+  def walk(
+      self, name: str, times: int, around: str = ""
+  ) -> Iterator[tuple[int, Transfer]]:
+    """What a computation moves when it runs so often, and by which channel.
+
+    Args:
+      name: of the computation.
+      times: it runs.
+      around: the scope of what calls it.
+    """
     for line in self._moving(name):
       found = _INSTRUCTION.match(line)
-      kind = found["op"].removesuffix("-start")
-      if kind in _KINDS:
+      kind = _kind(found["op"], line)
+      if kind in (*_KINDS, BETWEEN_SLICES):
         channel = _CHANNEL.search(line)
         moved = _transfer(kind, found, line, times)
+        if not moved.scope:
+          moved = dataclasses.replace(moved, scope=around)
         yield (int(channel[1]) if channel else 0), moved
         continue
       if branches := _BRANCHES.search(line):
         names = [x.strip().lstrip("%") for x in branches[1].split(",")]
+        scope = _scope(line) or around
         yield from max(
-            (list(self.walk(branch, times)) for branch in names), key=_sent
+            (list(self.walk(branch, times, scope)) for branch in names),
+            key=_sent,
         )
         continue
       often = times
       if kind == "while":
         often *= self._often(line)
       for called in _CALLED.findall(line):
-        yield from self.walk(called, often)
+        yield from self.walk(called, often, _scope(line) or around)
 
   def _often(self, line: str) -> int:
     known = _TRIPS.search(line)
@@ -184,11 +202,18 @@ class _Program:
       called = _CALLED.findall(line)
       if branches := _BRANCHES.search(line):
         called += [x.strip().lstrip("%") for x in branches[1].split(",")]
-      moves = found["op"].removesuffix("-start") in _KINDS
+      moves = _kind(found["op"], line) in (*_KINDS, BETWEEN_SLICES)
       # What reduces is called by all-reduce, and moves nothing by itself.
       if moves or any(self._moving(other) for other in called):
         kept.append(line)
     return kept
+
+
+def _kind(operation: str, line: str) -> str:
+  """Of an instruction: what it does, be it in one step or in two."""
+  if operation == "send" and _BETWEEN in line:
+    return BETWEEN_SLICES
+  return operation.removesuffix("-start")
 
 
 def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
@@ -196,7 +221,9 @@ def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
       (dtype, tuple(int(n) for n in dims.split(",") if n))
       for dtype, dims in _ARRAY.findall(found["type"])
   ]
-  if found["op"].endswith("-start") and len(arrays) > 1:
+  if kind == BETWEEN_SLICES:
+    arrays = arrays[:1]  # beside what says that it is done
+  elif found["op"].endswith("-start") and len(arrays) > 1:
     arrays = _made(kind, arrays)
   return Transfer(kind, _scope(line), tuple(arrays), _group(line), times)
 

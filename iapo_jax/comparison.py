@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from iapo_jax import assembly, evaluation, files, policies
+from iapo_jax import assembly, evaluation, files, policies, processes
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -212,7 +212,8 @@ def judge(
       raise ConfigError(f"--split = {split!r}: {rule}")
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
   _warm_up(contestants, split)
-  for seed in tqdm.tqdm(seeds, desc="sampling seeds"):
+  silent = not processes.is_first()
+  for seed in tqdm.tqdm(seeds, desc="sampling seeds", disable=silent):
     key = KeyDomain.EVALUATION.key(seed)
     calls: list[list[Completions]] = [[] for _ in contestants]
     seconds: list[list[float]] = [[] for _ in contestants]

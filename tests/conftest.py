@@ -29,3 +29,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 atexit.register(
     shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
 )
+
+
+def pytest_collection_modifyitems(items):
+  """Files that take minutes come first, so that no worker ends long before."""
+  longest = (
+      "test_benchmarks", "test_processes", "test_resume", "test_recipes",
+      "test_report", "test_trainer", "test_checkpoint", "test_export",
+  )  # fmt: skip
+  items.sort(key=lambda item: item.path.stem not in longest)

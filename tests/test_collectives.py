@@ -48,6 +48,21 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   ROOT %done = f32[4] copy(%p), metadata={op_name="jit(step)/copy"}
 }
 """
+BETWEEN = """
+HloModule step
+
+%token (p: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %s = (f32[2,8]{1,0:T(8)}, u32[], token[]) send(%q, %a), channel_id=10, SLICES
+  %d = token[] send-done(%s), channel_id=10, SLICES
+  %h = (f32[9]{0}, u32[], token[]) send(%q, %a), channel_id=12, HOST
+  ROOT %t = (s32[], f32[2]) tuple(%i, %x)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = (s32[], f32[2]) while(%p), condition=%c, body=%token, LOOP
+  ROOT %done = f32[4] copy(%p)
+}
+"""
 GROUPS = [
     "replica_groups=[2,4]<=[8]",
     "replica_groups={{0,1,2,3},{4,5,6,7}}",
@@ -75,6 +90,20 @@ def test_by_hand(groups, known):
       ("all-reduce", 4, 1, 36.0),
       ("all-gather", 4, 1, 12.0),
   ]
+
+
+def test_between_slices():
+  """What the host is asked for is not: it sends to nobody."""
+  handler = 'frontend_attributes={_xla_host_transfer_handler_name="%s"}'
+  text = (
+      BETWEEN.replace("SLICES", handler % "xla_megascale_runtime")
+      .replace("HOST", handler % "xla_ffi_python_cpu_callback")
+      .replace("LOOP", 'metadata={op_name="jit(step)/update/while"}')
+  )
+  (found,) = collectives.transfers(text, lambda _: 3)
+  assert found.kind == collectives.BETWEEN_SLICES
+  assert found.scope == "jit(step)/update/while"  # of the loop around it
+  assert found.sent_bytes == 3 * 2 * 8 * 4
 
 
 def test_of_a_compiled_program():

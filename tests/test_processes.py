@@ -14,7 +14,14 @@ import pytest
 import runs
 import train_across
 
-from iapo_jax import checkpoint, logs, processes
+from iapo_jax import (
+    checkpoint,
+    comparison,
+    files,
+    logs,
+    processes,
+    workdir,
+)
 from iapo_jax.errors import ConfigError
 
 HERE = pathlib.Path(__file__).parent
@@ -252,6 +259,28 @@ def test_the_first_process_speaks(uninterrupted):
   assert "accuracy" in first
   told = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
   assert told == []
+
+
+def test_several_processes_judge_a_run(uninterrupted, tmp_path):
+  """As the run itself did, with the same keys on the same mesh."""
+  folder, _ = uninterrupted
+
+  def command(coordinator, count, index):
+    return [
+        "experiments/evaluate.py",
+        str(folder),
+        f"--output={tmp_path / 'judged'}",
+        f"--coordinator_address={coordinator}",
+        f"--num_processes={count}",
+        f"--process_id={index}",
+    ]
+
+  first, _ = finish(start(2, 2, command))
+  assert "| accuracy |" in first
+  (record,) = comparison.read(tmp_path / "judged.json")
+  summary = files.read_json(folder / workdir.SUMMARY)
+  for name in ("accuracy", "mean_tokens", "format_rate", "problems"):
+    assert record["mean"][name] == summary[name]
 
 
 def wait_for_step(process, folder, step):
