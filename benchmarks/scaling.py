@@ -8,7 +8,8 @@ Each cell is a model, a topology, a mesh and a batch, compiled by
 `experiments/compile.py` in a process of its own, one at a time: prompts of 512
 tokens, 8 completions of 2,048 each, probes at every position, answers graded on
 the host. Models are shapes of `cases.published` in folders without weights,
-with a tokenizer of bytes. Cells that the file has, as they are here, are not compiled again.
+with a tokenizer of bytes. Cells that the file has as they are here are not
+compiled again.
 
 Needs `pip install 'iapo_jax[tpu]'` and no TPU. A cell takes one to two
 minutes on two cores.
