@@ -52,6 +52,7 @@ class Cell:
     tensor: shards of heads, MLP and vocabulary.
     prompts: of a step.
     micro_batches: of an update from full completions.
+    slices: of the topology, along `data`.
   """
 
   model: str
@@ -61,11 +62,13 @@ class Cell:
   tensor: int
   prompts: int
   micro_batches: int
+  slices: int = 1
 
   @property
   def name(self) -> str:
-    """By which it is asked for."""
-    return f"{self.model}@{self.topology}"
+    """By which it is asked for: 7b@v5e:4x4, 7b@2*v5e:16x16."""
+    times = f"{self.slices}*" if self.slices > 1 else ""
+    return f"{self.model}@{times}{self.topology}"
 
 
 def cells() -> list[Cell]:
@@ -83,6 +86,7 @@ def cells() -> list[Cell]:
       Cell("32b", "v5p:4x4x4", 1, 8, 8, 64, 16),
       Cell("32b", "v5e:16x16", 1, 32, 8, 32, 8),
       Cell("32b", "v6e:8x8", 1, 8, 8, 32, 32),
+      Cell("7b", "v5e:16x16", 8, 16, 4, 512, 16, slices=2),
       Cell("7b", "v5e:8x8", 1, 16, 4, 64, 16),
       Cell("7b", "v5e:16x16", 4, 16, 4, 256, 16),
       Cell("0.5b", "v5e:16x16", 16, 16, 1, 256, 2),
@@ -176,6 +180,7 @@ def command(
       "experiments/compile.py",
       f"--config=configs/qwen_math.py:{size}-gsm8k-to_go",
       f"--topology={cell.topology}",
+      f"--slices={cell.slices}",
       f"--json={report}",
       f"--effort={_EFFORT.value}",
       *(f"--config.{name}={value}" for name, value in fields.items()),

@@ -26,6 +26,9 @@ config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4.")
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "How many such slices; along mesh.data.", lower_bound=1
+)
 _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _PROGRAM = flags.DEFINE_string(
     "program", None, "File for the program, as the compiler writes it."
@@ -41,7 +44,7 @@ def main(_: list[str]) -> None:
   """Compiles and tells."""
   jax.config.update("jax_platforms", "cpu")  # TPUs are described, not started
   cfg, _ = cli.load_config()
-  devices = ahead.devices(_TOPOLOGY.value)
+  devices = ahead.devices(_TOPOLOGY.value, _SLICES.value)
   parts = assembly.assemble(cfg, devices, data=False)
   stage = assembly.reinforcement_stage(parts)
   print(plan.describe(parts.cfg, parts.mesh, stage.spec), flush=True)
@@ -57,6 +60,7 @@ def main(_: list[str]) -> None:
   if _JSON.value:
     told = {
         "topology": _TOPOLOGY.value,
+        "slices": _SLICES.value,
         "effort": _EFFORT.value,
         "compile_seconds": seconds,
     }

@@ -52,28 +52,31 @@ class Chip:
     memory: bytes of HBM.
     bandwidth: of it, bytes a second.
     links: to other chips of the slice, bytes a second that it can send.
+    network: to other slices, bytes a second.
   """
 
   flops: float
   memory: float
   bandwidth: float
   links: float
+  network: float
 
 
 def chips() -> dict[str, Chip]:
   """By the name that a topology begins with."""
   return {
-      "v5e": Chip(197e12, 16e9, 819e9, 200e9),
-      "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-      "v6e": Chip(918e12, 32e9, 1638e9, 400e9),
+      "v5e": Chip(197e12, 16e9, 819e9, 200e9, 6.4e12 / 8 / 256),
+      "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
+      "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 25.6e12 / 8 / 256),
   }
 
 
-def devices(topology: str) -> list[jax.Device]:
+def devices(topology: str, slices: int = 1) -> list[jax.Device]:
   """Of a topology, such as `v5e:4x4`: chips that may not be there.
 
   Args:
-    topology: as libtpu names it.
+    topology: of a slice, as libtpu names it.
+    slices: how many of them a network connects.
 
   Returns:
     One device a chip.
@@ -91,7 +94,7 @@ def devices(topology: str) -> list[jax.Device]:
     os.environ.setdefault(name, value)
   try:
     found = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
+        platform="tpu", topology_name=topology, num_slices=slices
     )
   except Exception as error:  # whatever libtpu raises
     reason = " ".join(str(error).split())[:200]
@@ -260,8 +263,11 @@ def report(
       compiled.as_text(), lambda name: _trips(cfg, name)
   )
   sent = dict.fromkeys((*_PHASES, "rest"), 0.0)
+  between = dict(sent)
   for transfer in moved:
-    sent[_phase(transfer.scope)] += transfer.sent_bytes
+    outside = transfer.kind == collectives.BETWEEN_SLICES
+    to = between if outside else sent
+    to[_phase(transfer.scope)] += transfer.sent_bytes
   found = {
       "devices": mesh.size,
       "mesh": dict(mesh.shape),
@@ -269,6 +275,7 @@ def report(
       "flops": _flops(parts),
       "read_bytes": _reads(parts, stage),
       "collective_bytes": sent,
+      "network_bytes": between,
   }
   return found | {"roofline_seconds": _roofline(found, chip)}
 
@@ -308,6 +315,7 @@ def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
           "compute": found["flops"][phase] / chip.flops,
           "memory": found["read_bytes"][phase] / chip.bandwidth,
           "links": found["collective_bytes"][phase] / chip.links,
+          "network": found["network_bytes"][phase] / chip.network,
       }
       for phase in _PHASES
   }

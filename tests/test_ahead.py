@@ -81,12 +81,16 @@ def test_a_step_that_fits_is_told_of(compiled):
   assert state < held["argument_bytes"] < 1.02 * state
   assert held["argument_bytes"] < held["peak_bytes"] < held["device_bytes"]
   assert held["device_bytes"] == 16e9
-  for name in ("flops", "read_bytes", "collective_bytes", "roofline_seconds"):
+  by_phase = (
+      "flops", "read_bytes", "collective_bytes", "network_bytes",
+      "roofline_seconds",
+  )  # fmt: skip
+  for name in by_phase:
     assert set(found[name]) - {"rest"} == PHASES, name
   for phase in PHASES:
     assert found["flops"][phase] > 0
     bounds = found["roofline_seconds"][phase]
-    assert set(bounds) == {"compute", "memory", "links"}
+    assert set(bounds) == {"compute", "memory", "links", "network"}
     assert f"{max(bounds.values()):.3g}" in printed
 
 
