@@ -29,7 +29,7 @@ from absl import app, flags
 from iapo_jax import files
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_GROUP, _PROMPT, _COMPLETION = 8, 512, 2048
+_PHASES = ("rollout", "probes", "reference", "update")
 
 _JSON = flags.DEFINE_string("json", None, "File of all cells; it is added to.")
 _CELLS = flags.DEFINE_list("cells", [], "Only these, such as 7b@v5e:4x4.")
@@ -115,7 +115,7 @@ def main(_: list[str]) -> None:
           known[cell.name] = compile_cell(cell, pathlib.Path(folder))
           files.write_json(path, known)
           print(row(known[cell.name]), flush=True)
-  print("\n".join(table([known[x.name] for x in chosen if x.name in known])))
+  print("\n".join(tables([known[x.name] for x in chosen if x.name in known])))
 
 
 def compile_cell(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
@@ -187,43 +187,69 @@ def command(
   ]
 
 
-def table(found: list[dict[str, Any]]) -> list[str]:
-  """Rows of Markdown.
+def tables(found: list[dict[str, Any]]) -> list[str]:
+  """Markdown: what fits and what bounds it; what it computes and moves.
 
   Args:
     found: of `compile_cell`.
 
   Returns:
-    Lines, the head first.
+    Lines.
   """
-  head = (
-      "cell", "mesh", "prompts × micro-batches", "compiled, s", "peak, GB",
-      "of, GB", "rollout, s", "probes, s", "reference, s", "update, s",
-  )  # fmt: skip
-  rule = "|".join(["---"] * len(head))
-  return [f"| {' | '.join(head)} |", f"|{rule}|", *map(row, found)]
+  of_cell = ("cell", "mesh", "batch")
+  fit = ("compiled, s", "held, GB", "peak, GB", "of, GB")
+  fitting = [x for x in found if "error" not in x]
+  return [
+      *_head(*of_cell, *fit, *(f"{phase}, s" for phase in _PHASES)),
+      *map(row, found),
+      "",
+      *_head(*of_cell, *_PHASES),
+      *map(amounts, fitting),
+  ]
+
+
+def _head(*names: str) -> list[str]:
+  return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+
+
+def _of_cell(found: dict[str, Any]) -> list[str]:
+  cell = Cell(**found["cell"])
+  return [
+      cell.name,
+      f"{cell.data} × {cell.fsdp} × {cell.tensor}",
+      f"{cell.prompts} / {cell.micro_batches}",
+  ]
 
 
 def row(found: dict[str, Any]) -> str:
-  """A row of `table`: seconds at least, and what bounds them."""
-  cell = Cell(**found["cell"])
-  mesh = f"{cell.data} × {cell.fsdp} × {cell.tensor}"
-  batch = f"{cell.prompts} × {cell.micro_batches}"
+  """Memory of a device, and by phase the seconds at least and their reason."""
+  columns = _of_cell(found)
   if "error" in found:
-    return f"| {cell.name} | {mesh} | {batch} | {found['error']} |"
+    return f"| {' | '.join(columns)} | {found['error']} |"
   held = found["memory"]
-  columns = [
-      cell.name,
-      mesh,
-      batch,
-      f"{found['compile_seconds']:.0f}",
-      f"{held['peak_bytes'] / 1e9:.1f}",
-      f"{held['device_bytes'] / 1e9:.0f}",
-  ]
-  for phase in ("rollout", "probes", "reference", "update"):
+  columns.append(f"{found['compile_seconds']:.0f}")
+  for name in ("argument_bytes", "peak_bytes"):
+    columns.append(f"{held[name] / 1e9:.1f}")
+  columns.append(f"{held['device_bytes'] / 1e9:.0f}")
+  for phase in _PHASES:
     bounds = found["roofline_seconds"][phase]
     worst = max(bounds, key=bounds.get)
     columns.append(f"{bounds[worst]:.3g} {worst}")
+  return f"| {' | '.join(columns)} |"
+
+
+def amounts(found: dict[str, Any]) -> str:
+  """By phase, of a device: Tflop, GB read, GB sent inside its slice and out."""
+  columns = _of_cell(found)
+  for phase in _PHASES:
+    flops = found["flops"][phase] / 1e12
+    moved = [
+        found[name][phase] / 1e9
+        for name in ("read_bytes", "collective_bytes", "network_bytes")
+    ]
+    if found["cell"]["slices"] == 1:
+      moved.pop()
+    columns.append(" / ".join(f"{x:.3g}" for x in (flops, *moved)))
   return f"| {' | '.join(columns)} |"
 
 
