@@ -1,12 +1,14 @@
 """What the compiled step must not hold: gathers of weights, all logits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import programs
 import pytest
 from recorded import make_setup
 
-from iapo_jax import ahead, policy, rollout, sharding
+from iapo_jax import ahead, collectives, policy, rollout, sharding
 from iapo_jax.models import head, transformer
 
 # Sizes that tell arrays apart: a completion is longer than weights are wide,
@@ -84,6 +86,22 @@ def test_gathers_while_decoding_would_be_found(setup):
   assert not programs.decoding_gathers(good, shapes, TENSOR)
   bad = sampling(setup, lambda x: x)  # in the shards that the state has
   assert programs.decoding_gathers(bad, shapes, TENSOR)
+
+
+def test_the_head_moves_once_a_pass_not_once_a_chunk(setup, step):
+  """Neither its weights nor their gradient; of the weights FSDP has parts."""
+  model = setup.cfg.model
+  sizes = {VOCAB * model.d_model // n for n in (1, TENSOR)}
+  moved = [
+      x
+      # Loops whose trips the compiler does not know are those of passes.
+      for x in collectives.transfers(step, lambda _: 1)
+      if x.kind in ("all-gather", "all-reduce", "reduce-scatter")
+      if any(math.prod(shape) in sizes for _, shape in x.result)
+  ]
+  phases = {"reference", "update"}
+  assert phases <= {p for p in phases for x in moved if p in x.scope}
+  assert {x.times for x in moved} == {1}
 
 
 def test_no_logits_of_all_positions(step):

@@ -38,10 +38,14 @@ def logits(
   return attention.soft_cap(scores, cfg.logit_cap) / temperature
 
 
+def _name(cfg: ModelConfig) -> str:
+  """Of the head's weights."""
+  return "embedding" if cfg.tie_embeddings else "head"
+
+
 def _table(params: Params, cfg: ModelConfig) -> Array:
   """[v, d]: the weights of the head, whole along FSDP."""
-  table = params["embedding" if cfg.tie_embeddings else "head"]
-  return sharding.constrain(table, "vocab", "width")
+  return sharding.constrain(params[_name(cfg)], "vocab", "width")
 
 
 def statistics(scores: Array, targets: Array) -> TokenStatistics:
@@ -150,6 +154,8 @@ def token_statistics(
   """
   chex.assert_equal_shape_prefix([hidden, targets], 2)
   length = targets.shape[1]
+  # Gathered once, not for every chunk.
+  params = params | {_name(cfg): _table(params, cfg)}
 
   @jax.checkpoint
   def body(
@@ -167,10 +173,11 @@ def _chunk_statistics(
     targets: Array,
     cfg: ModelConfig,
     temperature: float,
+    rows: str | None = "batch",
 ) -> TokenStatistics:
-  """`statistics` of [b, c, d], whose logits all exist."""
+  """`statistics` of [b, c, d], whose logits all exist; `rows` names b."""
   scores = logits(params, hidden, cfg=cfg, temperature=temperature)
-  scores = sharding.constrain(scores, "batch", "length", "vocab")
+  scores = sharding.constrain(scores, rows, "length", "vocab")
   return statistics(scores, targets)
 
 
@@ -211,48 +218,63 @@ def token_loss(
   def of_chunk(
       weights: Params, states: Array, wanted: Array, rest: tuple[PyTree, Array]
   ) -> tuple[Array, TokenStatistics]:
-    stats = _chunk_statistics(weights, states, wanted, cfg, temperature)
+    stats = _chunk_statistics(weights, states, wanted, cfg, temperature, rows)
     others, there = rest
     losses = jnp.where(there, loss(stats.logprob, others), 0.0)
     return jnp.sum(losses), stats
 
-  name = "embedding" if cfg.tie_embeddings else "head"
+  shards = sharding.data_shards()
+  shards = shards if hidden.shape[0] % shards == 0 else 1
+  rows = "batch" if shards == 1 else None
   there = jnp.ones(targets.shape, bool)
   total, parts = _summed(
       of_chunk,
-      {name: params[name]},
+      shards,
+      {_name(cfg): params[_name(cfg)]},
       *_split((hidden, targets, (known, there)), chunk),
   )
   stats = _join(parts, targets.shape[1])
   return total, jax.lax.stop_gradient(stats)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(
     of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    shards: int,
     weights: Params,
     hidden: Array,
     targets: Array,
     rest: PyTree,
 ) -> tuple[Array, TokenStatistics]:
   """The sum of the losses of all chunks, and the statistics of each."""
+  run = _by_shard(of_chunk, shards)
 
   def body(total: Array, part: tuple) -> tuple[Array, TokenStatistics]:
-    value, stats = of_chunk(weights, *part)
-    return total + value, stats
+    value, stats = run(weights, *part)
+    return total + jnp.sum(value), stats
 
-  return jax.lax.scan(body, jnp.float32(0.0), (hidden, targets, rest))
+  parts = _shards((hidden, targets, rest), shards)
+  total, stats = jax.lax.scan(body, jnp.float32(0.0), parts)
+  return total, _whole(stats, shards)
 
 
 def _summed_forward(
     of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    shards: int,
     weights: Params,
     hidden: Array,
     targets: Array,
     rest: PyTree,
 ) -> tuple[tuple[Array, TokenStatistics], tuple[Params, Array]]:
-  """`_summed`, and the gradients of weights and hidden states."""
-  pull = jax.value_and_grad(of_chunk, (0, 1), has_aux=True)
+  """`_summed`, and the gradients of weights and hidden states.
+
+  Every data shard sums the weights' gradient over its own chunks, and the
+  shards' are added once: added for each chunk, gradients of a whole vocabulary
+  would move as often.
+  """
+  pull = _by_shard(
+      jax.value_and_grad(of_chunk, (0, 1), has_aux=True), shards
+  )
 
   def body(
       so_far: tuple[Array, Params], part: tuple
@@ -261,20 +283,57 @@ def _summed_forward(
     so_far = jax.tree.map(jnp.add, so_far, (value, to_weights))
     return so_far, (stats, to_states)
 
-  start = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, weights)
-  (total, to_weights), (stats, to_hidden) = jax.lax.scan(
-      body, start, (hidden, targets, rest)
+  many = () if shards == 1 else (shards,)
+  start = (
+      jnp.zeros(many, jnp.float32),
+      jax.tree.map(lambda x: jnp.zeros((*many, *x.shape), x.dtype), weights),
   )
+  (total, to_weights), (stats, to_hidden) = jax.lax.scan(
+      body, start, _shards((hidden, targets, rest), shards)
+  )
+  if shards > 1:
+    total, to_weights = jax.tree.map(
+        lambda x: jnp.sum(x, axis=0), (total, to_weights)
+    )
+  stats, to_hidden = _whole((stats, to_hidden), shards)
   return (total, stats), (to_weights, to_hidden)
+
+
+def _by_shard(run: Callable[..., PyTree], shards: int) -> Callable[..., PyTree]:
+  """`run` on every data shard's rows; all have the weights, the first."""
+  if shards == 1:
+    return run
+  return jax.vmap(
+      run, in_axes=(None, 0, 0, 0), spmd_axis_name=sharding.BATCH_AXES
+  )
+
+
+def _shards(tree: PyTree, shards: int) -> PyTree:
+  """[chunks, b, ...] -> [chunks, shards, b / shards, ...]; as it is of one."""
+  if shards == 1:
+    return tree
+  return jax.tree.map(
+      lambda x: x.reshape(x.shape[0], shards, -1, *x.shape[2:]), tree
+  )
+
+
+def _whole(tree: PyTree, shards: int) -> PyTree:
+  """The inverse of `_shards`."""
+  if shards == 1:
+    return tree
+  return jax.tree.map(
+      lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), tree
+  )
 
 
 def _summed_backward(
     of_chunk: Callable[..., tuple[Array, TokenStatistics]],
+    shards: int,
     gradients: tuple[Params, Array],
     cotangents: tuple[Array, TokenStatistics],
 ) -> tuple[Params, Array, None, None]:
   """The gradients times that of the sum."""
-  del of_chunk
+  del of_chunk, shards
   factor, _ = cotangents
   scaled = jax.tree.map(lambda x: (factor * x).astype(x.dtype), gradients)
   return *scaled, None, None
