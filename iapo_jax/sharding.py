@@ -62,14 +62,18 @@ def make_mesh(
   shape = config_rules.mesh_shape(config, len(devices))
   names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
   slices = _slices(devices)
-  if slices == 1:
-    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
   if shape[0] % slices:
     fail("mesh.data", shape[0], f"must be a multiple of the {slices} slices")
   inside = (shape[0] // slices, *shape[1:])
-  placed = mesh_utils.create_hybrid_device_mesh(
-      inside, (slices, 1, 1), devices, allow_split_physical_axes=True
-  )
+  # An axis may take a part of one side of a slice: of 8 x 8 chips, 4.
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(
+        inside, devices, allow_split_physical_axes=True
+    )
+  else:
+    placed = mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
   return Mesh(placed, names, axis_types=types)
 
 
