@@ -7,7 +7,6 @@ published peaks of the chips: no program is faster, and how much slower it is
 nobody measured.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -18,7 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from iapo_jax import assembly, collectives, costs, memory, policy, sharding
+from iapo_jax import (
+    assembly,
+    collectives,
+    compilation,
+    costs,
+    memory,
+    policy,
+    sharding,
+)
 from iapo_jax import state as state_lib
 from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
@@ -125,14 +132,9 @@ def train_step(
   """
   step = assembly.train_step_of(parts, stage)
   state, reference, prompts = arguments(parts, stage)
-  # Scopes keep their names; of which lines of code a program is, it does not
-  # say. The compiler for TPUs (libtpu 0.0.42) puts nested programs together
-  # whenever it asks how often a loop runs, and compares their stacks of lines
-  # each time: minutes for a step, and for some steps it never ends.
-  with _jax_with(jax_traceback_in_locations_limit=0):
-    lowered = step.lower(state, reference, prompts)
+  lowered = compilation.lower(step, state, reference, prompts)
   try:
-    with _jax_with(jax_exec_time_optimization_effort=effort):
+    with compilation.settings(jax_exec_time_optimization_effort=effort):
       return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -141,19 +143,6 @@ def train_step(
     found = next(filter(None, tried), None)
     used = f"{found[1]}B of {found[2]}B" if found else "more than there is"
     raise ConfigError(_advice(used, parts, stage)) from error
-
-
-@contextlib.contextmanager
-def _jax_with(**settings: Any) -> Iterator[None]:
-  """JAX's configuration with other values for a while."""
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
 
 
 def arguments(

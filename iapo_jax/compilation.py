@@ -24,6 +24,8 @@ import jax
 import jax.monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
+from iapo_jax.types import PyTree
+
 _UNREADABLE = "Error reading persistent compilation cache entry for "
 _CACHE = "/jax/compilation_cache/"
 _TRACING = (
@@ -72,7 +74,7 @@ def kept(folder: pathlib.Path | None) -> Iterator[None]:
   if folder is None or jax.config.jax_compilation_cache_dir:
     yield
     return
-  settings = {
+  cache = {
       # Wherever the process goes.
       "jax_compilation_cache_dir": str(folder.resolve()),
       # JAX leaves out what took less than a second, which on a small model is
@@ -80,19 +82,54 @@ def kept(folder: pathlib.Path | None) -> Iterator[None]:
       # twenty programs, and the small ones are a few kilobytes each.
       "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
-  before = {name: getattr(jax.config, name) for name in settings}
   with _mending(folder.resolve()):
     try:
-      _configure(settings)
-      yield
+      with settings(**cache):
+        compilation_cache.reset_cache()  # it stays with its first folder
+        yield
     finally:
-      _configure(before)
+      compilation_cache.reset_cache()
 
 
-def _configure(settings: dict[str, Any]) -> None:
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # it stays with the folder it first had
+@contextlib.contextmanager
+def settings(**values: Any) -> Iterator[None]:
+  """JAX's configuration with other values for a while.
+
+  Args:
+    **values: by their names in `jax.config`.
+
+  Yields:
+    Nothing.
+  """
+  before = {name: getattr(jax.config, name) for name in values}
+  try:
+    for name, value in values.items():
+      jax.config.update(name, value)
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
+def lower(
+    program: jax.stages.Wrapped, *arguments: PyTree
+) -> jax.stages.Lowered:
+  """A program that does not say of which lines of code it is.
+
+  Scopes keep their names. The compiler for TPUs (libtpu 0.0.42) puts nested
+  programs together whenever it asks how often a loop runs, and compares their
+  stacks of lines each time: minutes for a step, and for some steps it never
+  ends.
+
+  Args:
+    program: of `jax.jit`.
+    *arguments: of it, or their types.
+
+  Returns:
+    It, for its arguments.
+  """
+  with settings(jax_traceback_in_locations_limit=0):
+    return program.lower(*arguments)
 
 
 @contextlib.contextmanager

@@ -260,7 +260,9 @@ def warm_start(
     todo = loop.Stage(
         name="warm_start",
         num_steps=cfg.warm_start.num_steps,
-        compile_step=lambda state, batch: step.lower(state, batch).compile(),
+        compile_step=lambda state, batch: compilation.lower(
+            step, state, batch
+        ).compile(),
         records=pipeline.batches(
             len(task.demonstrable),
             lambda index: {"index": task.demonstrable[index]},
@@ -300,7 +302,7 @@ def reinforce(
   step = assembly.train_step_of(run.parts, stage)
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
-    compiled = step.lower(state, reference, batch).compile()
+    compiled = compilation.lower(step, state, reference, batch).compile()
     _tell_memory(compiled)
     return lambda state, batch: compiled(state, reference, batch)
 
