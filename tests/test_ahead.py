@@ -10,9 +10,9 @@ import jax
 import programs
 import pytest
 import runs
-from recorded import make_setup
+from recorded import make_config, make_setup
 
-from iapo_jax import ahead
+from iapo_jax import ahead, sharding
 from iapo_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -203,6 +203,23 @@ def test_settings_are_for_the_compiler_only(monkeypatch):
   assert ahead.train_step(setup.parts, setup.stage, effort=-1.0) == "a program"
   assert seen == [0, -1.0]
   assert look() == before and before[0] > 0 and before[1] == 0.0
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "fsdp", "tensor"),
+    [("v6e:8x8", 16, 4), ("v6e:8x8", 64, 1), ("v5p:4x4x4", 8, 8)],
+)
+def test_a_mesh_may_take_parts_of_a_side(topology, fsdp, tensor):
+  cfg = make_config(
+      mesh__data=1, mesh__fsdp=fsdp, mesh__tensor=tensor,
+      model__d_model=64, prompts_per_step=fsdp, num_steps=1,
+      evaluation__samples=1, evaluation__batch_size=fsdp,
+      warm_start__num_steps=0,
+  )  # fmt: skip
+  mesh = sharding.make_mesh(cfg, ahead.devices(topology))
+  assert dict(mesh.shape) == {"data": 1, "fsdp": fsdp, "tensor": tensor}
+  assert len({device.id for device in mesh.devices.flat}) == 64
 
 
 @pytest.mark.parametrize("topology", ["h100:8", "v5e"])
