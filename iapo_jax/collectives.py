@@ -44,7 +44,13 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _TILED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXES = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}"
+)
+_PAIRS = re.compile(
+    r"collective-permute(?:-start)?\(.*source_target_pairs=\{(.*?)\}\}"
+)
+_RING = re.compile(r"body=%?([\w.\-]*windowed_dot_general[\w.\-]*)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -188,8 +194,28 @@ class _Program:
         yield from self.walk(called, often, _scope(line) or around)
 
   def _often(self, line: str) -> int:
-    known = _TRIPS.search(line)
-    return int(known[1]) if known else self._trips(_scope(line))
+    if known := _TRIPS.search(line):
+      return int(known[1])
+    if ring := _RING.search(line):
+      return self._turns(ring[1])
+    return self._trips(_scope(line))
+
+  def _turns(self, body: str) -> int:
+    """How often a loop runs that multiplies while it passes parts on.
+
+    The compiler makes it of a product with a gathered or scattered factor; all
+    parts of a ring pass a device, some of them in each turn.
+    """
+    passed = [x for x in self._lines[body] if _PAIRS.search(x)]
+    if not passed:
+      return 1
+    pairs = re.findall(r"(\d+),(\d+)", _PAIRS.search(passed[0])[1])
+    following = {int(a): int(b) for a, b in pairs}
+    first = at = next(iter(following))
+    size = 1
+    while (at := following.get(at, first)) != first:
+      size += 1
+    return math.ceil(size / len(passed))
 
   @functools.cache  # noqa: B019 (lives as long as the program is read)
   def _moving(self, name: str) -> list[str]:
@@ -247,7 +273,11 @@ def _scope(line: str) -> str:
 
 
 def _group(line: str) -> int:
-  """How many devices take part; at least one."""
+  """How many devices take part; at least one.
+
+  Raises:
+    ValueError: where groups are written in a way that is not known.
+  """
   if axes := _AXES.search(line):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
     return math.prod(int(sizes[x]) for x in re.findall(r"\w+", axes[2]))
@@ -255,6 +285,8 @@ def _group(line: str) -> int:
     return int(tiled[2])
   if listed := _LISTED.search(line):
     return max(1, len(listed[1].split(",")))
+  if "replica_groups=" in line:
+    raise ValueError(f"replica groups are not understood: {line.strip()}")
   return 1
 
 

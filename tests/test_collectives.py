@@ -67,6 +67,8 @@ GROUPS = [
     "replica_groups=[2,4]<=[8]",
     "replica_groups={{0,1,2,3},{4,5,6,7}}",
     "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}",
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0))"
+    " {'axis_0'}",
 ]
 
 
@@ -104,6 +106,38 @@ def test_between_slices():
   assert found.kind == collectives.BETWEEN_SLICES
   assert found.scope == "jit(step)/update/while"  # of the loop around it
   assert found.sent_bytes == 3 * 2 * 8 * 4
+
+
+RING = """
+HloModule step
+
+%windowed_dot_general_body_ag.1 (p: (bf16[4], bf16[4])) -> (bf16[4], bf16[4]) {
+  %a = (bf16[4], bf16[4], u32[], u32[]) collective-permute-start(%x), PAIRS
+  %b = bf16[4]{0} collective-permute(%y), channel_id=2, PAIRS
+  ROOT %t = (bf16[4], bf16[4]) tuple(%x, %b)
+}
+
+ENTRY %main (p: bf16[4]) -> bf16[4] {
+  %w = (bf16[4]) while(%p), condition=%c, body=%windowed_dot_general_body_ag.1
+  ROOT %done = bf16[4] copy(%p)
+}
+"""
+
+
+def test_products_that_pass_parts_on():
+  """Two rings of four devices each; two of the parts pass in every turn."""
+  pairs = "{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}"
+  text = RING.replace("PAIRS", f"source_target_pairs={{{pairs}}}")
+  found = collectives.transfers(text, lambda _: pytest.fail("not asked"))
+  assert [(x.kind, x.times, x.sent_bytes) for x in found] == [
+      ("collective-permute", 2, 2 * 8)
+  ] * 2
+
+
+def test_groups_that_are_not_understood_are_not_left_out():
+  text = PROGRAM.replace("OPTIONS", "replica_groups=<new>")
+  with pytest.raises(ValueError, match="not understood: %a = f32"):
+    collectives.transfers(text, lambda _: 1)
 
 
 def test_of_a_compiled_program():
