@@ -45,7 +45,7 @@ def make_mesh(
   """The (data, fsdp, tensor) mesh of a configuration.
 
   Slices of a TPU, which a slower network connects, lie along the data axis
-  alone: between them nothing moves but sums of gradients.
+  alone: between them nothing moves but sums, nearly all of them of gradients.
 
   Args:
     config: the run's configuration.
