@@ -249,7 +249,7 @@ def amounts(found: dict[str, Any]) -> str:
     ]
     if found["cell"]["slices"] == 1:
       moved.pop()
-    columns.append(" / ".join(f"{x:.3g}" for x in (flops, *moved)))
+    columns.append(" / ".join(f"{round(x, 3):.3g}" for x in (flops, *moved)))
   return f"| {' | '.join(columns)} |"
 
 

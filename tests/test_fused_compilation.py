@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import AxisType
 from test_fused_attention import answers, everything, gradient_of_scores
 
-from iapo_jax import ahead, sharding
+from iapo_jax import ahead, compilation, sharding
 from iapo_jax.models import transformer
 from iapo_jax.types import Prompts
 
@@ -87,7 +87,11 @@ def compile_for(mesh, program, cfg, tokens):
 
   rows = sharding.batch_sharding(mesh)
   traced = jax.jit(run).trace(*arguments(cfg, tokens, rows, mesh))
-  return traced.lower(lowering_platforms=("tpu",)).compile()
+  with compilation.settings(
+      jax_traceback_in_locations_limit=0,
+      jax_exec_time_optimization_effort=-1.0,
+  ):
+    return traced.lower(lowering_platforms=("tpu",)).compile()
 
 
 def test_probes_compile_for_tpus(tpus):
