@@ -30,7 +30,7 @@ from iapo_jax import state as state_lib
 from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
-from iapo_jax.types import Params, Prompts, PyTree, TrainState
+from iapo_jax.types import Params, Prompts, TrainState
 
 # Read by libtpu: no questions over the network, which there may not be; and
 # several processes at a time, as none of them holds a chip.
@@ -158,14 +158,6 @@ def arguments(
     The state, the reference policy where the loss has one, and the prompts.
   """
   cfg, spec = parts.cfg, stage.spec
-
-  def placed(shapes: PyTree, where: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
-        shapes,
-        where,
-    )
-
   rows = sharding.batch_sharding(parts.mesh)
 
   def array(*shape: int) -> jax.ShapeDtypeStruct:
@@ -173,7 +165,7 @@ def arguments(
         (cfg.prompts_per_step, *shape), jnp.int32, sharding=rows
     )
 
-  state = placed(spec.shapes, spec.shardings)
+  state = sharding.placed_shapes(spec.shapes, spec.shardings)
   prompts = Prompts(
       tokens=array(cfg.data.max_prompt_tokens),
       lengths=array(),
@@ -183,7 +175,8 @@ def arguments(
   if not cfg.loss.kl_weight:
     return state, None, prompts
   reference = state_lib.reference_shapes(spec, cfg.model.dtype)
-  return state, placed(reference, spec.shardings.params), prompts
+  placed = sharding.placed_shapes(reference, spec.shardings.params)
+  return state, placed, prompts
 
 
 def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
@@ -357,7 +350,7 @@ def _reads(parts: Assembly, stage: Stage) -> dict[str, float]:
   counted.
   """
   cfg, mesh = parts.cfg, parts.mesh
-  batch, width = costs.batch_of(cfg), 2 if cfg.model.dtype == "bfloat16" else 4
+  batch, width = costs.batch_of(cfg), memory.width(cfg)
   tensor, shards = mesh.shape["tensor"], mesh.size // mesh.shape["tensor"]
   weights = costs.weight_reads(batch, width) / tensor
   cache = costs.cache_reads(batch, width) / tensor / shards

@@ -35,7 +35,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from iapo_jax import files, memory, processes
+from iapo_jax import files, memory, processes, sharding
 from iapo_jax.errors import ConfigError, SaveError
 from iapo_jax.state import StateSpec
 from iapo_jax.types import Params, PyTree, TrainState
@@ -365,9 +365,7 @@ def restore(
   Returns:
     The state and the stage's progress.
   """
-  shapes, where = spec.shapes, spec.shardings
-  rest = _target(shapes.replace(params=None), where.replace(params=None))
-  params = _target(shapes.params, where.params)
+  wanted = sharding.placed_shapes(spec.shapes, spec.shardings)
   options = ocp.CheckpointManagerOptions(read_only=True)
   with (
       _quiet(),
@@ -376,8 +374,8 @@ def restore(
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            rest=ocp.args.StandardRestore(rest),
+            params=ocp.args.StandardRestore(wanted.params),
+            rest=ocp.args.StandardRestore(wanted.replace(params=None)),
             progress=ocp.args.JsonRestore(),
         ),
     )
@@ -413,7 +411,8 @@ def load_params(
     raise ConfigError(f"checkpoint {str(folder / str(step))!r}: {problem}")
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(
-        folder.absolute() / str(step) / "params", _target(shapes, shardings)
+        folder.absolute() / str(step) / "params",
+        sharding.placed_shapes(shapes, shardings),
     )
 
 
@@ -439,14 +438,6 @@ def _system_error(error: Exception) -> str | None:
 
 def _accuracy(metrics: dict[str, float]) -> float:
   return metrics["accuracy"]
-
-
-def _target(shapes: PyTree, shardings: PyTree) -> PyTree:
-  return jax.tree.map(
-      lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-      shapes,
-      shardings,
-  )
 
 
 def _checksums(

@@ -20,14 +20,14 @@ _BITS = {
     "f32": 32, "f64": 64, "c64": 64, "c128": 128,
     "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8,
 }  # fmt: skip
-_KINDS = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
-    "collective-permute", "ragged-all-to-all", "collective-broadcast",
-)  # fmt: skip
-
 # What goes to another slice leaves a TPU's program through its host.
 _BETWEEN = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 BETWEEN_SLICES = "between-slices"
+_KINDS = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
+    "collective-permute", "ragged-all-to-all", "collective-broadcast",
+    BETWEEN_SLICES,
+)  # fmt: skip
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{\s*$")
 _INSTRUCTION = re.compile(
@@ -131,11 +131,7 @@ def shapes(text: str) -> set[tuple[int, ...]]:
   Returns:
     Of each device's part.
   """
-  return {
-      tuple(int(n) for n in dims.split(",") if n)
-      for dtype, dims in _ARRAY.findall(text)
-      if dtype in _BITS
-  }
+  return {shape for dtype, shape in _arrays(text) if dtype in _BITS}
 
 
 class _Program:
@@ -172,18 +168,17 @@ class _Program:
     for line in self._moving(name):
       found = _INSTRUCTION.match(line)
       kind = _kind(found["op"], line)
-      if kind in (*_KINDS, BETWEEN_SLICES):
+      if kind in _KINDS:
         channel = _CHANNEL.search(line)
         moved = _transfer(kind, found, line, times)
         if not moved.scope:
           moved = dataclasses.replace(moved, scope=around)
         yield (int(channel[1]) if channel else 0), moved
         continue
-      if branches := _BRANCHES.search(line):
-        names = [x.strip().lstrip("%") for x in branches[1].split(",")]
-        scope = _scope(line) or around
+      scope = _scope(line) or around
+      if branches := _branches(line):
         yield from max(
-            (list(self.walk(branch, times, scope)) for branch in names),
+            (list(self.walk(branch, times, scope)) for branch in branches),
             key=_sent,
         )
         continue
@@ -191,7 +186,7 @@ class _Program:
       if kind == "while":
         often *= self._often(line)
       for called in _CALLED.findall(line):
-        yield from self.walk(called, often, _scope(line) or around)
+        yield from self.walk(called, often, scope)
 
   def _often(self, line: str) -> int:
     if known := _TRIPS.search(line):
@@ -225,10 +220,8 @@ class _Program:
       found = _INSTRUCTION.match(line)
       if not found:
         continue
-      called = _CALLED.findall(line)
-      if branches := _BRANCHES.search(line):
-        called += [x.strip().lstrip("%") for x in branches[1].split(",")]
-      moves = _kind(found["op"], line) in (*_KINDS, BETWEEN_SLICES)
+      called = _CALLED.findall(line) + _branches(line)
+      moves = _kind(found["op"], line) in _KINDS
       # What reduces is called by all-reduce, and moves nothing by itself.
       if moves or any(self._moving(other) for other in called):
         kept.append(line)
@@ -242,11 +235,23 @@ def _kind(operation: str, line: str) -> str:
   return operation.removesuffix("-start")
 
 
-def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
-  arrays = [
+def _branches(line: str) -> list[str]:
+  """The computations of which an instruction runs one; of most none."""
+  found = _BRANCHES.search(line)
+  names = found[1].split(",") if found else []
+  return [name.strip().lstrip("%") for name in names]
+
+
+def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+  """Types and shapes, in their order."""
+  return [
       (dtype, tuple(int(n) for n in dims.split(",") if n))
-      for dtype, dims in _ARRAY.findall(found["type"])
+      for dtype, dims in _ARRAY.findall(text)
   ]
+
+
+def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
+  arrays = _arrays(found["type"])
   if kind == BETWEEN_SLICES:
     arrays = arrays[:1]  # beside what says that it is done
   elif found["op"].endswith("-start") and len(arrays) > 1:

@@ -140,7 +140,7 @@ def _shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _width(c: Config) -> int:
+def width(c: Config) -> int:
   """Bytes of a number in the compute dtype."""
   return 2 if c.model.dtype == "bfloat16" else 4
 
@@ -158,14 +158,14 @@ def _reference_bytes(c: Config, spec: StateSpec) -> int:
 
 def _decoding_bytes(c: Config, mesh: Mesh, spec: StateSpec) -> int:
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
-  return count * _width(c) // mesh.shape["tensor"]
+  return count * width(c) // mesh.shape["tensor"]
 
 
 def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
   m = c.model
   slots = prompts * c.data.max_prompt_tokens
   slots += sequences * (c.rollout.max_tokens + 1)
-  size = 2 * slots * m.num_layers * m.num_kv_heads * m.head_dim * _width(c)
+  size = 2 * slots * m.num_layers * m.num_kv_heads * m.head_dim * width(c)
   return size // (_shards(mesh) * mesh.shape["tensor"])
 
 
@@ -193,17 +193,17 @@ def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
     # Of scores only blocks exist; two segments have an output each.
     scores = 2 * m.num_heads // tensor * m.head_dim * _FP32
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
-  return dense * _width(c) + scores
+  return dense * width(c) + scores
 
 
 def _kept_bytes(c: Config, tensor: int) -> int:
   """What a layer keeps of one token for its backward pass."""
   m = c.model
   if m.remat:
-    return m.d_model * _width(c)
+    return m.d_model * width(c)
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   products = 2 * m.d_model + heads + 2 * m.mlp_dim // tensor
-  return products * _width(c) + m.num_heads // tensor * _FP32
+  return products * width(c) + m.num_heads // tensor * _FP32
 
 
 def _stored_bytes(c: Config, rows: int, mesh: Mesh) -> int:

@@ -234,6 +234,15 @@ def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
   return jax.tree.map(place, in_compute_dtype(params, axes, dtype), axes)
 
 
+def placed_shapes(shapes: PyTree, shardings: PyTree) -> PyTree:
+  """`jax.ShapeDtypeStruct`s that say where their arrays lie."""
+  return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      shapes,
+      shardings,
+  )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over the data and fsdp axes."""
   return NamedSharding(mesh, P(BATCH_AXES))

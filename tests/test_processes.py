@@ -54,6 +54,15 @@ def start(count, devices, command, environment=lambda *_: {}):
   ]
 
 
+def joining(coordinator, count, index):
+  """The flags that tell a command of the others."""
+  return [
+      f"--coordinator_address={coordinator}",
+      f"--num_processes={count}",
+      f"--process_id={index}",
+  ]
+
+
 def slurm(coordinator, count, index):
   """What `srun` tells a task; of the job's number JAX makes the port."""
   port = int(coordinator.partition(":")[2])
@@ -135,17 +144,12 @@ def dry_run(seeds, **kwargs):
   """Two processes that join, compare, print the plan, and end."""
 
   def command(coordinator, count, index):
-    flags = [
-        f"--coordinator_address={coordinator}",
-        f"--num_processes={count}",
-        f"--process_id={index}",
-    ]
     return [
         "experiments/run.py",
         "--config=configs/arithmetic.py:to_go",
         "--dry_run",
         f"--config.seed={seeds[index]}",
-        *([] if kwargs else flags),
+        *([] if kwargs else joining(coordinator, count, index)),
     ]
 
   return start(2, 2, command, **kwargs)
@@ -222,9 +226,7 @@ def train(folder):
         f"{folder}.graded.{index}",
         "--config=configs/arithmetic.py:to_go",
         f"--workdir={folder}",
-        f"--coordinator_address={coordinator}",
-        f"--num_processes={count}",
-        f"--process_id={index}",
+        *joining(coordinator, count, index),
         *(f"--config.{name}={value}" for name, value in settings.items()),
     ]
 
@@ -270,9 +272,7 @@ def test_several_processes_judge_a_run(uninterrupted, tmp_path):
         "experiments/evaluate.py",
         str(folder),
         f"--output={tmp_path / 'judged'}",
-        f"--coordinator_address={coordinator}",
-        f"--num_processes={count}",
-        f"--process_id={index}",
+        *joining(coordinator, count, index),
     ]
 
   first, _ = finish(start(2, 2, command))
