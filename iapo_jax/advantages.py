@@ -16,30 +16,41 @@ TOKEN_CREDITS = ("paper", "to_go", "faithful")
 
 
 def group_advantages(
-    rewards: Array, *, group_size: int, normalise: bool = True
+    rewards: Array,
+    *,
+    group_size: int,
+    normalise: bool = True,
+    kept: Array | None = None,
 ) -> Array:
   """A = (r − mean_G r) / (std_G r + 1e-4), the std with ddof 1.
 
   GRPO, arXiv 2402.03300; without `normalise` only the mean is taken away
-  (Dr. GRPO, arXiv 2503.20783).
+  (Dr. GRPO, arXiv 2503.20783). Mean and std are over the members of a group
+  that are `kept`.
 
   Args:
     rewards: fp32[b], prompt-major.
     group_size: samples per prompt, at least 2.
     normalise: whether to divide by the group's standard deviation.
+    kept: bool[b]; all by default.
 
   Returns:
-    fp32[b].
+    fp32[b], 0 where `kept` is false.
   """
   chex.assert_rank(rewards, 1)
   grouped = rewards.reshape(-1, group_size)
-  centred = grouped - jnp.mean(grouped, axis=1, keepdims=True)
+  there = jnp.ones_like(grouped, bool)
+  if kept is not None:
+    there = kept.reshape(-1, group_size)
+  centred = grouped - masked.mean(grouped, there)[:, None]
   if normalise:
-    centred /= jnp.std(grouped, axis=1, keepdims=True, ddof=1) + 1e-4
+    centred /= masked.std(grouped, there, ddof=1)[:, None] + 1e-4
   # A group without spread has nothing to learn from: no rounding residue of
   # its mean may be scaled up by 1 / 1e-4.
-  flat = jnp.ptp(grouped, axis=1, keepdims=True) == 0
-  return jnp.where(flat, 0.0, centred).reshape(-1)
+  low = jnp.min(jnp.where(there, grouped, jnp.inf), axis=1)
+  high = jnp.max(jnp.where(there, grouped, -jnp.inf), axis=1)
+  learns = there & (high > low)[:, None]
+  return jnp.where(learns, centred, 0.0).reshape(-1)
 
 
 def length_penalised_rewards(
@@ -69,6 +80,110 @@ def length_penalised_rewards(
   chex.assert_equal_shape([rewards, correct, lengths])
   penalty = weight * lengths.astype(jnp.float32) / max_length
   return rewards - jnp.where(correct, penalty, 0.0)
+
+
+def length_penalised_advantages(
+    group_adv: Array,
+    correct: Array,
+    lengths: Array,
+    *,
+    group_size: int,
+    weight: Array | float,
+) -> Array:
+  """A − w · z(T) on correct completions, z over the group's correct ones.
+
+  The penalty comes after the division by the standard deviation of rewards,
+  which cannot cancel it; a group's penalties add up to 0. z(T) is 0 where a
+  group's correct completions are all as long (ddof 0).
+
+  Args:
+    group_adv: fp32[b], A.
+    correct: bool[b].
+    lengths: int32[b], T in tokens.
+    group_size: samples per prompt.
+    weight: w.
+
+  Returns:
+    fp32[b].
+  """
+  chex.assert_equal_shape([group_adv, correct, lengths])
+  grouped = lengths.astype(jnp.float32).reshape(-1, group_size)
+  right = correct.reshape(-1, group_size)
+  centred = grouped - masked.mean(grouped, right)[:, None]
+  spread = masked.std(grouped, right)[:, None]
+  # Integers: a spread of equal lengths is exactly 0 up to 2^24 tokens a group.
+  z = jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
+  return group_adv - weight * jnp.where(right, z, 0.0).reshape(-1)
+
+
+def overlong_penalised_rewards(
+    rewards: Array, lengths: Array, *, max_length: int, buffer: int
+) -> Array:
+  """Takes up to 1 off rewards in the last `buffer` tokens before T_max.
+
+  min(max((T − (T_max − buffer)) / buffer, 0), 1): DAPO's soft overlong
+  punishment, arXiv 2503.14476.
+
+  Args:
+    rewards: fp32[b].
+    lengths: int32[b], T in tokens.
+    max_length: T_max in tokens.
+    buffer: in tokens, 1 .. T_max.
+
+  Returns:
+    fp32[b].
+  """
+  chex.assert_equal_shape([rewards, lengths])
+  beyond = lengths.astype(jnp.float32) - (max_length - buffer)
+  return rewards - jnp.clip(beyond / buffer, 0.0, 1.0)
+
+
+def entropy_weighted_advantages(
+    group_adv: Array,
+    rewards: Array,
+    entropy: Array,
+    mask: Array,
+    *,
+    group_size: int,
+    weight: Array | float,
+) -> Array:
+  """A plus, or of r < 0 less, a share by entropy of w · T, per token.
+
+    r ≥ 0:  A + w · T · h_t / Σ_j h_(j, t)
+    r < 0:  A − w · T · (1 / h_t) / Σ_j (1 / h_(j, t))
+
+  The sums are over members j of the group with r of the same sign that have a
+  token t. GTPO, arXiv 2508.04349, as IAPO's authors compute it, but for the
+  members that have ended, which their code goes on to count.
+
+  Args:
+    group_adv: fp32[b], A.
+    rewards: fp32[b], r.
+    entropy: fp32[b, t], h in nats, where each token was sampled.
+    mask: bool[b, t], the tokens of each completion, T of them.
+    group_size: samples per prompt.
+    weight: w.
+
+  Returns:
+    fp32[b, t], 0 outside `mask`; a constant for the gradient.
+  """
+  chex.assert_equal_shape([group_adv, rewards])
+  chex.assert_equal_shape([entropy, mask])
+  good = (rewards >= 0)[:, None]
+  floored = jnp.maximum(entropy, 1e-6)  # 1 / h of a certain token is finite
+  value = jnp.where(good, floored, 1.0 / floored)
+  lengths = jnp.sum(mask, axis=1, keepdims=True)
+
+  def share(members: Array) -> Array:
+    """Of each member in the sum over its group's members, per token."""
+    parts = jnp.where(mask & members, value, 0.0)
+    grouped = parts.reshape(-1, group_size, parts.shape[1])
+    total = jnp.sum(grouped, axis=1, keepdims=True)
+    return (grouped / jnp.where(total > 0, total, 1.0)).reshape(parts.shape)
+
+  bonus = weight * lengths * (share(good) - share(~good))
+  advantages = jnp.where(mask, group_adv[:, None] + bonus, 0.0)
+  return jax.lax.stop_gradient(advantages)
 
 
 def discounted_to_go(x: Array, discount: Array | float) -> Array:

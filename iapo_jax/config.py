@@ -134,6 +134,8 @@ class RewardConfig:
     wrong: for any other.
     well_formed: for the asked-for format.
     malformed: for any other.
+    overlong_tokens: in so many last tokens before the longest completion up to
+      1 is taken off (DAPO); 0 is none.
   """
 
   grader: str = "token_match"
@@ -141,6 +143,7 @@ class RewardConfig:
   wrong: float = -1.0
   well_formed: float = 0.5
   malformed: float = -0.5
+  overlong_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,25 +170,52 @@ class CreditConfig:
   """The advantage of each token.
 
   Attributes:
-    mode: `grpo` (none per token), `length_penalty` (the control), `paper`,
-      `to_go`, `faithful` (the authors' code with exact probes).
+    mode: `grpo` (none per token), `gtpo` (by the policy's entropy), `paper`,
+      `to_go`, `faithful` (the authors' code with exact probes); and the
+      controls `length_penalty` (in the reward) and `group_length_penalty`
+      (in the advantage, relative to the group).
+    normalise: whether group advantages are divided by the standard deviation
+      of the group's rewards.
     info_weight: w_info.
-    explore_weight: w_explore.
+    explore_weight: w_explore; w of `gtpo`.
     discount: γ of `to_go`.
     cost: c of `to_go`, nats per token.
-    length_weight: w of `length_penalty`.
+    length_weight: w of the length penalties.
     horizon: K of `faithful`.
-    shuffle: permute each sequence's information over its reasoning (a control).
+    information: what `paper` and `to_go` credit: what is `realised`, or as a
+      control the same `shuffled` over each sequence's reasoning, or `none`.
   """
 
   mode: str = "paper"
+  normalise: bool = True
   info_weight: float = 1.0
   explore_weight: float = 1.0
   discount: float = 0.9
   cost: float = 0.0
   length_weight: float = 1.0
   horizon: int = 1
-  shuffle: bool = False
+  information: str = "realised"
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+  """Which completions, and which of their tokens, learn; all by default.
+
+  Attributes:
+    shortest: only so many members of each group, the shortest; they are
+      compared with each other alone (GFPO). 0 is all.
+    with_spread: only groups whose rewards differ; the others do not count in
+      means either (DAPO).
+    first_tokens: α: only the first tokens of a completion (S-GRPO); 0 is all.
+    short_tokens: k: but of completions of fewer tokens the later ones, too,
+    later_share: p: with this probability each.
+  """
+
+  shortest: int = 0
+  with_spread: bool = False
+  first_tokens: int = 0
+  short_tokens: int = 0
+  later_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +223,14 @@ class LossConfig:
   """The policy-gradient loss.
 
   Attributes:
+    ratio: to the policy that sampled, of each `token` or of each `sequence`
+      (GSPO).
     clip_low: ε_low.
     clip_high: ε_high.
     kl_weight: β of the k3 penalty against the starting policy; 0 leaves the
       reference policy out of the program.
-    aggregation: `token_mean`, `sequence_mean` or `constant_length`.
+    aggregation: `token_mean`, `sequence_mean` or `constant_length`, over what
+      learns.
     num_updates: optimizer updates per rollout.
     micro_batches: parts that a batch of full completions is split into, fewer
       where they are shorter; changes memory, not results.
@@ -205,6 +238,7 @@ class LossConfig:
     head_chunk: completion positions whose logits exist at one time.
   """
 
+  ratio: str = "token"
   clip_low: float = 0.2
   clip_high: float = 0.28
   kl_weight: float = 0.001
@@ -336,6 +370,7 @@ class Config:
   reward: RewardConfig = RewardConfig()
   probe: ProbeConfig = ProbeConfig()
   credit: CreditConfig = CreditConfig()
+  select: SelectConfig = SelectConfig()
   loss: LossConfig = LossConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   warm_start: WarmStartConfig = WarmStartConfig()

@@ -17,7 +17,11 @@ if typing.TYPE_CHECKING:
   from iapo_jax.config import Config, DataConfig
 
 PROBED = ("stride", "sentences")
-CREDIT_MODES = ("grpo", "length_penalty", *advantages.TOKEN_CREDITS)
+CREDIT_MODES = (
+    "grpo", "gtpo", "length_penalty", "group_length_penalty",
+    *advantages.TOKEN_CREDITS,
+)  # fmt: skip
+INFORMATION = ("realised", "shuffled", "none")
 OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
 DTYPES = ("float32", "bfloat16")
@@ -61,34 +65,50 @@ def check(c: "Config") -> None:
     )
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
-  information = c.credit.mode in ("paper", "to_go")
-  if not c.probe.stride and c.credit.mode not in ("grpo", "length_penalty"):
-    fail(
-        "probe.stride",
-        c.probe.stride,
-        f"must be at least 1 with credit.mode {c.credit.mode}",
+  _check_probe(c)
+  _check_credit(c)
+
+
+def _check_probe(c: "Config") -> None:
+  """Rules between what is probed and what is credited."""
+  mode, stride = c.credit.mode, c.probe.stride
+  if not stride and mode in advantages.TOKEN_CREDITS:
+    fail("probe.stride", stride, f"must be at least 1 with credit.mode {mode}")
+  if c.probe.at == "sentences" and stride != 1:
+    fail("probe.stride", stride, "must be 1 with probe.at sentences")
+  if mode != "faithful":
+    return
+  rule = "with credit.mode faithful, which is defined token by token"
+  if c.probe.at == "sentences":
+    fail("probe.at", c.probe.at, f"must be stride {rule}")
+  if stride > 1:
+    fail("probe.stride", stride, f"must be 1 {rule}")
+
+
+def _check_credit(c: "Config") -> None:
+  """Rules of rewards, credit and what is selected."""
+  credit, select = c.credit, c.select
+  if credit.information != "realised" and credit.mode not in (
+      "paper", "to_go",
+  ):  # fmt: skip
+    rule = "needs credit.mode paper or to_go (nothing else is credited it)"
+    fail("credit.information", credit.information, rule)
+  if credit.mode == "length_penalty" and credit.normalise:
+    rule = (
+        "must be false with credit.mode length_penalty: a division by the"
+        " standard deviation cancels the weight of the penalty"
     )
-  if c.probe.at == "sentences" and c.probe.stride != 1:
-    fail("probe.stride", c.probe.stride, "must be 1 with probe.at sentences")
-  if c.probe.at == "sentences" and c.credit.mode == "faithful":
-    fail(
-        "probe.at",
-        c.probe.at,
-        "must be stride with credit.mode faithful, which is defined token by"
-        " token",
-    )
-  if c.probe.stride > 1 and c.credit.mode == "faithful":
-    fail(
-        "probe.stride",
-        c.probe.stride,
-        "must be 1 with credit.mode faithful, which is defined token by token",
-    )
-  if c.credit.shuffle and not information:
-    fail(
-        "credit.shuffle",
-        True,
-        "needs credit.mode paper or to_go (there is nothing to shuffle)",
-    )
+    fail("credit.normalise", True, rule)
+  if c.reward.overlong_tokens > c.rollout.max_tokens:
+    rule = f"must be at most rollout.max_tokens = {c.rollout.max_tokens}"
+    fail("reward.overlong_tokens", c.reward.overlong_tokens, rule)
+  if select.shortest == 1 or select.shortest > c.group_size:
+    rule = f"must be 0, or 2 to group_size = {c.group_size}"
+    fail("select.shortest", select.shortest, rule)
+  for field in ("short_tokens", "later_share"):
+    value = getattr(select, field)
+    if value and not select.first_tokens:
+      fail(f"select.{field}", value, "needs select.first_tokens >= 1")
 
 
 def _check_data(d: "DataConfig") -> None:
@@ -218,6 +238,8 @@ def _check_choices(c: "Config") -> None:
       "reward.grader": (c.reward.grader, GRADERS),
       "probe.at": (c.probe.at, PROBED),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
+      "credit.information": (c.credit.information, INFORMATION),
+      "loss.ratio": (c.loss.ratio, losses.RATIOS),
       "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
       "evaluation.checkpoint": (c.evaluation.checkpoint, EVALUATED),
   }
@@ -249,13 +271,15 @@ def _bounds() -> dict[str, tuple[float, float]]:
   )  # fmt: skip
   not_negative = (
       "num_steps", "data.first_rows", "data.test_problems",
-      "loss.clip_high", "loss.kl_weight",
+      "loss.clip_high", "loss.kl_weight", "reward.overlong_tokens",
+      "select.shortest", "select.first_tokens", "select.short_tokens",
       "warm_start.num_steps", "probe.stride", "evaluation.every",
       "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
   shares = (
       "data.arithmetic.redundancy", "credit.discount", "loss.clip_low",
+      "select.later_share",
       "warm_start.early_share", "warm_start.early_full_share",
   )  # fmt: skip
   for stage in ("optimizer", "warm_start.optimizer"):

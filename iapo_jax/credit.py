@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import advantages, masked, mi
+from iapo_jax import advantages, masked, mi, selection
 from iapo_jax.config import Config
 from iapo_jax.rewards.reward import combine
 from iapo_jax.types import (
@@ -28,6 +28,7 @@ def assign(
 
   Without probes entropies and information are 0 and `probe/...` is left out.
   """
+  shuffle_key, truncation_key = jax.random.split(key)
   correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
@@ -36,19 +37,24 @@ def assign(
       malformed=cfg.reward.malformed,
   )
   reward = correctness + form
-  ranked = _penalised(reward, rolled, grades, weights, cfg)
+  ranked = _ranked(reward, rolled, grades, weights, cfg)
   slots = jnp.arange(rolled.tokens.shape[1])
   reasoning = slots < grades.reasoning_lengths[:, None]
   answers = jnp.zeros((reasoning.shape[0], slots.size + 1))
   if probe:
     answers = probe.entropy
   information = mi.realised_information(answers, reasoning)
-  credited = information
-  if cfg.credit.shuffle:
-    credited = mi.shuffled_information(information, reasoning, key)
-  group_adv, per_token = _advantages(
-      ranked, credited, answers, reasoning, rolled, grades, weights, cfg
+  kept, learned = _selected(ranked, rolled, truncation_key, cfg)
+  group_adv = advantages.group_advantages(
+      ranked,
+      group_size=cfg.group_size,
+      normalise=cfg.credit.normalise,
+      kept=kept,
   )
+  per_token = _per_token(
+      group_adv, reward, _credited(information, reasoning, shuffle_key, cfg),
+      answers, reasoning, rolled, grades, weights, cfg,
+  )  # fmt: skip
   samples = Samples(
       tokens=rolled.tokens,
       lengths=rolled.lengths,
@@ -61,6 +67,7 @@ def assign(
       information=information,
       group_advantages=group_adv,
       advantages=per_token,
+      learned=learned,
   )
   metrics = (
       _reward_metrics(correctness, form, ranked, rolled, grades, cfg)
@@ -71,7 +78,7 @@ def assign(
   return samples, metrics
 
 
-def _penalised(
+def _ranked(
     reward: Array,
     rolled: Rollout,
     grades: Grades,
@@ -79,18 +86,63 @@ def _penalised(
     cfg: Config,
 ) -> Array:
   """The reward that members of a group are compared by."""
-  if cfg.credit.mode != "length_penalty":
-    return reward
-  return advantages.length_penalised_rewards(
-      reward,
-      grades.correct,
-      rolled.lengths,
-      max_length=cfg.rollout.max_tokens,
-      weight=weights.length,
-  )
+  longest = cfg.rollout.max_tokens
+  if cfg.reward.overlong_tokens:
+    reward = advantages.overlong_penalised_rewards(
+        reward,
+        rolled.lengths,
+        max_length=longest,
+        buffer=cfg.reward.overlong_tokens,
+    )
+  if cfg.credit.mode == "length_penalty":
+    reward = advantages.length_penalised_rewards(
+        reward,
+        grades.correct,
+        rolled.lengths,
+        max_length=longest,
+        weight=weights.length,
+    )
+  return reward
 
 
-def _advantages(
+def _selected(
+    ranked: Array, rolled: Rollout, key: Array, cfg: Config
+) -> tuple[Array, Array]:
+  """Who is compared, bool[b], and which tokens learn, bool[b, t]."""
+  select, group_size = cfg.select, cfg.group_size
+  kept = jnp.ones(ranked.shape, bool)
+  if select.shortest:
+    kept = selection.shortest(
+        rolled.lengths, group_size=group_size, keep=select.shortest
+    )
+  learned = rolled.mask & kept[:, None]
+  if select.with_spread:
+    spread = selection.with_spread(ranked, group_size=group_size)
+    learned &= spread[:, None]
+  if select.first_tokens:
+    learned &= selection.truncated(
+        rolled.mask,
+        key,
+        always=select.first_tokens,
+        short=select.short_tokens,
+        probability=select.later_share,
+    )
+  return kept, learned
+
+
+def _credited(
+    information: Array, reasoning: Array, key: Array, cfg: Config
+) -> Array:
+  """The information that is credited; another one for controls."""
+  if cfg.credit.information == "shuffled":
+    return mi.shuffled_information(information, reasoning, key)
+  if cfg.credit.information == "none":
+    return jnp.zeros_like(information)
+  return information
+
+
+def _per_token(
+    group_adv: Array,
     reward: Array,
     information: Array,
     answers: Array,
@@ -99,17 +151,31 @@ def _advantages(
     grades: Grades,
     weights: CreditWeights,
     cfg: Config,
-) -> tuple[Array, Array]:
-  """The group advantages [b] and the token advantages [b, t]."""
+) -> Array:
+  """The token advantages [b, t]."""
   mode = cfg.credit.mode
-  group_adv = advantages.group_advantages(
-      reward, group_size=cfg.group_size, normalise=mode != "length_penalty"
-  )
-  if mode in ("grpo", "length_penalty"):
-    return group_adv, jnp.where(rolled.mask, group_adv[:, None], 0.0)
+  if mode == "group_length_penalty":
+    group_adv = advantages.length_penalised_advantages(
+        group_adv,
+        grades.correct,
+        rolled.lengths,
+        group_size=cfg.group_size,
+        weight=weights.length,
+    )
+  if mode == "gtpo":
+    return advantages.entropy_weighted_advantages(
+        group_adv,
+        reward,
+        rolled.entropies,
+        rolled.mask,
+        group_size=cfg.group_size,
+        weight=weights.explore,
+    )
+  if mode not in advantages.TOKEN_CREDITS:
+    return jnp.where(rolled.mask, group_adv[:, None], 0.0)
   if mode == "faithful":
     information = mi.reference_surprise(answers, rolled.mask)
-  return group_adv, advantages.iapo_advantages(
+  return advantages.iapo_advantages(
       group_adv,
       reward,
       grades.correct,

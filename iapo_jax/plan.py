@@ -138,12 +138,16 @@ def _describe_credit(c: CreditConfig) -> str:
   """The mode, with the weights that it uses."""
   used = {
       "grpo": [],
+      "gtpo": ["explore_weight"],
       "length_penalty": ["length_weight"],
+      "group_length_penalty": ["length_weight"],
       "paper": ["info_weight", "explore_weight"],
       "to_go": ["info_weight", "explore_weight", "discount", "cost"],
       "faithful": ["info_weight", "explore_weight", "horizon"],
   }[c.mode]
   words = [c.mode, *(f"{name} {getattr(c, name):g}" for name in used)]
-  if c.shuffle:
-    words.append("information shuffled (control)")
+  if c.information != "realised":
+    words.append(f"information {c.information} (control)")
+  if not c.normalise:
+    words.append("not normalised")
   return ", ".join(words)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import ml_collections
 
 from iapo_jax import config as config_lib
+from iapo_jax import methods
 from iapo_jax.errors import ConfigError
 
 DATA = ("gsm8k", "math500", "dapo")
-CREDIT = ("paper", "to_go", "grpo", "faithful", "length_penalty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def mathematics(
   """The paper's training on mathematics.
 
   Args:
-    variant: any of a size, a data set and a credit mode, joined by `-`; the
+    variant: any of a size, a data set and a method, joined by `-`; the
       first size, `gsm8k` and `paper` where they are left out.
     sizes: by name, the default first.
 
@@ -48,7 +48,7 @@ def mathematics(
   Raises:
     ConfigError: for an unknown part, or two of a kind.
   """
-  size, data, credit = _parts(variant, (tuple(sizes), DATA, CREDIT))
+  size, data, method = _parts(variant, (tuple(sizes), DATA, methods.NAMES))
   config = config_lib.default()
   config.seed = 42
   _set_model(config, sizes[size])
@@ -65,7 +65,10 @@ def mathematics(
       "checkpoint": "best",
   })
   _set_data(config, data)
-  _set_credit(config, credit, sizes[size].weights.get(data, (1.0, 1.0)))
+  methods.choose(config, method)
+  if method in ("paper", "faithful"):
+    info, explore = sizes[size].weights.get(data, (1.0, 1.0))
+    config.credit.update({"info_weight": info, "explore_weight": explore})
   return config
 
 
@@ -117,16 +120,3 @@ def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
     config.probe.elicitation = "</think>\n<answer>\\boxed{"
   if data == "dapo":
     config.data.update({"first_rows": 7000, "overlong": "skip"})
-
-
-def _set_credit(
-    config: ml_collections.ConfigDict,
-    credit: str,
-    weights: tuple[float, float],
-) -> None:
-  config.credit.mode = credit
-  if credit == "to_go":
-    config.credit.update({"info_weight": 2.0, "explore_weight": 0.0})
-  elif credit in ("paper", "faithful"):
-    info, explore = weights
-    config.credit.update({"info_weight": info, "explore_weight": explore})

@@ -69,7 +69,7 @@ def make_train_step(
     with sharding.scope(mesh):
       key = KeyDomain.TRAINING.key(state.seed)
       key = jax.random.fold_in(key, state.step)
-      sample_key, shuffle_key = jax.random.split(key)
+      sample_key, credit_key = jax.random.split(key)
       frozen = policy.for_decoding(
           state.params, spec.param_axes, cfg=cfg.model
       )
@@ -77,11 +77,12 @@ def make_train_step(
       grades = grader(rolled, prompts)
       probe = run_probes(frozen, rolled, grades, prompts, cfg, vocabulary)
       samples, metrics = credit.assign(
-          rolled, grades, probe, state.weights, shuffle_key, cfg
+          rolled, grades, probe, state.weights, credit_key, cfg
       )
       experience = update.gather_experience(
-          ref_params, prompts, rolled, samples.advantages, cfg
-      )
+          ref_params, prompts, rolled, samples.advantages, samples.learned,
+          cfg,
+      )  # fmt: skip
       state, update_metrics = update.update(state, experience, cfg, optimizer)
     return state, StepOutput(metrics | update_metrics, samples)
 

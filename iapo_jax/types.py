@@ -162,10 +162,10 @@ class CreditWeights:
 
   Attributes:
     info: weight of the information term.
-    explore: weight of the exploration term.
+    explore: weight of the exploration term, or of GTPO's entropy term.
     discount: γ of information-to-go.
     cost: c of information-to-go, in nats per token.
-    length: weight of the length penalty.
+    length: weight of a length penalty.
   """
 
   info: Array
@@ -222,6 +222,7 @@ class Samples:
     information: fp32[b, t], D; 0 after R.
     group_advantages: fp32[b], A.
     advantages: fp32[b, t], A plus the token's credit; 0 after the end.
+    learned: bool[b, t], the tokens that carry loss.
   """
 
   tokens: Array
@@ -235,6 +236,7 @@ class Samples:
   information: Array
   group_advantages: Array
   advantages: Array
+  learned: Array
 
 
 @struct.dataclass

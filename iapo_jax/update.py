@@ -31,6 +31,8 @@ class Tokens:
     reference_logprobs: fp32[b, t]; zeros where β = 0.
     advantages: fp32[b, t].
     weights: fp32[b, t], of `losses.token_weights` over the whole batch.
+    log_ratios: fp32[b, t], of the sequence each token is in; None where tokens
+      have ratios of their own.
   """
 
   ids: Array
@@ -38,6 +40,7 @@ class Tokens:
   reference_logprobs: Array
   advantages: Array
   weights: Array
+  log_ratios: Array | None = None
 
 
 @struct.dataclass
@@ -60,6 +63,7 @@ def gather_experience(
     prompts: Prompts,
     rolled: Rollout,
     token_advantages: Array,
+    learned: Array,
     cfg: Config,
 ) -> Experience:
   """What the updates learn from; scores the rollout under the reference.
@@ -69,6 +73,7 @@ def gather_experience(
     prompts: q prompts.
     rolled: their completions.
     token_advantages: fp32[b, t].
+    learned: bool[b, t], the tokens that carry loss.
     cfg: the run's configuration.
 
   Returns:
@@ -77,9 +82,11 @@ def gather_experience(
   reference = jnp.zeros_like(rolled.logprobs)
   if ref_params is not None:
     with jax.named_scope("reference"):
-      reference = _reference(ref_params, prompts, rolled, cfg)
+      reference = _logprobs(
+          ref_params, prompts, rolled.tokens, rolled.lengths, cfg
+      )
   weights = losses.token_weights(
-      rolled.mask,
+      learned,
       aggregation=cfg.loss.aggregation,
       constant_length=cfg.rollout.max_tokens,
   )
@@ -131,10 +138,10 @@ def _rows(prompts: Prompts, group_size: int) -> _Rows:
   )
 
 
-def _reference(
-    params: Params, prompts: Prompts, rolled: Rollout, cfg: Config
+def _logprobs(
+    params: Params, prompts: Prompts, tokens: Array, lengths: Array, cfg: Config
 ) -> Array:
-  """fp32[b, t]: log-probabilities under the reference."""
+  """fp32[b, t]: of completions under a policy; a constant for gradients."""
   encoded = policy.prefill(params, prompts, cfg=cfg.model)
 
   def score(
@@ -154,8 +161,8 @@ def _reference(
   _, logprobs = micro_batches.run(
       score,
       None,
-      (_rows(prompts, cfg.group_size), rolled.tokens),
-      rolled.lengths,
+      (_rows(prompts, cfg.group_size), tokens),
+      lengths,
       parts=cfg.loss.micro_batches,
       max_tokens=cfg.rollout.max_tokens,
   )
@@ -215,8 +222,7 @@ def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   """The terms of the loss, fp32[b, t]."""
   terms = {
       "surrogate": losses.clipped_surrogate(
-          logprobs,
-          known.old_logprobs,
+          _ratios(logprobs, known),
           known.advantages,
           clip_low=cfg.loss.clip_low,
           clip_high=cfg.loss.clip_high,
@@ -227,9 +233,16 @@ def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   return terms
 
 
+def _ratios(logprobs: Array, known: Tokens) -> Array:
+  """fp32[b, t]: of tokens, or of the sequences they are in."""
+  if known.log_ratios is None:
+    return losses.importance_ratio(logprobs, known.old_logprobs)
+  return losses.sequence_ratio(logprobs, known.log_ratios)
+
+
 def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   """Weighted means over the tokens, and the largest |Δ log-prob|."""
-  ratio = losses.importance_ratio(logprobs, known.old_logprobs)
+  ratio = _ratios(logprobs, known)
   clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
   terms = _terms(logprobs, known, cfg)
   terms |= {"ratio": ratio, "clipped": clipped}
@@ -239,6 +252,23 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   return means | {
       "logprob_gap": jnp.max(jnp.where(known.weights > 0, gap, 0.0))
   }
+
+
+def _compared(
+    params: Params, experience: Experience, cfg: Config
+) -> Experience:
+  """The experience with ratios of sequences, where the loss is of them."""
+  if cfg.loss.ratio == "token":
+    return experience
+  known = experience.tokens
+  logprobs = _logprobs(
+      params, experience.prompts, known.ids, experience.lengths, cfg
+  )
+  ratios = losses.sequence_log_ratios(
+      logprobs, known.old_logprobs, known.weights > 0
+  )
+  ratios = jnp.broadcast_to(ratios[:, None], known.ids.shape)
+  return experience.replace(tokens=known.replace(log_ratios=ratios))
 
 
 def _gradients(
@@ -314,8 +344,9 @@ def update(
       carry: tuple[Params, optax.OptState], _: None
   ) -> tuple[tuple[Params, optax.OptState], dict[str, Array]]:
     params, opt_state = carry
-    grads, logprobs = _gradients(params, experience, cfg)
-    metrics = _metrics(logprobs, experience.tokens, cfg)
+    compared = _compared(params, experience, cfg)
+    grads, logprobs = _gradients(params, compared, cfg)
+    metrics = _metrics(logprobs, compared.tokens, cfg)
     steps, opt_state = optimizer.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return (optax.apply_updates(params, steps), opt_state), metrics

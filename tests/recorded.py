@@ -199,7 +199,7 @@ def learner(setup):
           rolled, grades, probe, state.weights, jax.random.key(3), cfg
       )
       experience = update.gather_experience(
-          reference, prompts, rolled, samples.advantages, cfg
+          reference, prompts, rolled, samples.advantages, samples.learned, cfg
       )
       state, more = update.update(
           state, experience, cfg, setup.stage.optimizer

@@ -41,13 +41,40 @@ def test_flatten_is_json_and_complete():
         ({"seed": -1}, "config.seed = -1: must be in [0, 4294967295]"),
         (
             {"credit__mode": "iapo"},
-            "config.credit.mode = 'iapo': must be one of grpo, length_penalty,"
-            " paper, to_go, faithful",
+            "config.credit.mode = 'iapo': must be one of grpo, gtpo,"
+            " length_penalty, group_length_penalty, paper, to_go, faithful",
         ),
         (
-            {"credit__shuffle": True, "credit__mode": "grpo"},
-            "config.credit.shuffle = True: needs credit.mode paper or to_go"
-            " (there is nothing to shuffle)",
+            {"credit__information": "none", "credit__mode": "grpo"},
+            "config.credit.information = 'none': needs credit.mode paper or"
+            " to_go (nothing else is credited it)",
+        ),
+        (
+            {"credit__mode": "length_penalty"},
+            "config.credit.normalise = True: must be false with credit.mode"
+            " length_penalty: a division by the standard deviation cancels the"
+            " weight of the penalty",
+        ),
+        (
+            {"reward__overlong_tokens": 73},
+            "config.reward.overlong_tokens = 73: must be at most"
+            " rollout.max_tokens = 72",
+        ),
+        (
+            {"select__shortest": 9},
+            "config.select.shortest = 9: must be 0, or 2 to group_size = 8",
+        ),
+        (
+            {"select__shortest": 1},
+            "config.select.shortest = 1: must be 0, or 2 to group_size = 8",
+        ),
+        (
+            {"select__later_share": 0.5},
+            "config.select.later_share = 0.5: needs select.first_tokens >= 1",
+        ),
+        (
+            {"loss__ratio": "group"},
+            "config.loss.ratio = 'group': must be one of token, sequence",
         ),
         (
             {"probe__stride": 0, "credit__mode": "paper"},

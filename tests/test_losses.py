@@ -50,8 +50,8 @@ class TokenWeightsTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_sequence_mean_by_hand(self):
-    # 1 / 3 a sequence; the empty one gives its share to nobody.
-    expected = MASK * [[1 / 9], [1 / 3], [0]]
+    # 1 / 2 for each of the two sequences that have tokens.
+    expected = MASK * [[1 / 6], [1 / 2], [0]]
     np.testing.assert_allclose(
         self.variant(weights_fn("sequence_mean"))(MASK), expected, 1e-6
     )
@@ -66,16 +66,13 @@ class TokenWeightsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_sums(self):
     mask = make_batch()["mask"]
-    filled = mask[mask.any(1)]
 
     def total(aggregation, mask, constant_length=1):
       weights = self.variant(weights_fn(aggregation, constant_length))(mask)
       return float(jnp.sum(weights))
 
     self.assertAlmostEqual(total("token_mean", mask), 1.0, delta=1e-6)
-    self.assertAlmostEqual(total("sequence_mean", filled), 1.0, delta=1e-6)
-    # Seven of eight sequences have tokens.
-    self.assertAlmostEqual(total("sequence_mean", mask), 7 / 8, delta=1e-6)
+    self.assertAlmostEqual(total("sequence_mean", mask), 1.0, delta=1e-6)
     # 11 + 1 + 4 + 7 + 2 + 11 + 5 = 41 tokens in eight sequences of 11.
     self.assertAlmostEqual(
         total("constant_length", mask, 11), 41 / 88, delta=1e-6
@@ -104,8 +101,13 @@ class TokenWeightsTest(chex.TestCase):
       losses.token_weights(MASK, aggregation="mean")
 
 
+def surrogate_of_tokens(logprobs, old, advantages, **clips):
+  ratio = losses.importance_ratio(logprobs, old)
+  return losses.clipped_surrogate(ratio, advantages, **(clips or CLIP))
+
+
 def batch_loss(logprobs, old, advantages, weights):
-  surrogate = losses.clipped_surrogate(logprobs, old, advantages, **CLIP)
+  surrogate = surrogate_of_tokens(logprobs, old, advantages)
   return jnp.sum(weights * surrogate)
 
 
@@ -159,6 +161,71 @@ class ImportanceRatioTest(chex.TestCase):
     )
 
 
+class SequenceRatioTest(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_log_ratios_by_hand(self):
+    new = jnp.log(jnp.array([[0.5, 0.25, 0.9], [0.3, 0.9, 0.9], [0.1] * 3]))
+    old = jnp.log(jnp.array([[0.25, 0.5, 0.1], [0.1, 0.1, 0.1], [0.9] * 3]))
+    mask = jnp.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    # (log 2 - log 2) / 2; log 3; nothing learns.
+    np.testing.assert_allclose(
+        self.variant(losses.sequence_log_ratios)(new, old, mask),
+        [0.0, math.log(3), 0.0], atol=1e-6,
+    )  # fmt: skip
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_value_and_gradient_by_hand(self):
+    logs = jnp.log(jnp.array([[0.5, 0.2]]))
+    of_sequence = jnp.log(jnp.array([[1.5, 1.5]]))
+    ratio = self.variant(losses.sequence_ratio)
+    np.testing.assert_allclose(ratio(logs, of_sequence), [[1.5, 1.5]], 1e-6)
+    weights = jnp.array([[2.0, -1.0]])
+    gradients = jax.grad(
+        lambda p, s: jnp.sum(weights * ratio(p, s)), argnums=(0, 1)
+    )(logs, of_sequence)
+    # s · weight for each token; s itself is a constant.
+    np.testing.assert_allclose(gradients[0], [[3.0, -1.5]], 1e-6)
+    np.testing.assert_array_equal(gradients[1], np.zeros((1, 2)))
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_gradient_is_that_of_the_sequence_loss(self):
+    """Of mean_i min(s_i A_i, clip(s_i) A_i), differentiated as it stands."""
+    batch = make_batch(seed=4)
+    mask, old, new = batch["mask"], batch["old"], batch["logprobs"]
+    advantages = jnp.linspace(-2.0, 2.0, 8)
+    count = jnp.maximum(mask.sum(1), 1)
+
+    def as_written(logprobs):
+      s = jnp.exp(jnp.sum(mask * (logprobs - old), axis=1) / count)
+      clipped = jnp.clip(s, 0.9, 1.05)
+      each = -jnp.minimum(s * advantages, clipped * advantages)
+      return jnp.sum(each * mask.any(1)) / mask.any(1).sum()
+
+    @self.variant
+    def ours(logprobs):
+      log_ratios = losses.sequence_log_ratios(logprobs, old, mask)
+      ratio = losses.sequence_ratio(
+          logprobs, jnp.broadcast_to(log_ratios[:, None], mask.shape)
+      )
+      surrogate = losses.clipped_surrogate(
+          ratio,
+          jnp.broadcast_to(advantages[:, None], mask.shape),
+          clip_low=0.1,
+          clip_high=0.05,
+      )
+      weights = losses.token_weights(mask, aggregation="sequence_mean")
+      return jnp.sum(weights * surrogate)
+
+    value, expected = jax.value_and_grad(as_written)(new)
+    got_value, got = jax.value_and_grad(ours)(new)
+    np.testing.assert_allclose(got_value, value, 1e-5)
+    np.testing.assert_allclose(got, expected, 1e-5, 1e-7)
+    # Some sequences are clipped, others are not.
+    flat = np.all(np.asarray(got) == 0, axis=1)[mask.any(1)]
+    self.assertTrue(flat.any() and not flat.all())
+
+
 # ratio, advantage, loss, d loss / d logprob. With A = ±2 and the clips 0.8
 # and 1.28; d ratio / d logprob is the ratio itself.
 SURROGATE_CASES = (
@@ -192,7 +259,7 @@ class ClippedSurrogateTest(chex.TestCase):
 
   def surrogate(self, **clips):
     return self.variant(
-        functools.partial(losses.clipped_surrogate, **(clips or CLIP))
+        functools.partial(surrogate_of_tokens, **clips)
     )
 
   @chex.variants(with_jit=True, without_jit=True)

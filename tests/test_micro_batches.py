@@ -120,9 +120,11 @@ def plain_gradients(params, tokens):
   def loss(params):
     logprobs = score(params, tokens.ids)
     per_token = losses.clipped_surrogate(
-        logprobs, tokens.old_logprobs, tokens.advantages,
-        clip_low=CFG.loss.clip_low, clip_high=CFG.loss.clip_high,
-    )  # fmt: skip
+        losses.importance_ratio(logprobs, tokens.old_logprobs),
+        tokens.advantages,
+        clip_low=CFG.loss.clip_low,
+        clip_high=CFG.loss.clip_high,
+    )
     per_token += 0.1 * losses.k3_divergence(
         logprobs, tokens.reference_logprobs
     )

@@ -86,7 +86,7 @@ def test_one_program_serves_all_credit_weights():
         {"credit__mode": "grpo"},
         {"credit__mode": "paper"},
         {"credit__mode": "to_go"},
-        {"credit__mode": "to_go", "credit__shuffle": True},
+        {"credit__mode": "to_go", "credit__information": "shuffled"},
         {"credit__mode": "faithful", "credit__horizon": 3},
         {"credit__mode": "to_go", "probe__stride": 4},
         {"credit__mode": "length_penalty"},
