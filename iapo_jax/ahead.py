@@ -331,7 +331,11 @@ def _flops(parts: Assembly) -> dict[str, float]:
   probed = 0.0
   if cfg.probe.stride:
     width = len(parts.task.vocabulary.elicitation)
-    probed = costs.probe_flops(batch, cfg.probe.stride, width)
+    width += cfg.probe.answer_tokens - 1
+    layers = cfg.probe.layers or cfg.model.num_layers
+    model = dataclasses.replace(batch.model, num_layers=layers)
+    asked = dataclasses.replace(batch, model=model)
+    probed = costs.probe_flops(asked, cfg.probe.stride, width)
   by_phase = {
       "rollout": forward,
       "probes": probed,

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from iapo_jax import evaluation, model_config, sharding
+from iapo_jax import evaluation, mi, model_config, sharding
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
@@ -82,10 +82,13 @@ def assemble(
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
   _check_ids(cfg, task)
   mesh = sharding.make_mesh(cfg, devices)
+  own = cfg.probe.estimator in mi.OF_OWN_ANSWER
+  answer_tokens = cfg.probe.answer_tokens if own else 0
   if cfg.reward.grader == "host":
-    grader = host.make_grader(task.tokenizer, mesh)
+    grader = host.make_grader(task.tokenizer, mesh, answer_tokens)
   else:
-    grader = token_match.make_grader(token_match.tags_of(task.tokenizer))
+    tags = token_match.tags_of(task.tokenizer)
+    grader = token_match.make_grader(tags, answer_tokens)
   return Assembly(cfg, task, mesh, grader)
 
 
@@ -232,13 +235,13 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
     )
   most = cfg.model.max_positions
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
-  needed = length + len(vocabulary.elicitation)
+  needed = length + len(vocabulary.elicitation) + cfg.probe.answer_tokens - 1
   if most and needed > most:
     fail(
         "model.max_positions",
         most,
         "must be at least data.max_prompt_tokens + rollout.max_tokens + the"
-        f" elicitation's tokens = {needed}",
+        f" elicitation's tokens + probe.answer_tokens - 1 = {needed}",
     )
 
 

@@ -158,11 +158,19 @@ class ProbeConfig:
       part of its stretch's information.
     stride: probes positions 0, stride, 2 · stride, ...: 1 is every position;
       0 is none at all, for credit that uses no information.
+    estimator: what is taken for the uncertainty of the answer: the `entropy` of
+      its first token, the surprise at the `gold` or at the completion's `own`
+      answer, or the `answer_entropy`, summed along its own answer.
+    answer_tokens: how many tokens of an answer the last three look at, at most.
+    layers: the probe goes through so many layers, the first; 0 is all.
   """
 
   elicitation: str = "</think>\n<answer>"
   at: str = "stride"
   stride: int = 1
+  estimator: str = "entropy"
+  answer_tokens: int = 1
+  layers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

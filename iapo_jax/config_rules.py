@@ -9,7 +9,7 @@ import math
 import typing
 from typing import Any
 
-from iapo_jax import advantages, losses, model_config
+from iapo_jax import advantages, losses, mi, model_config
 from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig, RopeConfig
 
@@ -76,8 +76,21 @@ def _check_probe(c: "Config") -> None:
     fail("probe.stride", stride, f"must be at least 1 with credit.mode {mode}")
   if c.probe.at == "sentences" and stride != 1:
     fail("probe.stride", stride, "must be 1 with probe.at sentences")
+  if c.probe.estimator == "entropy" and c.probe.answer_tokens != 1:
+    rule = "is of no use to probe.estimator entropy; leave it out"
+    fail("probe.answer_tokens", c.probe.answer_tokens, rule)
+  if c.probe.answer_tokens > c.data.max_gold_tokens:
+    rule = f"must be at most data.max_gold_tokens = {c.data.max_gold_tokens}"
+    fail("probe.answer_tokens", c.probe.answer_tokens, rule)
+  unread = c.model.pretrained and not c.model.vocab_size
+  if not unread and c.probe.layers > c.model.num_layers:
+    rule = f"must be at most model.num_layers = {c.model.num_layers}"
+    fail("probe.layers", c.probe.layers, rule)
   if mode != "faithful":
     return
+  if c.probe.estimator != "entropy":
+    rule = "must be entropy with credit.mode faithful"
+    fail("probe.estimator", c.probe.estimator, rule)
   rule = "with credit.mode faithful, which is defined token by token"
   if c.probe.at == "sentences":
     fail("probe.at", c.probe.at, f"must be stride {rule}")
@@ -237,6 +250,7 @@ def _check_choices(c: "Config") -> None:
       "data.overlong": (c.data.overlong, OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
       "probe.at": (c.probe.at, PROBED),
+      "probe.estimator": (c.probe.estimator, mi.ESTIMATORS),
       "credit.mode": (c.credit.mode, CREDIT_MODES),
       "credit.information": (c.credit.information, INFORMATION),
       "loss.ratio": (c.loss.ratio, losses.RATIOS),
@@ -261,6 +275,7 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "data.arithmetic.validation_problems", "data.arithmetic.test_problems",
       "data.validation_problems", "data.max_prompt_tokens",
       "data.max_gold_tokens", "credit.horizon", "loss.num_updates",
+      "probe.answer_tokens",
       "loss.micro_batches", "loss.head_chunk", "warm_start.batch_size",
       "evaluation.problems", "evaluation.samples", "evaluation.batch_size",
       "log.samples",
@@ -273,8 +288,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "num_steps", "data.first_rows", "data.test_problems",
       "loss.clip_high", "loss.kl_weight", "reward.overlong_tokens",
       "select.shortest", "select.first_tokens", "select.short_tokens",
-      "warm_start.num_steps", "probe.stride", "evaluation.every",
-      "evaluation.temperature",
+      "warm_start.num_steps", "probe.stride", "probe.layers",
+      "evaluation.every", "evaluation.temperature",
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
   shares = (

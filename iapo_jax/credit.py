@@ -7,19 +7,19 @@ from iapo_jax import advantages, masked, mi, selection
 from iapo_jax.config import Config
 from iapo_jax.rewards.reward import combine
 from iapo_jax.types import (
+    AnswerStatistics,
     Array,
     CreditWeights,
     Grades,
     Rollout,
     Samples,
-    TokenStatistics,
 )
 
 
 def assign(
     rolled: Rollout,
     grades: Grades,
-    probe: TokenStatistics | None,
+    probe: AnswerStatistics | None,
     weights: CreditWeights,
     key: Array,
     cfg: Config,
@@ -42,7 +42,7 @@ def assign(
   reasoning = slots < grades.reasoning_lengths[:, None]
   answers = jnp.zeros((reasoning.shape[0], slots.size + 1))
   if probe:
-    answers = probe.entropy
+    answers = mi.uncertainty(probe, estimator=cfg.probe.estimator)
   information = mi.realised_information(answers, reasoning)
   kept, learned = _selected(ranked, rolled, truncation_key, cfg)
   group_adv = advantages.group_advantages(
@@ -217,7 +217,7 @@ def _reward_metrics(
 
 
 def _probe_metrics(
-    probe: TokenStatistics, reasoning_lengths: Array
+    probe: AnswerStatistics, reasoning_lengths: Array
 ) -> dict[str, Array]:
   """Whether the probes know anything, and as much as they say.
 
@@ -226,19 +226,21 @@ def _probe_metrics(
   gold token, over all probed positions, is about the mean of −H there.
   """
   last = reasoning_lengths[:, None]
-  final = jax.tree.map(
-      lambda x: jnp.take_along_axis(x, last, axis=1)[:, 0], probe
-  )
+
+  def final(x: Array) -> Array:
+    return jnp.take_along_axis(x, last, axis=1)[:, 0]
+
   probed = jnp.arange(probe.entropy.shape[1]) <= last
   likelihood = masked.mean(probe.logprob, probed, None)
   entropy = masked.mean(probe.entropy, probed, None)
   return {
       "probe/entropy_first": jnp.mean(probe.entropy[:, 0]),
-      "probe/entropy_last": jnp.mean(final.entropy),
-      "probe/accuracy": jnp.mean(final.hit),
+      "probe/entropy_last": jnp.mean(final(probe.entropy)),
+      "probe/accuracy": jnp.mean(final(probe.hit)),
       "probe/gold_logprob": likelihood,
       "probe/entropy": entropy,
       "probe/calibration_gap": likelihood + entropy,
+      "probe/tokens": jnp.mean(probe.spent),
   }
 
 

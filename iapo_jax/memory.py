@@ -102,7 +102,8 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   """
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  elicitation = 4  # tokens, about: the tokenizer is not asked
+  # Tokens of a probe, about: the tokenizer is not asked.
+  elicitation = 4 + c.probe.answer_tokens - 1
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
   asked = copied = 0  # in a pass; of the cache, for a part of the batch
   positions = probes.most(

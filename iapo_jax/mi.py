@@ -8,7 +8,46 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from iapo_jax.types import AnswerStatistics
+
 Array = jax.Array
+
+ESTIMATORS = ("entropy", "gold", "own", "answer_entropy")
+# Those of a completion's own answer, which must be found first.
+OF_OWN_ANSWER = ("own", "answer_entropy")
+
+
+def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
+  """How uncertain the answer is after each prefix, in nats.
+
+    entropy         H of the answer's first token
+    gold            −log π(a) of the whole gold answer a
+    own             −log π(a) of the answer a that the completion gave
+    answer_entropy  Σ_j H(a_j | a_<j) along the answer that it gave
+
+  `entropy` is IAPO's (arXiv 2602.19049). `gold` and `own` are pointwise: what
+  a token does to the probability of one answer. `answer_entropy` is the
+  entropy of whole answers, estimated along one of them: the mean over answers
+  drawn from π is that entropy.
+
+  Args:
+    stats: of probes; `.answer` is of the gold answer for `gold`, of the
+      completion's own for `own` and `answer_entropy`, unused for `entropy`.
+    estimator: one of `ESTIMATORS`.
+
+  Returns:
+    fp32[b, t + 1]; 0 beyond the last probe, and where there is no answer.
+
+  Raises:
+    ValueError: for an unknown estimator.
+  """
+  if estimator == "entropy":
+    return stats.entropy
+  if estimator in ("gold", "own"):
+    return -stats.answer.logprob
+  if estimator == "answer_entropy":
+    return stats.answer.entropy
+  raise ValueError(f"estimator = {estimator!r}: must be one of {ESTIMATORS}")
 
 
 def realised_information(
@@ -23,7 +62,8 @@ def realised_information(
   H_0 − H_R. IAPO, arXiv 2602.19049.
 
   Args:
-    answer_entropy: fp32[b, t + 1], H_0 .. H_t in nats.
+    answer_entropy: fp32[b, t + 1], H_0 .. H_t in nats, or another
+      `uncertainty`.
     reasoning_mask: bool[b, t], true on tokens 1..R.
 
   Returns:

@@ -7,6 +7,8 @@ scoring need no special first token. The prompt segment holds the tokens before
 slot 0.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -86,6 +88,36 @@ class Prefix:
   prompts: KVSegment
   tokens: Array
   positions: Array
+
+
+def shallow(
+    params: Params, context: Context, cfg: ModelConfig, layers: int
+) -> tuple[Params, Context, ModelConfig]:
+  """The decoder of the first layers, and what they wrote of a context.
+
+  Args:
+    params: weights.
+    context: segments of all layers.
+    cfg: the decoder.
+    layers: 1 .. `cfg.num_layers`.
+
+  Returns:
+    All three for `layers` layers; the final norm and the head stay.
+  """
+  first = jax.tree.map(lambda x: x[:layers], params["layers"])
+  context = tuple(
+      segment.replace(
+          keys=segment.keys[:layers], values=segment.values[:layers]
+      )
+      for segment in context
+  )
+  cfg = dataclasses.replace(
+      cfg,
+      num_layers=layers,
+      windows=cfg.windows[:layers],
+      rotary=cfg.rotary[:layers],
+  )
+  return params | {"layers": first}, context, cfg
 
 
 def last_prompt_tokens(prompts: Prompts, group_size: int) -> Array:

@@ -21,6 +21,7 @@ from iapo_jax import policy, sharding
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
+    AnswerStatistics,
     Array,
     Context,
     KVSegment,
@@ -37,6 +38,7 @@ class _Part:
   Attributes:
     first_positions: int32[m].
     targets: int32[m].
+    answers: int32[m, a], and int32[m] how long they are; or None.
     at: int32[m, s], the marked positions of each row in their order, the last
       one again after them.
     counts: int32[m], how many there are.
@@ -44,8 +46,13 @@ class _Part:
 
   first_positions: Array
   targets: Array
+  answers: tuple[Array, Array] | None
   at: Array
   counts: Array
+
+
+# Of the first token, and along an answer where one is asked for.
+_Found = tuple[TokenStatistics, TokenStatistics | None]
 
 
 def count(last: int | Array, stride: int) -> int | Array:
@@ -120,17 +127,19 @@ def answer_statistics(
     targets: Array,
     *,
     cfg: ModelConfig,
+    answers: tuple[Array, Array] | None = None,
     temperature: float = 1.0,
     most: int | None = None,
     budget: int = 8192,
     head_chunk: int = 128,
-) -> TokenStatistics:
+) -> AnswerStatistics:
   """The next-token distribution after (prompt, o_1..o_i, elicitation).
 
   The answer entropy H_i is `.entropy[:, i]`; `.logprob` and `.hit` say how
   well the probe knows the target (usually the gold answer's first token).
-  IAPO's early exit, arXiv 2602.19049; exact at every marked position, and the
-  same for every budget.
+  With `answers` the distributions of all their tokens are asked for, each
+  after the tokens before it. IAPO's early exit, arXiv 2602.19049; exact at
+  every marked position, and the same for every budget.
 
   Args:
     params: weights in the compute dtype.
@@ -143,6 +152,8 @@ def answer_statistics(
     elicitation: int32[c].
     targets: int32[b], the token whose probability is reported.
     cfg: the decoder.
+    answers: int32[b, a], right-padded, and int32[b] how long they are, 0
+      giving sums of nothing.
     temperature: of the distribution.
     most: marks of one sequence, 0 and R included, that are never exceeded;
       t + 1 by default.
@@ -156,11 +167,12 @@ def answer_statistics(
   chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
   slots = context[1].visible.shape[1]
   rows, groups = first_positions.shape[0], context[0].visible.shape[0]
+  width = elicitation.shape[0] + (answers[0].shape[1] - 1 if answers else 0)
   parts, chunk = passes(
       rows,
       groups,
       most or slots,
-      elicitation.shape[0],
+      width,
       budget=budget,
       shards=sharding.data_shards(),
   )
@@ -170,13 +182,23 @@ def answer_statistics(
       _one_pass, params, elicitation=elicitation, cfg=cfg,
       temperature=temperature, head_chunk=head_chunk,
   )  # fmt: skip
-  found = _all_parts(
+  first, whole = _all_parts(
       functools.partial(_all_passes, one_pass, chunk),
-      _Part(first_positions, targets, at, counts),
+      _Part(first_positions, targets, answers, at, counts),
       context,
       parts,
   )
-  return _at_every_slot(found, marks, at, lengths)
+  spread = functools.partial(
+      _at_every_slot, marks=marks, at=at, lengths=lengths
+  )
+  first = spread(first)
+  return AnswerStatistics(
+      logprob=first.logprob,
+      entropy=first.entropy,
+      hit=first.hit,
+      answer=spread(whole),
+      spent=counts * width,
+  )
 
 
 def _completed(marks: Array, lengths: Array) -> Array:
@@ -245,11 +267,11 @@ def _of_part(x: Array, index: Array, parts: int, groups: int) -> Array:
 
 
 def _all_parts(
-    all_passes: Callable[[_Part, Context], TokenStatistics],
+    all_passes: Callable[[_Part, Context], _Found],
     whole: _Part,
     context: Context,
     parts: int,
-) -> TokenStatistics:
+) -> _Found:
   """Statistics [b, s] of a batch, a part of it after the other."""
   prompt, completion = context
   groups = prompt.visible.shape[0]
@@ -279,11 +301,11 @@ def _all_parts(
 
 
 def _all_passes(
-    one_pass: Callable[..., TokenStatistics],
+    one_pass: Callable[..., _Found],
     chunk: int,
     part: _Part,
     context: Context,
-) -> TokenStatistics:
+) -> _Found:
   """Statistics of a part's marked positions, [m, s] like `at`.
 
   Passes go by position; early ones read only the slots that they can see.
@@ -295,13 +317,13 @@ def _all_passes(
   def chosen(index: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(part.at, index * chunk, chunk, axis=1)
 
-  def goes_on(carry: tuple[Array, TokenStatistics], limit: int) -> Array:
+  def goes_on(carry: tuple[Array, _Found], limit: int) -> Array:
     index, _ = carry
     return (index * chunk < last) & (jnp.max(chosen(index)) < limit)
 
   def step(
-      carry: tuple[Array, TokenStatistics], context: Context
-  ) -> tuple[Array, TokenStatistics]:
+      carry: tuple[Array, _Found], context: Context
+  ) -> tuple[Array, _Found]:
     index, found = carry
     new = one_pass(part, context, chosen(index))
     write = functools.partial(
@@ -310,10 +332,8 @@ def _all_passes(
     return index + 1, jax.tree.map(write, found, new)
 
   zeros = jnp.zeros(part.at.shape)
-  carry = (
-      jnp.int32(0),
-      TokenStatistics(zeros, zeros, jnp.zeros(part.at.shape, bool)),
-  )
+  nothing = TokenStatistics(zeros, zeros, jnp.zeros(part.at.shape, bool))
+  carry = jnp.int32(0), (nothing, nothing if part.answers else None)
   for limit in policy.stages(slots):
     seen = completion.replace(
         keys=completion.keys[..., :limit],
@@ -338,16 +358,50 @@ def _one_pass(
     cfg: ModelConfig,
     temperature: float,
     head_chunk: int,
-) -> TokenStatistics:
+) -> _Found:
   """Statistics [m, n] after positions int32[m, n]."""
-  return head.token_statistics(
-      params,
-      _ask(params, context, part.first_positions, at, elicitation, cfg),
-      jnp.broadcast_to(part.targets[:, None], at.shape),
-      cfg=cfg,
-      temperature=temperature,
+  rows, many = at.shape
+  tokens = jnp.broadcast_to(elicitation, (rows * many, elicitation.size))
+  if part.answers:
+    shown = jnp.repeat(part.answers[0][:, :-1], many, axis=0)
+    tokens = jnp.concatenate([tokens, shown], axis=1)
+  hidden = _ask(params, context, part.first_positions, at, tokens, cfg)
+  # What follows the elicitation, and each token of an answer but its last.
+  hidden = hidden[:, elicitation.size - 1 :]
+  hidden = hidden.reshape(rows, many, -1, cfg.d_model)
+  score = functools.partial(
+      head.token_statistics, params, cfg=cfg, temperature=temperature,
       chunk=head_chunk,
+  )  # fmt: skip
+  first = score(
+      hidden[:, :, 0], jnp.broadcast_to(part.targets[:, None], at.shape)
   )
+  if not part.answers:
+    return first, None
+  return first, _along(score, hidden, *part.answers)
+
+
+def _along(
+    score: Callable[[Array, Array], TokenStatistics],
+    hidden: Array,
+    answers: Array,
+    lengths: Array,
+) -> TokenStatistics:
+  """Sums [m, n] over answers [m, a] of what their tokens are predicted by."""
+  rows, many, width, _ = hidden.shape
+  targets = jnp.broadcast_to(answers[:, None], (rows, many, width))
+  stats = score(
+      hidden.reshape(rows, many * width, -1), targets.reshape(rows, -1)
+  )
+  there = (jnp.arange(width) < lengths[:, None])[:, None]
+
+  def total(x: Array) -> Array:
+    x = x.reshape(rows, many, width)
+    if x.dtype == bool:
+      return jnp.all(x | ~there, axis=-1)
+    return jnp.sum(jnp.where(there, x, 0.0), axis=-1)
+
+  return jax.tree.map(total, stats)
 
 
 def _ask(
@@ -355,16 +409,15 @@ def _ask(
     context: Context,
     first_positions: Array,
     at: Array,
-    elicitation: Array,
+    tokens: Array,
     cfg: ModelConfig,
 ) -> Array:
-  """[b, m, d]: what follows the elicitation after positions int32[b, m]."""
+  """[b · m, x, d]: tokens [b · m, x] run after positions int32[b, m]."""
   prompt, completion = context
-  (rows, many), width = at.shape, elicitation.shape[0]
+  width = tokens.shape[1]
   # Position i sees slots 0..i. Rows are sequence-major.
   slots = jnp.arange(completion.positions.shape[1])
   begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
-  tokens = jnp.broadcast_to(elicitation, (rows * many, width))
   hidden, _ = transformer.extend(
       params,
       sharding.constrain(tokens, "batch", "length"),
@@ -372,12 +425,12 @@ def _ask(
       (prompt, completion.replace(visible=slots <= at.reshape(-1, 1))),
       cfg=cfg,
   )
-  return hidden[:, -1].reshape(rows, many, -1)
+  return hidden
 
 
 def _at_every_slot(
-    found: TokenStatistics, marks: Array, at: Array, lengths: Array
-) -> TokenStatistics:
+    found: PyTree, marks: Array, at: Array, lengths: Array
+) -> PyTree:
   """Statistics [b, t + 1] from those [b, s] of the marked positions `at`."""
   slots = jnp.arange(marks.shape[1])
   earlier = jnp.cumsum(marks, axis=1) - 1

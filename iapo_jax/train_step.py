@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from iapo_jax import (
     credit,
+    mi,
     policy,
     probes,
     rollout,
@@ -19,6 +20,7 @@ from iapo_jax.config import Config
 from iapo_jax.rewards.reward import Grader
 from iapo_jax.state import StateSpec
 from iapo_jax.types import (
+    AnswerStatistics,
     Array,
     Grades,
     KeyDomain,
@@ -26,7 +28,6 @@ from iapo_jax.types import (
     Prompts,
     Rollout,
     StepOutput,
-    TokenStatistics,
     TrainState,
     Vocabulary,
 )
@@ -122,7 +123,7 @@ def run_probes(
     prompts: Prompts,
     cfg: Config,
     vocabulary: Vocabulary,
-) -> TokenStatistics | None:
+) -> AnswerStatistics | None:
   """Answer statistics [b, t + 1] against the gold answer's first token.
 
   Probes run on reasoning tokens; the `faithful` credit, like the authors'
@@ -137,15 +138,21 @@ def run_probes(
     marks = probes.after(rolled.tokens, ends)
   else:
     marks = probes.strided(cfg.rollout.max_tokens + 1, cfg.probe.stride)
+  context, model = rolled.context, cfg.model
+  if cfg.probe.layers:
+    params, context, model = policy.shallow(
+        params, context, model, cfg.probe.layers
+    )
   return probes.answer_statistics(
       params,
-      rolled.context,
+      context,
       policy.first_positions(prompts, cfg.group_size),
       rolled.lengths if faithful else grades.reasoning_lengths,
       marks,
       jnp.asarray(vocabulary.elicitation, jnp.int32),
       jnp.repeat(prompts.gold[:, 0], cfg.group_size),
-      cfg=cfg.model,
+      cfg=model,
+      answers=_asked_for(grades, prompts, cfg),
       temperature=cfg.rollout.temperature,
       most=probes.most(
           cfg.rollout.max_tokens, at=cfg.probe.at, stride=cfg.probe.stride
@@ -153,3 +160,16 @@ def run_probes(
       budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
   )
+
+
+def _asked_for(
+    grades: Grades, prompts: Prompts, cfg: Config
+) -> tuple[Array, Array] | None:
+  """The answers whose tokens the estimator looks at, and their lengths."""
+  if cfg.probe.estimator == "entropy":
+    return None
+  if cfg.probe.estimator in mi.OF_OWN_ANSWER:
+    return grades.answers, grades.answer_lengths
+  most = cfg.probe.answer_tokens
+  gold = prompts.gold[:, :most], jnp.minimum(prompts.gold_lengths, most)
+  return tuple(jnp.repeat(x, cfg.group_size, axis=0) for x in gold)

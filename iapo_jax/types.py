@@ -110,6 +110,27 @@ class TokenStatistics:
 
 
 @struct.dataclass
+class AnswerStatistics:
+  """What early-exit probes say after the prefixes of completions.
+
+  Attributes:
+    logprob: fp32[b, t + 1], of the gold answer's first token, in nats.
+    entropy: fp32[b, t + 1], of the distribution it is from.
+    hit: bool[b, t + 1], whether no token is more probable.
+    answer: log-probabilities and entropies along a whole answer, each token
+      of it after those before, summed, and whether all are hits; None where
+      none was asked for.
+    spent: int32[b], tokens that went through the network for a sequence.
+  """
+
+  logprob: Array
+  entropy: Array
+  hit: Array
+  answer: TokenStatistics | None
+  spent: Array
+
+
+@struct.dataclass
 class Rollout:
   """Sampled completions and everything later phases reuse of them.
 
@@ -148,12 +169,17 @@ class Grades:
       without `</think>` the length less the EOS.
     timed_out: bool[b], whether comparing the answer took too long; it then
       counts as wrong.
+    answers: int32[b, a], the first tokens of each completion's own answer;
+      None where nobody needs them.
+    answer_lengths: int32[b], how many there are; 0 without an answer.
   """
 
   correct: Array
   well_formed: Array
   reasoning_lengths: Array
   timed_out: Array
+  answers: Array | None = None
+  answer_lengths: Array | None = None
 
 
 @struct.dataclass
@@ -218,7 +244,8 @@ class Samples:
     well_formed: bool[b].
     rewards: fp32[b].
     entropies: fp32[b, t], of the policy.
-    answer_entropies: fp32[b, t + 1], H; 0 after R (after T for `faithful`).
+    answer_entropies: fp32[b, t + 1], H, or what else `probe.estimator` takes
+      for the uncertainty of the answer; 0 after R (after T for `faithful`).
     information: fp32[b, t], D; 0 after R.
     group_advantages: fp32[b], A.
     advantages: fp32[b, t], A plus the token's credit; 0 after the end.

@@ -87,6 +87,30 @@ def test_flatten_is_json_and_complete():
             " which is defined token by token",
         ),
         (
+            {"probe__estimator": "surprise"},
+            "config.probe.estimator = 'surprise': must be one of entropy, gold,"
+            " own, answer_entropy",
+        ),
+        (
+            {"probe__answer_tokens": 2},
+            "config.probe.answer_tokens = 2: is of no use to probe.estimator"
+            " entropy; leave it out",
+        ),
+        (
+            {"probe__answer_tokens": 2, "probe__estimator": "gold"},
+            "config.probe.answer_tokens = 2: must be at most"
+            " data.max_gold_tokens = 1",
+        ),
+        (
+            {"probe__layers": 3},
+            "config.probe.layers = 3: must be at most model.num_layers = 2",
+        ),
+        (
+            {"probe__estimator": "own", "credit__mode": "faithful"},
+            "config.probe.estimator = 'own': must be entropy with credit.mode"
+            " faithful",
+        ),
+        (
             {"probe__at": "words"},
             "config.probe.at = 'words': must be one of stride, sentences",
         ),

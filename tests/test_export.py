@@ -208,7 +208,7 @@ def test_sequences_beyond_what_the_model_was_trained_for(model, tmp_path):
   assert str(error.value) == (
       "config.model.max_positions = 128: must be at least"
       " data.max_prompt_tokens + rollout.max_tokens + the elicitation's tokens"
-      " = 138"
+      " + probe.answer_tokens - 1 = 138"
   )
 
 

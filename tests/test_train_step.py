@@ -89,7 +89,16 @@ def test_one_program_serves_all_credit_weights():
         {"credit__mode": "to_go", "credit__information": "shuffled"},
         {"credit__mode": "faithful", "credit__horizon": 3},
         {"credit__mode": "to_go", "probe__stride": 4},
-        {"credit__mode": "length_penalty"},
+        {"credit__mode": "to_go", "probe__estimator": "gold"},
+        {"credit__mode": "to_go", "probe__estimator": "own"},
+        {
+            "credit__mode": "to_go",
+            "probe__estimator": "answer_entropy",
+            "probe__answer_tokens": 2,
+            "data__max_gold_tokens": 2,
+            "probe__layers": 1,
+        },
+        {"credit__mode": "length_penalty", "credit__normalise": False},
     ],
     ids=lambda o: "-".join(str(v) for v in o.values()),
 )
@@ -199,9 +208,9 @@ def test_both_graders_agree_on_a_sharded_rollout(monkeypatch):
   results, asked = [], []
   grade_tokens = host.grade_tokens
 
-  def counting(tokenizer, tokens, *rest):
+  def counting(tokenizer, tokens, *rest, **more):
     asked.append(len(tokens))
-    return grade_tokens(tokenizer, tokens, *rest)
+    return grade_tokens(tokenizer, tokens, *rest, **more)
 
   monkeypatch.setattr(host, "grade_tokens", counting)
   for kind in ("token_match", "host"):
@@ -211,13 +220,20 @@ def test_both_graders_agree_on_a_sharded_rollout(monkeypatch):
         mesh__fsdp=2,
         mesh__tensor=2,
         reward__grader=kind,
+        probe__estimator="own",
     )
     rolled = record(setup, make_params(setup)).replace(context=())
     grade = jax.jit(setup.parts.grader)
     placed = sharding.put_batch(rolled, setup.parts.mesh)
     results.append(jax.device_get(grade(placed, setup.prompts())))
   assert 0 < results[0].correct.mean() < 1
-  chex.assert_trees_all_equal(*results)
+  ours, theirs = results
+  there = np.arange(1) < ours.answer_lengths[:, None]
+  assert 0 < there.mean() < 1
+  ours, theirs = (
+      x.replace(answers=np.where(there, x.answers, 0)) for x in results
+  )
+  chex.assert_trees_all_equal(ours, theirs)
   # 32 completions on 4 data shards; of 2 devices that share them, one asks.
   assert asked == [8] * 4
 

@@ -22,7 +22,9 @@ Judge = Callable[[list[str], list[str]], list[Graded]]
 by_meaning: Judge = functools.partial(grading.grade, need_tags=True)
 
 
-def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
+def make_grader(
+    tokenizer: Any, mesh: Mesh, answer_tokens: int = 0
+) -> Grader:
   """A grader that calls back to the host, where answers count by meaning.
 
   The callback runs under `shard_map` over the data axes: every process decodes
@@ -32,14 +34,19 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
   Args:
     tokenizer: a Hugging Face tokenizer.
     mesh: of the step.
+    answer_tokens: a, of each completion's own answer that are given, too.
 
   Returns:
     The grader.
   """
+
   def call(rollout: Rollout, prompts: Prompts) -> Grades:
     rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
     counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
     expected = (rows, rows, counts, rows)
+    if answer_tokens:
+      wide = (*rollout.lengths.shape, answer_tokens)
+      expected += (jax.ShapeDtypeStruct(wide, jnp.int32), counts)
 
     def ask() -> tuple[jax.Array, ...]:
       return jax.pure_callback(
@@ -54,7 +61,10 @@ def make_grader(tokenizer: Any, mesh: Mesh) -> Grader:
 
     def on_host(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
       tokens = np.concatenate([np.asarray(block) for block in blocks])
-      return grade_tokens(tokenizer, tokens, *map(np.asarray, rest))
+      rest = map(np.asarray, rest)
+      return grade_tokens(
+          tokenizer, tokens, *rest, answer_tokens=answer_tokens
+      )
 
     if mesh.shape["tensor"] == 1:
       return Grades(*ask())
@@ -102,7 +112,8 @@ def grade_tokens(
     gold: np.ndarray,
     gold_lengths: np.ndarray,
     judge: Judge = by_meaning,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    answer_tokens: int = 0,
+) -> tuple[np.ndarray, ...]:
   """Grades completions by the rules of `rewards.text`.
 
   Args:
@@ -113,10 +124,13 @@ def grade_tokens(
     gold: int32[q, a].
     gold_lengths: int32[q].
     judge: says which answers are right.
+    answer_tokens: of own answers, which become tokens as gold ones do; 0
+      gives none.
 
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
-    lengths int32[b], timed_out bool[b].
+    lengths int32[b], timed_out bool[b]; and if asked for answers int32[b, a]
+    and their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   golds = [
@@ -130,9 +144,25 @@ def grade_tokens(
   ]
   completions = [decode(ids) for ids in rows]
   graded = judge(completions, [g for g in golds for _ in range(group)])
-  return (
+  columns = (
       np.array([g.correct for g in graded], bool),
       np.array([text.is_well_formed(c) for c in completions], bool),
       np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
       np.array([g.timed_out for g in graded], bool),
   )
+  return columns + _own(tokenizer, completions, answer_tokens)
+
+
+def _own(
+    tokenizer: Any, completions: list[str], answer_tokens: int
+) -> tuple[np.ndarray, ...]:
+  """The first tokens of each completion's answer, and how many."""
+  if not answer_tokens:
+    return ()
+  answers = np.zeros((len(completions), answer_tokens), np.int32)
+  lengths = np.zeros(len(completions), np.int32)
+  for row, completion in enumerate(completions):
+    if found := text.find_answer(completion, need_tags=True):
+      ids = tokenizer_lib.encode(tokenizer, found.text)[:answer_tokens]
+      answers[row, : len(ids)], lengths[row] = ids, len(ids)
+  return answers, lengths

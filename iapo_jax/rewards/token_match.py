@@ -70,11 +70,12 @@ def _refuse(rule: str) -> NoReturn:
   fail("reward.grader", "token_match", f"{rule}; use host")
 
 
-def make_grader(tags: Tags) -> Grader:
+def make_grader(tags: Tags, answer_tokens: int = 0) -> Grader:
   """A grader that runs in the compiled program.
 
   Args:
     tags: of `tags_of`.
+    answer_tokens: a, of each completion's own answer that are given, too.
 
   Returns:
     The grader.
@@ -88,6 +89,7 @@ def make_grader(tags: Tags) -> Grader:
         jnp.repeat(prompts.gold, group, axis=0),
         jnp.repeat(prompts.gold_lengths, group, axis=0),
         tags=tags,
+        answer_tokens=answer_tokens,
     )
 
   return grade
@@ -100,6 +102,7 @@ def grade_tokens(
     gold_lengths: Array,
     *,
     tags: Tags,
+    answer_tokens: int = 0,
 ) -> Grades:
   """The rules of `rewards.text` on ids.
 
@@ -109,6 +112,7 @@ def grade_tokens(
     gold: int32[b, a].
     gold_lengths: int32[b].
     tags: the ids of the tags.
+    answer_tokens: of own answers; 0 gives none.
 
   Returns:
     Grades [b].
@@ -137,19 +141,27 @@ def grade_tokens(
       & (close_at == lengths - 1)
   )
   start, end = _last_answer(opens, closes)
-  index = start[:, None] + jnp.arange(gold.shape[1])
-  answer = jnp.take_along_axis(
-      tokens, jnp.clip(index, 0, tokens.shape[1] - 1), axis=1
-  )
+
+  def answers(width: int) -> Array:
+    """The first tokens of each answer; what follows it, too."""
+    index = start[:, None] + jnp.arange(width)
+    return jnp.take_along_axis(
+        tokens, jnp.clip(index, 0, tokens.shape[1] - 1), axis=1
+    )
+
   compared = jnp.arange(gold.shape[1]) < gold_lengths[:, None]
   correct = (end - start == gold_lengths) & jnp.all(
-      jnp.where(compared, answer == gold, True), axis=1
+      jnp.where(compared, answers(gold.shape[1]) == gold, True), axis=1
   )
+  own = None, None
+  if answer_tokens:
+    own = answers(answer_tokens), jnp.clip(end - start, 0, answer_tokens)
   return Grades(
       correct,
       well_formed,
       jnp.minimum(think_at, lengths),
-      timed_out=jnp.zeros_like(correct),
+      jnp.zeros_like(correct),
+      *own,
   )
 
 
