@@ -36,6 +36,7 @@ setuptools.setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pyarrow>=17.0",  # parquet
+        "scipy>=1.13",  # Student's t
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",

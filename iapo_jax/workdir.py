@@ -24,6 +24,10 @@ _LOCK = "lock"
 _DATA = "data.json"
 
 
+class BusyError(ConfigError):
+  """Another process writes to a workdir."""
+
+
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Makes this process the only writer of a workdir.
@@ -37,7 +41,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Nothing.
 
   Raises:
-    ConfigError: where another process has it, or it cannot be written.
+    BusyError: where another process has it.
+    ConfigError: where it cannot be written.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       file.seek(0)
-      raise ConfigError(
+      raise BusyError(
           f"workdir {str(workdir)!r}: process {file.read().strip() or '?'}"
           " writes to it; wait for it, or use another --workdir"
       ) from error

@@ -1,0 +1,264 @@
+"""Methods compared on a synthetic task: tuned alike, then seeds and intervals.
+
+  python experiments/compare.py --task=mixed
+  python experiments/compare.py --task=slips --methods=grpo,to_go
+  python experiments/compare.py --task=mixed --collect_only
+
+Every method has four settings (`iapo_jax/trials.py`), tried from the first warm
+start and judged on validation problems. The chosen one is trained from every
+warm start with every seed, and judged on the test problems. Trials are runs
+like those of `run.py`, in folders of their own: finished ones are not run
+again, interrupted ones go on, and the command may be started several times at
+once: each takes what no other has. At the end, or with --collect_only at any
+time, what is finished is written to one file, --output.
+"""
+
+import importlib.util
+import pathlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from iapo_jax import cli, files, logs, trainer, trials
+from iapo_jax import config as config_lib
+from iapo_jax import workdir as workdir_lib
+from iapo_jax.errors import ConfigError
+from iapo_jax.trials import Trial
+
+_ROOT = pathlib.Path(__file__).parent.parent
+TASKS = ("mixed", "slips")
+_TASK = flags.DEFINE_enum("task", "mixed", TASKS, "Of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Result file; docs/evidence/TASK.json by default."
+)
+_METHODS = flags.DEFINE_list(
+    "methods", [], "Contenders of iapo_jax/trials.py; all by default."
+)
+_STARTS = flags.DEFINE_integer("starts", 2, "Warm starts.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Of each method and warm start.")
+_COLLECT = flags.DEFINE_bool("collect_only", False, "Run nothing.")
+_SMALL = flags.DEFINE_bool("small", False, "Few steps, to see that it works.")
+
+_WAIT_SECONDS = 5.0
+_PLAIN = ("grpo", "dapo")
+
+
+def main(_: list[str]) -> None:
+  """Runs what is missing, and writes what is there."""
+  study = Study(_methods(), pathlib.Path(_WORKDIR.value) / _TASK.value)
+  if not _COLLECT.value:
+    study.finish([study.warm_start(i) for i in range(_STARTS.value)])
+    study.finish([
+        study.trial(trial) for trial in trials.tuning(study.methods)
+    ])
+    study.finish([
+        study.trial(trial)
+        for trial in trials.final(
+            study.chosen(), starts=_STARTS.value, seeds=_SEEDS.value
+        )
+    ])
+  output = _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
+  found = study.collect()
+  files.write_json(pathlib.Path(output), found)
+  print(f"{len(found['trials'])} trials in {output}")
+
+
+def _methods() -> list[str]:
+  known = trials.contenders()
+  for name in _METHODS.value:
+    if name not in known:
+      rule = f"must be among {', '.join(known)}"
+      raise ConfigError(f"--methods {name!r}: {rule}")
+  chosen = _METHODS.value or list(known)
+  missing = set(_PLAIN) - set(chosen)
+  if missing and not _COLLECT.value:
+    rule = f"needs {', '.join(sorted(missing))}: settings are chosen beside it"
+    raise ConfigError(f"--methods {','.join(chosen)!r}: {rule}")
+  return chosen
+
+
+class Study:
+  """All runs of a task.
+
+  Attributes:
+    methods: names of contenders.
+    folder: of the runs.
+  """
+
+  def __init__(self, methods: Sequence[str], folder: pathlib.Path) -> None:
+    """Reads the configuration file of the task.
+
+    Args:
+      methods: names of contenders.
+      folder: of the runs.
+    """
+    self.methods = methods
+    self.folder = folder
+    self._contenders = trials.contenders()
+    path = _ROOT / "configs" / f"{_TASK.value}.py"
+    spec = importlib.util.spec_from_file_location("task_config", path)
+    self._config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(self._config)
+
+  def warm_start(self, start: int) -> tuple[pathlib.Path, ConfigDict]:
+    """Where a warm start lies, and its configuration."""
+    config = self._config.get_config("sft")
+    config.seed = start
+    if _SMALL.value:
+      config.warm_start.num_steps = 2
+    return self.folder / f"start-{start}", _sized(config)
+
+  def trial(self, trial: Trial) -> tuple[pathlib.Path, ConfigDict]:
+    """Where a trial lies, and its configuration."""
+    contender = self._contenders[trial.method]
+    config = self._config.get_config(contender.variant)
+    fields = {**contender.fixed, **contender.settings[trial.setting]}
+    config.update_from_flattened_dict(fields)
+    config.seed = trial.seed
+    config.warm_start.num_steps = 0
+    config.init_from = str(self.folder / f"start-{trial.start}")
+    config.num_steps = 2 if _SMALL.value else 80
+    # Once, at the end: tuning is by the validation problems.
+    config.evaluation.every = config.num_steps
+    return self.folder / trial.name, _sized(config)
+
+  def finish(self, runs: Sequence[tuple[pathlib.Path, ConfigDict]]) -> None:
+    """Runs what is not finished, but for what another process runs."""
+    while missing := [run for run in runs if not _is_finished(run[0])]:
+      ours = [run for run in missing if self._take(*run)]
+      if not ours:
+        time.sleep(_WAIT_SECONDS)
+
+  def _take(self, folder: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether this process had the run; another one may."""
+    if _is_finished(folder):
+      return False
+    print(f"\n== {folder}", flush=True)
+    try:
+      trainer.train(
+          config_lib.parse(config),
+          folder,
+          programs=self.folder / workdir_lib.PROGRAMS,
+      )
+    except workdir_lib.BusyError:
+      return False
+    return True
+
+  def chosen(self) -> dict[str, int]:
+    """The setting of each method, by its validation results."""
+    results = {
+        method: [
+            validation(self.trial(trial)[0])
+            for trial in trials.tuning([method])
+        ]
+        for method in self.methods
+    }
+    best = max(x["accuracy"] for name in _PLAIN for x in results[name])
+    return {
+        method: trials.choose(self._contenders[method], found, best)
+        for method, found in results.items()
+    }
+
+  def collect(self) -> dict[str, Any]:
+    """What is finished, as JSON has it."""
+    tuned = [
+        self._record(trial, validation)
+        for trial in trials.tuning(self.methods)
+        if _is_finished(self.trial(trial)[0])
+    ]
+    complete = [
+        method
+        for method in self.methods
+        if sum(x["method"] == method for x in tuned) == trials.TUNED
+    ]
+    chosen = {}
+    if set(_PLAIN) <= set(complete):
+      chosen = Study(complete, self.folder).chosen()
+    found = [
+        self._record(trial, summary)
+        for trial in trials.final(
+            chosen, starts=_STARTS.value, seeds=_SEEDS.value
+        )
+        if _is_finished(self.trial(trial)[0])
+    ]
+    starts = [
+        {"start": i} | summary(self.warm_start(i)[0])
+        for i in range(_STARTS.value)
+        if _is_finished(self.warm_start(i)[0])
+    ]
+    return {
+        "task": _TASK.value,
+        "warm_starts": starts,
+        "settings": {
+            method: [dict(fields) for fields in contender.settings]
+            for method, contender in self._contenders.items()
+            if method in self.methods
+        },
+        "chosen": chosen,
+        "tuning": tuned,
+        "trials": found,
+    }
+
+  def _record(self, trial: Trial, read: Any) -> dict[str, Any]:
+    folder, _ = self.trial(trial)
+    where = {"method": trial.method, "setting": trial.setting}
+    where |= {"start": trial.start, "seed": trial.seed}
+    return where | read(folder) | _cost(folder)
+
+
+def _sized(config: ConfigDict) -> ConfigDict:
+  """The configuration as --small has it."""
+  if _SMALL.value:
+    config.data.arithmetic.update(
+        {"train_problems": 96, "validation_problems": 24, "test_problems": 48}
+    )
+    config.evaluation.update({"problems": 24, "batch_size": 48})
+    config.model.update({"d_model": 16, "mlp_dim": 32})
+  return config
+
+
+def _is_finished(folder: pathlib.Path) -> bool:
+  return (folder / workdir_lib.SUMMARY).exists()
+
+
+def summary(folder: pathlib.Path) -> dict[str, float]:
+  """The test result of a run."""
+  found = files.read_json(folder / workdir_lib.SUMMARY)
+  return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
+
+
+def validation(folder: pathlib.Path) -> dict[str, float]:
+  """The last validation result of a run."""
+  found = logs.stage_metrics(folder, "validation")[-1]
+  return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
+
+
+def _cost(folder: pathlib.Path) -> dict[str, float]:
+  """What training put through the network, and how far calibration was off."""
+  steps: list[Mapping[str, Any]] = logs.stage_metrics(folder, "rl")
+  config = workdir_lib.load_config(folder)
+  rows = config.sequences_per_step
+  found = {
+      "sampled_tokens": rows * sum(x["length/completion"] for x in steps),
+      "probe_tokens": rows * sum(x.get("probe/tokens", 0) for x in steps),
+      "step_seconds": statistics.median(
+          x["time/step_seconds"] for x in steps
+      ),
+      "first_calibration_gap": steps[0].get("probe/calibration_gap", 0.0),
+      "last_calibration_gap": steps[-1].get("probe/calibration_gap", 0.0),
+  }
+  return {name: _short(value) for name, value in found.items()}
+
+
+def _short(value: Any) -> Any:
+  """Six digits of a float: files that people read differences of."""
+  return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,164 @@
+"""Which runs a comparison of methods needs, and in which order.
+
+Every method has four settings, tried on one warm start and judged on
+validation problems; the chosen one is trained from every warm start with every
+seed and judged on test problems.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Fields = Mapping[str, Any]
+
+TUNED = 4  # settings of every method
+TUNING_SEED = 100  # in no final trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+  """A method that takes part.
+
+  Attributes:
+    label: for people.
+    variant: of the configuration files.
+    settings: fields, one set for each setting; of the same names.
+    fixed: fields of all of them.
+    choice: how a setting is chosen: the most `accurate`, or the `shortest` of
+      those as accurate as the most accurate plain method, but for a point.
+  """
+
+  label: str
+  variant: str
+  settings: Sequence[Fields]
+  fixed: Fields = dataclasses.field(default_factory=dict)
+  choice: str = "shortest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One run.
+
+  Attributes:
+    method: name of the contender.
+    setting: index of its setting.
+    start: seed of the warm start that it begins from.
+    seed: of the run.
+  """
+
+  method: str
+  setting: int
+  start: int
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """Of its folder."""
+    where = f"start-{self.start}/seed-{self.seed}"
+    return f"{self.method}/setting-{self.setting}/{where}"
+
+
+def _grid(field: str, *values: float) -> list[Fields]:
+  return [{field: value} for value in values]
+
+
+def contenders() -> dict[str, Contender]:
+  """All of them by name, those first that others are compared with."""
+  rate, weight = "optimizer.learning_rate", "credit.info_weight"
+  rates = _grid(rate, 1e-4, 2e-4, 4e-4, 8e-4)
+  to_go = [
+      {weight: w, "credit.discount": g}
+      for w, g in ((1.0, 0.9), (2.0, 0.9), (4.0, 0.9), (2.0, 0.95))
+  ]
+  gold = {"probe.estimator": "gold"}
+  return {
+      "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
+      "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
+      "length_penalty": Contender(
+          "length penalty", "length_penalty",
+          _grid("credit.length_weight", 0.5, 1.0, 2.0, 4.0),
+      ),
+      "to_go": Contender("IAPO to_go", "to_go", to_go),
+      "to_go_gold": Contender(
+          "to_go, gold answer", "to_go", _grid(weight, 0.25, 0.5, 1.0, 2.0),
+          gold,
+      ),
+      "paper": Contender(
+          "IAPO paper", "paper",
+          [
+              {weight: i, "credit.explore_weight": e}
+              for i, e in ((1.0, 1.0), (3.0, 3.0), (3.0, 0.0), (0.3, 0.3))
+          ],
+      ),
+      "cost_only": Contender(
+          "cost only (control)", "cost_only",
+          _grid("credit.cost", 0.01, 0.03, 0.1, 0.3),
+      ),
+      "shuffled": Contender("to_go, shuffled (control)", "shuffled", to_go),
+      "group_length_penalty": Contender(
+          "length penalty in the group", "group_length_penalty",
+          _grid("credit.length_weight", 0.1, 0.2, 0.4, 0.8),
+      ),
+  }  # fmt: skip
+
+
+def tuning(methods: Sequence[str]) -> Iterator[Trial]:
+  """The trials that settings are chosen by.
+
+  Args:
+    methods: names of contenders.
+
+  Yields:
+    `TUNED` trials of each.
+  """
+  for method in methods:
+    for setting in range(TUNED):
+      yield Trial(method, setting, start=0, seed=TUNING_SEED)
+
+
+def final(
+    chosen: Mapping[str, int], *, starts: int, seeds: int
+) -> Iterator[Trial]:
+  """The trials that methods are compared by, replication by replication.
+
+  Args:
+    chosen: the setting of each method.
+    starts: warm starts.
+    seeds: of runs from each.
+
+  Yields:
+    starts · seeds trials of each method.
+  """
+  for seed in range(seeds):
+    for start in range(starts):
+      for method, setting in chosen.items():
+        yield Trial(method, setting, start, seed)
+
+
+def choose(
+    contender: Contender,
+    results: Sequence[Mapping[str, float]],
+    best_accuracy: float,
+    *,
+    slack: float = 0.01,
+) -> int:
+  """The setting that a contender is compared with.
+
+  Args:
+    contender: whose results these are.
+    results: `accuracy` and `mean_tokens` on validation problems, by setting.
+    best_accuracy: of the most accurate plain method.
+    slack: below it, within which the shortest is chosen.
+
+  Returns:
+    The index of the setting. The most accurate one where none is within the
+    slack; of equals the first.
+  """
+  order = range(len(results))
+  most_accurate = max(order, key=lambda i: results[i]["accuracy"])
+  if contender.choice == "accurate":
+    return most_accurate
+  fine = [i for i in order if results[i]["accuracy"] >= best_accuracy - slack]
+  if not fine:
+    return most_accurate
+  return min(fine, key=lambda i: results[i]["mean_tokens"])
