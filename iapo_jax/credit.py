@@ -107,15 +107,15 @@ def _ranked(
 
 def _selected(
     ranked: Array, rolled: Rollout, key: Array, cfg: Config
-) -> tuple[Array, Array]:
-  """Who is compared, bool[b], and which tokens learn, bool[b, t]."""
+) -> tuple[Array | None, Array]:
+  """Who is compared, bool[b] (None: all); which tokens learn, bool[b, t]."""
   select, group_size = cfg.select, cfg.group_size
-  kept = jnp.ones(ranked.shape, bool)
+  kept, learned = None, rolled.mask
   if select.shortest:
     kept = selection.shortest(
         rolled.lengths, group_size=group_size, keep=select.shortest
     )
-  learned = rolled.mask & kept[:, None]
+    learned &= kept[:, None]
   if select.with_spread:
     spread = selection.with_spread(ranked, group_size=group_size)
     learned &= spread[:, None]

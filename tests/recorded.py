@@ -102,7 +102,8 @@ def planted_completions(setup, epoch=0):
   lengths, ended = np.zeros(32, np.int32), np.zeros(32, bool)
   for row in range(32):
     group, sample = divmod(row, setup.cfg.group_size)
-    gold = tokenizer.decode(table.gold[setup.rows(epoch)[group]])
+    i = setup.rows(epoch)[group]
+    gold = tokenizer.decode(table.gold[i, : table.gold_lengths[i]])
     wrong = "0" if gold != "0" else "1"
     chain = " ".join(["b 5 + 1 = 6 so total 6 ."] * 2)
     chain = " ".join(chain.split()[: 1 + (row * 5) % 12])
