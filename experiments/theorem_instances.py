@@ -1,8 +1,7 @@
 """Families of small policies on which the theorem is checked.
 
-An instance is a table of logits for a tree. Of each family there are as many
-as are asked for; they differ in random logits, or in a jitter of hand-made ones.
-Answer 0 is the right one.
+An instance is a table of logits for a tree. Instances of a family differ in
+random logits, or in a jitter of hand-made ones. Answer 0 is the right one.
 """
 
 import dataclasses
@@ -231,13 +230,13 @@ def _mute_probe(count: int, seed: int) -> Family:
 
 
 def _late_information(count: int, seed: int) -> Family:
-  """A chain of up to 24 tokens that says nothing before its twentieth."""
+  """A chain of up to 12 tokens that says nothing before its tenth."""
   return _family(
-      "long chain",
-      "a chain of up to 24 tokens settles the answer at its twentieth",
-      lambda prefix: (0, 1) if len(prefix) < 24 else (1,),
-      lambda prefix: (2.5, 0.0),
-      lambda prefix: (5.0 if len(prefix) >= 20 else 0.0, 0.0, 0.0),
+      "late answer",
+      "a chain of up to 12 tokens settles the answer at its tenth",
+      lambda prefix: (0, 1) if len(prefix) < 12 else (1,),
+      lambda prefix: (2.0, 0.0),
+      lambda prefix: (5.0 if len(prefix) >= 10 else 0.0, 0.0, 0.0),
       num_tokens=1,
       count=count,
       seed=[seed, 6],

@@ -146,7 +146,7 @@ def _by_token(steps: Array, answers: Array, tree: Tree) -> Array:
 
 
 def logprobs(params: TabularParams, tree: Tree) -> Array:
-  """log π(o_t | o_<t) of every completion: float[b, t], 0 after the end."""
+  """Of every completion's tokens: float[b, t] in nats, 0 after the end."""
   steps, answers = _tables(params, tree)
   return _by_token(
       steps[tree.nodes[:, :-1], tree.steps],
