@@ -237,6 +237,11 @@ def test_claim_4_paper_lengthens_where_the_second_token_is_redundant(
   for natural in (False, True):
     length, _ = effect(params, tree, mode="paper", natural=natural)
     np.testing.assert_allclose(length, sign / math.sqrt(2) / 16)
+  # With chance q of going on: q (1 - q) [qa (1 + q) - q a] = a q³ (1 - q).
+  for q in (0.2, 0.9):
+    even = params.replace(steps=jnp.log(jnp.array([[q, 1 - q]] * 3)))
+    length, _ = effect(even, tree, mode="paper", natural=True)
+    np.testing.assert_allclose(length, sign * q**3 * (1 - q) / math.sqrt(2))
 
 
 def test_claim_4_paper_paths():
