@@ -130,6 +130,36 @@ def make_tree(
   return tree, numbers
 
 
+def consistent_answers(
+    params: TabularParams, tree: Tree, numbers: dict[Prefix, int]
+) -> TabularParams:
+  """Replaces what is answered early by what is answered later on.
+
+  After that π(a) of a reasoning is the mean of π(a) after one more token, over
+  the tokens, given that it goes on: elicited and final answers then agree.
+
+  Args:
+    params: float64[n, ...], of one instance.
+    tree: of the policy.
+    numbers: of its reasonings.
+
+  Returns:
+    The same steps, with other answers where the reasoning can go on.
+  """
+  logits = np.where(tree.allowed, params.steps, -np.inf)
+  chance = np.exp(logits - logits.max(axis=1, keepdims=True))
+  answers = np.exp(params.answers)
+  answers /= answers.sum(axis=1, keepdims=True)
+  for prefix in sorted(numbers, key=len, reverse=True):
+    node = numbers[prefix]
+    going_on = np.flatnonzero(tree.allowed[node, :-1])
+    if going_on.size:
+      later = [numbers[*prefix, int(token)] for token in going_on]
+      share = chance[node, going_on] / chance[node, going_on].sum()
+      answers[node] = share @ answers[later]
+  return TabularParams(steps=params.steps, answers=np.log(answers))
+
+
 def _tables(params: TabularParams, tree: Tree) -> tuple[Array, Array]:
   """Log-probabilities of the actions [n, v + 1] and of the answers [n, a]."""
   steps = jax.nn.log_softmax(jnp.where(tree.allowed, params.steps, _NEVER))

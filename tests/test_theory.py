@@ -11,9 +11,7 @@ contributes P(s)² ΔQ Δx / 8.
 """
 
 import functools
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,6 @@ import pytest
 from iapo_jax import enumeration, tabular
 from iapo_jax.tabular import TabularParams
 
-ROOT = pathlib.Path(__file__).parent.parent
 TWO = math.log(2.0)
 # Logits of an answer that is given for sure, in float64: e^-60 is nothing.
 RIGHT, WRONG, OPEN = (60.0, 0.0), (0.0, 60.0), (0.0, 0.0)
@@ -33,16 +30,6 @@ RIGHT, WRONG, OPEN = (60.0, 0.0), (0.0, 60.0), (0.0, 0.0)
 def double():
   with jax.enable_x64(True):
     yield
-
-
-@pytest.fixture(scope="module")
-def study():
-  """The module of experiments/theorem.py, and that of its instances."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(ROOT / "experiments")
-    import theorem
-    import theorem_instances
-  return theorem, theorem_instances
 
 
 def chain(*answers):
@@ -320,7 +307,7 @@ def test_claim_6_surely_wrong_beats_a_guess(discount):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_claim_7_consistent_information_never_ends(seed, discount, study):
+def test_claim_7_consistent_information_never_ends(seed, discount):
   """E[D | go on] ≥ 0, so that `end`, which has 0, never gains."""
   tree, params, numbers = random_table(seed)
   # All prefixes of a depth end with one chance: claim 7's second half.
@@ -329,7 +316,7 @@ def test_claim_7_consistent_information_never_ends(seed, discount, study):
   odds = rng.normal(size=3)
   on = np.logaddexp(steps[:, 0], steps[:, 1])
   steps[:, 2] = on + np.append(odds, 0.0)[tree.depths]
-  params = study[1].consistent_answers(
+  params = tabular.consistent_answers(
       params.replace(steps=steps, answers=np.array(params.answers)),
       tree,
       numbers,
@@ -494,25 +481,3 @@ def test_claim_11_length_penalty_by_hand():
     np.testing.assert_allclose(correct, steps / 2 + guess, atol=1e-7)
     # Length falls for w > 3/2, accuracy for w > 2.
     assert (length < 0, correct < 0) == (weight > 1.5, weight > 2)
-
-
-def test_evidence_is_what_the_study_finds(study):
-  """One cell of the committed results again, and the tables of the page."""
-  theorem, instances = study
-  kept = json.loads((ROOT / "docs/evidence/theorem.json").read_text())
-  settings = kept["settings"]
-  families = {
-      family.name: family
-      for family in instances.all_families(
-          settings["instances"], settings["seed"]
-      )
-  }
-  assert {name: f.text for name, f in families.items()} == kept["families"]
-  name = "to_go, γ .9 (default)"
-  again = theorem.study(families["filler first"], name, 1, settings["rate"])
-  for key, value in again.items():
-    if key.startswith(("update", "natural", "credit")):
-      assert value == kept["results"]["filler first"][name][key]
-  page = (ROOT / "docs/theory.md").read_text()
-  assert theorem.table(kept["results"]) in page
-  assert theorem.family_table(kept["results"], "update_both") in page
