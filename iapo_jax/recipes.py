@@ -1,4 +1,4 @@
-"""What the configurations of mathematics with pretrained models share."""
+"""What configurations share: of synthetic sums, and of mathematics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,6 +10,9 @@ from iapo_jax.errors import ConfigError
 
 DATA = ("gsm8k", "math500", "dapo")
 CREDIT = ("paper", "to_go", "grpo", "faithful", "length_penalty")
+SUMS = (
+    "sft", "grpo", "paper", "to_go", "faithful", "length_penalty", "shuffled",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,50 @@ class Size:
   prompts_per_step: int = 12
   micro_batches: int = 3
   sharded: bool = False
+
+
+def sums(variant: str | None) -> ml_collections.ConfigDict:
+  """Training on synthetic sums, of which a configuration changes the sums.
+
+  All variants share the loss of the paper (token mean, clip 0.2 / 0.28) and
+  differ in the credit alone, `grpo` in its learning rate too.
+
+  Args:
+    variant: `sft` (the warm start alone), or reinforcement learning after it
+      with the credit of that name, or `shuffled` (`to_go` with each sequence's
+      information permuted: the control); `paper` by default.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: for an unknown variant.
+  """
+  variant = variant or "paper"
+  if variant not in SUMS:
+    raise ConfigError(f"variant {variant!r}: must be one of {', '.join(SUMS)}")
+  config = config_lib.default()
+  config.prompts_per_step = 16
+  config.num_steps = 100
+  config.optimizer.update(
+      {"learning_rate": 4e-4, "warmup_steps": 10, "decay": True}
+  )
+  config.warm_start.num_steps = 900
+  config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
+  config.evaluation.update({"problems": 512, "batch_size": 512})
+  config.checkpoint.every = 100
+  if variant == "sft":
+    config.num_steps = 0
+  elif variant in ("to_go", "shuffled"):
+    config.credit.mode = "to_go"
+    config.credit.info_weight = 2.0
+    config.credit.explore_weight = 0.0
+    config.credit.shuffle = variant == "shuffled"
+  else:
+    config.credit.mode = variant
+  if variant == "grpo":
+    config.optimizer.learning_rate = 2e-4
+  return config
 
 
 def mathematics(

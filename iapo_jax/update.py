@@ -78,8 +78,9 @@ def gather_experience(
   if ref_params is not None:
     with jax.named_scope("reference"):
       reference = _reference(ref_params, prompts, rolled, cfg)
+  # What the environment wrote is nothing to learn from.
   weights = losses.token_weights(
-      rolled.mask,
+      rolled.chosen,
       aggregation=cfg.loss.aggregation,
       constant_length=cfg.rollout.max_tokens,
   )
