@@ -19,7 +19,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       "operands": 7,
       "max_operand": 20,
       "max_total": 40,
-      "train_problems": 12000,
+      "train_problems": 6000,
       "validation_problems": 384,
       "test_problems": 1536,
   })

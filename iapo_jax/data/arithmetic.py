@@ -244,6 +244,7 @@ def demonstration(
   learned = True
   if rng.random() < early_share:
     chain = chain[: rng.integers(len(chain))]
+    slips = frozenset(place for place in slips if place < len(chain))
     learned = bool(rng.random() < early_full_share)
   opening = [*chain, text.THINK_CLOSE, text.ANSWER_OPEN]
   return [
