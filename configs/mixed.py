@@ -24,7 +24,5 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       "test_problems": 1536,
   })
   config.rollout.max_tokens = 132
-  config.model.update({"d_model": 96, "num_heads": 3, "num_kv_heads": 3,
-                       "mlp_dim": 384})
   config.evaluation.update({"problems": 384, "batch_size": 384})
   return config
