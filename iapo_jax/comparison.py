@@ -229,8 +229,9 @@ def judge(
         seconds[i].append(time.perf_counter() - start)
     for i, contestant in enumerate(contestants):
       size = contestant.parts.cfg.evaluation.batch_size
+      table = contestant.parts.task.tables[split]
       everything[i].append(
-          evaluation.summarise(evaluation.concatenate(calls[i]))
+          evaluation.summarise(evaluation.concatenate(calls[i], table))
           | {"seed": seed, SECONDS: statistics.median(seconds[i]) / size}
       )
   return everything

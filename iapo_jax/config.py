@@ -36,19 +36,29 @@ class ArithmeticConfig:
   """The synthetic task.
 
   Attributes:
-    operands: numbers in each problem.
+    operands: numbers in each problem, or the most of them.
+    min_operands: the fewest; 0 is `operands`, so that all have as many.
+      Otherwise the number of operands is a problem's level, and evaluations
+      report by level.
     max_operand: they lie in 1 .. this.
     max_total: every running total lies in 0 .. this.
     redundancy: share of the warm-start chains with redundant steps.
+    slip_rate: probability that the stated result of a step is replaced by
+      another number, in rollouts and in the warm-start chains.
+    check_rate: probability that a check follows a result of a warm-start
+      chain, right or wrong; only with `slip_rate`.
     train_problems: distinct, shared with no other split.
     validation_problems: distinct, shared with no other split.
     test_problems: distinct, shared with no other split.
   """
 
   operands: int = 4
+  min_operands: int = 0
   max_operand: int = 7
   max_total: int = 15
   redundancy: float = 0.8
+  slip_rate: float = 0.0
+  check_rate: float = 0.0
   train_problems: int = 6000
   validation_problems: int = 512
   test_problems: int = 2048

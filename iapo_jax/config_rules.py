@@ -136,6 +136,13 @@ def _check_data(d: "DataConfig") -> None:
     fail("data.overlong", d.overlong, rule)
   if d.prompt == "plain" and d.instructions != "system":
     fail("data.instructions", d.instructions, "needs data.prompt think_answer")
+  sums = d.arithmetic
+  if sums.min_operands and not 2 <= sums.min_operands <= sums.operands:
+    rule = f"must be 0 or in [2, data.arithmetic.operands = {sums.operands}]"
+    fail("data.arithmetic.min_operands", sums.min_operands, rule)
+  if sums.check_rate and not sums.slip_rate:
+    rule = "needs data.arithmetic.slip_rate (there is nothing to repair)"
+    fail("data.arithmetic.check_rate", sums.check_rate, rule)
   default = type(d)()
   unused = ["arithmetic"]
   if d.task == "arithmetic":
@@ -293,7 +300,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
       "checkpoint.every", "checkpoint.keep_best", "log.samples_every",
   )  # fmt: skip
   shares = (
-      "data.arithmetic.redundancy", "credit.discount", "loss.clip_low",
+      "data.arithmetic.redundancy", "data.arithmetic.slip_rate",
+      "data.arithmetic.check_rate", "credit.discount", "loss.clip_low",
       "select.later_share",
       "warm_start.early_share", "warm_start.early_full_share",
   )  # fmt: skip

@@ -110,7 +110,8 @@ def _selected(
 ) -> tuple[Array | None, Array]:
   """Who is compared, bool[b] (None: all); which tokens learn, bool[b, t]."""
   select, group_size = cfg.select, cfg.group_size
-  kept, learned = None, rolled.mask
+  # What the environment wrote is nothing to learn from.
+  kept, learned = None, rolled.chosen
   if select.shortest:
     kept = selection.shortest(
         rolled.lengths, group_size=group_size, keep=select.shortest

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from iapo_jax import policy, rollout, sharding
+from iapo_jax.checks import CheckCounts, count_checks
 from iapo_jax.config import Config
 from iapo_jax.data.pipeline import PromptTable
 from iapo_jax.rewards.reward import Grader
 from iapo_jax.types import Array, Params, Prompts, PyTree, Vocabulary
 
-Sampler = Callable[[Params, Prompts, Array], dict[str, Array]]
+Sampler = Callable[[Params, Prompts, Array], dict[str, PyTree]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Completions:
     lengths: int[m, n], in tokens, EOS included.
     reasoning_lengths: int[m, n], R in tokens.
     timed_out: bool[m, n], answers that took too long to compare.
+    checks: int[m, n], results of steps and those that were checked; None where
+      the task has no slips.
+    levels: int[m], how hard each problem is; None where the task has no levels.
   """
 
   correct: np.ndarray
@@ -34,6 +38,8 @@ class Completions:
   lengths: np.ndarray
   reasoning_lengths: np.ndarray
   timed_out: np.ndarray
+  checks: CheckCounts | None = None
+  levels: np.ndarray | None = None
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
@@ -113,7 +119,33 @@ def summarise(results: Completions) -> dict[str, float]:
     summary[f"pass@{k}"] = passed
     summary[f"length@{k}"] = length
     summary[f"efficiency@{k}"] = passed / length
+  if results.levels is not None:
+    summary |= _by_level(results, results.levels)
+  if results.checks is not None:
+    summary |= _check_rates(results.checks)
   return summary
+
+
+def _by_level(results: Completions, levels: np.ndarray) -> dict[str, float]:
+  """Accuracy and tokens over the problems of each level that is there."""
+  summary: dict[str, float] = {}
+  for level in np.unique(levels):
+    rows = levels == level
+    summary[f"accuracy/level_{level}"] = float(np.mean(results.correct[rows]))
+    summary[f"tokens/level_{level}"] = float(np.mean(results.lengths[rows]))
+    summary[f"problems/level_{level}"] = int(np.sum(rows))
+  return summary
+
+
+def _check_rates(checks: CheckCounts) -> dict[str, float]:
+  """Shares of all wrong and of all right results; 0 where there are none."""
+  totals = jax.tree.map(lambda x: int(np.sum(x)), checks)
+  return {
+      "check_after_slip": totals.wrong_checked / max(totals.wrong, 1),
+      "check_after_none": totals.right_checked / max(totals.right, 1),
+      "results_wrong": totals.wrong,
+      "results_right": totals.right,
+  }
 
 
 def _standard_error(values: np.ndarray) -> float:
@@ -159,11 +191,11 @@ def make_sampler(
 
   Returns:
     (fp32 parameters, prompts, key) -> arrays [q, samples] by the names of
-    `Completions`.
+    `Completions`, but for `levels`.
   """
   samples = cfg.evaluation.samples
 
-  def run(params: Params, prompts: Prompts, key: Array) -> dict[str, Array]:
+  def run(params: Params, prompts: Prompts, key: Array) -> dict[str, PyTree]:
     with sharding.scope(mesh):
       frozen = policy.for_decoding(
           params, param_axes, cfg=cfg.model
@@ -178,6 +210,7 @@ def make_sampler(
           eos_ids=vocabulary.eos_ids,
           pad_id=vocabulary.pad_id,
           temperature=cfg.evaluation.temperature,
+          planting=vocabulary.planting,
       )
       grades = grader(rolled, prompts)
     rows = {
@@ -187,7 +220,14 @@ def make_sampler(
         "reasoning_lengths": grades.reasoning_lengths,
         "timed_out": grades.timed_out,
     }
-    return {name: x.reshape(-1, samples) for name, x in rows.items()}
+    if vocabulary.steps:
+      rows["checks"] = count_checks(
+          rolled.tokens, rolled.lengths, vocabulary.steps
+      )
+    return {
+        name: jax.tree.map(lambda x: x.reshape(-1, samples), x)
+        for name, x in rows.items()
+    }
 
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
@@ -244,19 +284,24 @@ def evaluate(
           batches(table, mesh, problems=problems, batch_prompts=batch_prompts)
       )
   ]
-  return concatenate(calls)
+  return concatenate(calls, table)
 
 
-def counted(results: dict[str, Array], count: int) -> Completions:
+def counted(results: dict[str, PyTree], count: int) -> Completions:
   """What a sampler returned, without the repeats that fill its last call."""
   host = jax.device_get(results)
-  return Completions(**{name: x[:count] for name, x in host.items()})
+  return Completions(**jax.tree.map(lambda x: x[:count], host))
 
 
-def concatenate(parts: Sequence[Completions]) -> Completions:
-  """Several sets of problems as one."""
-  fields = dataclasses.fields(Completions)
-  return Completions(**{
-      f.name: np.concatenate([getattr(part, f.name) for part in parts])
-      for f in fields
-  })
+def concatenate(
+    parts: Sequence[Completions], table: PromptTable
+) -> Completions:
+  """Calls on the first problems of a table as one, with their levels."""
+  fields = [f.name for f in dataclasses.fields(Completions)]
+  whole = jax.tree.map(
+      lambda *arrays: np.concatenate(arrays),
+      *({name: getattr(part, name) for name in fields} for part in parts),
+  )
+  if table.levels is not None:
+    whole["levels"] = table.levels[: len(whole["correct"])]
+  return Completions(**whole)

@@ -1,4 +1,4 @@
-"""What the configurations of mathematics with pretrained models share."""
+"""What configurations share: of synthetic sums, and of mathematics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from iapo_jax import methods
 from iapo_jax.errors import ConfigError
 
 DATA = ("gsm8k", "math500", "dapo")
+SUMS = ("sft", *methods.NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,50 @@ class Size:
   prompts_per_step: int = 12
   micro_batches: int = 3
   sharded: bool = False
+
+
+def sums(
+    variant: str | None, *, max_tokens: int = 72, **sums: float
+) -> ml_collections.ConfigDict:
+  """Training on synthetic sums.
+
+  Args:
+    variant: `sft` (the warm start alone), or a method of `methods.NAMES`, after
+      it; `paper` by default.
+    max_tokens: the longest completion.
+    **sums: fields of `config.data.arithmetic`.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: for an unknown variant.
+  """
+  variant = variant or "paper"
+  if variant not in SUMS:
+    raise ConfigError(f"variant {variant!r}: must be one of {', '.join(SUMS)}")
+  config = config_lib.default()
+  config.prompts_per_step = 16
+  config.num_steps = 100
+  config.rollout.max_tokens = max_tokens
+  config.data.arithmetic.update(sums)
+  config.optimizer.update(
+      {"learning_rate": 4e-4, "warmup_steps": 10, "decay": True}
+  )
+  config.warm_start.num_steps = 900
+  config.warm_start.optimizer.update({"warmup_steps": 50, "decay": True})
+  config.evaluation.update({"problems": 512, "batch_size": 512})
+  config.checkpoint.every = 100
+  if variant == "sft":
+    config.num_steps = 0
+    return config
+  methods.choose(config, variant)
+  if variant == "grpo":
+    config.optimizer.learning_rate = 2e-4
+  if variant == "s_grpo":  # its lengths are of completions of 300 tokens
+    config.select.first_tokens = max_tokens // 3
+    config.select.short_tokens = max_tokens * 3 // 4
+  return config
 
 
 def mathematics(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iapo_jax import planting as planting_lib
 from iapo_jax import policy, sharding
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
@@ -15,10 +16,13 @@ from iapo_jax.types import (
     Context,
     KVSegment,
     Params,
+    Planting,
     Prompts,
     Rollout,
     TokenStatistics,
 )
+
+_PLANTING = 2**32 - 1  # of keys; no row has this number
 
 
 @struct.dataclass
@@ -35,6 +39,7 @@ class _Decoding:
     entropies: fp32[b, t].
     keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
     values: [l, b, k, s, h], likewise.
+    planted: bool[b, t]; None where nothing is planted.
   """
 
   index: Array
@@ -46,6 +51,7 @@ class _Decoding:
   entropies: Array
   keys: Array
   values: Array
+  planted: Array | None = None
 
 
 @jax.named_scope("rollout")
@@ -60,6 +66,7 @@ def sample(
     eos_ids: tuple[int, ...],
     pad_id: int,
     temperature: float,
+    planting: Planting | None = None,
 ) -> Rollout:
   """Samples `group_size` completions of every prompt.
 
@@ -79,6 +86,9 @@ def sample(
     pad_id: fills `tokens` after the end.
     temperature: divides the logits; 0 takes the most probable token and
       reports the statistics of the undivided logits.
+    planting: which tokens the environment replaces, by draws of its own. Log-
+      probabilities are then the policy's of what is written; entropies do not
+      depend on it.
 
   Returns:
     The rollout of b = q · g sequences.
@@ -86,7 +96,9 @@ def sample(
   prompt = policy.prefill(params, prompts, cfg=cfg)
   start = policy.first_positions(prompts, group_size)
   rows = start.shape[0]
-  row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+  row_keys = _row_keys(key, rows)
+  if planting:
+    plant_keys = _row_keys(jax.random.fold_in(key, _PLANTING), rows)
 
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
@@ -99,10 +111,18 @@ def sample(
     token, stats = _choose(
         scores, row_keys, carry.index, greedy=temperature == 0
     )
+    planted = None
+    if planting:
+      token, planted = planting_lib.plant(
+          carry.tokens, carry.index, token, plant_keys, planting
+      )
+      stats = head.statistics(scores, token)
     ends = _is_any(token, eos_ids)
-    return _append(carry, token, stats, ends, pad_id)
+    return _append(carry, token, stats, ends, planted, pad_id)
 
   carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
+  if planting:
+    carry = carry.replace(planted=jnp.zeros(carry.tokens.shape, bool))
   carry = _repeat(step, carry, max_tokens)
   _, carry = feed(carry)
   return Rollout(
@@ -112,6 +132,7 @@ def sample(
       logprobs=carry.logprobs,
       entropies=carry.entropies,
       context=_context(prompt, start, carry.replace(index=carry.index + 1)),
+      planted=carry.planted,
   )
 
 
@@ -177,6 +198,7 @@ def _append(
     token: Array,
     stats: TokenStatistics,
     ends: Array,
+    planted: Array | None,
     pad_id: int,
 ) -> _Decoding:
   """The carry with a further token [b] in every row that has not ended."""
@@ -194,6 +216,9 @@ def _append(
       tokens=write(carry.tokens, token, pad_id),
       logprobs=write(carry.logprobs, stats.logprob, 0.0),
       entropies=write(carry.entropies, stats.entropy, 0.0),
+      planted=planted if planted is None else write(
+          carry.planted, planted, False
+      ),
   )
 
 
@@ -232,6 +257,11 @@ def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
       positions=start[:, None] + at,
   )
   return prompt, completion
+
+
+def _row_keys(key: Array, rows: int) -> Array:
+  """A key for every row."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def _choose(

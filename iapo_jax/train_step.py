@@ -113,6 +113,7 @@ def sample(
       eos_ids=vocabulary.eos_ids,
       pad_id=vocabulary.pad_id,
       temperature=cfg.rollout.temperature,
+      planting=vocabulary.planting,
   )
 
 

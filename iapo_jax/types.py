@@ -30,6 +30,52 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Planting:
+  """Tokens that the environment writes in the policy's place.
+
+  Attributes:
+    rate: probability that a token which can be replaced is.
+    after: such a token follows as many tokens of the completion as there are
+      entries here, each one of its entry's ids, the oldest first.
+    values: it is one of these, and another one of them, any as likely as the
+      next, takes its place.
+  """
+
+  rate: float
+  after: tuple[tuple[int, ...], ...]
+  values: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTokens:
+  """The tokens that steps `b 5 + 1 = 6` of a sum are made of.
+
+  Attributes:
+    names: of steps.
+    numbers: of 0, 1, 2, ...
+    plus: the sign +.
+    minus: the sign -.
+    equals: stands before a result.
+    check: opens a check.
+    max_total: results lie in 0 .. this.
+  """
+
+  names: tuple[int, ...]
+  numbers: tuple[int, ...]
+  plus: int
+  minus: int
+  equals: int
+  check: int
+  max_total: int
+
+  @property
+  def before_result(self) -> tuple[tuple[int, ...], ...]:
+    """What the tokens before the result of a step may be, of each."""
+    signs = (self.plus, self.minus)
+    return self.names, self.numbers, signs, self.numbers, (self.equals,)
+
+
+@dataclasses.dataclass(frozen=True)
 class Vocabulary:
   """What the compiled step must know of the tokenizer.
 
@@ -38,12 +84,16 @@ class Vocabulary:
     pad_id: fills rows after their end.
     elicitation: the tokens that end the reasoning and ask for the answer.
     sentence_ends: tokens that end a sentence or a line.
+    planting: what the environment writes, if it does.
+    steps: of a task whose evaluations count checks.
   """
 
   eos_ids: tuple[int, ...]
   pad_id: int
   elicitation: tuple[int, ...]
   sentence_ends: tuple[int, ...] = ()
+  planting: Planting | None = None
+  steps: StepTokens | None = None
 
 
 @struct.dataclass
@@ -138,11 +188,13 @@ class Rollout:
     tokens: int32[b, t], `pad_id` after the end.
     lengths: int32[b], tokens of each completion, its EOS included.
     ended: bool[b], whether the last token is an EOS.
-    logprobs: fp32[b, t], of the sampled tokens; 0 after the end.
+    logprobs: fp32[b, t], of the tokens under the policy; 0 after the end.
     entropies: fp32[b, t], of the distributions sampled from; 0 after the end.
     context: the prompt segment (q rows, without the last prompt token) and
       the completion segment (b rows, t + 1 slots: slot 0 holds the last prompt
       token, slot i the completion's token i).
+    planted: bool[b, t], tokens that the environment wrote; None where it
+      writes none.
   """
 
   tokens: Array
@@ -151,11 +203,17 @@ class Rollout:
   logprobs: Array
   entropies: Array
   context: Context
+  planted: Array | None = None
 
   @property
   def mask(self) -> Array:
     """bool[b, t], true on the tokens of each completion."""
     return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+  @property
+  def chosen(self) -> Array:
+    """bool[b, t], true on the tokens that the policy chose itself."""
+    return self.mask if self.planted is None else self.mask & ~self.planted
 
 
 @struct.dataclass

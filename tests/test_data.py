@@ -17,9 +17,13 @@ def task():
 
 
 def pieces(problem, seed=0, **overrides):
-  settings = {"redundancy": 0.8, "early_share": 0.0, "early_full_share": 0.1}
+  redundancy = overrides.pop("redundancy", 0.8)
+  settings = {"early_share": 0.0, "early_full_share": 0.1}
   return arithmetic.demonstration(
-      problem, np.random.default_rng(seed), **(settings | overrides)
+      problem,
+      ArithmeticConfig(redundancy=redundancy),
+      np.random.default_rng(seed),
+      **(settings | overrides),
   )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from iapo_jax import assembly, evaluation
 from iapo_jax import config as config_lib
+from iapo_jax.checks import CheckCounts
 from iapo_jax.evaluation import Completions
 
 CORRECT = np.array([
@@ -123,6 +124,52 @@ def test_the_summary_of_a_table():
   })
 
 
+def test_levels_and_checks_in_the_summary():
+  correct = np.array([[1, 0], [1, 1], [0, 1]], bool)
+  lengths = np.array([[4, 6], [10, 20], [12, 10]])
+  results = Completions(
+      correct,
+      correct,
+      lengths,
+      lengths,
+      ~correct,
+      checks=CheckCounts(
+          wrong=np.array([[1, 0], [2, 1], [0, 0]]),
+          wrong_checked=np.array([[1, 0], [1, 1], [0, 0]]),
+          right=np.array([[0, 1], [3, 1], [2, 3]]),
+          right_checked=np.array([[0, 1], [0, 0], [1, 0]]),
+      ),
+      levels=np.array([2, 3, 3]),
+  )
+  plain = evaluation.summarise(
+      Completions(correct, correct, lengths, lengths, ~correct)
+  )
+  summary = evaluation.summarise(results)
+  assert {k: v for k, v in summary.items() if k not in plain} == pytest.approx({
+      "accuracy/level_2": 1 / 2,
+      "tokens/level_2": 5.0,
+      "problems/level_2": 1,
+      "accuracy/level_3": 3 / 4,
+      "tokens/level_3": 13.0,
+      "problems/level_3": 2,
+      # 1 + 1 + 1 of 1 + 2 + 1; 1 + 1 of 1 + 3 + 1 + 2 + 3.
+      "check_after_slip": 3 / 4,
+      "check_after_none": 2 / 10,
+      "results_wrong": 4,
+      "results_right": 10,
+  })
+
+
+def test_no_results_have_no_checks():
+  one = np.ones((1, 1), int)
+  none = CheckCounts(0 * one, 0 * one, 0 * one, 0 * one)
+  summary = evaluation.summarise(
+      Completions(one == 1, one == 1, one, one, one == 0, checks=none)
+  )
+  assert summary["check_after_slip"] == summary["check_after_none"] == 0
+  assert summary["results_wrong"] == summary["results_right"] == 0
+
+
 def test_one_sample_a_problem_has_the_binomial_error():
   correct = np.array([[1], [1], [1], [0]], bool)
   ones = np.ones((4, 1), int)
@@ -170,7 +217,14 @@ def parts():
   config.mesh.data = 8
   config.rollout.max_tokens = 12
   config.evaluation.update({"samples": 2, "batch_size": 32})
-  config.data.arithmetic.update({"train_problems": 64, "test_problems": 40})
+  config.data.arithmetic.update({
+      "operands": 3,
+      "min_operands": 2,
+      "slip_rate": 0.3,
+      "train_problems": 64,
+      "validation_problems": 16,
+      "test_problems": 40,
+  })
   return assembly.assemble(config_lib.parse(config))
 
 
@@ -186,6 +240,8 @@ def test_every_problem_counts_once_whatever_the_batch(parts):
       key=key,
   )  # fmt: skip
   assert results.lengths.shape == results.correct.shape == (40, 2)
+  assert results.checks.wrong.shape == (40, 2)
+  np.testing.assert_array_equal(results.levels, [2, 3] * 20)
   # The first call is what the sampler says of the first sixteen problems.
   prompts, count = next(
       evaluation.batches(table, parts.mesh, problems=16, batch_prompts=16)

@@ -16,6 +16,7 @@ from iapo_jax import (
   export,
   logs,
   policies,
+  recipes,
   trainer,
 )
 from iapo_jax import config as config_lib
@@ -30,6 +31,27 @@ def config_file(name):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def test_tasks_of_sums_differ_in_their_sums_and_sizes_alone():
+  plain, mixed, slips = map(config_file, ("arithmetic", "mixed", "slips"))
+  assert plain.VARIANTS == recipes.SUMS
+  for variant in (None, *recipes.SUMS):
+    base = config_lib.flatten(config_lib.parse(plain.get_config(variant)))
+    assert base["data.arithmetic.min_operands"] == 0
+    assert base["data.arithmetic.slip_rate"] == 0
+    for module in (mixed, slips):
+      other = config_lib.flatten(config_lib.parse(module.get_config(variant)))
+      changed = {name for name in base if base[name] != other[name]}
+      kinds = {name.split(".")[0] for name in changed}
+      assert kinds <= {"data", "model", "rollout", "evaluation", "warm_start"}
+  for module in (plain, mixed, slips):
+    with pytest.raises(ConfigError) as error:
+      module.get_config("ppo")
+    assert str(error.value) == (
+        "variant 'ppo': must be one of sft, grpo, paper, to_go, faithful,"
+        " length_penalty, shuffled"
+    )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,16 @@ def small(**overrides):
   config.warm_start.num_steps = 12
   config.warm_start.optimizer.learning_rate = 1e-2
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
-  config.data.arithmetic.update({"train_problems": 64, "test_problems": 40})
+  # With levels and slips, so that a run reports all that one can.
+  config.data.arithmetic.update({
+      "operands": 3,
+      "min_operands": 2,
+      "slip_rate": 0.3,
+      "check_rate": 0.5,
+      "train_problems": 64,
+      "validation_problems": 16,
+      "test_problems": 40,
+  })
   config.mesh.data = 8
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -79,8 +88,22 @@ def test_every_metric_is_documented(finished):
   written = {name for line in lines_of(finished) for name in line}
   written |= set(json.loads((finished / "summary.json").read_text()))
   general = {re.sub(r"@\d+$", "@K", name) for name in written}
+  general = {re.sub(r"level_\d+$", "level_N", name) for name in general}
   elsewhere = {"seconds_per_completion", "note"}  # of evaluate, of 80/20 splits
   assert general - {"stage", "step"} == documented - elsewhere
+
+
+def test_levels_and_checks_are_reported(finished):
+  summary = json.loads((finished / "summary.json").read_text())
+  assert [summary[f"problems/level_{i}"] for i in (2, 3)] == [20, 20]
+  # Levels of one size: the mean over all is the mean of their means.
+  for whole, part in (("accuracy", "accuracy"), ("mean_tokens", "tokens")):
+    levels = [summary[f"{part}/level_{i}"] for i in (2, 3)]
+    assert np.mean(levels) == pytest.approx(summary[whole])
+  for name in ("check_after_slip", "check_after_none"):
+    assert 0 <= summary[name] <= 1
+  for line in lines_of(finished):
+    assert ("problems/level_3" in line) == (line["stage"] == "validation")
 
 
 def test_a_run_leaves_what_it_promises(finished):

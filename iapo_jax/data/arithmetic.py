@@ -4,10 +4,17 @@ A problem `5 b + 1 c - 5 d + 3 =` names its steps. A lean chain of thought has
 one clause a step, `b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4`. A redundant one also
 restates totals, checks sums that are right, hesitates and repeats itself; none
 of that is needed for the answer.
+
+Where results slip, a check repairs them: `b 5 + 1 = 9 check 5 + 1 = 9 no so
+total 6 .` goes on from 6, without the check from 9. A chain keeps its totals in
+the range of the task, whatever it goes on from, and ends in the answer that it
+arrived at.
 """
 
 import dataclasses
+import itertools
 import string
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -47,6 +54,11 @@ class Problem:
     return tuple(totals)
 
   @property
+  def level(self) -> int:
+    """How many operands it has."""
+    return len(self.numbers)
+
+  @property
   def answer(self) -> str:
     """The gold answer."""
     return str(self.totals[-1])
@@ -55,23 +67,29 @@ class Problem:
   def prompt(self) -> str:
     """The prompt, which opens the reasoning."""
     words = [str(self.numbers[0])]
-    rest = zip(_step_names(self), self.signs, self.numbers[1:], strict=True)
-    for name, sign, number in rest:
+    names = step_names(self.level)
+    steps = zip(names, self.signs, self.numbers[1:], strict=True)
+    for name, sign, number in steps:
       words += [name, _symbol(sign), str(number)]
     return " ".join([*words, "=", text.THINK_OPEN])
 
 
 def vocabulary(sums: ArithmeticConfig) -> list[str]:
   """Every word of the task, the special ones first."""
-  numbers = range(max(sums.max_total, sums.max_operand) + 1)
+  repair = ("no",) if sums.slip_rate else ()
   tags = (
       text.THINK_OPEN,
       text.THINK_CLOSE,
       text.ANSWER_OPEN,
       text.ANSWER_CLOSE,
   )
-  steps = string.ascii_lowercase[1 : sums.operands]
-  return [*SPECIAL, *tags, *_CLAUSES, *steps, *map(str, numbers)]
+  steps = step_names(sums.operands)
+  return [*SPECIAL, *tags, *_CLAUSES, *repair, *steps, *number_words(sums)]
+
+
+def number_words(sums: ArithmeticConfig) -> list[str]:
+  """The words 0, 1, 2, ... of the task."""
+  return [str(i) for i in range(max(sums.max_total, sums.max_operand) + 1)]
 
 
 def make_splits(
@@ -79,7 +97,11 @@ def make_splits(
 ) -> dict[str, list[Problem]]:
   """Distinct problems in three splits that share none, by construction.
 
-  One list of distinct problems is drawn and then cut.
+  Of every level one list of distinct problems is drawn and then cut. With
+  several levels validation and test have as many problems of each (one more of
+  the highest where the number does not divide), in turns from the lowest. So
+  has train, but a level that holds fewer gives all that are left of it, and
+  the others make up for it alike.
 
   Args:
     sums: sizes and ranges.
@@ -91,43 +113,114 @@ def make_splits(
   Raises:
     ConfigError: where the ranges do not hold that many distinct problems.
   """
-  sizes = {
-      "test": sums.test_problems,
-      "validation": sums.validation_problems,
-      "train": sums.train_problems,
-  }
-  wanted = sum(sizes.values())
   if sums.operands > len(string.ascii_lowercase):
     raise ConfigError(
         f"config.data.arithmetic.operands = {sums.operands}: must be at most"
         f" {len(string.ascii_lowercase)} (steps are named by letters)"
     )
   rng = np.random.default_rng(seed)
+  by_level: dict[str, list[list[Problem]]] = {}
+  for level, sizes in _sizes(sums).items():
+    problems = _distinct(sums, level, rng, sum(sizes.values()))
+    start = 0
+    for name, size in sizes.items():
+      by_level.setdefault(name, []).append(problems[start : start + size])
+      start += size
+  return {name: _in_turns(levels) for name, levels in by_level.items()}
+
+
+def _sizes(sums: ArithmeticConfig) -> dict[int, dict[str, int]]:
+  """Problems of each split, by level."""
+  test, validation = sums.test_problems, sums.validation_problems
+  if not sums.min_operands:
+    held_out = {"test": test, "validation": validation}
+    return {sums.operands: held_out | {"train": sums.train_problems}}
+  levels = range(sums.min_operands, sums.operands + 1)
+  tests, validations = (
+      _shared_out(size, dict.fromkeys(levels, size))
+      for size in (test, validation)
+  )
+  rooms = {}
+  for level in levels:
+    held, needed = _held(sums, level), tests[level] + validations[level]
+    rooms[level] = held - needed
+    if rooms[level] < 1:
+      raise ConfigError(
+          f"config.data.arithmetic.test_problems = {test}: of problems with"
+          f" {level} operands test needs {tests[level]}, validation"
+          f" {validations[level]} and train at least 1, the ranges hold {held}"
+      )
+  if sum(rooms.values()) < sums.train_problems:
+    raise ConfigError(
+        f"config.data.arithmetic.train_problems = {sums.train_problems}:"
+        f" validation and test leave {sum(rooms.values())} distinct problems"
+    )
+  trains = _shared_out(sums.train_problems, rooms)
+  return {
+      level: {
+          "test": tests[level],
+          "validation": validations[level],
+          "train": trains[level],
+      }
+      for level in levels
+  }
+
+
+def _shared_out(total: int, rooms: Mapping[int, int]) -> dict[int, int]:
+  """A total in equal parts, or where a part has less room, all of that."""
+  parts = {}
+  narrowest_first = sorted(rooms, key=lambda level: rooms[level])
+  for i, level in enumerate(narrowest_first):
+    parts[level] = min(rooms[level], total // (len(rooms) - i))
+    total -= parts[level]
+  return parts
+
+
+def _held(sums: ArithmeticConfig, operands: int) -> int:
+  """How many distinct problems the ranges hold."""
+  steps = range(1, sums.max_operand + 1)
+  ways = {number: 1 for number in steps if number <= sums.max_total}
+  for _ in range(operands - 1):
+    following: dict[int, int] = {}
+    for total, count in ways.items():
+      for after in (total + sign * step for sign in (1, -1) for step in steps):
+        if 0 <= after <= sums.max_total:
+          following[after] = following.get(after, 0) + count
+    ways = following
+  return sum(ways.values())
+
+
+def _distinct(
+    sums: ArithmeticConfig,
+    operands: int,
+    rng: np.random.Generator,
+    wanted: int,
+) -> list[Problem]:
+  """As many distinct problems, drawn at random."""
   found: dict[Problem, None] = {}
   # Nearly exhausting the ranges takes several draws a problem.
   for _ in range(30):
-    found |= dict.fromkeys(_draw(sums, rng, wanted))
+    found |= dict.fromkeys(_draw(sums, operands, rng, wanted))
     if len(found) >= wanted:
-      break
-  else:
-    raise ConfigError(
-        f"config.data.arithmetic.train_problems = {sums.train_problems}: with"
-        f" validation and test {wanted} distinct problems are needed, the"
-        f" ranges hold about {len(found)}"
-    )
-  problems = list(found)[:wanted]
-  splits, start = {}, 0
-  for name, size in sizes.items():
-    splits[name] = problems[start : start + size]
-    start += size
-  return splits
+      return list(found)[:wanted]
+  raise ConfigError(
+      f"config.data.arithmetic.train_problems = {sums.train_problems}: with"
+      f" validation and test {wanted} distinct problems of {operands} operands"
+      f" are needed, the ranges hold about {len(found)}"
+  )
+
+
+def _in_turns(levels: Iterable[list[Problem]]) -> list[Problem]:
+  """One of each list, then the next of each, as far as they go."""
+  turns = itertools.zip_longest(*levels)
+  return [problem for turn in turns for problem in turn if problem]
 
 
 def demonstration(
     problem: Problem,
+    sums: ArithmeticConfig,
     rng: np.random.Generator,
     *,
-    redundancy: float,
     early_share: float,
     early_full_share: float,
 ) -> list[Piece]:
@@ -135,70 +228,111 @@ def demonstration(
 
   Args:
     problem: the sum.
+    sums: how redundant chains are, how often they slip and check.
     rng: decides everything random about it.
-    redundancy: probability of a redundant chain.
     early_share: probability that the chain is cut at a random point and
-      followed by the answer.
+      followed by the answer, the one that it would have arrived at.
     early_full_share: of those, the share whose every token is learned; of the
       others only the answer is.
 
   Returns:
     Pieces whose texts, one after the other, are the completion without its
-    EOS.
+    EOS. Results that slipped are not learned.
   """
-  chain = _chain(problem, rng, redundant=rng.random() < redundancy)
+  redundant = rng.random() < sums.redundancy
+  chain, slips, answer = _chain(problem, sums, rng, redundant=redundant)
   learned = True
   if rng.random() < early_share:
     chain = chain[: rng.integers(len(chain))]
+    slips = frozenset(place for place in slips if place < len(chain))
     learned = bool(rng.random() < early_full_share)
   opening = [*chain, text.THINK_CLOSE, text.ANSWER_OPEN]
   return [
-      Piece(" ".join(opening), learned),
-      Piece(f" {problem.answer}", True),
+      *_pieces(opening, slips, learned),
+      Piece(f" {answer}", True),
       Piece(f" {text.ANSWER_CLOSE}", learned),
   ]
 
 
 def longest_demonstration(sums: ArithmeticConfig) -> int:
   """Words of the longest completion `demonstration` can give, and an EOS."""
-  step, restated, checked, hesitation, closing, answer = 6, 4, 7, 3, 4, 5
+  step, restated, hesitation, closing, answer = 6, 4, 3, 4, 5
+  checked = 11 if sums.slip_rate else 7
   steps = sums.operands - 1
   return steps * (step + restated + checked + hesitation) + closing + answer
 
 
+def _pieces(
+    words: Iterable[str], slips: frozenset[int], learned: bool
+) -> list[Piece]:
+  """Words as text; those in the places of slips are never learned."""
+  pieces: list[Piece] = []
+  for is_slip, group in itertools.groupby(
+      enumerate(words), lambda word: word[0] in slips
+  ):
+    blank = " " if pieces else ""
+    text_ = blank + " ".join(word for _, word in group)
+    pieces.append(Piece(text_, learned and not is_slip))
+  return pieces
+
+
 def _chain(
-    problem: Problem, rng: np.random.Generator, *, redundant: bool
-) -> list[str]:
+    problem: Problem,
+    sums: ArithmeticConfig,
+    rng: np.random.Generator,
+    *,
+    redundant: bool,
+) -> tuple[list[str], frozenset[int], int]:
+  """The words of a chain of thought, where it slips, what it arrives at."""
   words: list[str] = []
-  totals = problem.totals
+  slips: set[int] = set()
+  total = problem.numbers[0]
   steps = zip(
-      _step_names(problem),
-      totals,
-      problem.signs,
-      problem.numbers[1:],
-      totals[1:],
-      strict=False,
+      step_names(problem.level), problem.signs, problem.numbers[1:], strict=True
   )
-  for name, before, sign, number, after in steps:
-    clause = f"{before} {_symbol(sign)} {number} = {after}"
+  for name, sign, number in steps:
+    clause = f"{total} {_symbol(sign)} {number} ="
+    right = min(max(total + sign * number, 0), sums.max_total)
+    total = right
     words += [name, *clause.split()]
+    if sums.slip_rate and rng.random() < sums.slip_rate:
+      total = _another(right, sums, rng)
+      slips.add(len(words))
+    words += [str(total)]
+    if sums.slip_rate and rng.random() < sums.check_rate:
+      words += f"check {clause} {total} {_verdict(right, total)}".split()
+      total = right
     if redundant and rng.random() < 0.7:
-      words += f"so total {after} .".split()
-    if redundant and rng.random() < 0.8:
-      words += f"check {clause} yes".split()
+      words += f"so total {total} .".split()
+    # Where results slip, `check_rate` alone says how often they are checked.
+    if not sums.slip_rate and redundant and rng.random() < 0.8:
+      words += f"check {clause} {total} {_verdict(right, total)}".split()
     if redundant and rng.random() < 0.5:
       words += ["hmm", "wait", "."]
   if redundant and rng.random() < 0.5:
-    words += f"again total {totals[-1]} .".split()
-  return words
+    words += f"again total {total} .".split()
+  return words, frozenset(slips), total
+
+
+def _another(
+    right: int, sums: ArithmeticConfig, rng: np.random.Generator
+) -> int:
+  """A number of the task, any but one, each as likely as the next."""
+  other = int(rng.integers(len(number_words(sums)) - 1))
+  return other + (other >= right)
+
+
+def _verdict(right: int, stated: int) -> str:
+  """How a check ends; it repairs what is wrong."""
+  return "yes" if stated == right else f"no so total {right} ."
 
 
 def _draw(
-    sums: ArithmeticConfig, rng: np.random.Generator, count: int
+    sums: ArithmeticConfig, operands: int, rng: np.random.Generator, count: int
 ) -> list[Problem]:
   """`count` random problems, less those whose totals leave the range."""
-  numbers = rng.integers(1, sums.max_operand + 1, (count, sums.operands))
-  signs = rng.choice([1, -1], (count, sums.operands - 1))
+  numbers = rng.integers(1, sums.max_operand + 1, (count, operands))
+  signs = rng.choice([1, -1], (count, operands - 1))
   terms = np.concatenate([numbers[:, :1], signs * numbers[:, 1:]], axis=1)
   totals = np.cumsum(terms, axis=1)
   valid = np.all((totals >= 0) & (totals <= sums.max_total), axis=1)
@@ -210,8 +344,9 @@ def _draw(
   ]
 
 
-def _step_names(problem: Problem) -> str:
-  return string.ascii_lowercase[1 : len(problem.numbers)]
+def step_names(operands: int) -> str:
+  """The letters that name the steps of a problem."""
+  return string.ascii_lowercase[1:operands]
 
 
 def _symbol(sign: int) -> str:

@@ -33,12 +33,14 @@ class PromptTable:
     kept: int64[n], the index of each in what was given.
     skipped: how many prompts were too long and left out.
     truncated: how many lost their beginning.
+    levels: int64[n], how hard each is; None where the task has no levels.
   """
 
   prompts: Prompts
   kept: np.ndarray
   skipped: int
   truncated: int
+  levels: np.ndarray | None = None
 
   def record(self, index: int) -> Record:
     """One prompt, for a Grain source."""
@@ -58,6 +60,7 @@ def tokenise_prompts(
     data: DataConfig,
     *,
     pad_id: int,
+    levels: Sequence[int] | None = None,
 ) -> PromptTable:
   """Tokenises prompts and gold answers within the limits of the config.
 
@@ -68,6 +71,7 @@ def tokenise_prompts(
     data: limits, and what to do with a prompt beyond its limit; one that
       loses its beginning keeps its BOS.
     pad_id: fills rows after their end.
+    levels: how hard each of the n problems is, where that is known.
 
   Returns:
     The table.
@@ -102,11 +106,13 @@ def tokenise_prompts(
   gold, gold_lengths = right_pad(
       [r[2] for r in rows], data.max_gold_tokens, pad_id
   )
+  kept = np.array([r[0] for r in rows])
   return PromptTable(
       prompts=Prompts(tokens, lengths, gold, gold_lengths),
-      kept=np.array([r[0] for r in rows]),
+      kept=kept,
       skipped=len(prompts) - len(rows),
       truncated=truncated,
+      levels=None if levels is None else np.array(levels)[kept],
   )
 
 

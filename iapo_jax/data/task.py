@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import Config, DataConfig
+from iapo_jax.config import ArithmeticConfig, Config, DataConfig
 from iapo_jax.data import (
     arithmetic,
     examples,
@@ -23,7 +23,7 @@ from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.errors import ConfigError, fail
 from iapo_jax.hf import folder
 from iapo_jax.rewards import text
-from iapo_jax.types import Vocabulary
+from iapo_jax.types import Planting, StepTokens, Vocabulary
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
@@ -75,9 +75,8 @@ class Task:
           problem, rng, elicitation=cfg.probe.elicitation, **early
       )
     else:
-      redundancy = cfg.data.arithmetic.redundancy
       pieces = arithmetic.demonstration(
-          problem, rng, redundancy=redundancy, **early
+          problem, cfg.data.arithmetic, rng, **early
       )
     record = self.tables["train"].record(index)
     return record | pipeline.tokenise_pieces(
@@ -142,6 +141,8 @@ def load(
   if cfg.probe.at == "sentences":
     ends = sentence_ends(tok, cfg.model.vocab_size)
     vocabulary = dataclasses.replace(vocabulary, sentence_ends=ends)
+  if cfg.data.arithmetic.slip_rate:
+    vocabulary = _with_slips(vocabulary, tok, cfg.data.arithmetic)
   tables, kept = {}, {}
   for name, split in problems.items():
     try:
@@ -151,6 +152,7 @@ def load(
           [problem.answer for problem in split],
           cfg.data,
           pad_id=vocabulary.pad_id,
+          levels=_levels(split, cfg.data),
       )
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
@@ -169,6 +171,47 @@ def load(
 def _fingerprint(problems: Problems, data: DataConfig) -> dict[str, str]:
   """Of what was read; what was made follows from the configuration."""
   return {} if data.task == "arithmetic" else splits.fingerprint(problems)
+
+
+def _levels(
+    split: Sequence[Problem], data: DataConfig
+) -> Sequence[int] | None:
+  """How hard each problem is, where the task has levels."""
+  if not data.arithmetic.min_operands:
+    return None
+  return [problem.level for problem in split]
+
+
+def _with_slips(
+    vocabulary: Vocabulary, tok: Any, sums: ArithmeticConfig
+) -> Vocabulary:
+  """With what the environment plants, and what checks are counted by.
+
+  Raises:
+    ConfigError: where words of the task are not tokens of their own.
+  """
+  words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
+  encoded = tokenizer.encode(tok, " ".join(words))
+  known = set(encoded) - {tok.unk_token_id}
+  if not len(encoded) == len(known) == len(words):
+    fail(
+        "data.arithmetic.slip_rate",
+        sums.slip_rate,
+        f"tokenizer {tok.name_or_path!r} must have a token for every word of"
+        " the task; leave data.tokenizer and model.pretrained empty",
+    )
+  ids = dict(zip(words, encoded, strict=True))
+  steps = StepTokens(
+      names=tuple(ids[name] for name in arithmetic.step_names(sums.operands)),
+      numbers=tuple(ids[word] for word in arithmetic.number_words(sums)),
+      plus=ids["+"],
+      minus=ids["-"],
+      equals=ids["="],
+      check=ids["check"],
+      max_total=sums.max_total,
+  )
+  planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
+  return dataclasses.replace(vocabulary, planting=planting, steps=steps)
 
 
 def _word_tokenizer(data: DataConfig) -> Any:

@@ -1,0 +1,21 @@
+"""Sums whose results slip, so that checks that look redundant are needed.
+
+  python experiments/run.py --config=configs/slips.py:to_go
+
+Variants are those of `configs/arithmetic.py`.
+"""
+
+import ml_collections
+
+from iapo_jax import recipes
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+  """The configuration of one of `recipes.SUMS`; `paper` by default."""
+  return recipes.sums(
+      variant,
+      max_tokens=84,
+      slip_rate=0.15,
+      check_rate=0.5,
+      test_problems=1536,
+  )
