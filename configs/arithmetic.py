@@ -5,10 +5,10 @@
 Variants: `sft` (the warm start alone), and the methods of docs/method.md after
 it: `paper` (default), `to_go`, `grpo`, `dapo` and the rest, and the controls
 `length_penalty`, `shuffled` and others. They begin with the warm start unless
-`--config.init_from=FOLDER`
-names a finished run or a checkpoint and `--config.warm_start.num_steps=0`
-leaves it out. `docs/demo.md` has the numbers to expect. Two CPU cores take two
-to three minutes for the warm start and one for each method.
+`--config.init_from=FOLDER` names a finished run or a checkpoint and
+`--config.warm_start.num_steps=0` leaves it out. `docs/demo.md` has the numbers
+to expect. Two CPU cores take two to three minutes for the warm start and one
+for each method.
 
 The learning rate of `grpo` is the best of `GRPO_LEARNING_RATES` by validation
 accuracy at seed 0 (`experiments/demo.py --tune_grpo` trains all three); every

@@ -11,7 +11,7 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recorded import make_config, make_params, make_setup, record
 
-from iapo_jax import checks, planting, policy, rollout, update
+from iapo_jax import checks, credit, planting, policy, rollout, update
 from iapo_jax.types import Planting, Rollout
 
 GROUP, WIDTH = 3, 12
@@ -243,16 +243,17 @@ PLANTED = jnp.array([[0, 1, 0, 0], [1, 0, 0, 0]], bool)
 )
 def test_weights_of_planted_tokens_are_zero(aggregation, expected):
   cfg = make_config(loss__aggregation=aggregation)
-  advantages = jnp.ones((2, 4))
+  rolled = hand_made(PLANTED)
   experience = update.gather_experience(
-      None, None, hand_made(PLANTED), advantages, cfg
+      None, None, rolled, jnp.ones((2, 4)), rolled.chosen, cfg
   )
   np.testing.assert_allclose(experience.tokens.weights, expected, rtol=1e-6)
 
 
 def test_nothing_planted_is_the_usual_mean():
+  rolled = hand_made(None)
   experience = update.gather_experience(
-      None, None, hand_made(None), jnp.ones((2, 4)), make_config()
+      None, None, rolled, jnp.ones((2, 4)), rolled.chosen, make_config()
   )
   np.testing.assert_allclose(
       experience.tokens.weights, [[0.2, 0.2, 0.2, 0], [0.2, 0.2, 0, 0]]
@@ -263,7 +264,10 @@ def test_nothing_planted_is_the_usual_mean():
 def test_planted_tokens_teach_nothing(micro_batches):
   """Whatever their advantages are, the weights move alike."""
   setup = make_setup(
-      loss__micro_batches=micro_batches, loss__kl_weight=0.5
+      loss__micro_batches=micro_batches,
+      loss__kl_weight=0.5,
+      credit__mode="grpo",
+      probe__stride=0,
   )
   params = make_params(setup)
   recorded = record(setup, params)
@@ -274,11 +278,21 @@ def test_planted_tokens_teach_nothing(micro_batches):
 
   @jax.jit
   def learn(advantages, old, planted):
+    rolled = recorded.replace(planted=planted, logprobs=old)
+    samples, _ = credit.assign(
+        rolled,
+        setup.parts.grader(rolled, setup.prompts()),
+        None,
+        setup.state().weights,
+        jax.random.key(0),
+        setup.cfg,
+    )
     experience = update.gather_experience(
         reference,
         setup.prompts(),
-        recorded.replace(planted=planted, logprobs=old),
+        rolled,
         advantages,
+        samples.learned,
         setup.cfg,
     )
     state, metrics = update.update(
