@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from absl import flags
 from matplotlib.axes import Axes
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 from theorem_instances import Family, all_families
 
 from iapo_jax import cli, files, tabular
+from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
 from iapo_jax.tabular import TabularParams, Tree
 from iapo_jax.types import Array
@@ -87,8 +87,7 @@ def main(_: list[str]) -> None:
       for family, rows in found.items()
   }
   figure = draw(found, paths)
-  with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):
-    figure.savefig(folder / "theorem.svg", metadata={"Date": None})
+  figures.save(figure, folder / "theorem.svg")
   settings = {
       flag.name: flag.value
       for flag in (_INSTANCES, _STEPS, _RATE, _SEED)

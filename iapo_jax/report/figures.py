@@ -347,6 +347,17 @@ def _save(figure: Figure, kind: str) -> bytes:
   return buffer.getvalue()
 
 
+def save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure on white; the same one gives the same bytes.
+
+  Args:
+    figure: to be written.
+    path: of an SVG file.
+  """
+  with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):
+    figure.savefig(path, metadata={"Date": None})
+
+
 def write_pngs(pictures: Sequence[Picture], folder: pathlib.Path) -> None:
   """Writes NAME.png of every picture."""
   for picture in pictures:

@@ -1,0 +1,280 @@
+"""Tables and the figure of a comparison of methods, from its result file.
+
+A result file is what `experiments/compare.py` writes. Replications of methods
+are paired: the same warm start, the same seed and the same test problems.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iapo_jax import intervals, trials
+from iapo_jax.intervals import Interval
+from iapo_jax.report.figures import LIGHT, colour
+
+Found = Mapping[str, Any]
+_MARKERS = "osD^vPX*<"
+
+
+def methods(found: Found) -> list[str]:
+  """Those with at least two replications, in the order of the contenders."""
+  return [
+      name for name in trials.contenders()
+      if len(_rows(found, name)) > 1
+  ]  # fmt: skip
+
+
+def values(found: Found, method: str, metric: str) -> list[float]:
+  """A metric of a method's replications, in one order for all methods."""
+  return [row[metric] for row in _rows(found, method).values()]
+
+
+def _rows(found: Found, method: str) -> dict[tuple[int, int], Found]:
+  rows = [row for row in found["trials"] if row["method"] == method]
+  return {
+      (row["seed"], row["start"]): row
+      for row in sorted(rows, key=lambda row: (row["seed"], row["start"]))
+  }
+
+
+def difference(
+    found: Found, ours: str, theirs: str, metric: str, *, relative: bool = False
+) -> Interval | None:
+  """Ours less theirs over the replications that both have.
+
+  Args:
+    found: a result file.
+    ours: a method.
+    theirs: another.
+    metric: of a trial.
+    relative: to theirs, replication by replication.
+
+  Returns:
+    The interval; None where fewer than two are shared.
+  """
+  a, b = _rows(found, ours), _rows(found, theirs)
+  shared = [key for key in a if key in b]
+  if len(shared) < 2:
+    return None
+  scale = [b[key][metric] if relative else 1.0 for key in shared]
+  return intervals.of_mean([
+      (a[key][metric] - b[key][metric]) / by
+      for key, by in zip(shared, scale, strict=True)
+  ])
+
+
+def comparison(found: Found) -> str:
+  """Accuracy and tokens of every method, and the differences to GRPO."""
+  head = [
+      "", "setting", "n", "accuracy", "tokens", "accuracy − GRPO's, points",
+      "tokens, % of GRPO's", "tokens trained with, M",
+  ]  # fmt: skip
+  rows = []
+  for start in [_of_starts(found)] if found["warm_starts"] else []:
+    rows.append(["warm start", "", str(start["n"]), *start["cells"]])
+  for method in methods(found):
+    accuracy, tokens = (
+        intervals.of_mean(values(found, method, name))
+        for name in ("accuracy", "mean_tokens")
+    )
+    setting = found["settings"][method][found["chosen"][method]]
+    rows.append([
+        trials.contenders()[method].label,
+        _setting(setting),
+        str(accuracy.count),
+        _interval(accuracy, 1, 3),
+        _interval(tokens, 1, 1),
+        _against(found, method, "grpo", "accuracy", 100, 1),
+        _shorter(found, method, "grpo"),
+        f"{_trained(found, method) / 1e6:.1f}",
+    ])
+  return _markdown(head, rows)
+
+
+def _of_starts(found: Found) -> dict[str, Any]:
+  accuracy = statistics.mean(x["accuracy"] for x in found["warm_starts"])
+  tokens = statistics.mean(x["mean_tokens"] for x in found["warm_starts"])
+  cells = [f"{accuracy:.3f}", f"{tokens:.1f}", "", "", ""]
+  return {"n": len(found["warm_starts"]), "cells": cells}
+
+
+def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
+  """Differences of the other methods to the tuned length penalty."""
+  head = ["", "accuracy − the penalty's, points", "tokens, % of the penalty's"]
+  rows = [
+      [
+          trials.contenders()[method].label,
+          _against(found, method, penalty, "accuracy", 100, 1),
+          _shorter(found, method, penalty),
+      ]
+      for method in methods(found)
+      if method != penalty
+  ]
+  return _markdown(head, rows)
+
+
+def levels(found: Found) -> str:
+  """Accuracy / tokens by level, means over replications."""
+  names = sorted({
+      name.removeprefix("accuracy/level_")
+      for row in found["trials"]
+      for name in row
+      if name.startswith("accuracy/level_")
+  })
+  rows = []
+  for label, cell in _all(found):
+    pairs = [
+        (cell(f"accuracy/level_{n}"), cell(f"tokens/level_{n}")) for n in names
+    ]
+    rows.append([label, *(f"{a:.3f} / {t:.1f}" for a, t in pairs)])
+  return _markdown(["", *(f"{n} numbers" for n in names)], rows)
+
+
+def checks(found: Found) -> str:
+  """How often a check follows a slip, and how often it follows none."""
+  head = ["", "after a slip", "after none", "ratio", "accuracy", "tokens"]
+  rows = []
+  for label, cell in _all(found):
+    slip, none = cell("check_after_slip"), cell("check_after_none")
+    ratio = f"{slip / none:.2f}" if none else "–"
+    rows.append([
+        label, f"{slip:.3f}", f"{none:.3f}", ratio, f"{cell('accuracy'):.3f}",
+        f"{cell('mean_tokens'):.1f}",
+    ])  # fmt: skip
+  return _markdown(head, rows)
+
+
+def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
+  """Label and mean of a metric, of the warm starts and of every method."""
+  sources = [("warm start", found["warm_starts"])] * bool(found["warm_starts"])
+  sources += [
+      (trials.contenders()[name].label, list(_rows(found, name).values()))
+      for name in methods(found)
+  ]
+
+  def mean_of(rows: Sequence[Found]) -> Callable[[str], float]:
+    return lambda metric: statistics.mean(row[metric] for row in rows)
+
+  return [(label, mean_of(rows)) for label, rows in sources]
+
+
+def tuning(found: Found) -> str:
+  """Validation accuracy / tokens of every setting, the chosen one bold."""
+  rows = []
+  for method, settings in found["settings"].items():
+    tried = [x for x in found["tuning"] if x["method"] == method]
+    if len(tried) < len(settings):
+      continue
+    cells = []
+    for row in sorted(tried, key=lambda x: x["setting"]):
+      cell = f"{row['accuracy']:.3f} / {row['mean_tokens']:.1f}"
+      bold = found["chosen"].get(method) == row["setting"]
+      name = _setting(settings[row["setting"]])
+      cells.append(f"{name}: **{cell}**" if bold else f"{name}: {cell}")
+    rows.append([trials.contenders()[method].label, *cells])
+  return _markdown(["", "", "", "", ""], rows)
+
+
+def _trained(found: Found, method: str) -> float:
+  """Tokens that a run samples and probes with, a mean over replications."""
+  return statistics.mean(
+      row["sampled_tokens"] + row["probe_tokens"]
+      for row in _rows(found, method).values()
+  )
+
+
+def _setting(fields: Mapping[str, float]) -> str:
+  short = {
+      "optimizer.learning_rate": "rate", "credit.info_weight": "w",
+      "credit.explore_weight": "w_explore", "credit.discount": "γ",
+      "credit.cost": "c", "credit.length_weight": "w",
+  }  # fmt: skip
+  return ", ".join(f"{short[name]} {v:g}" for name, v in fields.items())
+
+
+def _against(
+    found: Found, ours: str, theirs: str, metric: str, scale: float, digits: int
+) -> str:
+  if ours == theirs:
+    return "–"
+  interval = difference(found, ours, theirs, metric)
+  return "" if interval is None else _signed(interval, scale, digits)
+
+
+def _shorter(found: Found, ours: str, theirs: str) -> str:
+  if ours == theirs:
+    return "100"
+  change = difference(found, ours, theirs, "mean_tokens", relative=True)
+  if change is None:
+    return ""
+  ends = f"{100 + 100 * change.low:.0f} to {100 + 100 * change.high:.0f}"
+  return f"{100 + 100 * change.mean:.0f} ({ends})"
+
+
+def _interval(x: Interval, scale: float, digits: int) -> str:
+  half = scale * (x.high - x.mean)
+  return f"{scale * x.mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _signed(x: Interval, scale: float, digits: int) -> str:
+  mean, low, high = (scale * v for v in (x.mean, x.low, x.high))
+  return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+  return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def draw(found: Found) -> Figure:
+  """Accuracy against tokens: means with 95 % intervals, and the front.
+
+  Args:
+    found: a result file.
+
+  Returns:
+    The figure; methods on the Pareto front are joined.
+  """
+  figure = Figure(figsize=(7.2, 5.0), layout="constrained")
+  axes = figure.subplots()
+  points = []
+  for i, method in enumerate(methods(found)):
+    accuracy, tokens = (
+        intervals.of_mean(values(found, method, name))
+        for name in ("accuracy", "mean_tokens")
+    )
+    points.append((accuracy.mean, tokens.mean))
+    axes.errorbar(
+        tokens.mean, accuracy.mean, xerr=tokens.high - tokens.mean,
+        yerr=accuracy.high - accuracy.mean, fmt=_MARKERS[i % len(_MARKERS)],
+        color=colour(i, LIGHT), capsize=3, markersize=7,
+        label=trials.contenders()[method].label,
+    )  # fmt: skip
+  front = sorted((points[i][1], points[i][0]) for i in intervals.pareto(points))
+  if front:
+    tokens, accuracy = zip(*front, strict=True)
+    axes.plot(tokens, accuracy, color=LIGHT.faint, linewidth=1, zorder=0)
+  for start in found["warm_starts"]:
+    axes.plot(start["mean_tokens"], start["accuracy"], "+", color=LIGHT.ink)
+  _dress(axes, found["task"])
+  figure.legend(
+      loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink
+  )
+  return figure
+
+
+def _dress(axes: Axes, task: str) -> None:
+  axes.set(
+      xlabel="tokens per completion", ylabel="share correct",
+      title=f"{task}: test problems, mean and 95 % interval (+ warm starts)",
+  )  # fmt: skip
+  axes.title.set(color=LIGHT.ink, fontsize=11)
+  axes.grid(alpha=0.25, color=LIGHT.faint)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["bottom", "left"]].set_color(LIGHT.faint)
+  axes.tick_params(colors=LIGHT.ink)
+  for label in (axes.xaxis.label, axes.yaxis.label):
+    label.set_color(LIGHT.ink)

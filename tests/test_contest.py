@@ -1,0 +1,187 @@
+"""Trials of a comparison, their intervals and the tables made of them."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from iapo_jax import config as config_lib
+from iapo_jax import intervals, trials
+from iapo_jax.errors import ConfigError
+from iapo_jax.report import contest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def experiment(name):
+  path = ROOT / "experiments" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_interval_by_hand():
+  # Mean 3, s = sqrt((1 + 0 + 1) / 2) = 1; t for 2 degrees is 4.302653.
+  found = intervals.of_mean([2.0, 3.0, 4.0])
+  half = 4.302653 / np.sqrt(3)
+  np.testing.assert_allclose(
+      [found.mean, found.low, found.high], [3, 3 - half, 3 + half], rtol=1e-6
+  )
+  # Differences 1, 1, 1: no spread.
+  same = intervals.of_difference([2.0, 3.0, 9.0], [1.0, 2.0, 8.0])
+  assert (same.mean, same.low, same.high, same.count) == (1, 1, 1, 3)
+  with pytest.raises(ValueError, match="1 values: must be at least 2"):
+    intervals.of_mean([1.0])
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  hits = 0
+  for sample in rng.normal(1.0, 2.0, (2000, 5)):
+    found = intervals.of_mean(sample.tolist())
+    hits += found.low <= 1.0 <= found.high
+  # 2000 draws at 0.95: a standard deviation of 0.005.
+  assert abs(hits / 2000 - 0.95) < 0.02
+
+
+def test_pareto_by_hand():
+  # The third is beaten by the first; equals do not beat each other.
+  points = [(0.9, 20.0), (0.95, 40.0), (0.9, 21.0), (0.8, 10.0), (0.95, 40.0)]
+  assert intervals.pareto(points) == [0, 1, 3, 4]
+
+
+def result(accuracy, tokens):
+  return {"accuracy": accuracy, "mean_tokens": tokens}
+
+
+def test_the_choice_of_a_setting():
+  plain, *_, penalty = (
+      trials.contenders()[name] for name in ("grpo", "dapo", "length_penalty")
+  )
+  tried = [
+      result(0.90, 30), result(0.895, 20), result(0.88, 10), result(0.90, 25),
+  ]  # fmt: skip
+  # Of the most accurate the first; within a point of .9 the shortest.
+  assert trials.choose(plain, tried, 0.9) == 0
+  assert trials.choose(penalty, tried, 0.9) == 1
+  # None is within a point of .95: the most accurate.
+  assert trials.choose(penalty, tried, 0.95) == 0
+
+
+def test_every_setting_is_a_configuration():
+  for name, contender in trials.contenders().items():
+    assert len(contender.settings) == trials.TUNED
+    for task in ("mixed", "slips"):
+      spec = importlib.util.spec_from_file_location(
+          task, ROOT / "configs" / f"{task}.py"
+      )
+      module = importlib.util.module_from_spec(spec)
+      spec.loader.exec_module(module)
+      found = set()
+      for fields in contender.settings:
+        config = module.get_config(contender.variant)
+        config.update_from_flattened_dict({**contender.fixed, **fields})
+        found.add(config_lib.parse(config))
+      assert len(found) == trials.TUNED, name
+  ours = list(trials.final({"grpo": 1, "to_go": 3}, starts=2, seeds=2))
+  assert [t.name for t in ours[:3]] == [
+      "grpo/setting-1/start-0/seed-0",
+      "to_go/setting-3/start-0/seed-0",
+      "grpo/setting-1/start-1/seed-0",
+  ]
+  assert len(ours) == 8
+
+
+def made_up():
+  """Two methods, two warm starts, two seeds; numbers by hand."""
+  accuracies = {"grpo": [0.9, 0.8, 0.9, 0.8], "to_go": [0.92, 0.82, 0.92, 0.82]}
+  tokens = {"grpo": [40.0, 50.0, 40.0, 50.0], "to_go": [20.0, 25.0, 20.0, 25.0]}
+  found = {
+      "task": "mixed",
+      "warm_starts": [
+          result(0.7, 44.0) | {"start": 0, "accuracy/level_2": 0.8,
+                               "tokens/level_2": 9.0},
+      ],
+      "settings": {
+          name: [dict(x) for x in trials.contenders()[name].settings]
+          for name in accuracies
+      },
+      "chosen": {"grpo": 2, "to_go": 3},
+      "tuning": [
+          result(0.5 + i / 10, 30.0 - i) | {"method": "grpo", "setting": i}
+          for i in range(4)
+      ],
+      "trials": [],
+  }  # fmt: skip
+  for name, values in accuracies.items():
+    for i, accuracy in enumerate(values):
+      found["trials"].append(
+          result(accuracy, tokens[name][i])
+          | {"method": name, "start": i % 2, "seed": i // 2}
+          | {"sampled_tokens": 3e6, "probe_tokens": 1.5e6 * (name == "to_go")}
+          | {"accuracy/level_2": accuracy, "tokens/level_2": tokens[name][i]}
+          | {"check_after_slip": 0.6, "check_after_none": 0.3}
+      )
+  return found
+
+
+def test_tables_by_hand():
+  found = made_up()
+  lines = contest.comparison(found).splitlines()
+  # Four values 0.1 apart in pairs: s = sqrt(4 · 0.05² / 3), t for 3 is 3.182.
+  half = 3.182446 * np.sqrt(4 * 0.05**2 / 3) / 2
+  assert lines[2] == "| warm start |  | 1 | 0.700 | 44.0 |  |  |  |"
+  assert lines[3].startswith(
+      f"| GRPO | rate 0.0004 | 4 | 0.850 ± {half:.3f} | 45.0 ±"
+  )
+  # Differences are 2 points and a half everywhere: no spread.
+  assert lines[4].startswith("| IAPO to_go | w 2, γ 0.95 | 4 | 0.870 ±")
+  assert lines[4].endswith("| +2.0 (+2.0 to +2.0) | 50 (50 to 50) | 4.5 |")
+  table = contest.against_penalty(found, "grpo").splitlines()
+  assert table[2] == (
+      "| IAPO to_go | +2.0 (+2.0 to +2.0) | 50 (50 to 50) |"
+  )
+  assert contest.levels(found).splitlines()[-1] == (
+      "| IAPO to_go | 0.870 / 22.5 |"
+  )
+  assert "| rate 0.0004: **0.700 / 28.0** |" in contest.tuning(found)
+  found["warm_starts"] = []
+  assert contest.checks(found).splitlines()[2] == (
+      "| GRPO | 0.600 | 0.300 | 2.00 | 0.850 | 45.0 |"
+  )
+
+
+def test_replications_are_paired_whatever_their_order():
+  found = made_up()
+  found["trials"].reverse()
+  change = contest.difference(found, "to_go", "grpo", "accuracy")
+  np.testing.assert_allclose([change.low, change.high], [0.02, 0.02])
+  # Of two methods only what both have counts.
+  found["trials"] = [
+      x for x in found["trials"]
+      if x["method"] == "grpo" or (x["seed"], x["start"]) == (0, 0)
+  ]  # fmt: skip
+  assert contest.difference(found, "to_go", "grpo", "accuracy") is None
+  assert contest.methods(found) == ["grpo"]
+
+
+def test_the_page_is_made_of_the_results():
+  evidence = experiment("evidence")
+  page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+  tables = evidence.tables(ROOT / "docs" / "evidence")
+  assert tables
+  assert evidence.filled(page, tables) == page
+  with pytest.raises(ConfigError, match="must have <!-- other --> twice"):
+    evidence.filled(page, {"other": "table"})
+
+
+def test_the_figure_is_made_of_the_results(tmp_path):
+  from iapo_jax.report import figures
+
+  found = made_up()
+  assert len(contest.draw(found).axes[0].containers) == 2
+  for name in ("a", "b"):
+    figures.save(contest.draw(found), tmp_path / f"{name}.svg")
+  assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
