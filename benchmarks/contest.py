@@ -246,7 +246,11 @@ class Contestant:
     key = jax.random.fold_in(jax.random.key(self.cfg.seed), copy.step)
     rolled = timed("generation", self.rollout)(copy.params, prompts, key)
     experience = timed("scoring", self.scoring)(
-        self.reference, prompts, rolled, output.samples.advantages
+        self.reference,
+        prompts,
+        rolled,
+        output.samples.advantages,
+        output.samples.learned,
     )
     timed("update", self.update)(copy, experience)
 

@@ -250,16 +250,21 @@ def compile_phases(
 
   # The keys of the whole step, so that it samples the recorded rollout too.
   key = jax.random.fold_in(KeyDomain.TRAINING.key(state.seed), state.step)
-  sample_key, shuffle_key = jax.random.split(key)
+  sample_key, credit_key, _ = jax.random.split(key, 3)
   reference = state.params if setup.parts.cfg.loss.kl_weight else None
   frozen, rolled = add("rollout", state.params, prompts, sample_key)
   grades = add("grading", rolled, prompts)
   probe = add("probes", frozen, rolled, grades, prompts)
   samples, _ = add(
-      "credit", rolled, grades, probe, state.weights, shuffle_key
+      "credit", rolled, grades, probe, state.weights, credit_key
   )
   experience = add(
-      "reference", reference, prompts, rolled, samples.advantages
+      "reference",
+      reference,
+      prompts,
+      rolled,
+      samples.advantages,
+      samples.learned,
   )
   add("update", state, experience)
   add("whole_step", state, reference, prompts)

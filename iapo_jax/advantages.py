@@ -219,13 +219,13 @@ def paper_information(mi: Array, reasoning_mask: Array) -> Array:
 
 def information_to_go(
     mi: Array,
-    correct: Array,
+    credited: Array,
     reasoning_mask: Array,
     *,
     discount: Array | float,
     cost: Array | float,
 ) -> Array:
-  """[correct] · Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after.
+  """[credited] · Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after.
 
   One-step information credits the token that states a result; summed forward
   it reaches the decision that made the result possible. With γ = 1 and c = 0
@@ -233,7 +233,7 @@ def information_to_go(
 
   Args:
     mi: fp32[b, t], D in nats.
-    correct: bool[b].
+    credited: bool[b], which completions: the correct ones, or all.
     reasoning_mask: bool[b, t].
     discount: γ.
     cost: c, nats per token.
@@ -243,7 +243,7 @@ def information_to_go(
   """
   chex.assert_equal_shape([mi, reasoning_mask])
   net = jnp.where(reasoning_mask, mi - cost, 0.0)
-  gate = reasoning_mask & correct[:, None]
+  gate = reasoning_mask & credited[:, None]
   return jnp.where(gate, discounted_to_go(net, discount), 0.0)
 
 
@@ -280,7 +280,7 @@ def reference_normalised(x: Array, *, horizon: int = 1) -> Array:
 def iapo_advantages(
     group_adv: Array,
     rewards: Array,
-    correct: Array,
+    credited: Array,
     mi: Array,
     entropy: Array,
     mask: Array,
@@ -297,7 +297,7 @@ def iapo_advantages(
 
     mode      information                            exploration
     paper     Z(D) over the reasoning tokens         Z(h) over the completion
-    to_go     discounted D − c to go, correct only   Z(h) over the completion
+    to_go     discounted D − c to go, credited only  Z(h) over the completion
     faithful  N(surprise), the authors' formula      N(h)
 
   Confident tokens are so rewarded in trajectories of positive reward and
@@ -306,7 +306,7 @@ def iapo_advantages(
   Args:
     group_adv: fp32[b], A.
     rewards: fp32[b], r; only its sign is used.
-    correct: bool[b].
+    credited: bool[b], the completions whose information `to_go` credits.
     mi: fp32[b, t]: `mi.realised_information`, or for `faithful`
       `mi.reference_surprise`.
     entropy: fp32[b, t], h: the policy's entropy where each token was sampled.
@@ -325,13 +325,13 @@ def iapo_advantages(
   Raises:
     ValueError: for an unknown mode.
   """
-  chex.assert_equal_shape([group_adv, rewards, correct])
+  chex.assert_equal_shape([group_adv, rewards, credited])
   chex.assert_equal_shape([mi, entropy, mask, reasoning_mask])
   if mode == "paper":
     information = paper_information(mi, reasoning_mask)
   elif mode == "to_go":
     information = information_to_go(
-        mi, correct, reasoning_mask, discount=discount, cost=cost
+        mi, credited, reasoning_mask, discount=discount, cost=cost
     )
   elif mode == "faithful":
     information = reference_normalised(mi, horizon=horizon)

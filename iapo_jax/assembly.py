@@ -82,7 +82,7 @@ def assemble(
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
   _check_ids(cfg, task)
   mesh = sharding.make_mesh(cfg, devices)
-  own = cfg.probe.estimator in mi.OF_OWN_ANSWER
+  own = cfg.probe.estimator in mi.OF_OWN_ANSWER or cfg.loss.early_weight
   answer_tokens = cfg.probe.answer_tokens if own else 0
   if cfg.reward.grader == "host":
     grader = host.make_grader(task.tokenizer, mesh, answer_tokens)

@@ -170,8 +170,10 @@ class ProbeConfig:
       0 is none at all, for credit that uses no information.
     estimator: what is taken for the uncertainty of the answer: the `entropy` of
       its first token, the surprise at the `gold` or at the completion's `own`
-      answer, or the `answer_entropy`, summed along its own answer.
-    answer_tokens: how many tokens of an answer the last three look at, at most.
+      answer, the `answer_entropy`, summed along its own answer, or the
+      `gold_chance` that it will not be the gold one.
+    answer_tokens: how many tokens of an answer are looked at, at most, by all
+      but the first, and by `loss.early_weight`.
     layers: the probe goes through so many layers, the first; 0 is all.
   """
 
@@ -198,6 +200,7 @@ class CreditConfig:
     explore_weight: w_explore; w of `gtpo`.
     discount: γ of `to_go`.
     cost: c of `to_go`, nats per token.
+    only_correct: whether `to_go` credits correct completions only, or all.
     length_weight: w of the length penalties.
     horizon: K of `faithful`.
     information: what `paper` and `to_go` credit: what is `realised`, or as a
@@ -210,6 +213,7 @@ class CreditConfig:
   explore_weight: float = 1.0
   discount: float = 0.9
   cost: float = 0.0
+  only_correct: bool = True
   length_weight: float = 1.0
   horizon: int = 1
   information: str = "realised"
@@ -249,6 +253,9 @@ class LossConfig:
       reference policy out of the program.
     aggregation: `token_mean`, `sequence_mean` or `constant_length`, over what
       learns.
+    early_weight: of −log π(answer) of each completion's own answer, asked for
+      where the completion is cut at random: keeps probes calibrated. 0 leaves
+      it out of the program.
     num_updates: optimizer updates per rollout.
     micro_batches: parts that a batch of full completions is split into, fewer
       where they are shorter; changes memory, not results.
@@ -261,6 +268,7 @@ class LossConfig:
   clip_high: float = 0.28
   kl_weight: float = 0.001
   aggregation: str = "token_mean"
+  early_weight: float = 0.0
   num_updates: int = 1
   micro_batches: int = 1
   head_chunk: int = 128

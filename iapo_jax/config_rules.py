@@ -76,7 +76,8 @@ def _check_probe(c: "Config") -> None:
     fail("probe.stride", stride, f"must be at least 1 with credit.mode {mode}")
   if c.probe.at == "sentences" and stride != 1:
     fail("probe.stride", stride, "must be 1 with probe.at sentences")
-  if c.probe.estimator == "entropy" and c.probe.answer_tokens != 1:
+  unused = c.probe.estimator == "entropy" and not c.loss.early_weight
+  if unused and c.probe.answer_tokens != 1:
     rule = "is of no use to probe.estimator entropy; leave it out"
     fail("probe.answer_tokens", c.probe.answer_tokens, rule)
   if c.probe.answer_tokens > c.data.max_gold_tokens:
@@ -106,6 +107,9 @@ def _check_credit(c: "Config") -> None:
   ):  # fmt: skip
     rule = "needs credit.mode paper or to_go (nothing else is credited it)"
     fail("credit.information", credit.information, rule)
+  if not credit.only_correct and credit.mode != "to_go":
+    rule = f"must be true with credit.mode {credit.mode}"
+    fail("credit.only_correct", False, rule)
   if credit.mode == "length_penalty" and credit.normalise:
     rule = (
         "must be false with credit.mode length_penalty: a division by the"
@@ -293,7 +297,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
   )  # fmt: skip
   not_negative = (
       "num_steps", "data.first_rows", "data.test_problems",
-      "loss.clip_high", "loss.kl_weight", "reward.overlong_tokens",
+      "loss.clip_high", "loss.kl_weight", "loss.early_weight",
+      "reward.overlong_tokens",
       "select.shortest", "select.first_tokens", "select.short_tokens",
       "warm_start.num_steps", "probe.stride", "probe.layers",
       "evaluation.every", "evaluation.temperature",

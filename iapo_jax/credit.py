@@ -176,10 +176,11 @@ def _per_token(
     return jnp.where(rolled.mask, group_adv[:, None], 0.0)
   if mode == "faithful":
     information = mi.reference_surprise(answers, rolled.mask)
+  everything = jnp.ones_like(grades.correct)
   return advantages.iapo_advantages(
       group_adv,
       reward,
-      grades.correct,
+      grades.correct if cfg.credit.only_correct else everything,
       information,
       rolled.entropies,
       rolled.mask,

@@ -12,7 +12,7 @@ from iapo_jax.types import AnswerStatistics
 
 Array = jax.Array
 
-ESTIMATORS = ("entropy", "gold", "own", "answer_entropy")
+ESTIMATORS = ("entropy", "gold", "own", "answer_entropy", "gold_chance")
 # Those of a completion's own answer, which must be found first.
 OF_OWN_ANSWER = ("own", "answer_entropy")
 
@@ -24,15 +24,18 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
     gold            −log π(a) of the whole gold answer a
     own             −log π(a) of the answer a that the completion gave
     answer_entropy  Σ_j H(a_j | a_<j) along the answer that it gave
+    gold_chance     1 − π(a) of the whole gold answer a, no nats but a chance
 
   `entropy` is IAPO's (arXiv 2602.19049). `gold` and `own` are pointwise: what
   a token does to the probability of one answer. `answer_entropy` is the
   entropy of whole answers, estimated along one of them: the mean over answers
-  drawn from π is that entropy.
+  drawn from π is that entropy. Where probes are consistent 1 − `gold_chance` is
+  the chance that the completion ends right: the value of its prefix.
 
   Args:
-    stats: of probes; `.answer` is of the gold answer for `gold`, of the
-      completion's own for `own` and `answer_entropy`, unused for `entropy`.
+    stats: of probes; `.answer` is of the gold answer for `gold` and
+      `gold_chance`, of the completion's own for `own` and `answer_entropy`,
+      unused for `entropy`.
     estimator: one of `ESTIMATORS`.
 
   Returns:
@@ -47,6 +50,8 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
     return -stats.answer.logprob
   if estimator == "answer_entropy":
     return stats.answer.entropy
+  if estimator == "gold_chance":
+    return -jnp.expm1(stats.answer.logprob)
   raise ValueError(f"estimator = {estimator!r}: must be one of {ESTIMATORS}")
 
 

@@ -150,4 +150,6 @@ def _describe_credit(c: CreditConfig) -> str:
     words.append(f"information {c.information} (control)")
   if not c.normalise:
     words.append("not normalised")
+  if not c.only_correct:
+    words.append("wrong completions too")
   return ", ".join(words)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from iapo_jax import (
     credit,
+    early_answers,
     mi,
     policy,
     probes,
@@ -70,7 +71,7 @@ def make_train_step(
     with sharding.scope(mesh):
       key = KeyDomain.TRAINING.key(state.seed)
       key = jax.random.fold_in(key, state.step)
-      sample_key, credit_key = jax.random.split(key)
+      sample_key, credit_key, early_key = jax.random.split(key, 3)
       frozen = policy.for_decoding(
           state.params, spec.param_axes, cfg=cfg.model
       )
@@ -84,6 +85,10 @@ def make_train_step(
           ref_params, prompts, rolled, samples.advantages, samples.learned,
           cfg,
       )  # fmt: skip
+      if cfg.loss.early_weight:
+        experience = add_early_answers(
+            experience, rolled, grades, early_key, cfg, vocabulary
+        )
       state, update_metrics = update.update(state, experience, cfg, optimizer)
     return state, StepOutput(metrics | update_metrics, samples)
 
@@ -160,6 +165,28 @@ def run_probes(
       ),
       budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
+  )
+
+
+def add_early_answers(
+    experience: update.Experience,
+    rolled: Rollout,
+    grades: Grades,
+    key: Array,
+    cfg: Config,
+    vocabulary: Vocabulary,
+) -> update.Experience:
+  """The experience, and completions cut at random with their own answers."""
+  early = early_answers.cut(
+      rolled.tokens,
+      grades.reasoning_lengths,
+      grades.answers,
+      grades.answer_lengths,
+      jnp.asarray(vocabulary.elicitation, jnp.int32),
+      key,
+  )
+  return update.with_early_answers(
+      experience, early, weight=cfg.loss.early_weight
   )
 
 

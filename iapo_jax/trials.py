@@ -71,6 +71,17 @@ def contenders() -> dict[str, Contender]:
       for w, g in ((1.0, 0.9), (2.0, 0.9), (4.0, 0.9), (2.0, 0.95))
   ]
   gold = {"probe.estimator": "gold"}
+  everywhere = gold | {"credit.only_correct": False}
+  calibrated = {"loss.early_weight": 0.1}
+  chance = {
+      "probe.estimator": "gold_chance",
+      "credit.only_correct": False,
+      "credit.discount": 1.0,
+  }
+  priced = [
+      {weight: w, "credit.cost": c}
+      for w, c in ((1.0, 0.01), (2.0, 0.005), (2.0, 0.01), (4.0, 0.005))
+  ]
   return {
       "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
       "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
@@ -98,6 +109,21 @@ def contenders() -> dict[str, Contender]:
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
           _grid("credit.length_weight", 0.1, 0.2, 0.4, 0.8),
+      ),
+      "gold_everywhere": Contender(
+          "gold answer, wrong ones too", "to_go",
+          _grid(weight, 0.25, 0.5, 1.0, 2.0), everywhere,
+      ),
+      "gold_calibrated": Contender(
+          "the same, probes kept calibrated", "to_go",
+          _grid(weight, 0.25, 0.5, 1.0, 2.0), everywhere | calibrated,
+      ),
+      "chance": Contender(
+          "chance of the gold answer, priced", "to_go", priced, chance
+      ),
+      "chance_calibrated": Contender(
+          "the same, probes kept calibrated", "to_go", priced,
+          chance | calibrated,
       ),
   }  # fmt: skip
 

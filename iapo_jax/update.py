@@ -9,6 +9,7 @@ from flax import struct
 
 from iapo_jax import losses, micro_batches, policy, sharding
 from iapo_jax.config import Config
+from iapo_jax.early_answers import EarlyAnswers
 from iapo_jax.models import head
 from iapo_jax.types import (
     Array,
@@ -33,6 +34,8 @@ class Tokens:
     weights: fp32[b, t], of `losses.token_weights` over the whole batch.
     log_ratios: fp32[b, t], of the sequence each token is in; None where tokens
       have ratios of their own.
+    early: fp32[b, t], weights of −log π, of tokens of early answers; None where
+      none are learned.
   """
 
   ids: Array
@@ -41,6 +44,7 @@ class Tokens:
   advantages: Array
   weights: Array
   log_ratios: Array | None = None
+  early: Array | None = None
 
 
 @struct.dataclass
@@ -56,6 +60,11 @@ class Experience:
   prompts: Prompts
   lengths: Array
   tokens: Tokens
+
+  @property
+  def group_size(self) -> int:
+    """Rows of each prompt."""
+    return self.lengths.shape[0] // self.prompts.lengths.shape[0]
 
 
 def gather_experience(
@@ -103,6 +112,46 @@ def gather_experience(
       prompts=prompts,
       lengths=rolled.lengths,
       tokens=jax.lax.optimization_barrier(tokens),
+  )
+
+
+def with_early_answers(
+    experience: Experience, early: EarlyAnswers, *, weight: float
+) -> Experience:
+  """The experience, and as many rows that teach to answer early.
+
+  The loss then has the mean of −log π(answer) over the rows with an answer,
+  times `weight`.
+
+  Args:
+    experience: of a rollout.
+    early: answers, of the same completions.
+    weight: of this loss.
+
+  Returns:
+    Of each prompt first the completions, then the early answers.
+  """
+  known, zeros = experience.tokens, jnp.zeros(early.tokens.shape, jnp.float32)
+  there = jnp.sum(jnp.any(early.learned, axis=1))
+  each = weight * early.learned / jnp.maximum(there, 1)
+  groups = experience.prompts.lengths.shape[0]
+
+  def beside(x: Array, y: Array) -> Array:
+    parts = [z.reshape(groups, -1, *z.shape[1:]) for z in (x, y)]
+    joined = jnp.concatenate(parts, axis=1)
+    return joined.reshape(-1, *x.shape[1:])
+
+  return Experience(
+      prompts=experience.prompts,
+      lengths=beside(experience.lengths, early.lengths),
+      tokens=Tokens(
+          ids=beside(known.ids, early.tokens),
+          old_logprobs=beside(known.old_logprobs, zeros),
+          reference_logprobs=beside(known.reference_logprobs, zeros),
+          advantages=beside(known.advantages, zeros),
+          weights=beside(known.weights, zeros),
+          early=beside(zeros, each),
+      ),
   )
 
 
@@ -164,7 +213,7 @@ def _logprobs(
   _, logprobs = micro_batches.run(
       score,
       None,
-      (_rows(prompts, cfg.group_size), tokens),
+      (_rows(prompts, lengths.shape[0] // prompts.lengths.shape[0]), tokens),
       lengths,
       parts=cfg.loss.micro_batches,
       max_tokens=cfg.rollout.max_tokens,
@@ -188,7 +237,7 @@ def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
 def experience_loss(
     params: Params, prefix: policy.Prefix, tokens: Tokens, cfg: Config
 ) -> tuple[Array, Array]:
-  """Σ weights · (clipped surrogate + β · KL) over a part of the batch.
+  """Σ weights · (clipped surrogate + β · KL), and that of early answers.
 
   Args:
     params: that learn.
@@ -205,7 +254,11 @@ def experience_loss(
     per_token = terms["surrogate"]
     if cfg.loss.kl_weight:
       per_token += cfg.loss.kl_weight * terms["kl"]
-    return known.weights * per_token
+    if known.early is None:
+      return known.weights * per_token
+    # Rows of early answers have ratios to nothing: those count for nothing.
+    per_token = jnp.where(known.weights > 0, per_token, 0.0)
+    return known.weights * per_token - known.early * logprobs
 
   hidden, _ = policy.follow(
       params, prefix, tokens.ids[:, :-1], cfg=cfg.model
@@ -252,6 +305,9 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   total = jnp.maximum(jnp.sum(known.weights), 1e-8)
   means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
   gap = jnp.abs(logprobs - known.old_logprobs)
+  if known.early is not None:
+    total = jnp.maximum(jnp.sum(known.early), 1e-8)
+    means["early_nll"] = -jnp.sum(known.early * logprobs) / total
   return means | {
       "logprob_gap": jnp.max(jnp.where(known.weights > 0, gap, 0.0))
   }
@@ -312,7 +368,7 @@ def _gradients(
   (total, to_cache), logprobs = micro_batches.run(
       step,
       zeros,
-      (_rows(experience.prompts, cfg.group_size), experience.tokens),
+      (_rows(experience.prompts, experience.group_size), experience.tokens),
       experience.lengths,
       parts=cfg.loss.micro_batches,
       max_tokens=cfg.rollout.max_tokens,

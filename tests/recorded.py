@@ -202,6 +202,10 @@ def learner(setup):
       experience = update.gather_experience(
           reference, prompts, rolled, samples.advantages, samples.learned, cfg
       )
+      if cfg.loss.early_weight:
+        experience = train_step.add_early_answers(
+            experience, rolled, grades, jax.random.key(4), cfg, vocabulary
+        )
       state, more = update.update(
           state, experience, cfg, setup.stage.optimizer
       )

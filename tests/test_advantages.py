@@ -244,7 +244,7 @@ def make_batch(lengths=(12, 7, 4, 9), width=12, seed=5):
   return {
       "group_adv": rng.normal(size=count).astype(np.float32),
       "rewards": np.array([1.5, -0.5, 0.5, -1.5], np.float32),
-      "correct": np.array([True, False, True, True]),
+      "credited": np.array([True, False, True, True]),
       "mi": np.where(reasoning, information, 0).astype(np.float32),
       "entropy": np.where(mask, entropy, 0).astype(np.float32),
       "mask": mask,
@@ -373,7 +373,7 @@ class IapoAdvantagesTest(chex.TestCase):
   def test_wrong_rows_carry_no_information_to_go(self):
     batch = make_batch()
     credit = self.credit("to_go", explore_weight=0.0)
-    got = credit(**{**batch, "correct": np.zeros(4, bool)})
+    got = credit(**{**batch, "credited": np.zeros(4, bool)})
     np.testing.assert_array_equal(
         got, np.where(batch["mask"], batch["group_adv"][:, None], 0.0)
     )
@@ -383,7 +383,7 @@ class IapoAdvantagesTest(chex.TestCase):
     batch = make_batch()
     credit = self.credit("paper")
     np.testing.assert_array_equal(
-        credit(**batch), credit(**{**batch, "correct": ~batch["correct"]})
+        credit(**batch), credit(**{**batch, "credited": ~batch["credited"]})
     )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -456,7 +456,7 @@ class IapoAdvantagesTest(chex.TestCase):
     batch = make_batch()
     rest = {
         name: batch.pop(name)
-        for name in ("rewards", "correct", "mask", "reasoning_mask")
+        for name in ("rewards", "credited", "mask", "reasoning_mask")
     }
     for mode in advantages.TOKEN_CREDITS:
       credit = self.credit(mode)

@@ -56,6 +56,11 @@ def test_flatten_is_json_and_complete():
             " weight of the penalty",
         ),
         (
+            {"credit__only_correct": False},
+            "config.credit.only_correct = False: must be true with credit.mode"
+            " paper",
+        ),
+        (
             {"reward__overlong_tokens": 73},
             "config.reward.overlong_tokens = 73: must be at most"
             " rollout.max_tokens = 72",
@@ -89,7 +94,7 @@ def test_flatten_is_json_and_complete():
         (
             {"probe__estimator": "surprise"},
             "config.probe.estimator = 'surprise': must be one of entropy, gold,"
-            " own, answer_entropy",
+            " own, answer_entropy, gold_chance",
         ),
         (
             {"probe__answer_tokens": 2},

@@ -44,6 +44,16 @@ class UncertaintyTest(chex.TestCase):
     )(statistics())
     np.testing.assert_array_equal(got, [[factor, 2 * factor]])
 
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_the_chance_of_another_answer(self):
+    stats = statistics()
+    logprob = jnp.log(jnp.array([[0.25, 1.0]]))
+    stats = stats.replace(answer=stats.answer.replace(logprob=logprob))
+    got = self.variant(
+        functools.partial(mi.uncertainty, estimator="gold_chance")
+    )(stats)
+    np.testing.assert_allclose(got, [[0.75, 0.0]], rtol=1e-6)
+
   def test_unknown(self):
     with self.assertRaisesRegex(ValueError, "estimator = 'x': must be one of"):
       mi.uncertainty(statistics(), estimator="x")
