@@ -13,6 +13,7 @@ once: each takes what no other has. At the end, or with --collect_only at any
 time, what is finished is written to one file, --output.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import statistics
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import misplaced
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -27,6 +29,7 @@ from iapo_jax import cli, files, logs, trainer, trials
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
+from iapo_jax.train_step import Probing
 from iapo_jax.trials import Trial
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -52,7 +55,7 @@ def main(_: list[str]) -> None:
   """Runs what is missing, and writes what is there."""
   study = Study(_methods(), pathlib.Path(_WORKDIR.value) / _TASK.value)
   if not _COLLECT.value:
-    study.finish([study.warm_start(i) for i in range(_STARTS.value)])
+    study.finish(study.warm_starts())
     study.finish([
         study.trial(trial) for trial in trials.tuning(study.methods)
     ])
@@ -82,6 +85,21 @@ def _methods() -> list[str]:
   return chosen
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A run that is to be.
+
+  Attributes:
+    folder: of it.
+    config: of it.
+    probing: of its train step, where it is not its own.
+  """
+
+  folder: pathlib.Path
+  config: ConfigDict
+  probing: Probing | None = None
+
+
 class Study:
   """All runs of a task.
 
@@ -105,45 +123,61 @@ class Study:
     self._config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(self._config)
 
-  def warm_start(self, start: int) -> tuple[pathlib.Path, ConfigDict]:
-    """Where a warm start lies, and its configuration."""
+  def warm_starts(self) -> list[Planned]:
+    """All that the methods begin from."""
+    kinds = {self._contenders[name].early_answers for name in self.methods}
+    return [
+        self.warm_start(start, early)
+        for early in sorted(kinds, reverse=True)
+        for start in range(_STARTS.value)
+    ]
+
+  def warm_start(self, start: int, early: bool = True) -> Planned:
+    """A warm start, with examples of early answers or without."""
     config = self._config.get_config("sft")
     config.seed = start
+    name = f"start-{start}"
+    if not early:
+      config.warm_start.early_share = 0.0
+      name += "-never-early"
     if _SMALL.value:
       config.warm_start.num_steps = 2
-    return self.folder / f"start-{start}", _sized(config)
+    return Planned(self.folder / name, _sized(config))
 
-  def trial(self, trial: Trial) -> tuple[pathlib.Path, ConfigDict]:
-    """Where a trial lies, and its configuration."""
+  def trial(self, trial: Trial) -> Planned:
+    """A trial."""
     contender = self._contenders[trial.method]
     config = self._config.get_config(contender.variant)
     fields = {**contender.fixed, **contender.settings[trial.setting]}
     config.update_from_flattened_dict(fields)
     config.seed = trial.seed
     config.warm_start.num_steps = 0
-    config.init_from = str(self.folder / f"start-{trial.start}")
+    start = self.warm_start(trial.start, contender.early_answers)
+    config.init_from = str(start.folder)
     config.num_steps = 2 if _SMALL.value else 80
     # Once, at the end: tuning is by the validation problems.
     config.evaluation.every = config.num_steps
-    return self.folder / trial.name, _sized(config)
+    probing = misplaced.run_probes if contender.misplaced else None
+    return Planned(self.folder / trial.name, _sized(config), probing)
 
-  def finish(self, runs: Sequence[tuple[pathlib.Path, ConfigDict]]) -> None:
+  def finish(self, runs: Sequence[Planned]) -> None:
     """Runs what is not finished, but for what another process runs."""
-    while missing := [run for run in runs if not _is_finished(run[0])]:
-      ours = [run for run in missing if self._take(*run)]
+    while missing := [run for run in runs if not _is_finished(run.folder)]:
+      ours = [run for run in missing if self._take(run)]
       if not ours:
         time.sleep(_WAIT_SECONDS)
 
-  def _take(self, folder: pathlib.Path, config: ConfigDict) -> bool:
+  def _take(self, run: Planned) -> bool:
     """Whether this process had the run; another one may."""
-    if _is_finished(folder):
+    if _is_finished(run.folder):
       return False
-    print(f"\n== {folder}", flush=True)
+    print(f"\n== {run.folder}", flush=True)
     try:
       trainer.train(
-          config_lib.parse(config),
-          folder,
+          config_lib.parse(run.config),
+          run.folder,
           programs=self.folder / workdir_lib.PROGRAMS,
+          probing=run.probing,
       )
     except workdir_lib.BusyError:
       return False
@@ -153,28 +187,37 @@ class Study:
     """The setting of each method, by its validation results."""
     results = {
         method: [
-            validation(self.trial(trial)[0])
+            validation(self.trial(trial).folder)
             for trial in trials.tuning([method])
         ]
-        for method in self.methods
+        for method in self._tuned
     }
     best = max(x["accuracy"] for name in _PLAIN for x in results[name])
-    return {
-        method: trials.choose(self._contenders[method], found, best)
-        for method, found in results.items()
+    found = {
+        method: trials.choose(self._contenders[method], tried, best)
+        for method, tried in results.items()
     }
+    for method in self.methods:
+      if (other := self._contenders[method].setting_of) in found:
+        found[method] = found[other]
+    return found
+
+  @property
+  def _tuned(self) -> list[str]:
+    return [x for x in self.methods if not self._contenders[x].setting_of]
 
   def collect(self) -> dict[str, Any]:
     """What is finished, as JSON has it."""
     tuned = [
         self._record(trial, validation)
         for trial in trials.tuning(self.methods)
-        if _is_finished(self.trial(trial)[0])
+        if _is_finished(self.trial(trial).folder)
     ]
     complete = [
         method
         for method in self.methods
-        if sum(x["method"] == method for x in tuned) == trials.TUNED
+        if method not in self._tuned
+        or sum(x["method"] == method for x in tuned) == trials.TUNED
     ]
     chosen = {}
     if set(_PLAIN) <= set(complete):
@@ -184,12 +227,12 @@ class Study:
         for trial in trials.final(
             chosen, starts=_STARTS.value, seeds=_SEEDS.value
         )
-        if _is_finished(self.trial(trial)[0])
+        if _is_finished(self.trial(trial).folder)
     ]
     starts = [
-        {"start": i} | summary(self.warm_start(i)[0])
+        {"start": i} | summary(self.warm_start(i).folder)
         for i in range(_STARTS.value)
-        if _is_finished(self.warm_start(i)[0])
+        if _is_finished(self.warm_start(i).folder)
     ]
     return {
         "task": _TASK.value,
@@ -205,7 +248,7 @@ class Study:
     }
 
   def _record(self, trial: Trial, read: Any) -> dict[str, Any]:
-    folder, _ = self.trial(trial)
+    folder = self.trial(trial).folder
     where = {"method": trial.method, "setting": trial.setting}
     where |= {"start": trial.start, "seed": trial.seed}
     return where | read(folder) | _cost(folder)

@@ -17,7 +17,7 @@ from iapo_jax.model_config import ModelConfig
 from iapo_jax.optimizer import make_optimizer
 from iapo_jax.rewards import host, token_match
 from iapo_jax.rewards.reward import Grader
-from iapo_jax.train_step import TrainStep, make_train_step
+from iapo_jax.train_step import Probing, TrainStep, make_train_step
 from iapo_jax.types import Params, TrainState
 from iapo_jax.warm_start import WarmStartStep, make_warm_start_step
 
@@ -123,7 +123,9 @@ def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
   return state_lib.reference(stage.spec, parts.cfg.model.dtype, params)
 
 
-def train_step_of(parts: Assembly, stage: Stage) -> TrainStep:
+def train_step_of(
+    parts: Assembly, stage: Stage, probing: Probing | None = None
+) -> TrainStep:
   """The compiled step of reinforcement learning."""
   return make_train_step(
       parts.cfg,
@@ -132,6 +134,7 @@ def train_step_of(parts: Assembly, stage: Stage) -> TrainStep:
       grader=parts.grader,
       optimizer=stage.optimizer,
       spec=stage.spec,
+      probing=probing,
   )
 
 

@@ -36,6 +36,12 @@ from iapo_jax.types import (
 TrainStep = Callable[
     [TrainState, Params | None, Prompts], tuple[TrainState, StepOutput]
 ]
+# (weights in the compute dtype, rollout, grades, prompts, configuration,
+# vocabulary) -> statistics, None where nothing is probed
+Probing = Callable[
+    [Params, Rollout, Grades, Prompts, Config, Vocabulary],
+    AnswerStatistics | None,
+]
 
 
 def make_train_step(
@@ -46,6 +52,7 @@ def make_train_step(
     grader: Grader,
     optimizer: optax.GradientTransformation,
     spec: StateSpec,
+    probing: Probing | None = None,
 ) -> TrainStep:
   """The whole step as one jitted, sharded program; the state is donated.
 
@@ -56,6 +63,7 @@ def make_train_step(
     grader: grades inside the program.
     optimizer: of the policy.
     spec: of the state.
+    probing: replaces `run_probes`, for ablations.
 
   Returns:
     (state, reference parameters or None where β = 0, prompts) -> (state,
@@ -64,6 +72,7 @@ def make_train_step(
   batch = sharding.batch_sharding(mesh)
   whole = sharding.replicated(mesh)
   reference = spec.shardings.params if cfg.loss.kl_weight else None
+  probing = probing or run_probes
 
   def step(
       state: TrainState, ref_params: Params | None, prompts: Prompts
@@ -77,7 +86,7 @@ def make_train_step(
       )
       rolled = sample(frozen, prompts, sample_key, cfg, vocabulary)
       grades = grader(rolled, prompts)
-      probe = run_probes(frozen, rolled, grades, prompts, cfg, vocabulary)
+      probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
       samples, metrics = credit.assign(
           rolled, grades, probe, state.weights, credit_key, cfg
       )

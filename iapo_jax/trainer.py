@@ -37,6 +37,7 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.hf import families
 from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Log, Metrics, NoLog, RunLog
+from iapo_jax.train_step import Probing
 from iapo_jax.types import (
   KeyDomain,
   Params,
@@ -58,6 +59,7 @@ class Run:
     log: its log files, which are that process's.
     sampler: of its evaluations.
     meter: of what compiling costs.
+    probing: of the train step, where it is not its own.
   """
 
   parts: Assembly
@@ -65,6 +67,7 @@ class Run:
   log: Log
   sampler: evaluation.Sampler
   meter: compilation.Meter
+  probing: Probing | None = None
 
   @property
   def cfg(self) -> Config:
@@ -78,6 +81,7 @@ def train(
     *,
     dry_run: bool = False,
     programs: pathlib.Path | None = None,
+    probing: Probing | None = None,
 ) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
@@ -96,6 +100,7 @@ def train(
     dry_run: only print the plan; nothing is written or compiled.
     programs: folder that keeps compiled programs from one start to the next;
       by default, and where JAX was given one, JAX's own setting holds.
+    probing: replaces the probes of the train step, for ablations.
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
@@ -124,7 +129,7 @@ def train(
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
     try:
       with _open_log(workdir, position) as log:
-        run = Run(parts, workdir, log, sampler, meter)
+        run = Run(parts, workdir, log, sampler, meter, probing)
         _summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
@@ -299,7 +304,7 @@ def reinforce(
   """
   cfg, size = run.cfg, run.cfg.prompts_per_step
   stage = assembly.reinforcement_stage(run.parts)
-  step = assembly.train_step_of(run.parts, stage)
+  step = assembly.train_step_of(run.parts, stage, run.probing)
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
     compiled = compilation.lower(step, state, reference, batch).compile()

@@ -26,6 +26,11 @@ class Contender:
     fixed: fields of all of them.
     choice: how a setting is chosen: the most `accurate`, or the `shortest` of
       those as accurate as the most accurate plain method, but for a point.
+    setting_of: an ablation's: the contender whose chosen setting it has, not
+      tuned by itself.
+    early_answers: whether its warm start has examples of early answers.
+    misplaced: whether its probes are at the positions that the authors'
+      published code gives them.
   """
 
   label: str
@@ -33,6 +38,9 @@ class Contender:
   settings: Sequence[Fields]
   fixed: Fields = dataclasses.field(default_factory=dict)
   choice: str = "shortest"
+  setting_of: str = ""
+  early_answers: bool = True
+  misplaced: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +78,10 @@ def contenders() -> dict[str, Contender]:
       {weight: w, "credit.discount": g}
       for w, g in ((1.0, 0.9), (2.0, 0.9), (4.0, 0.9), (2.0, 0.95))
   ]
+  paper = [
+      {weight: i, "credit.explore_weight": e}
+      for i, e in ((1.0, 1.0), (3.0, 3.0), (3.0, 0.0), (0.3, 0.3))
+  ]
   gold = {"probe.estimator": "gold"}
   everywhere = gold | {"credit.only_correct": False}
   calibrated = {"loss.early_weight": 0.1}
@@ -94,13 +106,7 @@ def contenders() -> dict[str, Contender]:
           "to_go, gold answer", "to_go", _grid(weight, 0.25, 0.5, 1.0, 2.0),
           gold,
       ),
-      "paper": Contender(
-          "IAPO paper", "paper",
-          [
-              {weight: i, "credit.explore_weight": e}
-              for i, e in ((1.0, 1.0), (3.0, 3.0), (3.0, 0.0), (0.3, 0.3))
-          ],
-      ),
+      "paper": Contender("IAPO paper", "paper", paper),
       "cost_only": Contender(
           "cost only (control)", "cost_only",
           _grid("credit.cost", 0.01, 0.03, 0.1, 0.3),
@@ -125,6 +131,18 @@ def contenders() -> dict[str, Contender]:
           "the same, probes kept calibrated", "to_go", priced,
           chance | calibrated,
       ),
+      "never_early": Contender(
+          "to_go, warm start without early answers", "to_go", to_go,
+          setting_of="to_go", early_answers=False,
+      ),
+      "misplaced": Contender(
+          "to_go, probes misplaced", "to_go", to_go, setting_of="to_go",
+          misplaced=True,
+      ),
+      "paper_misplaced": Contender(
+          "paper, probes misplaced", "paper", paper, setting_of="paper",
+          misplaced=True,
+      ),
   }  # fmt: skip
 
 
@@ -135,9 +153,12 @@ def tuning(methods: Sequence[str]) -> Iterator[Trial]:
     methods: names of contenders.
 
   Yields:
-    `TUNED` trials of each.
+    `TUNED` trials of each but of ablations.
   """
+  known = contenders()
   for method in methods:
+    if known[method].setting_of:
+      continue
     for setting in range(TUNED):
       yield Trial(method, setting, start=0, seed=TUNING_SEED)
 

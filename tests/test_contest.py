@@ -85,6 +85,9 @@ def test_every_setting_is_a_configuration():
         config.update_from_flattened_dict({**contender.fixed, **fields})
         found.add(config_lib.parse(config))
       assert len(found) == trials.TUNED, name
+  # Ablations have the setting of another, and none of their own is tried.
+  tuned = list(trials.tuning(["grpo", "misplaced"]))
+  assert [t.method for t in tuned] == ["grpo"] * 4
   ours = list(trials.final({"grpo": 1, "to_go": 3}, starts=2, seeds=2))
   assert [t.name for t in ours[:3]] == [
       "grpo/setting-1/start-0/seed-0",

@@ -165,6 +165,8 @@ def tuning(found: Found) -> str:
   """Validation accuracy / tokens of every setting, the chosen one bold."""
   rows = []
   for method, settings in found["settings"].items():
+    if trials.contenders()[method].setting_of:
+      continue
     tried = [x for x in found["tuning"] if x["method"] == method]
     if len(tried) < len(settings):
       continue
