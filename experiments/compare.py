@@ -25,7 +25,7 @@ import misplaced
 from absl import flags
 from ml_collections import ConfigDict
 
-from iapo_jax import cli, files, logs, trainer, trials
+from iapo_jax import advantages, cli, files, logs, trainer, trials
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
@@ -154,7 +154,10 @@ class Study:
     config.warm_start.num_steps = 0
     start = self.warm_start(trial.start, contender.early_answers)
     config.init_from = str(start.folder)
+    config.prompts_per_step = 8
     config.num_steps = 2 if _SMALL.value else 80
+    if config.credit.mode not in advantages.TOKEN_CREDITS:
+      config.probe.stride = 0  # and its cost is none
     # Once, at the end: tuning is by the validation problems.
     config.evaluation.every = config.num_steps
     probing = misplaced.run_probes if contender.misplaced else None
