@@ -18,7 +18,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       "min_operands": 2,
       "operands": 7,
       "max_operand": 20,
-      "max_total": 40,
+      "max_total": 20,
       "train_problems": 6000,
       "validation_problems": 384,
       "test_problems": 1536,
