@@ -198,8 +198,9 @@ def _distinct(
 ) -> list[Problem]:
   """As many distinct problems, drawn at random."""
   found: dict[Problem, None] = {}
-  # Nearly exhausting the ranges takes several draws a problem.
-  for _ in range(30):
+  # Nearly exhausting the ranges takes several draws a problem, and of long
+  # problems one draw in a hundred stays within them.
+  for _ in range(300):
     found |= dict.fromkeys(_draw(sums, operands, rng, wanted))
     if len(found) >= wanted:
       return list(found)[:wanted]
