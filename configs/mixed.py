@@ -1,4 +1,4 @@
-"""Sums of two to seven numbers: problems that need little or much reasoning.
+"""Sums of three to seven numbers: problems that need little or much reasoning.
 
   python experiments/run.py --config=configs/mixed.py:to_go
 
@@ -15,14 +15,15 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
   config = recipes.sums(
       variant,
       max_tokens=132,
-      min_operands=2,
+      min_operands=3,
       operands=7,
-      max_operand=20,
-      max_total=20,
+      max_operand=9,
+      max_total=18,
       train_problems=6000,
-      validation_problems=384,
-      test_problems=1536,
+      validation_problems=400,
+      test_problems=1500,
   )
   config.data.max_prompt_tokens = 21
-  config.evaluation.update({"problems": 384, "batch_size": 384})
+  config.warm_start.num_steps = 1100
+  config.evaluation.update({"problems": 400, "batch_size": 500})
   return config
