@@ -197,17 +197,21 @@ def _distinct(
     wanted: int,
 ) -> list[Problem]:
   """As many distinct problems, drawn at random."""
+  held = _held(sums, operands)
   found: dict[Problem, None] = {}
   # Nearly exhausting the ranges takes several draws a problem, and of long
   # problems one draw in a hundred stays within them.
   for _ in range(300):
+    if held < wanted:
+      break
     found |= dict.fromkeys(_draw(sums, operands, rng, wanted))
     if len(found) >= wanted:
       return list(found)[:wanted]
+  drawn = f", of which the draw found {len(found)}" if held >= wanted else ""
   raise ConfigError(
       f"config.data.arithmetic.train_problems = {sums.train_problems}: with"
       f" validation and test {wanted} distinct problems of {operands} operands"
-      f" are needed, the ranges hold about {len(found)}"
+      f" are needed, the ranges hold {held}{drawn}"
   )
 
 
