@@ -1,0 +1,247 @@
+"""All runs of a comparison: which there are, running them, what they gave."""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from iapo_jax import advantages, files, logs, trainer, trials
+from iapo_jax import config as config_lib
+from iapo_jax import workdir as workdir_lib
+from iapo_jax.train_step import Probing
+from iapo_jax.trials import Trial
+
+PLAIN = ("grpo", "dapo")  # settings are chosen beside these
+_WAIT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A run that is to be.
+
+  Attributes:
+    folder: of it.
+    config: of it.
+    probing: of its train step, where it is not its own.
+  """
+
+  folder: pathlib.Path
+  config: ConfigDict
+  probing: Probing | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """All runs of a task.
+
+  Attributes:
+    configure: the configuration of a variant of the task, a new one each time.
+    methods: names of contenders.
+    folder: of the runs.
+    misplaced: probes of contenders whose probes are misplaced.
+    starts: warm starts of each kind.
+    seeds: of runs from each.
+    small: a few steps of everything, to see that it works.
+  """
+
+  configure: Callable[[str], ConfigDict]
+  methods: Sequence[str]
+  folder: pathlib.Path
+  misplaced: Probing
+  starts: int = 2
+  seeds: int = 5
+  small: bool = False
+
+  def run(self) -> None:
+    """Runs all that is missing, what depends on results after these."""
+    self.finish(self.warm_starts())
+    self.finish([self.trial(x) for x in trials.tuning(self.methods)])
+    chosen = self.chosen()
+    self.finish([
+        self.trial(x)
+        for x in trials.final(chosen, starts=self.starts, seeds=self.seeds)
+    ])
+
+  def warm_starts(self) -> list[Planned]:
+    """All that the methods begin from."""
+    kinds = {trials.contenders()[x].early_answers for x in self.methods}
+    return [
+        self.warm_start(start, early)
+        for early in sorted(kinds, reverse=True)
+        for start in range(self.starts)
+    ]
+
+  def warm_start(self, start: int, early: bool = True) -> Planned:
+    """A warm start, with examples of early answers or without."""
+    config = self.configure("sft")
+    config.seed = start
+    name = f"start-{start}"
+    if not early:
+      config.warm_start.early_share = 0.0
+      name += "-never-early"
+    if self.small:
+      config.warm_start.num_steps = 2
+    return Planned(self.folder / name, self._sized(config))
+
+  def trial(self, trial: Trial) -> Planned:
+    """A trial."""
+    contender = trials.contenders()[trial.method]
+    config = self.configure(contender.variant)
+    fields = {**contender.fixed, **contender.settings[trial.setting]}
+    config.update_from_flattened_dict(fields)
+    config.seed = trial.seed
+    config.warm_start.num_steps = 0
+    start = self.warm_start(trial.start, contender.early_answers)
+    config.init_from = str(start.folder)
+    config.prompts_per_step = 8
+    config.num_steps = 2 if self.small else 80
+    if config.credit.mode not in advantages.TOKEN_CREDITS:
+      config.probe.stride = 0  # and its cost is none
+    # Once, at the end: tuning is by the validation problems.
+    config.evaluation.every = config.num_steps
+    probing = self.misplaced if contender.misplaced else None
+    return Planned(self.folder / trial.name, self._sized(config), probing)
+
+  def _sized(self, config: ConfigDict) -> ConfigDict:
+    """The configuration, small if that is wanted."""
+    if self.small:
+      config.data.arithmetic.update({
+          "train_problems": 96, "validation_problems": 24, "test_problems": 48,
+      })  # fmt: skip
+      config.evaluation.update({"problems": 24, "batch_size": 48})
+      config.model.update({"d_model": 16, "mlp_dim": 32})
+    return config
+
+  def finish(self, runs: Sequence[Planned]) -> None:
+    """Runs what is not finished, but for what another process runs."""
+    while missing := [run for run in runs if not _is_finished(run.folder)]:
+      ours = [run for run in missing if self._take(run)]
+      if not ours:
+        time.sleep(_WAIT_SECONDS)
+
+  def _take(self, run: Planned) -> bool:
+    """Whether this process had the run; another one may."""
+    if _is_finished(run.folder):
+      return False
+    print(f"\n== {run.folder}", flush=True)
+    try:
+      trainer.train(
+          config_lib.parse(run.config),
+          run.folder,
+          programs=self.folder / workdir_lib.PROGRAMS,
+          probing=run.probing,
+      )
+    except workdir_lib.BusyError:
+      return False
+    return True
+
+  def chosen(self) -> dict[str, int]:
+    """The setting of each method, by its validation results."""
+    results = {
+        method: [
+            validation(self.trial(trial).folder)
+            for trial in trials.tuning([method])
+        ]
+        for method in self._tuned
+    }
+    best = max(x["accuracy"] for name in PLAIN for x in results[name])
+    found = {
+        method: trials.choose(trials.contenders()[method], tried, best)
+        for method, tried in results.items()
+    }
+    for method in self.methods:
+      if (other := trials.contenders()[method].setting_of) in found:
+        found[method] = found[other]
+    return found
+
+  @property
+  def _tuned(self) -> list[str]:
+    return [x for x in self.methods if not trials.contenders()[x].setting_of]
+
+  def collect(self) -> dict[str, Any]:
+    """What is finished, as JSON has it."""
+    tuned = [
+        self._record(trial, validation)
+        for trial in trials.tuning(self.methods)
+        if _is_finished(self.trial(trial).folder)
+    ]
+    complete = [
+        method
+        for method in self.methods
+        if method not in self._tuned
+        or sum(x["method"] == method for x in tuned) == trials.TUNED
+    ]
+    chosen = {}
+    if set(PLAIN) <= set(complete):
+      chosen = dataclasses.replace(self, methods=complete).chosen()
+    found = [
+        self._record(trial, summary)
+        for trial in trials.final(
+            chosen, starts=self.starts, seeds=self.seeds
+        )
+        if _is_finished(self.trial(trial).folder)
+    ]
+    starts = [
+        {"start": i} | summary(self.warm_start(i).folder)
+        for i in range(self.starts)
+        if _is_finished(self.warm_start(i).folder)
+    ]
+    return {
+        "warm_starts": starts,
+        "settings": {
+            method: [dict(fields) for fields in contender.settings]
+            for method, contender in trials.contenders().items()
+            if method in self.methods
+        },
+        "chosen": chosen,
+        "tuning": tuned,
+        "trials": found,
+    }
+
+  def _record(self, trial: Trial, read: Any) -> dict[str, Any]:
+    folder = self.trial(trial).folder
+    where = {"method": trial.method, "setting": trial.setting}
+    where |= {"start": trial.start, "seed": trial.seed}
+    return where | read(folder) | _cost(folder)
+
+
+def _is_finished(folder: pathlib.Path) -> bool:
+  return (folder / workdir_lib.SUMMARY).exists()
+
+
+def summary(folder: pathlib.Path) -> dict[str, float]:
+  """The test result of a run."""
+  found = files.read_json(folder / workdir_lib.SUMMARY)
+  return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
+
+
+def validation(folder: pathlib.Path) -> dict[str, float]:
+  """The last validation result of a run."""
+  found = logs.stage_metrics(folder, "validation")[-1]
+  return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
+
+
+def _cost(folder: pathlib.Path) -> dict[str, float]:
+  """What training put through the network, and how far calibration was off."""
+  steps: list[Mapping[str, Any]] = logs.stage_metrics(folder, "rl")
+  config = workdir_lib.load_config(folder)
+  rows = config.sequences_per_step
+  found = {
+      "sampled_tokens": rows * sum(x["length/completion"] for x in steps),
+      "probe_tokens": rows * sum(x.get("probe/tokens", 0) for x in steps),
+      "step_seconds": statistics.median(
+          x["time/step_seconds"] for x in steps
+      ),
+      "first_calibration_gap": steps[0].get("probe/calibration_gap", 0.0),
+      "last_calibration_gap": steps[-1].get("probe/calibration_gap", 0.0),
+  }
+  return {name: _short(value) for name, value in found.items()}
+
+
+def _short(value: Any) -> Any:
+  """Six digits of a float: files that people read differences of."""
+  return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,113 @@
+"""The command that compares methods: one real trial of each kind, small."""
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from recorded import make_params, make_setup, record
+
+from iapo_jax import policy, sharding, study, train_step, trials
+from iapo_jax.trials import Trial
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def module_of(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+misplaced = module_of(ROOT / "experiments" / "misplaced.py")
+
+
+def make_study(task, methods, folder):
+  return study.Study(
+      configure=module_of(ROOT / "configs" / f"{task}.py").get_config,
+      methods=methods,
+      folder=folder,
+      misplaced=misplaced.run_probes,
+      starts=1,
+      seeds=2,
+      small=True,
+  )
+
+
+def test_trials_and_what_is_collected(tmp_path):
+  todo = make_study("slips", ["grpo", "dapo", "to_go", "misplaced"], tmp_path)
+  starts = [todo.warm_start(0), todo.warm_start(0, early=False)]
+  assert [x.folder.name for x in starts] == ["start-0", "start-0-never-early"]
+  assert starts[1].config.warm_start.early_share == 0
+  assert [x.folder for x in todo.warm_starts()] == [starts[0].folder]
+  tried = [
+      Trial("grpo", 1, 0, trials.TUNING_SEED), Trial("misplaced", 0, 0, 3),
+  ]  # fmt: skip
+  planned = [todo.trial(x) for x in tried]
+  # What nobody reads is not probed.
+  assert [x.config.probe.stride for x in planned] == [0, 1]
+  assert [x.probing for x in planned] == [None, misplaced.run_probes]
+  assert planned[0].config.optimizer.learning_rate == 2e-4
+  todo.finish([starts[0], *planned])
+  todo.finish(planned)  # nothing is left to do
+  found = todo._record(tried[1], study.summary)
+  assert found["method"] == "misplaced"
+  assert 0 <= found["check_after_slip"] <= 1
+  assert found["probe_tokens"] > 0
+  found = todo.collect()
+  assert [x["method"] for x in found["tuning"]] == ["grpo"]
+  assert found["tuning"][0]["probe_tokens"] == 0
+  assert found["tuning"][0]["sampled_tokens"] > 0
+  # Without all settings of GRPO and DAPO nothing is chosen.
+  assert (found["chosen"], found["trials"]) == ({}, [])
+  assert [x["start"] for x in found["warm_starts"]] == [0]
+
+
+def test_a_setting_is_chosen_when_all_are_known(tmp_path, monkeypatch):
+  methods = ["grpo", "dapo", "to_go", "misplaced"]
+  todo = make_study("mixed", methods, tmp_path)
+  accuracies = {
+      "grpo": [1, 3, 2, 0], "dapo": [1, 1, 2, 0], "to_go": [3, 3, 3, 0],
+  }  # fmt: skip
+
+  def validation(folder):
+    method, setting = folder.relative_to(tmp_path).parts[:2]
+    i = int(setting.removeprefix("setting-"))
+    return {"accuracy": accuracies[method][i], "mean_tokens": 9 - i}
+
+  monkeypatch.setattr(study, "validation", validation)
+  # Of to_go the shortest of three equals; the ablation has its setting.
+  assert todo.chosen() == {"grpo": 1, "dapo": 2, "to_go": 2, "misplaced": 2}
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_misplaced_probes_are_exact_in_chunks_of_one_alone(chunk):
+  setup = make_setup()
+  params = make_params(setup)
+  rolled = record(setup, params)
+  vocabulary = setup.parts.task.vocabulary
+
+  @jax.jit
+  def run(params, rolled, prompts):
+    with sharding.scope(setup.parts.mesh):
+      frozen = policy.for_decoding(
+          params, setup.stage.spec.param_axes, cfg=setup.cfg.model
+      )
+      grades = setup.parts.grader(rolled, prompts)
+      inputs = frozen, rolled, grades, prompts, setup.cfg, vocabulary
+      return (
+          train_step.run_probes(*inputs),
+          misplaced.run_probes(*inputs, chunk=chunk),
+      )
+
+  exact, ours = run(params, rolled, setup.prompts())
+  np.testing.assert_array_equal(exact.spent, ours.spent)
+  gap = np.abs(np.asarray(exact.entropy) - np.asarray(ours.entropy))
+  if chunk == 1:
+    assert gap.max() < 1e-5
+    np.testing.assert_allclose(exact.logprob, ours.logprob, atol=1e-5)
+    np.testing.assert_array_equal(exact.hit, ours.hit)
+  else:
+    assert gap.max() > 1e-2
