@@ -327,13 +327,7 @@ def _paths(axes: Axes, family: str, paths: dict[str, np.ndarray]) -> None:
   for i, name in enumerate(shown):
     axes.plot(paths[name], color=colour(i, LIGHT), linewidth=2, label=name)
   axes.set(xlabel="update", ylabel="expected tokens", title=family)
-  axes.title.set(color=LIGHT.ink, fontsize=11)
-  axes.grid(alpha=0.25, color=LIGHT.faint)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(LIGHT.faint)
-  axes.tick_params(colors=LIGHT.ink)
-  for label in (axes.xaxis.label, axes.yaxis.label):
-    label.set_color(LIGHT.ink)
+  figures.dress(axes)
 
 
 _SHOWN = (

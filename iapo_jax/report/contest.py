@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iapo_jax import intervals, trials
 from iapo_jax.intervals import Interval
+from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
 
 Found = Mapping[str, Any]
@@ -261,22 +261,13 @@ def draw(found: Found) -> Figure:
     axes.plot(tokens, accuracy, color=LIGHT.faint, linewidth=1, zorder=0)
   for start in found["warm_starts"]:
     axes.plot(start["mean_tokens"], start["accuracy"], "+", color=LIGHT.ink)
-  _dress(axes, found["task"])
+  axes.set(
+      xlabel="tokens per completion", ylabel="share correct",
+      title=f"{found['task']}: test problems, mean and 95 % interval"
+      " (+ warm starts)",
+  )  # fmt: skip
+  figures.dress(axes)
   figure.legend(
       loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink
   )
   return figure
-
-
-def _dress(axes: Axes, task: str) -> None:
-  axes.set(
-      xlabel="tokens per completion", ylabel="share correct",
-      title=f"{task}: test problems, mean and 95 % interval (+ warm starts)",
-  )  # fmt: skip
-  axes.title.set(color=LIGHT.ink, fontsize=11)
-  axes.grid(alpha=0.25, color=LIGHT.faint)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(LIGHT.faint)
-  axes.tick_params(colors=LIGHT.ink)
-  for label in (axes.xaxis.label, axes.yaxis.label):
-    label.set_color(LIGHT.ink)

@@ -293,15 +293,20 @@ def _figure(draw: Draw, theme: Theme, title: str = "") -> Figure:
   axes = figure.subplots()
   draw(axes, theme)
   _add_legend(figure, theme)
+  axes.patch.set_alpha(0)
+  axes.set_title(_plain(title))
+  dress(axes, theme)
+  return figure
+
+
+def dress(axes: Axes, theme: Theme = LIGHT) -> None:
+  """Colours and sizes that all figures share; the title must be set before."""
   axes.grid(alpha=0.25, color=theme.faint)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["bottom", "left"]].set_color(theme.faint)
   axes.tick_params(colors=theme.ink, labelsize=10)
-  for label in (axes.xaxis.label, axes.yaxis.label):
+  for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
     label.set(color=theme.ink, fontsize=11)
-  axes.patch.set_alpha(0)
-  axes.set_title(_plain(title), color=theme.ink, fontsize=11)
-  return figure
 
 
 def _add_legend(figure: Figure, theme: Theme) -> None:
