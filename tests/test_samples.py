@@ -95,7 +95,9 @@ def test_records_of_a_step():
       information=-table,
       group_advantages=jnp.array([0.25, -0.5, 1 / 3, 0.0]),
       advantages=table / 3,
+      learned=table > 0,
   )
+
   def records(count):
     rows = samples.fetch(prompts, step, count)
     return list(samples.records(7, *rows, words, group_size=2))
