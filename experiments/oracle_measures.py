@@ -1,9 +1,4 @@
-"""One policy: what its probes say, and what is true of it.
-
-The pipeline of training samples, grades and probes. Beside it stands a second
-encoding that shares nothing with it but the decoder: whole texts from position
-0, without a cache, a group or a chunk, all answers written down.
-"""
+"""One small policy: what its probes say, and what is true of it."""
 
 import dataclasses
 import functools
@@ -12,16 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_encoding
 import oracle_policies
-from oracle_policies import EOS, LONGEST, TAGS, THINK_CLOSE, VOCABULARY, Kind
+from oracle_encoding import Elicited
+from oracle_policies import (
+    ANSWER_CLOSE,
+    LONGEST,
+    TAGS,
+    THINK_CLOSE,
+    VOCABULARY,
+    Kind,
+)
 from scipy import stats
 
 from iapo_jax import continuations, mi, train_step
 from iapo_jax.config import Config
 from iapo_jax.model_config import ModelConfig
-from iapo_jax.models import head, transformer
 from iapo_jax.rewards import token_match
-from iapo_jax.types import Array, Params, Prompts
+from iapo_jax.rewards.token_match import Tags
+from iapo_jax.types import Array, Params, Prompts, Vocabulary
 
 # What changes against the defaults of `probe`.
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -33,9 +37,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "sentences": {"at": "sentences"},
     "one layer": {"layers": 1},
 }
-POINTWISE = ("gold", "own")
 _V = len(oracle_policies.WORDS)
-_BATCH = 8192  # texts encoded at one time
 
 
 def settings_of(cfg: Config, name: str, answer_tokens: int) -> Config:
@@ -46,13 +48,17 @@ def settings_of(cfg: Config, name: str, answer_tokens: int) -> Config:
   return dataclasses.replace(cfg, probe=probe)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "answer_tokens"))
+@functools.partial(
+    jax.jit, static_argnames=("cfg", "vocabulary", "tags", "answer_tokens")
+)
 def run_pipeline(
     params: Params,
     prompts: Prompts,
     key: Array,
     *,
     cfg: Config,
+    vocabulary: Vocabulary,
+    tags: Tags,
     answer_tokens: int,
 ) -> dict[str, Any]:
   """A rollout with its grades, and what every estimator says of it.
@@ -62,21 +68,23 @@ def run_pipeline(
     prompts: q prompts.
     key: of the rollout.
     cfg: of all estimators.
+    vocabulary: of the tokenizer.
+    tags: of the tokenizer.
     answer_tokens: of an answer.
 
   Returns:
     `tokens`, `lengths`, `logprobs`, `reasoning`, `answers`, `answer_lengths`
     as the types of the same fields; D [b, t] and probe tokens [b] by estimator.
   """
-  rolled = train_step.sample(params, prompts, key, cfg, VOCABULARY)
-  grades = token_match.make_grader(TAGS, answer_tokens)(rolled, prompts)
-  slots = jnp.arange(LONGEST)
+  rolled = train_step.sample(params, prompts, key, cfg, vocabulary)
+  grades = token_match.make_grader(tags, answer_tokens)(rolled, prompts)
+  slots = jnp.arange(cfg.rollout.max_tokens)
   mask = slots < grades.reasoning_lengths[:, None]
   information, spent = {}, {}
   for name in ESTIMATORS:
     chosen = settings_of(cfg, name, answer_tokens)
     probe = train_step.run_probes(
-        params, rolled, grades, prompts, chosen, VOCABULARY
+        params, rolled, grades, prompts, chosen, vocabulary
     )
     uncertain = mi.uncertainty(probe, estimator=chosen.probe.estimator)
     information[name] = mi.realised_information(uncertain, mask)
@@ -91,30 +99,6 @@ def run_pipeline(
       "information": information,
       "spent": spent,
   }
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _log_distributions(
-    params: Params, tokens: Array, cfg: ModelConfig
-) -> Array:
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  hidden, _ = transformer.extend(params, tokens, positions, cfg=cfg)
-  return jax.nn.log_softmax(head.logits(params, hidden, cfg=cfg))
-
-
-def log_distributions(
-    params: Params, tokens: np.ndarray, cfg: ModelConfig
-) -> np.ndarray:
-  """log π after every token of whole texts: float64[n, x, v] of int[n, x]."""
-  size = min(_BATCH, 1 << (len(tokens) - 1).bit_length())
-  found = []
-  for start in range(0, len(tokens), size):
-    part = tokens[start : start + size]
-    filled = np.pad(part, ((0, size - len(part)), (0, 0)))
-    found.append(
-        np.asarray(_log_distributions(params, filled, cfg))[: len(part)]
-    )
-  return np.concatenate(found).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +177,8 @@ def truth_of(
   """All texts of a policy after int[p]."""
   texts = continuations.texts(_V, LONGEST - 1)
   whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1)
-  logp = log_distributions(params, whole, cfg)[:, len(prompt) - 1 :]
+  logp = oracle_encoding.log_distributions(params, whole, cfg)
+  logp = logp[:, len(prompt) - 1 :]
   # Of the texts that begin alike the first one stands for what they share.
   chances = [
       np.exp(logp[:: (_V - 1) ** (LONGEST - 1 - i), i])
@@ -205,123 +190,6 @@ def truth_of(
   return Truth(
       chances, answers, continuations.next_information(chances, answers)
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Elicited:
-  """What a policy says if it must answer at once, after n texts.
-
-  Attributes:
-    first: float64[n, v], log-probabilities of an answer's first token.
-    second: float64[n, v, v], of its second after each first; None where
-      answers have one token.
-  """
-
-  first: np.ndarray
-  second: np.ndarray | None
-
-  @property
-  def first_entropy(self) -> np.ndarray:
-    """Of the first token: float64[n]."""
-    return continuations.entropy(np.exp(self.first))
-
-  @property
-  def entropy(self) -> np.ndarray:
-    """Of whole answers: float64[n]."""
-    if self.second is None:
-      return self.first_entropy
-    later = continuations.entropy(np.exp(self.second))
-    return self.first_entropy + np.sum(np.exp(self.first) * later, axis=1)
-
-  def log_chance(self, answer: tuple[int, ...]) -> np.ndarray:
-    """log π of the first tokens of an answer: float64[n]; 0 of none."""
-    found = np.zeros(len(self.first))
-    if answer:
-      found = found + self.first[:, answer[0]]
-    if answer[1:]:
-      found = found + self.second[:, answer[0], answer[1]]
-    return found
-
-  def along(self, answer: tuple[int, ...]) -> np.ndarray:
-    """Σ_j H(a_j | a_<j) of an answer: float64[n]."""
-    found = np.zeros(len(self.first))
-    if answer:
-      found = found + self.first_entropy
-    if answer[1:]:
-      found = found + continuations.entropy(np.exp(self.second[:, answer[0]]))
-    return found
-
-  def chance_of(self, answers: list[tuple[int, ...]]) -> np.ndarray:
-    """float64[n, a], of whole answers; one that is short must be closed."""
-    columns = []
-    for answer in answers:
-      column = np.exp(self.log_chance(answer)) * bool(answer)
-      if self.second is not None and len(answer) == 1:
-        closing = self.second[:, answer[0], oracle_policies.ANSWER_CLOSE]
-        column = column * np.exp(closing)
-      columns.append(column)
-    return np.stack(columns, axis=1)
-
-
-def elicited_of(
-    params: Params,
-    prompt: np.ndarray,
-    texts: list[tuple[int, ...]],
-    answer_tokens: int,
-    cfg: ModelConfig,
-) -> Elicited:
-  """Asks after every text, each question a text of its own."""
-  firsts = range(_V) if answer_tokens == 2 else (None,)
-  questions = [
-      [*prompt, *text, *VOCABULARY.elicitation]
-      + ([] if first is None else [first])
-      for text in texts
-      for first in firsts
-  ]
-  lengths = np.array([len(question) for question in questions])
-  width = len(prompt) + LONGEST + len(VOCABULARY.elicitation) + 1
-  padded = np.array([q + [EOS] * (width - len(q)) for q in questions])
-  logp = log_distributions(params, padded, cfg)
-  rows, last = np.arange(len(questions)), lengths - 1
-  if answer_tokens == 1:
-    return Elicited(logp[rows, last], None)
-  shape = (len(texts), _V, _V)
-  return Elicited(
-      logp[rows, last - 1].reshape(shape)[:, 0],
-      logp[rows, last].reshape(shape),
-  )
-
-
-def first_layer(params: Params, cfg: ModelConfig) -> tuple[Params, ModelConfig]:
-  """The decoder of one layer."""
-  layers = jax.tree.map(lambda x: x[:1], params["layers"])
-  return params | {"layers": layers}, dataclasses.replace(cfg, num_layers=1)
-
-
-def uncertainties(
-    whole: Elicited, shallow: Elicited, gold: tuple[int, ...], own: tuple
-) -> dict[str, np.ndarray]:
-  """U of every estimator, as docs/method.md defines it, after n texts."""
-  return {
-      "entropy": whole.first_entropy,
-      "gold": -whole.log_chance(gold),
-      "own": -whole.log_chance(own),
-      "answer_entropy": whole.along(own),
-      "stride 2": whole.first_entropy,
-      "sentences": whole.first_entropy,
-      "one layer": shallow.first_entropy,
-  }
-
-
-def probed(name: str, tokens: np.ndarray) -> np.ndarray:
-  """The probed positions of a reasoning int[R]; between them lines."""
-  last = len(tokens)
-  inner = range(1, last)
-  if name == "stride 2":
-    inner = range(2, last, 2)
-  if name == "sentences":
-    inner = 1 + np.flatnonzero(tokens[: last - 1] == oracle_policies.STOP)
-  return np.unique([0, *inner, last])
 
 
 def expected_by_position(truth: Truth) -> list[float]:
@@ -368,7 +236,7 @@ def visited_of(
   # One number for texts of all lengths.
   keys = np.where(there, numbers * numbers.shape[1] + slots, 0)
   unique, first, at = np.unique(keys, return_index=True, return_inverse=True)
-  rows, lengths = np.divmod(first, numbers.shape[1])
+  rows = first // numbers.shape[1]
   texts = [
       tuple(tokens[row, :length].tolist())
       for row, length in zip(rows, unique % numbers.shape[1], strict=True)
@@ -391,12 +259,16 @@ def gaps(
   """How far elicited answers are from final ones, at n texts.
 
   KL(final ‖ elicited) and H(elicited) − H(final), of final answers given that
-  there is one; of the first token and of whole answers.
+  there is one (not a number where there can be none any more); of the first
+  token and of whole answers.
   """
-  given = visited.true[:, 1:] / np.sum(visited.true[:, 1:], 1, keepdims=True)
+  with np.errstate(invalid="ignore"):
+    given = visited.true[:, 1:] / np.sum(
+        visited.true[:, 1:], axis=1, keepdims=True
+    )
   firsts = np.array([answer[0] for answer in ends.answers[1:]])
   by_first = given @ (firsts[:, None] == np.arange(_V))
-  asked = whole.chance_of(ends.answers)[:, 1:]
+  asked = whole.chance_of(ends.answers, ANSWER_CLOSE)[:, 1:]
   kl, h = continuations.divergence, continuations.entropy
   return {
       "kl_first": kl(by_first, np.exp(whole.first)),
@@ -420,12 +292,17 @@ def _of_prompt(
   """One prompt's tokens of reasoning, one after the other."""
   truth = truth_of(params, prompt, ends, cfg)
   visited = visited_of(found["tokens"], found["reasoning"], truth)
-  ask = functools.partial(elicited_of, texts=visited.texts)
-  whole = ask(params, prompt, answer_tokens=kind.answer_tokens, cfg=cfg)
-  layer, layer_cfg = first_layer(params, cfg)
-  shallow = ask(layer, prompt, answer_tokens=1, cfg=layer_cfg)
+  asked = [(*prompt.tolist(), *text) for text in visited.texts]
+  whole = oracle_encoding.elicited_of(
+      params, asked, VOCABULARY.elicitation, kind.answer_tokens, cfg
+  )
+  layer, layer_cfg = oracle_encoding.first_layer(params, cfg)
+  shallow = oracle_encoding.elicited_of(
+      layer, asked, VOCABULARY.elicitation, 1, layer_cfg
+  )
   open_ = continuations.entropy(visited.true)
-  surprise = -np.log(visited.true)
+  with np.errstate(divide="ignore"):
+    surprise = -np.log(visited.true)
   information = {name: [] for name in ESTIMATORS}
   true = {name: [] for name in ESTIMATORS}
   largest = 0.0
@@ -433,7 +310,7 @@ def _of_prompt(
   numbers = {_codes_of(answer): i for i, answer in enumerate(ends.answers)}
   owns = {code: ends.answers[numbers[code]] for code in np.unique(codes)}
   tables = {
-      code: uncertainties(whole, shallow, gold, own)
+      code: oracle_encoding.uncertainties(whole, shallow, gold, own)
       for code, own in owns.items()
   }
   for row, length in enumerate(found["reasoning"]):
@@ -441,7 +318,9 @@ def _of_prompt(
     goal = {"gold": numbers[_codes_of(gold)], "own": numbers[code]}
     for name in ESTIMATORS:
       ours = found["information"][name][row]
-      marks = probed(name, found["tokens"][row, :length])
+      marks = oracle_encoding.probed(
+          name, found["tokens"][row, :length], VOCABULARY.sentence_ends
+      )
       theirs = np.interp(
           np.arange(length + 1), marks, tables[code][name][at[marks]]
       )
@@ -449,7 +328,9 @@ def _of_prompt(
       largest = max(largest, np.abs(difference).max(initial=0.0))
       final = surprise[at, goal[name]] if name in goal else open_[at]
       information[name].append(ours[:length])
-      true[name].append(-np.diff(final))
+      # Where an answer has become impossible, ∞ or nothing.
+      with np.errstate(invalid="ignore"):
+        true[name].append(-np.diff(final))
   return {
       "information": {k: np.concatenate(x) for k, x in information.items()},
       "true": {k: np.concatenate(x) for k, x in true.items()},
@@ -495,7 +376,7 @@ def measure(
   found = jax.device_get(
       run_pipeline(
           params, prompts, jax.random.key(seed), cfg=cfg,
-          answer_tokens=kind.answer_tokens,
+          vocabulary=VOCABULARY, tags=TAGS, answer_tokens=kind.answer_tokens,
       )
   )  # fmt: skip
   parts = [
@@ -528,21 +409,31 @@ def measure(
           [part["expected"] for part in parts], axis=0
       ),
       "gap": {
-          name: np.average(values, weights=passed)
+          name: _weighted(values, passed)
           for name, values in joined["gaps"].items()
       },
       "estimators": {
-          name: {
-              "information": np.mean(joined["information"][name]),
-              "true": np.mean(joined["true"][name]),
-              "bias": np.mean(
-                  joined["information"][name] - joined["true"][name]
-              ),
-              "correlation": correlation(
-                  joined["information"][name], joined["true"][name]
-              ),
-              "probe_tokens": np.mean(found["spent"][name]),
-          }
+          name: compared(joined["information"][name], joined["true"][name])
+          | {"probe_tokens": np.mean(found["spent"][name])}
           for name in ESTIMATORS
       },
+  }
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray) -> float:
+  """The mean of the values that are numbers."""
+  there = np.isfinite(values)
+  return float(np.average(values[there], weights=weights[there]))
+
+
+def compared(ours: np.ndarray, true: np.ndarray) -> dict[str, float]:
+  """Estimates of tokens beside what is true; infinite truths are left out."""
+  there = np.isfinite(true)
+  ours, true = ours[there], true[there]
+  return {
+      "information": np.mean(ours),
+      "true": np.mean(true),
+      "bias": np.mean(ours - true),
+      "correlation": correlation(ours, true),
+      "left_out": 1 - np.mean(there),
   }

@@ -37,7 +37,6 @@ VOCABULARY = Vocabulary(
 LONGEST = 7  # tokens of a completion
 _PROMPTS = ((STOP, 0), (STOP, 1))
 _VOTES = (0.5, 0.25, 0.25)  # for the likelier answer, the other, a full stop
-_SHARPNESS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +140,8 @@ def demonstrations(
 
 
 def random_policy(seed: int, cfg: Config) -> Params:
-  """Random weights, sharpened: distributions that are far from uniform."""
-  params = nn.unbox(
-      transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model)
-  )
-  return params | {"embedding": _SHARPNESS * params["embedding"]}
+  """Fresh weights."""
+  return nn.unbox(transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model))
 
 
 def trained_policy(
@@ -164,8 +160,7 @@ def trained_policy(
   batches = jax.tree.map(
       lambda x: jnp.asarray(x).reshape(steps, batch, *x.shape[1:]), shown
   )
-  params = nn.unbox(transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model))
-  return _fit(params, batches, cfg=cfg)
+  return _fit(random_policy(seed, cfg), batches, cfg=cfg)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
