@@ -25,7 +25,7 @@ from iapo_jax import (
     rollout,
 )
 from iapo_jax import workdir as workdir_lib
-from iapo_jax.assembly import Assembly
+from iapo_jax.config import Config
 from iapo_jax.data import pipeline
 from iapo_jax.data import task as task_lib
 from iapo_jax.rewards import token_match
@@ -40,28 +40,32 @@ class Subject:
   """A policy of the synthetic task.
 
   Attributes:
-    parts: of its run, `group_size` 1 and as many prompts as are looked at.
+    cfg: of its run; a step has every prompt once.
     params: its weights.
+    prompts: m, in NumPy arrays.
     vocabulary: with the tokens that end sentences.
     tags: of its tokenizer.
   """
 
-  parts: Assembly
+  cfg: Config
   params: Params
+  prompts: Prompts
   vocabulary: Vocabulary
   tags: token_match.Tags
 
 
 def subject_of(run: pathlib.Path, problems: int) -> Subject:
-  """The last checkpoint of a run."""
+  """The last checkpoint of a run, and its first validation problems."""
   cfg = dataclasses.replace(
       workdir_lib.load_config(run), prompts_per_step=problems, group_size=1
   )
   parts = assembly.assemble(cfg, jax.devices()[:1], home=run)
   tok = parts.task.tokenizer
+  table = parts.task.tables["validation"].prompts
   return Subject(
-      parts=parts,
+      cfg=parts.cfg,
       params=policies.load(parts, policies.last(run)),
+      prompts=jax.tree.map(lambda x: x[:problems], table),
       vocabulary=dataclasses.replace(
           parts.task.vocabulary,
           sentence_ends=task_lib.sentence_ends(tok, parts.cfg.model.vocab_size),
@@ -80,7 +84,7 @@ def _continued(
     begun: Array,
     written: Array,
     *,
-    cfg: Any,
+    cfg: Config,
     vocabulary: Vocabulary,
     tags: token_match.Tags,
     count: int,
@@ -138,7 +142,7 @@ def answer_counts(
     key: of the samples.
     count: continuations of each prefix.
   """
-  cfg = subject.parts.cfg
+  cfg = subject.cfg
   rows = [
       [*prompts.tokens[i, : prompts.lengths[i]], *tokens[i, :end]]
       for i, end in enumerate(ends)
@@ -146,8 +150,9 @@ def answer_counts(
   width = prompts.tokens.shape[1] + tokens.shape[1]
   padded, lengths = pipeline.right_pad(rows, width, cfg.model.vocab_size - 1)
   found = []
-  for start in range(0, len(rows), _BATCH):
-    at = np.arange(start, start + _BATCH) % len(rows)
+  size = min(_BATCH, len(rows))
+  for start in range(0, len(rows), size):
+    at = np.arange(start, start + size) % len(rows)
     prefixes = Prompts(
         padded[at], lengths[at], prompts.gold[at], prompts.gold_lengths[at]
     )
@@ -181,9 +186,7 @@ def study(
     Numbers by name; [mean, low, high] where there is an interval.
   """
   subject = subject_of(run, problems)
-  cfg = subject.parts.cfg
-  table = subject.parts.task.tables["validation"].prompts
-  prompts = jax.tree.map(lambda x: x[:problems], table)
+  cfg, prompts = subject.cfg, subject.prompts
   sampling, before_key, after_key = jax.random.split(jax.random.key(seed), 3)
   found = jax.device_get(
       oracle_measures.run_pipeline(
@@ -250,7 +253,7 @@ def _gaps(
   The cross entropy of KL is an unbiased mean over the draws, and the entropy
   nearly so (`continuations.entropy_of_counts`).
   """
-  model = subject.parts.cfg.model
+  model = subject.cfg.model
   texts = [
       (*prompts.tokens[i, : prompts.lengths[i]].tolist(),
        *tokens[i, :end].tolist())

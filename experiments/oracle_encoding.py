@@ -17,7 +17,7 @@ from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import Array, Params
 
-_BATCH = 8192  # texts encoded at one time
+_BATCHES = (512, 8192)  # texts encoded at one time: few or many
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -33,7 +33,7 @@ def log_distributions(
     params: Params, tokens: np.ndarray, cfg: ModelConfig
 ) -> np.ndarray:
   """Log π after every token of whole texts: float64[n, x, v] of int[n, x]."""
-  size = min(_BATCH, 1 << (len(tokens) - 1).bit_length())
+  size = _BATCHES[len(tokens) > 2 * _BATCHES[0]]
   found = []
   for start in range(0, len(tokens), size):
     part = tokens[start : start + size]
@@ -117,7 +117,7 @@ def elicited_of(
   ]
   lengths = np.array([len(question) for question in questions])
   # What follows a question cannot matter; few shapes compile once.
-  padded, _ = pipeline.right_pad(questions, -(-max(lengths) // 8) * 8, 0)
+  padded, _ = pipeline.right_pad(questions, -(-max(lengths) // 12) * 12, 0)
   logp = log_distributions(params, padded, cfg)
   rows, last = np.arange(len(questions)), lengths - 1
   if answer_tokens == 1:

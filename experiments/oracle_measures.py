@@ -48,8 +48,14 @@ def settings_of(cfg: Config, name: str, answer_tokens: int) -> Config:
   return dataclasses.replace(cfg, probe=probe)
 
 
+# Programs that run for a second are not worth optimising.
+_QUICK = {"xla_backend_optimization_level": 0}
+
+
 @functools.partial(
-    jax.jit, static_argnames=("cfg", "vocabulary", "tags", "answer_tokens")
+    jax.jit,
+    static_argnames=("cfg", "vocabulary", "tags", "answer_tokens"),
+    compiler_options=_QUICK,
 )
 def run_pipeline(
     params: Params,
@@ -114,19 +120,23 @@ class Ends:
   answers: list[tuple[int, ...]]
 
 
-def ends_of(kind: Kind) -> Ends:
-  """By the grader of training, of all texts."""
-  found = []
-  for length in range(LONGEST + 1):
-    tokens = continuations.texts(_V, length)
-    tokens = np.pad(tokens, ((0, 0), (0, LONGEST - length)))
-    none = np.zeros((len(tokens), 1), np.int32)
-    grades = _grade(
-        tokens, np.full(len(tokens), length), none, none[:, 0],
-        tags=TAGS, answer_tokens=kind.answer_tokens,
-    )  # fmt: skip
-    found.append(_codes(grades.answers, grades.answer_lengths))
-  known = np.unique(np.concatenate(found))
+def ends_of(kind: Kind, longest: int = LONGEST) -> Ends:
+  """By the grader of training, of all texts of up to `longest` tokens."""
+  levels = [continuations.texts(_V, i) for i in range(longest + 1)]
+  tokens = np.concatenate([
+      np.pad(texts, ((0, 0), (0, longest - texts.shape[1])))
+      for texts in levels
+  ])
+  counts = [len(texts) for texts in levels]
+  lengths = np.repeat(np.arange(longest + 1), counts)
+  none = np.zeros((len(tokens), 1), np.int32)
+  grades = _grade(
+      tokens, lengths, none, none[:, 0],
+      tags=TAGS, answer_tokens=kind.answer_tokens,
+  )  # fmt: skip
+  codes = _codes(grades.answers, grades.answer_lengths)
+  found = np.split(codes, np.cumsum(counts)[:-1])
+  known = np.unique(codes)
   return Ends(
       [np.searchsorted(known, codes) for codes in found],
       [_tokens_of(code) for code in known],
@@ -175,14 +185,15 @@ def truth_of(
     params: Params, prompt: np.ndarray, ends: Ends, cfg: ModelConfig
 ) -> Truth:
   """All texts of a policy after int[p]."""
-  texts = continuations.texts(_V, LONGEST - 1)
+  longest = len(ends.numbers) - 1
+  texts = continuations.texts(_V, longest - 1)
   whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1)
   logp = oracle_encoding.log_distributions(params, whole, cfg)
   logp = logp[:, len(prompt) - 1 :]
   # Of the texts that begin alike the first one stands for what they share.
   chances = [
-      np.exp(logp[:: (_V - 1) ** (LONGEST - 1 - i), i])
-      for i in range(LONGEST)
+      np.exp(logp[:: (_V - 1) ** (longest - 1 - i), i])
+      for i in range(longest)
   ]
   answers = continuations.final_answers(
       chances, ends.numbers, count=len(ends.answers)

@@ -139,6 +139,7 @@ def demonstrations(
   return Demonstrations(asked, completion, learned)
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def random_policy(seed: int, cfg: Config) -> Params:
   """Fresh weights."""
   return nn.unbox(transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model))

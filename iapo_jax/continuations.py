@@ -133,11 +133,12 @@ def divergence(p: Array, q: Array) -> Array:
 def entropy_of_counts(counts: Array) -> Array:
   """The entropy of what counts were drawn from, nearly without bias.
 
-    log n − (1 / n) Σ_a n_a G(n_a),
+    ψ(n) − (1 / n) Σ_a n_a G(n_a),
     G(n) = ψ(n) + (−1)^n / 2 · (ψ((n + 1) / 2) − ψ(n / 2))
 
-  P. Grassberger, arXiv physics/0307138. The entropy of the frequencies is too
-  low by about (a − 1) / 2n; this one's bias falls exponentially in n_a.
+  Schürmann, arXiv cond-mat/0403192 (ξ = ½), after Grassberger, arXiv
+  physics/0307138. The entropy of the frequencies is too low by about
+  (a − 1) / 2n; this one's bias falls exponentially in the n_a.
 
   Args:
     counts: int[..., a], draws of each answer; at least one in all.
@@ -150,7 +151,7 @@ def entropy_of_counts(counts: Array) -> Array:
   sign = np.where(counts % 2, -1.0, 1.0)
   turn = special.digamma((n + 1) / 2) - special.digamma(n / 2)
   weighted = counts * (special.digamma(n) + sign / 2 * turn)
-  return np.log(total) - np.sum(weighted, axis=-1) / total
+  return special.digamma(total) - np.sum(weighted, axis=-1) / total
 
 
 def log_chance_of_counts(hits: Array, draws: int) -> Array:
