@@ -37,7 +37,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _OUTPUT = flags.DEFINE_string("output", "docs/evidence", "Folder to write to.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of each policy.", lower_bound=2)
 _STEPS = flags.DEFINE_integer(
-    "steps", 500, "Of the small policies' training.", lower_bound=1
+    "steps", 300, "Of the small policies' training.", lower_bound=1
 )
 _ROWS = flags.DEFINE_integer(
     "rows", 512, "Completions sampled of each prompt.", lower_bound=1

@@ -1,7 +1,8 @@
-"""A second way to what probes say, that shares only the decoder with the first.
+"""A second way to what probes say, that shares nothing but weights with it.
 
-Whole texts are encoded from position 0, without a cache, a group or a chunk,
-and all answers are written down. Estimators follow as docs/method.md has them.
+Whole texts are encoded from position 0 by a decoder in NumPy, in float64,
+without a cache, a group or a chunk, and all answers are written down.
+Estimators follow as docs/method.md has them.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from iapo_jax import continuations
 from iapo_jax.data import pipeline
@@ -42,6 +44,60 @@ def log_distributions(
         np.asarray(_log_distributions(params, filled, cfg))[: len(part)]
     )
   return np.concatenate(found).astype(np.float64)
+
+
+def _rms_norm(x: np.ndarray, norm: Params, cfg: ModelConfig) -> np.ndarray:
+  size = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + cfg.norm_eps)
+  return x / size * norm["scale"]
+
+
+def _rotated(x: np.ndarray, cfg: ModelConfig) -> np.ndarray:
+  """Pairs (i, i + h / 2) of [n, x, heads, h], turned by their position."""
+  half = cfg.head_dim // 2
+  speed = cfg.rope.theta ** (-np.arange(half) / half)
+  angle = (np.arange(x.shape[1])[:, None] * speed)[:, None]
+  a, b = x[..., :half], x[..., half:]
+  turned = a * np.cos(angle) - b * np.sin(angle)
+  return np.concatenate(
+      [turned, a * np.sin(angle) + b * np.cos(angle)], axis=-1
+  )
+
+
+def _attended(layer: Params, x: np.ndarray, cfg: ModelConfig) -> np.ndarray:
+  q, k, v = (
+      np.tensordot(x, layer[f"{name}_kernel"], axes=1) for name in "qkv"
+  )
+  shared = cfg.num_heads // cfg.num_kv_heads
+  k, v = (np.repeat(y, shared, axis=2) for y in (_rotated(k, cfg), v))
+  scores = np.einsum("bqnh,bknh->bnqk", _rotated(q, cfg), k)
+  scores /= np.sqrt(cfg.head_dim)
+  later = np.triu(np.ones(scores.shape[-2:], bool), 1)
+  weights = special.softmax(np.where(later, -np.inf, scores), axis=-1)
+  mixed = np.einsum("bnqk,bknh->bqnh", weights, v)
+  return np.tensordot(mixed, layer["o_kernel"], axes=2)
+
+
+def decoded(
+    params: Params, tokens: np.ndarray, cfg: ModelConfig
+) -> np.ndarray:
+  """Log π in float64: [n, x, v] of int[n, x], by NumPy alone.
+
+  Of decoders of this study: norms before, no biases, windows or caps.
+  """
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  x = params["embedding"][tokens]
+  for index in range(cfg.num_layers):
+    layer = jax.tree.map(lambda y, i=index: y[i], params["layers"])
+    normed = _rms_norm(x, layer["attention_norm"], cfg)
+    x = x + _attended(layer["attention"], normed, cfg)
+    normed = _rms_norm(x, layer["mlp_norm"], cfg)
+    mlp = layer["mlp"]
+    gate = normed @ mlp["gate_kernel"]
+    up = normed @ mlp["up_kernel"]
+    x = x + (gate * special.expit(gate) * up) @ mlp["down_kernel"]
+  x = _rms_norm(x, params["final_norm"], cfg)
+  table = params["embedding" if cfg.tie_embeddings else "head"]
+  return special.log_softmax(x @ table.T, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +172,12 @@ def elicited_of(
       for first in (firsts if answer_tokens == 2 else [()])
   ]
   lengths = np.array([len(question) for question in questions])
-  # What follows a question cannot matter; few shapes compile once.
-  padded, _ = pipeline.right_pad(questions, -(-max(lengths) // 12) * 12, 0)
-  logp = log_distributions(params, padded, cfg)
+  # What follows a question cannot matter.
+  padded, _ = pipeline.right_pad(questions, max(lengths), 0)
+  logp = np.concatenate([
+      decoded(params, padded[start : start + _BATCHES[0]], cfg)
+      for start in range(0, len(padded), _BATCHES[0])
+  ])
   rows, last = np.arange(len(questions)), lengths - 1
   if answer_tokens == 1:
     return Elicited(logp[rows, last], None)
