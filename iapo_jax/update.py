@@ -99,19 +99,16 @@ def gather_experience(
       aggregation=cfg.loss.aggregation,
       constant_length=cfg.rollout.max_tokens,
   )
-  tokens = Tokens(
-      ids=rolled.tokens,
-      old_logprobs=rolled.logprobs,
-      reference_logprobs=reference,
-      advantages=token_advantages,
-      weights=weights,
-  )
-  # What the updates read exists before they do: their rounding does not depend
-  # on how a credit was computed.
   return Experience(
       prompts=prompts,
       lengths=rolled.lengths,
-      tokens=jax.lax.optimization_barrier(tokens),
+      tokens=Tokens(
+          ids=rolled.tokens,
+          old_logprobs=rolled.logprobs,
+          reference_logprobs=reference,
+          advantages=token_advantages,
+          weights=weights,
+      ),
   )
 
 

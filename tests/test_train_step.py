@@ -137,12 +137,15 @@ def test_without_probes_nothing_else_changes():
     params = make_params(setup)
     results.append(learn(setup, record(setup, params), params))
   (moved, samples, metrics), (other, bare, fewer) = results
-  chex.assert_trees_all_equal(moved, other)
+  # All that an update reads is the same; two programs may round it otherwise.
   np.testing.assert_array_equal(samples.advantages, bare.advantages)
+  np.testing.assert_array_equal(samples.learned, bare.learned)
+  chex.assert_trees_all_close(moved, other, rtol=0, atol=1e-6)
   np.testing.assert_array_equal(bare.answer_entropies, 0)
   lost = {name for name in metrics if name not in fewer}
   assert lost == {name for name in metrics if name.startswith("probe/")}
-  assert not {k for k in fewer if fewer[k] != metrics[k]}
+  theirs = {k: metrics[k] for k in fewer}
+  chex.assert_trees_all_close(fewer, theirs, rtol=1e-6, atol=1e-7)
 
 
 def group_advantages_by_hand(samples, setup):
