@@ -66,22 +66,24 @@ class Trial:
     return f"{self.method}/setting-{self.setting}/{where}"
 
 
-def _grid(field: str, *values: float) -> list[Fields]:
-  return [{field: value} for value in values]
+_RATE = "optimizer.learning_rate"
+
+
+def _settings(*fields: Fields) -> list[Fields]:
+  """Each of two sets of fields at two learning rates."""
+  return [{_RATE: rate} | dict(x) for rate in (4e-4, 8e-4) for x in fields]
 
 
 def contenders() -> dict[str, Contender]:
   """All of them by name, those first that others are compared with."""
-  rate, weight = "optimizer.learning_rate", "credit.info_weight"
-  rates = _grid(rate, 1e-4, 2e-4, 4e-4, 8e-4)
-  to_go = [
-      {weight: w, "credit.discount": g}
-      for w, g in ((1.0, 0.9), (2.0, 0.9), (4.0, 0.9), (2.0, 0.95))
-  ]
-  paper = [
-      {weight: i, "credit.explore_weight": e}
-      for i, e in ((1.0, 1.0), (3.0, 3.0), (3.0, 0.0), (0.3, 0.3))
-  ]
+  weight, length = "credit.info_weight", "credit.length_weight"
+  rates = [{_RATE: rate} for rate in (2e-4, 4e-4, 8e-4, 1.6e-3)]
+  to_go = _settings({weight: 1.0}, {weight: 2.0})
+  of_gold = _settings({weight: 0.5}, {weight: 1.0})
+  paper = _settings(
+      {weight: 1.0, "credit.explore_weight": 1.0},
+      {weight: 3.0, "credit.explore_weight": 0.0},
+  )
   gold = {"probe.estimator": "gold"}
   everywhere = gold | {"credit.only_correct": False}
   calibrated = {"loss.early_weight": 0.1}
@@ -90,39 +92,34 @@ def contenders() -> dict[str, Contender]:
       "credit.only_correct": False,
       "credit.discount": 1.0,
   }
-  priced = [
-      {weight: w, "credit.cost": c}
-      for w, c in ((1.0, 0.01), (2.0, 0.005), (2.0, 0.01), (4.0, 0.005))
-  ]
+  priced = _settings(
+      {weight: 1.0, "credit.cost": 0.01}, {weight: 2.0, "credit.cost": 0.005}
+  )
   return {
       "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
       "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
       "length_penalty": Contender(
           "length penalty", "length_penalty",
-          _grid("credit.length_weight", 0.5, 1.0, 2.0, 4.0),
+          _settings({length: 1.0}, {length: 3.0}),
       ),
       "to_go": Contender("IAPO to_go", "to_go", to_go),
-      "to_go_gold": Contender(
-          "to_go, gold answer", "to_go", _grid(weight, 0.25, 0.5, 1.0, 2.0),
-          gold,
-      ),
+      "to_go_gold": Contender("to_go, gold answer", "to_go", of_gold, gold),
       "paper": Contender("IAPO paper", "paper", paper),
       "cost_only": Contender(
           "cost only (control)", "cost_only",
-          _grid("credit.cost", 0.01, 0.03, 0.1, 0.3),
+          _settings({"credit.cost": 0.03}, {"credit.cost": 0.1}),
       ),
       "shuffled": Contender("to_go, shuffled (control)", "shuffled", to_go),
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
-          _grid("credit.length_weight", 0.1, 0.2, 0.4, 0.8),
+          _settings({length: 0.2}, {length: 0.5}),
       ),
       "gold_everywhere": Contender(
-          "gold answer, wrong ones too", "to_go",
-          _grid(weight, 0.25, 0.5, 1.0, 2.0), everywhere,
+          "gold answer, wrong ones too", "to_go", of_gold, everywhere
       ),
       "gold_calibrated": Contender(
-          "the same, probes kept calibrated", "to_go",
-          _grid(weight, 0.25, 0.5, 1.0, 2.0), everywhere | calibrated,
+          "the same, probes kept calibrated", "to_go", of_gold,
+          everywhere | calibrated,
       ),
       "chance": Contender(
           "chance of the gold answer, priced", "to_go", priced, chance

@@ -137,10 +137,10 @@ def test_tables_by_hand():
   half = 3.182446 * np.sqrt(4 * 0.05**2 / 3) / 2
   assert lines[2] == "| warm start |  | 1 | 0.700 | 44.0 |  |  |  |"
   assert lines[3].startswith(
-      f"| GRPO | rate 0.0004 | 4 | 0.850 ± {half:.3f} | 45.0 ±"
+      f"| GRPO | rate 0.0008 | 4 | 0.850 ± {half:.3f} | 45.0 ±"
   )
   # Differences are 2 points and a half everywhere: no spread.
-  assert lines[4].startswith("| IAPO to_go | w 2, γ 0.95 | 4 | 0.870 ±")
+  assert lines[4].startswith("| IAPO to_go | rate 0.0008, w 2 | 4 | 0.870 ±")
   assert lines[4].endswith("| +2.0 (+2.0 to +2.0) | 50 (50 to 50) | 4.5 |")
   table = contest.against_penalty(found, "grpo").splitlines()
   assert table[2] == (
@@ -149,7 +149,7 @@ def test_tables_by_hand():
   assert contest.levels(found).splitlines()[-1] == (
       "| IAPO to_go | 0.870 / 22.5 |"
   )
-  assert "| rate 0.0004: **0.700 / 28.0** |" in contest.tuning(found)
+  assert "| rate 0.0008: **0.700 / 28.0** |" in contest.tuning(found)
   found["warm_starts"] = []
   assert contest.checks(found).splitlines()[2] == (
       "| GRPO | 0.600 | 0.300 | 2.00 | 0.850 | 45.0 |"

@@ -267,7 +267,9 @@ def draw(found: Found) -> Figure:
       " (+ warm starts)",
   )  # fmt: skip
   figures.dress(axes)
-  figure.legend(
-      loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink
-  )
+  if points:
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False,
+        labelcolor=LIGHT.ink,
+    )  # fmt: skip
   return figure
