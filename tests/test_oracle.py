@@ -214,3 +214,4 @@ def test_evidence_holds_what_the_page_says():
       assert command.table(found, kind.name, what) in page
     assert command.gap_table(found, kind.name) in page
   assert command.demo_table(found) in page
+  assert command.demo_gap_table(found) in page
