@@ -263,7 +263,10 @@ def _gaps(
   there = np.sum(given, axis=1) > 0
   share = given[there] / np.sum(given[there], axis=1, keepdims=True)
   final = continuations.entropy_of_counts(given[there])
-  found = {"no_answer": _interval(counts[:, 0] / np.sum(counts, axis=1))}
+  found = {
+      "no_answer": _interval(counts[:, 0] / np.sum(counts, axis=1)),
+      "final_entropy": _interval(final),
+  }
   layer = oracle_encoding.first_layer(subject.params, model)
   for name, (params, cfg) in (
       ("first", (subject.params, model)), ("one_layer", layer),
@@ -273,6 +276,7 @@ def _gaps(
     )
     crossed = -np.sum(share * asked.first[there], axis=1)
     found[f"kl_{name}"] = _interval(crossed - final)
+    found[f"elicited_entropy_{name}"] = _interval(asked.first_entropy)
     found[f"entropy_{name}"] = _interval(asked.first_entropy[there] - final)
   return found
 

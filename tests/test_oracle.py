@@ -72,6 +72,17 @@ def uncertain(params, cfg, text, asked, answer):
   return -np.sum(chosen), np.sum(entropies) * bool(answer), entropies[0]
 
 
+def test_the_second_decoder_is_a_decoder():
+  cfg = config()
+  params = jax.device_get(markov(cfg, noise=0.5))
+  tokens = np.random.default_rng(0).integers(7, size=(2, 6))
+  found = oracle_encoding.decoded(params, tokens, cfg.model)
+  for row, text in zip(found, tokens, strict=True):
+    np.testing.assert_allclose(
+        row, decoder.log_distributions(params, text, cfg.model), atol=1e-10
+    )
+
+
 def test_probes_are_an_enumeration_of_answers():
   """Every estimator's D, from the pipeline and from the decoder in NumPy."""
   cfg = config()
@@ -214,3 +225,4 @@ def test_evidence_holds_what_the_page_says():
       assert command.table(found, kind.name, what) in page
     assert command.gap_table(found, kind.name) in page
   assert command.demo_table(found) in page
+  assert command.demo_gap_table(found) in page
