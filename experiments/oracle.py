@@ -18,7 +18,6 @@ import pathlib
 import time
 from typing import Any
 
-import matplotlib
 import numpy as np
 import oracle_demo
 import oracle_measures
@@ -32,6 +31,7 @@ from oracle_policies import KINDS
 from iapo_jax import cli, files, intervals, trainer
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
+from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -88,8 +88,7 @@ def main(_: list[str]) -> None:
   }  # fmt: skip
   found = _short({"settings": settings, "policies": records, "demo": demo})
   files.write_json(folder / "oracle.json", found)
-  with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):
-    draw(found).savefig(folder / "oracle.svg", metadata={"Date": None})
+  figures.save(draw(found), folder / "oracle.svg")
   print(report(found))
   print(f"seconds  {time.perf_counter() - start:.0f}")
   print(f"written  {folder / 'oracle.json'}, {folder / 'oracle.svg'}")
@@ -294,7 +293,7 @@ def draw(found: dict[str, Any]) -> Figure:
     _of_demo(axes[row, 2], found["demo"], what)
     axes[row, 2].set(xlabel=label, title="the demo's policy, 95 % intervals")
   for one in axes.flat:
-    _style(one)
+    figures.dress(one)
   figure.legend(
       *axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
       ncols=7, frameon=False, labelcolor=LIGHT.ink,
@@ -335,15 +334,6 @@ def _of_demo(axes: Axes, demo: dict[str, Any], what: str) -> None:
     )  # fmt: skip
   axes.set_yticks([-i for i in range(len(ESTIMATORS))], list(ESTIMATORS))
   axes.axvline(0, color=LIGHT.faint, linewidth=1)
-
-
-def _style(axes: Axes) -> None:
-  axes.grid(alpha=0.25, color=LIGHT.faint)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(LIGHT.faint)
-  axes.tick_params(colors=LIGHT.ink)
-  for label in (axes.title, axes.xaxis.label, axes.yaxis.label):
-    label.set(color=LIGHT.ink, fontsize=10.5)
 
 
 if __name__ == "__main__":
