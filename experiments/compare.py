@@ -1,7 +1,7 @@
 """Methods compared on a synthetic task: tuned alike, then seeds and intervals.
 
   python experiments/compare.py --task=mixed
-  python experiments/compare.py --task=slips --methods=grpo,to_go
+  python experiments/compare.py --task=slips --methods=grpo,dapo,to_go
   python experiments/compare.py --task=mixed --collect_only
 
 Every method has four settings (`iapo_jax/trials.py`), tried from the first warm
@@ -9,8 +9,9 @@ start and judged on validation problems. The chosen one is trained from every
 warm start with every seed, and judged on the test problems. Trials are runs
 like those of `run.py`, in folders of their own: finished ones are not run
 again, interrupted ones go on, and the command may be started several times at
-once: each takes what no other has. At the end, or with --collect_only at any
-time, what is finished is written to one file, --output.
+once: each takes what no other has. --methods limits what is run. At the end, or
+with --collect_only at any time, all that is finished, of whatever method, is
+written to one file, --output.
 """
 
 import importlib.util
@@ -43,10 +44,13 @@ _SMALL = flags.DEFINE_bool("small", False, "Few steps, to see that it works.")
 
 def main(_: list[str]) -> None:
   """Runs what is missing, and writes what is there."""
+  if _SMALL.value and not _OUTPUT.value:
+    raise ConfigError("--small: needs --output, a file that is no evidence")
+  runs = f"{_TASK.value}-small" if _SMALL.value else _TASK.value
   study = Study(
       configure=_configuration_of(_TASK.value),
       methods=_methods(),
-      folder=pathlib.Path(_WORKDIR.value) / _TASK.value,
+      folder=pathlib.Path(_WORKDIR.value) / runs,
       misplaced=misplaced.run_probes,
       starts=_STARTS.value,
       seeds=_SEEDS.value,

@@ -47,10 +47,15 @@ def group_advantages(
     centred /= masked.std(grouped, there, ddof=1)[:, None] + 1e-4
   # A group without spread has nothing to learn from: no rounding residue of
   # its mean may be scaled up by 1 / 1e-4.
-  low = jnp.min(jnp.where(there, grouped, jnp.inf), axis=1)
-  high = jnp.max(jnp.where(there, grouped, -jnp.inf), axis=1)
-  learns = there & (high > low)[:, None]
+  learns = there & _differ(grouped, there)
   return jnp.where(learns, centred, 0.0).reshape(-1)
+
+
+def _differ(x: Array, there: Array) -> Array:
+  """bool[q, 1]: whether the entries of a row that are there differ."""
+  low = jnp.min(jnp.where(there, x, jnp.inf), axis=1, keepdims=True)
+  high = jnp.max(jnp.where(there, x, -jnp.inf), axis=1, keepdims=True)
+  return high > low
 
 
 def length_penalised_rewards(
@@ -111,8 +116,9 @@ def length_penalised_advantages(
   right = correct.reshape(-1, group_size)
   centred = grouped - masked.mean(grouped, right)[:, None]
   spread = masked.std(grouped, right)[:, None]
-  # Integers: a spread of equal lengths is exactly 0 up to 2^24 tokens a group.
-  z = jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
+  # Equal lengths have no z, whatever the rounding of their mean.
+  differ = _differ(grouped, right) & (spread > 0)
+  z = jnp.where(differ, centred / jnp.where(differ, spread, 1.0), 0.0)
   return group_adv - weight * jnp.where(right, z, 0.0).reshape(-1)
 
 

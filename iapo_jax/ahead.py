@@ -331,16 +331,19 @@ def _flops(parts: Assembly) -> dict[str, float]:
   probed = 0.0
   if cfg.probe.stride:
     width = len(parts.task.vocabulary.elicitation)
-    width += cfg.probe.answer_tokens - 1
+    width += cfg.probe.shown_tokens
     layers = cfg.probe.layers or cfg.model.num_layers
     model = dataclasses.replace(batch.model, num_layers=layers)
     asked = dataclasses.replace(batch, model=model)
     probed = costs.probe_flops(asked, cfg.probe.stride, width)
+  # Of rows that learn forward and twice back; for a sequence's ratio once more.
+  passes = 3 * cfg.update_rows / cfg.sequences_per_step
+  passes += cfg.loss.ratio == "sequence"
   by_phase = {
       "rollout": forward,
       "probes": probed,
       "reference": forward if cfg.loss.kl_weight else 0.0,
-      "update": cfg.loss.num_updates * 3 * forward,
+      "update": cfg.loss.num_updates * passes * forward,
   }
   return {name: x / parts.mesh.size for name, x in by_phase.items()}
 

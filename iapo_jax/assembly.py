@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from iapo_jax import evaluation, mi, model_config, sharding
+from iapo_jax import config_rules, evaluation, mi, model_config, sharding
 from iapo_jax import state as state_lib
 from iapo_jax.config import Config, OptimizerConfig
 from iapo_jax.data import task as task_lib
@@ -77,6 +77,7 @@ def assemble(
   pretrained, chosen, problems = _find(cfg, home, data)
   if pretrained:
     cfg = _fill_model(cfg, folder.read_model(pretrained))
+    config_rules.check_layers(cfg)
   task = task_lib.load(cfg, problems, pretrained, chosen)
   if not pretrained:
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))

@@ -164,8 +164,7 @@ class ProbeConfig:
     elicitation: the text that ends the reasoning and asks for the answer.
     at: which positions are probed, besides 0 and the last: by `stride`, or
       where `sentences` end (after a token that ends a sentence or a line).
-      Between them statistics are interpolated, so that a token gets an equal
-      part of its stretch's information.
+      Between them statistics are interpolated.
     stride: probes positions 0, stride, 2 · stride, ...: 1 is every position;
       0 is none at all, for credit that uses no information.
     estimator: what is taken for the uncertainty of the answer: the `entropy` of
@@ -183,6 +182,11 @@ class ProbeConfig:
   estimator: str = "entropy"
   answer_tokens: int = 1
   layers: int = 0
+
+  @property
+  def shown_tokens(self) -> int:
+    """Tokens of an answer that a probe has after the elicitation."""
+    return 0 if self.estimator == "entropy" else self.answer_tokens - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,9 +257,8 @@ class LossConfig:
       reference policy out of the program.
     aggregation: `token_mean`, `sequence_mean` or `constant_length`, over what
       learns.
-    early_weight: of −log π(answer) of each completion's own answer, asked for
-      where the completion is cut at random: keeps probes calibrated. 0 leaves
-      it out of the program.
+    early_weight: of −log π of the first `probe.answer_tokens` of each
+      completion's own answer, asked for where it is cut at random.
     num_updates: optimizer updates per rollout.
     micro_batches: parts that a batch of full completions is split into, fewer
       where they are shorter; changes memory, not results.
@@ -408,6 +411,11 @@ class Config:
   def sequences_per_step(self) -> int:
     """How many completions one step samples, b = q · G."""
     return self.prompts_per_step * self.group_size
+
+  @property
+  def update_rows(self) -> int:
+    """Sequences of an update: completions, and early answers to as many."""
+    return self.sequences_per_step * (2 if self.loss.early_weight else 1)
 
   @property
   def tokens_per_pass(self) -> int:

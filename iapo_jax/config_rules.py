@@ -67,41 +67,61 @@ def check(c: "Config") -> None:
     fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
   _check_probe(c)
   _check_credit(c)
+  _check_selection(c)
 
 
 def _check_probe(c: "Config") -> None:
   """Rules between what is probed and what is credited."""
-  mode, stride = c.credit.mode, c.probe.stride
-  if not stride and mode in advantages.TOKEN_CREDITS:
+  mode, probe = c.credit.mode, c.probe
+  stride = probe.stride
+  read = mode in advantages.TOKEN_CREDITS and c.credit.information != "none"
+  if not stride and read:
     fail("probe.stride", stride, f"must be at least 1 with credit.mode {mode}")
-  if c.probe.at == "sentences" and stride != 1:
+  if probe.at == "sentences" and stride != 1:
     fail("probe.stride", stride, "must be 1 with probe.at sentences")
-  unused = c.probe.estimator == "entropy" and not c.loss.early_weight
-  if unused and c.probe.answer_tokens != 1:
+  default = type(probe)()
+  for field in ("estimator", "layers"):
+    value = getattr(probe, field)
+    if not stride and value != getattr(default, field):
+      fail(f"probe.{field}", value, "is of no use without probes; leave it out")
+  unused = probe.estimator == "entropy" and not c.loss.early_weight
+  if unused and probe.answer_tokens != 1:
     rule = "is of no use to probe.estimator entropy; leave it out"
-    fail("probe.answer_tokens", c.probe.answer_tokens, rule)
-  if c.probe.answer_tokens > c.data.max_gold_tokens:
+    fail("probe.answer_tokens", probe.answer_tokens, rule)
+  if probe.answer_tokens > c.data.max_gold_tokens:
     rule = f"must be at most data.max_gold_tokens = {c.data.max_gold_tokens}"
-    fail("probe.answer_tokens", c.probe.answer_tokens, rule)
-  unread = c.model.pretrained and not c.model.vocab_size
-  if not unread and c.probe.layers > c.model.num_layers:
+    fail("probe.answer_tokens", probe.answer_tokens, rule)
+  if not c.model.pretrained or c.model.vocab_size:  # else it is not read yet
+    check_layers(c)
+  if mode == "faithful":
+    _check_faithful(c)
+
+
+def check_layers(c: "Config") -> None:
+  """Whether the decoder has the layers that probes go through."""
+  if c.probe.layers > c.model.num_layers:
     rule = f"must be at most model.num_layers = {c.model.num_layers}"
     fail("probe.layers", c.probe.layers, rule)
-  if mode != "faithful":
-    return
-  if c.probe.estimator != "entropy":
-    rule = "must be entropy with credit.mode faithful"
-    fail("probe.estimator", c.probe.estimator, rule)
-  rule = "with credit.mode faithful, which is defined token by token"
-  if c.probe.at == "sentences":
-    fail("probe.at", c.probe.at, f"must be stride {rule}")
-  if stride > 1:
-    fail("probe.stride", stride, f"must be 1 {rule}")
+
+
+def _check_faithful(c: "Config") -> None:
+  """The authors' formulas, with probes that are exact at every token."""
+  probe, rule = c.probe, "with credit.mode faithful"
+  if probe.at == "sentences":
+    rule += ", which is defined token by token"
+    fail("probe.at", probe.at, f"must be stride {rule}")
+  if probe.stride > 1:
+    rule += ", which is defined token by token"
+    fail("probe.stride", probe.stride, f"must be 1 {rule}")
+  if probe.estimator != "entropy":
+    fail("probe.estimator", probe.estimator, f"must be entropy {rule}")
+  if probe.layers:
+    fail("probe.layers", probe.layers, f"must be 0 {rule}")
 
 
 def _check_credit(c: "Config") -> None:
-  """Rules of rewards, credit and what is selected."""
-  credit, select = c.credit, c.select
+  """Rules of rewards and credit."""
+  credit = c.credit
   if credit.information != "realised" and credit.mode not in (
       "paper", "to_go",
   ):  # fmt: skip
@@ -119,13 +139,27 @@ def _check_credit(c: "Config") -> None:
   if c.reward.overlong_tokens > c.rollout.max_tokens:
     rule = f"must be at most rollout.max_tokens = {c.rollout.max_tokens}"
     fail("reward.overlong_tokens", c.reward.overlong_tokens, rule)
+
+
+def _check_selection(c: "Config") -> None:
+  """Rules of what learns."""
+  select, mode = c.select, c.credit.mode
   if select.shortest == 1 or select.shortest > c.group_size:
     rule = f"must be 0, or 2 to group_size = {c.group_size}"
     fail("select.shortest", select.shortest, rule)
+  if select.shortest and mode in ("gtpo", "group_length_penalty"):
+    rule = f"must be 0 with credit.mode {mode}, which compares whole groups"
+    fail("select.shortest", select.shortest, rule)
+  if select.first_tokens >= c.rollout.max_tokens:
+    rule = f"must be below rollout.max_tokens = {c.rollout.max_tokens}"
+    fail("select.first_tokens", select.first_tokens, rule)
   for field in ("short_tokens", "later_share"):
     value = getattr(select, field)
     if value and not select.first_tokens:
       fail(f"select.{field}", value, "needs select.first_tokens >= 1")
+  if bool(select.later_share) != bool(select.short_tokens):
+    rule = "needs select.short_tokens >= 1, and the reverse"
+    fail("select.later_share", select.later_share, rule)
 
 
 def _check_data(d: "DataConfig") -> None:

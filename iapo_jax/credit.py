@@ -44,7 +44,7 @@ def assign(
   if probe:
     answers = mi.uncertainty(probe, estimator=cfg.probe.estimator)
   information = mi.realised_information(answers, reasoning)
-  kept, learned = _selected(ranked, rolled, truncation_key, cfg)
+  kept, learned = _selected(reward, rolled, truncation_key, cfg)
   group_adv = advantages.group_advantages(
       ranked,
       group_size=cfg.group_size,
@@ -106,7 +106,7 @@ def _ranked(
 
 
 def _selected(
-    ranked: Array, rolled: Rollout, key: Array, cfg: Config
+    reward: Array, rolled: Rollout, key: Array, cfg: Config
 ) -> tuple[Array | None, Array]:
   """Who is compared, bool[b] (None: all); which tokens learn, bool[b, t]."""
   select, group_size = cfg.select, cfg.group_size
@@ -118,7 +118,7 @@ def _selected(
     )
     learned &= kept[:, None]
   if select.with_spread:
-    spread = selection.with_spread(ranked, group_size=group_size)
+    spread = selection.with_spread(reward, group_size=group_size)
     learned &= spread[:, None]
   if select.first_tokens:
     learned &= selection.truncated(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iapo_jax import draws
 from iapo_jax.types import Array
 
 
@@ -57,8 +58,7 @@ def cut(
   chex.assert_rank([tokens, answers, elicitation], [2, 2, 1])
   chex.assert_rank([reasoning_lengths, answer_lengths], 1)
   rows, width = tokens.shape
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-  uniform = jax.vmap(jax.random.uniform)(keys)
+  uniform = jax.vmap(jax.random.uniform)(draws.row_keys(key, rows))
   at = jnp.floor(uniform * (reasoning_lengths + 1)).astype(jnp.int32)
   at = jnp.minimum(at, reasoning_lengths)[:, None]
   begin = at + elicitation.shape[0]

@@ -103,7 +103,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
   # Tokens of a probe, about: the tokenizer is not asked.
-  elicitation = 4 + c.probe.answer_tokens - 1
+  elicitation = 4 + c.probe.shown_tokens
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
   asked = copied = 0  # in a pass; of the cache, for a part of the batch
   positions = probes.most(
@@ -132,7 +132,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
           mesh,
           spec,
           c.prompts_per_step // _shards(mesh),
-          rows // c.loss.micro_batches,
+          c.update_rows // _shards(mesh) // c.loss.micro_batches,
       ),
   )
 

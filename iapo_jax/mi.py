@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from iapo_jax import draws
 from iapo_jax.types import AnswerStatistics
 
 Array = jax.Array
@@ -91,13 +92,13 @@ def shuffled_information(
   Args:
     information: fp32[b, t].
     reasoning_mask: bool[b, t], true on tokens 1..R, a prefix of each row.
-    key: a PRNG key.
+    key: a PRNG key. A row's order depends on its number and length alone.
 
   Returns:
     fp32[b, t], 0 where `reasoning_mask` is false.
   """
   chex.assert_equal_shape([information, reasoning_mask])
-  noise = jax.random.uniform(key, information.shape)
+  noise = draws.uniform(key, *information.shape)
   # Sorting by noise permutes the prefix; what follows it stays behind.
   order = jnp.argsort(jnp.where(reasoning_mask, noise, 2.0), axis=-1)
   shuffled = jnp.take_along_axis(information, order, axis=-1)

@@ -95,7 +95,7 @@ def _describe_step(c: Config, shards: int) -> list[str]:
       f" {sequences // shards} per data shard, at most"
       f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
       f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
-      f"batch{'es' if micro > 1 else ''} of {sequences // micro} sequences"
+      f"batch{'es' if micro > 1 else ''} of {c.update_rows // micro} sequences"
       f"{'' if whole or micro == 1 else ', fewer of short ones'}",
       f"probes     {probed}",
       f"credit     {_describe_credit(c.credit)}",

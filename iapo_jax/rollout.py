@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from iapo_jax import draws, policy, sharding
 from iapo_jax import planting as planting_lib
-from iapo_jax import policy, sharding
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import head, transformer
 from iapo_jax.types import (
@@ -96,9 +96,9 @@ def sample(
   prompt = policy.prefill(params, prompts, cfg=cfg)
   start = policy.first_positions(prompts, group_size)
   rows = start.shape[0]
-  row_keys = _row_keys(key, rows)
+  row_keys = draws.row_keys(key, rows)
   if planting:
-    plant_keys = _row_keys(jax.random.fold_in(key, _PLANTING), rows)
+    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), rows)
 
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
@@ -257,11 +257,6 @@ def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
       positions=start[:, None] + at,
   )
   return prompt, completion
-
-
-def _row_keys(key: Array, rows: int) -> Array:
-  """A key for every row."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def _choose(

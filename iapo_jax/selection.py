@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from iapo_jax import draws
+
 Array = jax.Array
 
 
@@ -70,16 +72,8 @@ def truncated(
     bool[b, t], false wherever `mask` is.
   """
   chex.assert_rank(mask, 2)
-  rows, width = mask.shape
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-  at = jnp.arange(width)
-  uniform = jax.vmap(lambda k: _uniforms(k, at))(keys)
+  at = jnp.arange(mask.shape[1])
+  uniform = draws.uniform(key, *mask.shape)
   lengths = jnp.sum(mask, axis=1, keepdims=True)
   late = (lengths < short) & (uniform < probability)
   return mask & ((at < always) | late)
-
-
-def _uniforms(key: Array, at: Array) -> Array:
-  """One number in [0, 1) for each position, whatever follows it."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, at)
-  return jax.vmap(jax.random.uniform)(keys)

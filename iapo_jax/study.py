@@ -33,6 +33,17 @@ class Planned:
   config: ConfigDict
   probing: Probing | None = None
 
+  def is_finished(self) -> bool:
+    """Whether it is.
+
+    Raises:
+      ConfigError: where the folder holds another run.
+    """
+    if not workdir_lib.is_finished(self.folder):
+      return False
+    workdir_lib.check_holds(self.folder, config_lib.parse(self.config))
+    return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -99,7 +110,9 @@ class Study:
     config.init_from = str(start.folder)
     config.prompts_per_step = 8
     config.num_steps = 2 if self.small else 80
-    if config.credit.mode not in advantages.TOKEN_CREDITS:
+    credit = config.credit
+    read = credit.mode in advantages.TOKEN_CREDITS
+    if not read or credit.information == "none":
       config.probe.stride = 0  # and its cost is none
     # Once, at the end: tuning is by the validation problems.
     config.evaluation.every = config.num_steps
@@ -118,14 +131,14 @@ class Study:
 
   def finish(self, runs: Sequence[Planned]) -> None:
     """Runs what is not finished, but for what another process runs."""
-    while missing := [run for run in runs if not _is_finished(run.folder)]:
+    while missing := [run for run in runs if not run.is_finished()]:
       ours = [run for run in missing if self._take(run)]
       if not ours:
         time.sleep(_WAIT_SECONDS)
 
   def _take(self, run: Planned) -> bool:
     """Whether this process had the run; another one may."""
-    if _is_finished(run.folder):
+    if run.is_finished():
       return False
     print(f"\n== {run.folder}", flush=True)
     try:
@@ -163,11 +176,15 @@ class Study:
     return [x for x in self.methods if not trials.contenders()[x].setting_of]
 
   def collect(self) -> dict[str, Any]:
-    """What is finished, as JSON has it."""
+    """What is finished of all contenders, as JSON has it."""
+    if set(self.methods) < set(trials.contenders()):
+      return dataclasses.replace(
+          self, methods=list(trials.contenders())
+      ).collect()
     tuned = [
         self._record(trial, validation)
         for trial in trials.tuning(self.methods)
-        if _is_finished(self.trial(trial).folder)
+        if self.trial(trial).is_finished()
     ]
     complete = [
         method
@@ -183,19 +200,18 @@ class Study:
         for trial in trials.final(
             chosen, starts=self.starts, seeds=self.seeds
         )
-        if _is_finished(self.trial(trial).folder)
+        if self.trial(trial).is_finished()
     ]
     starts = [
         {"start": i} | summary(self.warm_start(i).folder)
         for i in range(self.starts)
-        if _is_finished(self.warm_start(i).folder)
+        if self.warm_start(i).is_finished()
     ]
     return {
         "warm_starts": starts,
         "settings": {
             method: [dict(fields) for fields in contender.settings]
             for method, contender in trials.contenders().items()
-            if method in self.methods
         },
         "chosen": chosen,
         "tuning": tuned,
@@ -207,10 +223,6 @@ class Study:
     where = {"method": trial.method, "setting": trial.setting}
     where |= {"start": trial.start, "seed": trial.seed}
     return where | read(folder) | _cost(folder)
-
-
-def _is_finished(folder: pathlib.Path) -> bool:
-  return (folder / workdir_lib.SUMMARY).exists()
 
 
 def summary(folder: pathlib.Path) -> dict[str, float]:

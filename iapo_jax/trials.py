@@ -67,6 +67,7 @@ class Trial:
 
 
 _RATE = "optimizer.learning_rate"
+_WEIGHT = "credit.info_weight"
 
 
 def _settings(*fields: Fields) -> list[Fields]:
@@ -76,14 +77,46 @@ def _settings(*fields: Fields) -> list[Fields]:
 
 def contenders() -> dict[str, Contender]:
   """All of them by name, those first that others are compared with."""
-  weight, length = "credit.info_weight", "credit.length_weight"
+  return _compared() | _with_gold_answers() | _ablations()
+
+
+def _compared() -> dict[str, Contender]:
+  """The methods of the paper, penalties on length, and controls."""
   rates = [{_RATE: rate} for rate in (2e-4, 4e-4, 8e-4, 1.6e-3)]
-  to_go = _settings({weight: 1.0}, {weight: 2.0})
-  of_gold = _settings({weight: 0.5}, {weight: 1.0})
-  paper = _settings(
-      {weight: 1.0, "credit.explore_weight": 1.0},
-      {weight: 3.0, "credit.explore_weight": 0.0},
-  )
+  length = "credit.length_weight"
+  return {
+      "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
+      "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
+      "length_penalty": Contender(
+          "length penalty", "length_penalty",
+          _settings({length: 1.0}, {length: 3.0}),
+      ),
+      "to_go": Contender("IAPO to_go", "to_go", _to_go()),
+      "paper": Contender("IAPO paper", "paper", _paper()),
+      "cost_only": Contender(
+          "cost only (control)", "cost_only",
+          _settings({"credit.cost": 0.03}, {"credit.cost": 0.1}),
+      ),
+      "shuffled": Contender("to_go, shuffled (control)", "shuffled", _to_go()),
+      "group_length_penalty": Contender(
+          "length penalty in the group", "group_length_penalty",
+          _settings({length: 0.2}, {length: 0.5}),
+      ),
+  }  # fmt: skip
+
+
+def _to_go() -> list[Fields]:
+  return _settings({_WEIGHT: 1.0}, {_WEIGHT: 2.0})
+
+
+def _paper() -> list[Fields]:
+  explore = "credit.explore_weight"
+  return _settings({_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0})
+
+
+def _with_gold_answers() -> dict[str, Contender]:
+  """Credit by what tokens do to the right answer, not to any answer."""
+  settings = _settings({_WEIGHT: 0.5}, {_WEIGHT: 1.0})
   gold = {"probe.estimator": "gold"}
   everywhere = gold | {"credit.only_correct": False}
   calibrated = {"loss.early_weight": 0.1}
@@ -93,51 +126,40 @@ def contenders() -> dict[str, Contender]:
       "credit.discount": 1.0,
   }
   priced = _settings(
-      {weight: 1.0, "credit.cost": 0.01}, {weight: 2.0, "credit.cost": 0.005}
+      {_WEIGHT: 1.0, "credit.cost": 0.01}, {_WEIGHT: 2.0, "credit.cost": 0.005}
   )
   return {
-      "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
-      "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
-      "length_penalty": Contender(
-          "length penalty", "length_penalty",
-          _settings({length: 1.0}, {length: 3.0}),
-      ),
-      "to_go": Contender("IAPO to_go", "to_go", to_go),
-      "to_go_gold": Contender("to_go, gold answer", "to_go", of_gold, gold),
-      "paper": Contender("IAPO paper", "paper", paper),
-      "cost_only": Contender(
-          "cost only (control)", "cost_only",
-          _settings({"credit.cost": 0.03}, {"credit.cost": 0.1}),
-      ),
-      "shuffled": Contender("to_go, shuffled (control)", "shuffled", to_go),
-      "group_length_penalty": Contender(
-          "length penalty in the group", "group_length_penalty",
-          _settings({length: 0.2}, {length: 0.5}),
-      ),
+      "to_go_gold": Contender("to_go, gold answer", "to_go", settings, gold),
       "gold_everywhere": Contender(
-          "gold answer, wrong ones too", "to_go", of_gold, everywhere
+          "gold answer, wrong ones too", "to_go", settings, everywhere
       ),
       "gold_calibrated": Contender(
-          "the same, probes kept calibrated", "to_go", of_gold,
+          "gold answer, wrong ones too, probes calibrated", "to_go", settings,
           everywhere | calibrated,
       ),
       "chance": Contender(
           "chance of the gold answer, priced", "to_go", priced, chance
       ),
       "chance_calibrated": Contender(
-          "the same, probes kept calibrated", "to_go", priced,
-          chance | calibrated,
+          "chance of the gold answer, priced, probes calibrated", "to_go",
+          priced, chance | calibrated,
       ),
+  }  # fmt: skip
+
+
+def _ablations() -> dict[str, Contender]:
+  """Other probes or another warm start, and another's chosen setting."""
+  return {
       "never_early": Contender(
-          "to_go, warm start without early answers", "to_go", to_go,
+          "to_go, warm start without early answers", "to_go", _to_go(),
           setting_of="to_go", early_answers=False,
       ),
       "misplaced": Contender(
-          "to_go, probes misplaced", "to_go", to_go, setting_of="to_go",
+          "to_go, probes misplaced", "to_go", _to_go(), setting_of="to_go",
           misplaced=True,
       ),
       "paper_misplaced": Contender(
-          "paper, probes misplaced", "paper", paper, setting_of="paper",
+          "paper, probes misplaced", "paper", _paper(), setting_of="paper",
           misplaced=True,
       ),
   }  # fmt: skip

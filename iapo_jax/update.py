@@ -354,10 +354,12 @@ def _gradients(
   ) -> tuple[tuple[Params, PyTree], Array]:
     rows, tokens = part
     tokens = jax.tree.map(lambda x: x[:, :length], tokens)
-    weights = jnp.where(there[:, None], tokens.weights, 0.0)
-    return jax.grad(loss, (0, 1), has_aux=True)(
-        params, cache, rows, tokens.replace(weights=weights)
+    counted = jax.tree.map(
+        lambda x: jnp.where(there[:, None], x, 0.0),
+        (tokens.weights, tokens.early),
     )
+    tokens = tokens.replace(weights=counted[0], early=counted[1])
+    return jax.grad(loss, (0, 1), has_aux=True)(params, cache, rows, tokens)
 
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, jnp.float32), (params, cache)

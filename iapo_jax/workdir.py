@@ -214,6 +214,25 @@ def is_finished(workdir: pathlib.Path) -> bool:
   return True
 
 
+def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
+  """Whether a workdir's run is the one that a configuration is of.
+
+  Fields that there were none of when it began count with their defaults.
+
+  Args:
+    workdir: of a run.
+    cfg: the checked configuration, its vocabulary size perhaps open.
+
+  Raises:
+    ConfigError: where it is of another run.
+  """
+  theirs = config_lib.flatten(load_config(workdir))
+  ours = config_lib.flatten(cfg)
+  if not ours["model.vocab_size"]:
+    ours["model.vocab_size"] = theirs["model.vocab_size"]
+  _check_same(ours, theirs, workdir)
+
+
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   """The configuration of a run, fields by their dotted names.
 

@@ -213,10 +213,9 @@ class SelectionTest(chex.TestCase):
     self.assertFalse(np.array_equal(kept, other))
 
 
-def chosen(name, **fields):
+def chosen(name):
   config = config_lib.default()
-  config.rollout.max_tokens = 20
-  config.group_size = 4
+  config.rollout.max_tokens = 400
   methods.choose(config, name)
   return config_lib.parse(config)
 
@@ -233,9 +232,9 @@ def test_every_method_is_a_configuration():
   dapo = found["dapo"]
   assert (dapo.loss.clip_high, dapo.loss.kl_weight) == (0.28, 0)
   assert dapo.loss.aggregation == "token_mean"
-  assert (dapo.select.with_spread, dapo.reward.overlong_tokens) == (True, 4)
+  assert (dapo.select.with_spread, dapo.reward.overlong_tokens) == (True, 80)
   assert found["gspo"].loss.ratio == "sequence"
-  assert found["gfpo"].select.shortest == 3  # 6 of 8
+  assert found["gfpo"].select.shortest == 6
   s = found["s_grpo"].select
   assert (s.first_tokens, s.short_tokens, s.later_share) == (150, 341, 0.5)
   assert found["to_go"].credit.info_weight == 2
@@ -244,52 +243,106 @@ def test_every_method_is_a_configuration():
 
 
 def of_method(name):
-  """Fields of a method for `make_setup`, where they differ from it."""
+  """Fields of a method for `make_setup`, with its sizes."""
   before = config_lib.flatten(config_lib.parse(config_lib.default()))
   after = config_lib.flatten(chosen(name))
-  own = {k: v for k, v in after.items() if v != before[k] and "." in k}
+  own = {k: v for k, v in after.items() if v != before[k]}
   own.pop("rollout.max_tokens", None)
+  # Completions of at most 20 tokens, groups of four.
+  sizes = {
+      "reward.overlong_tokens": 4, "select.shortest": 3,
+      "select.first_tokens": 4, "select.short_tokens": 12,
+  }  # fmt: skip
+  own |= {k: sizes[k] for k in own if k in sizes}
   return {k.replace(".", "__"): v for k, v in own.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["dr_grpo", "dapo", "gspo", "gfpo", "gtpo", "s_grpo",
-     "group_length_penalty", "cost_only"],
+def expected(name, samples):
+  """Advantages [32, 20] by the functions that tests above check by hand."""
+  rewards, lengths = samples.rewards, jnp.asarray(samples.lengths)
+  live = jnp.arange(20) < lengths[:, None]
+  reasoning = jnp.arange(20) < samples.reasoning_lengths[:, None]
+  group = functools.partial(advantages.group_advantages, group_size=4)
+  plain = group(rewards)
+  if name == "dr_grpo":
+    plain = group(rewards, normalise=False)
+  elif name == "dapo":
+    plain = group(advantages.overlong_penalised_rewards(
+        rewards, lengths, max_length=20, buffer=4
+    ))
+  elif name == "gfpo":
+    kept = selection.shortest(lengths, group_size=4, keep=3)
+    plain = group(rewards, kept=kept)
+  elif name == "group_length_penalty":
+    plain = advantages.length_penalised_advantages(
+        plain, samples.correct, lengths, group_size=4, weight=1.0
+    )
+  elif name == "gtpo":
+    return advantages.entropy_weighted_advantages(
+        plain, rewards, samples.entropies, live, group_size=4, weight=0.1
+    )
+  per_token = jnp.where(live, plain[:, None], 0.0)
+  if name == "cost_only":
+    per_token += 2.0 * advantages.information_to_go(
+        jnp.zeros(live.shape), samples.correct, reasoning,
+        discount=0.9, cost=0.03,
+    )  # fmt: skip
+  return per_token
+
+
+NAMES = (
+    "dr_grpo", "dapo", "gspo", "gfpo", "gtpo", "s_grpo",
+    "group_length_penalty", "cost_only",
 )  # fmt: skip
-def test_two_steps_of_each_method(name):
-  """The methods that no other test trains; two updates each."""
-  fields = of_method(name)
-  if name == "s_grpo":  # completions of at most 20 tokens
-    fields |= {"select__first_tokens": 4, "select__short_tokens": 12}
-  setup = make_setup(loss__num_updates=2, **fields)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_each_method_credits_and_selects(name):
+  """The methods that no other test trains, on completions of all kinds."""
+  setup = make_setup(loss__num_updates=2, **of_method(name))
   params = make_params(setup)
-  reference = jax.tree.map(lambda x: x * 0.9, params)
+  reference = params if setup.cfg.loss.kl_weight else None
   recorded = record(setup, params)
   moved, samples, metrics = learn(setup, recorded, reference)
   chex.assert_tree_all_finite((moved, samples, metrics))
+  np.testing.assert_allclose(
+      samples.advantages, expected(name, samples), atol=1e-5
+  )
   live = np.arange(20) < samples.lengths[:, None]
-  learned, group = np.asarray(samples.learned), samples.group_advantages
-  assert np.all(samples.advantages[~live] == 0)
-  assert not np.any(learned & ~live)
-  distance = [np.abs(a - b).max() for a, b in zip(
-      jax.tree.leaves(moved), jax.tree.leaves(params), strict=True)]
-  assert max(distance) > 0
+  learned = np.asarray(samples.learned)
+  rows = learned.any(axis=1).reshape(-1, 4)
   everyone = np.array_equal(learned, live)
   assert everyone == (name not in ("dapo", "gfpo", "s_grpo"))
   if name == "dapo":
-    spread = np.ptp(samples.rewards.reshape(-1, 4), axis=1) > 0
-    rows = learned.any(axis=1).reshape(-1, 4)
     # Where rewards differ a group learns; the flat first one does not.
-    assert rows[spread].all()
+    spread = np.ptp(samples.rewards.reshape(-1, 4), axis=1) > 0
+    np.testing.assert_array_equal(rows, np.repeat(spread[:, None], 4, 1))
     assert not rows[0].any()
   if name == "gfpo":
-    rows = learned.any(axis=1).reshape(-1, 4)
     assert (rows.sum(axis=1) == 3).all()
-    assert np.all(group.reshape(-1, 4)[~rows] == 0)
   if name == "s_grpo":
     np.testing.assert_array_equal(learned[:, :4], live[:, :4])
     assert not learned[samples.lengths >= 12, 4:].any()
   if name == "gspo":
     # The clip range is 3e-4 wide: the second update finds most outside.
     assert metrics["update/clipped"] > 0
+  # The reference is the policy itself: what moved it is the method.
+  distance = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved, params)
+  assert max(jax.tree.leaves(distance)) > 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_of_each_method(name):
+  """Sampled by the policy itself, in the compiled step of training."""
+  setup = make_setup(**of_method(name))
+  step, params = setup.step(), make_params(setup)
+  reference = setup.state(params).params
+  reference = reference if setup.cfg.loss.kl_weight else None
+  state = setup.state(params)
+  for epoch in range(2):
+    state, output = step(state, reference, setup.prompts(epoch))
+    chex.assert_tree_all_finite((output, state))
+    assert int(state.step) == epoch + 1
+    live = np.arange(20) < output.samples.lengths[:, None]
+    assert not np.any(output.samples.learned & ~live)
+    assert output.metrics["update/logprob_gap"] < 1e-4

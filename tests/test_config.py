@@ -74,6 +74,34 @@ def test_flatten_is_json_and_complete():
             "config.select.shortest = 1: must be 0, or 2 to group_size = 8",
         ),
         (
+            {"select__first_tokens": 72},
+            "config.select.first_tokens = 72: must be below"
+            " rollout.max_tokens = 72",
+        ),
+        (
+            {"select__first_tokens": 9, "select__short_tokens": 20},
+            "config.select.later_share = 0.0: needs select.short_tokens >= 1,"
+            " and the reverse",
+        ),
+        (
+            {"select__shortest": 4, "credit__mode": "gtpo"},
+            "config.select.shortest = 4: must be 0 with credit.mode gtpo, which"
+            " compares whole groups",
+        ),
+        (
+            {"probe__layers": 1, "credit__mode": "faithful"},
+            "config.probe.layers = 1: must be 0 with credit.mode faithful",
+        ),
+        (
+            {
+                "probe__layers": 1,
+                "probe__stride": 0,
+                "credit__mode": "grpo",
+            },
+            "config.probe.layers = 1: is of no use without probes; leave it"
+            " out",
+        ),
+        (
             {"select__later_share": 0.5},
             "config.select.later_share = 0.5: needs select.first_tokens >= 1",
         ),

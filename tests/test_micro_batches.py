@@ -16,6 +16,7 @@ from iapo_jax.config import (
     MeshConfig,
     RolloutConfig,
 )
+from iapo_jax.early_answers import EarlyAnswers
 
 
 class RunTest(chex.TestCase):
@@ -112,6 +113,39 @@ def ragged(params):
       ),
   )
   return update.Experience(PROMPTS, lengths, tokens)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_early_answers_count_once_whatever_the_cuts(parts):
+  """Copies that fill a micro-batch up teach nothing, whatever they carry."""
+  params = tiny.make_params(CFG.model)
+  plain = ragged(params)
+  rng = np.random.default_rng(7)
+  # All of them are short, and all have an answer.
+  lengths = rng.integers(3, 60, CFG.sequences_per_step)
+  early = EarlyAnswers(
+      tokens=jnp.asarray(rng.integers(3, 29, plain.tokens.ids.shape)),
+      lengths=jnp.asarray(lengths, jnp.int32),
+      learned=jnp.arange(256) == lengths[:, None] - 1,
+  )
+  both = update.with_early_answers(plain, early, weight=0.5)
+  one = MeshConfig(data=1, fsdp=1, tensor=1)
+  loss = dataclasses.replace(CFG.loss, micro_batches=parts)
+  cfg = dataclasses.replace(CFG, mesh=one, loss=loss)
+  ours, _ = jax.jit(functools.partial(update._gradients, cfg=cfg))(
+      params, both
+  )
+
+  def early_loss(params):
+    logprobs = score(params, early.tokens)
+    total = jnp.sum(jnp.where(early.learned, logprobs, 0.0))
+    return -0.5 * total / len(lengths)
+
+  without, _ = plain_gradients(params, plain.tokens)
+  expected = jax.tree.map(
+      jnp.add, without, jax.jit(jax.grad(early_loss))(params)
+  )
+  chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
 def plain_gradients(params, tokens):

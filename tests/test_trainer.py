@@ -55,7 +55,9 @@ def small(**overrides):
 def finished(tmp_path_factory):
   """A finished run: warm start, then two RL steps with host grading."""
   workdir = tmp_path_factory.mktemp("runs") / "first"
-  trainer.train(small(reward__grader="host"), workdir)
+  # With early answers, for what they log.
+  cfg = small(reward__grader="host", loss__early_weight=0.1)
+  trainer.train(cfg, workdir)
   return workdir
 
 

@@ -70,7 +70,7 @@ def comparison(found: Found) -> str:
   """Accuracy and tokens of every method, and the differences to GRPO."""
   head = [
       "", "setting", "n", "accuracy", "tokens", "accuracy − GRPO's, points",
-      "tokens, % of GRPO's", "tokens trained with, M",
+      "tokens, % of GRPO's", "tokens sampled and probed, M",
   ]  # fmt: skip
   rows = []
   for start in [_of_starts(found)] if found["warm_starts"] else []:
