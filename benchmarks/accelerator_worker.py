@@ -157,7 +157,8 @@ class Part:
     grades = contest.grade(rolled, prompts)
     advantages = jnp.zeros(rolled.tokens.shape)
     asked = frozen, rolled, grades, prompts
-    self._simple("forward", ours.scoring, frozen, prompts, rolled, advantages)
+    scored = frozen, prompts, rolled, advantages, rolled.mask
+    self._simple("forward", ours.scoring, *scored)
     self._simple("probes", ours.probes(1), *asked)
     self._simple("strided_probes", ours.probes(self._job["stride"]), *asked)
     return protocol.counted(

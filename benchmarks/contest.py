@@ -117,7 +117,8 @@ class Contestant:
     vocabulary: without a token that ends a completion.
     rollout: (weights, prompts, key) -> rollout.
     decoding: the same, of weights as `frozen` has them.
-    scoring: (weights, prompts, rollout, advantages) -> experience.
+    scoring: (weights, prompts, rollout, advantages, what learns) ->
+      experience.
     update: (state, experience) -> (state, metrics); the state is donated.
     state: the newest.
     reference: the weights that it began with.
