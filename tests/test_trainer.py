@@ -35,7 +35,8 @@ def small(**overrides):
   config.warm_start.num_steps = 12
   config.warm_start.optimizer.learning_rate = 1e-2
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
-  # With levels and slips, so that a run reports all that one can.
+  # With levels, slips and early answers: a run reports all that one can.
+  config.loss.early_weight = 0.1
   config.data.arithmetic.update({
       "operands": 3,
       "min_operands": 2,
@@ -55,9 +56,7 @@ def small(**overrides):
 def finished(tmp_path_factory):
   """A finished run: warm start, then two RL steps with host grading."""
   workdir = tmp_path_factory.mktemp("runs") / "first"
-  # With early answers, for what they log.
-  cfg = small(reward__grader="host", loss__early_weight=0.1)
-  trainer.train(cfg, workdir)
+  trainer.train(small(reward__grader="host"), workdir)
   return workdir
 
 
