@@ -292,7 +292,8 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
       "rl         2 steps of 8 prompts x 8 samples = 64 sequences, 8 per data"
       " shard, at most 4,608 sampled tokens a step"
   ) in out
-  assert "update     1 per rollout, each of 1 micro-batch of 64 seq" in out
+  # 64 completions, and early answers to as many.
+  assert "update     1 per rollout, each of 1 micro-batch of 128 seq" in out
   assert "every 1 RL steps on 16 problems" in out
   for program in ("warm start", "rl step", "evaluation"):
     assert re.search(rf"memory     {program} about \d+\.\d MiB a device", out)
