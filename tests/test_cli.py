@@ -33,7 +33,7 @@ def run(script, *arguments):
         ),
         ([CONFIG, "--config.group_size=1"], "config.group_size = 1: must be"),
         ([CONFIG, "--config.group_size=x"], "flag --config.group_size=x: inv"),
-        ([CONFIG + ":fast"], "variant 'fast': must be one of sft, grpo"),
+        ([CONFIG + ":fast"], "variant 'fast': must be one of sft, paper"),
         (["--config=configs/none.py"], "--config = 'configs/none.py': no such"),
         ([], "flag --config=None: Flag --config must have a value"),
         (
