@@ -167,6 +167,7 @@ def _run(
     config.num_steps = min(config.num_steps, 2)
     config.data.arithmetic.update({"train_problems": 64, "test_problems": 64})
     config.evaluation.update({"problems": 64, "batch_size": 64})
+    config.model.update({"d_model": 32, "mlp_dim": 64})
   print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)
   trainer.train(
       config_lib.parse(config),

@@ -7,10 +7,13 @@ of a user.
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
 import tempfile
+
+import pytest
 
 _FLAGS = (
     os.environ.get("XLA_FLAGS", ""),
@@ -23,12 +26,24 @@ if _RELEASE <= (0, 10):
   _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)
 os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tracing makes objects by the million, few of them in cycles.
+gc.set_threshold(100_000, 50, 100)
 # Of this process and those it starts: JAX does not lock it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 atexit.register(
     shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_other_files_are_gone():
+  """A process has 65,530 mappings of memory on Linux; programs need many."""
+  yield
+  import jax  # not before the environment above is set
+
+  jax.clear_caches()
+  gc.collect()
 
 
 def pytest_collection_modifyitems(items):

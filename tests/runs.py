@@ -16,10 +16,13 @@ ODD_LABELS = [
 ]  # fmt: skip
 
 
+HERE = pathlib.Path(__file__).parent
+
+
 def environment(devices=1):
   """Of programs that tests start: with one device, as on a laptop, or more.
 
-  Like the suite itself they compile fast.
+  Like the suite itself they compile fast; unlike it they have no torch.
   """
   flags = [
       flag
@@ -27,7 +30,8 @@ def environment(devices=1):
       if "device_count" not in flag
   ]
   flags.append(f"--xla_force_host_platform_device_count={devices}")
-  return os.environ | {"XLA_FLAGS": " ".join(flags)}
+  path = f"{HERE / 'without_torch'}{os.pathsep}{HERE.parent}"
+  return os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": path}
 
 
 def untimed(line):

@@ -212,14 +212,12 @@ def small_run(place, **overrides):
   return config_lib.parse(config)
 
 
-FAMILIES = (
-    "qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3", "olmo2", "phi3",
-    "smollm3",
-)  # fmt: skip
+# Layers with biases, soft caps and windows, two kinds of positions, or none.
+FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3")
 
 
 @pytest.mark.parametrize("with_words", FAMILIES, indirect=True)
-def test_a_step_trains_on_each_family(with_words, tmp_path):
+def test_a_step_trains_on_families(with_words, tmp_path):
   """Two updates of the whole compiled step, on eight devices."""
   trainer.train(small_run(with_words), tmp_path / "run")
   lines = logs.stage_metrics(tmp_path / "run", "rl")

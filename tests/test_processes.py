@@ -44,7 +44,6 @@ def start(count, devices, command, environment=lambda *_: {}):
           [sys.executable, *command(coordinator, count, index)],
           cwd=HERE.parent,
           env=runs.environment(devices)
-          | {"PYTHONPATH": str(HERE.parent)}
           | environment(coordinator, count, index),
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,

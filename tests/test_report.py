@@ -24,6 +24,7 @@ def config(**overrides):
   built = config_lib.default()
   built.mesh.data = 8
   built.num_steps = 2
+  built.prompts_per_step, built.group_size = 8, 4
   built.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   built.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
   built.log.samples_every = 1

@@ -27,6 +27,8 @@ SETTINGS = {
     "data.arithmetic.train_problems": 64,
     "data.arithmetic.test_problems": 64,
     "checkpoint.every": 3,
+    "model.d_model": 32,
+    "model.mlp_dim": 64,
     "log.samples_every": 1,
     "log.samples": 16,
     # Learns fast enough for completions and rewards to differ.
@@ -62,7 +64,6 @@ def start(folder, cache, kill=None):
   command += ["--config=configs/arithmetic.py:to_go", f"--workdir={folder}"]
   command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
   environment = {
-      "PYTHONPATH": str(ROOT),
       # Only to be quicker: a restart would compile the same program again.
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -140,14 +141,14 @@ def uninterrupted(tmp_path_factory, cache):
   return folder
 
 
-def test_five_kills_and_a_ctrl_c_change_nothing(
+def test_kills_and_a_ctrl_c_change_nothing(
     uninterrupted, cache, tmp_path
 ):
-  """SIGKILL at five random steps, wherever between saves that is."""
+  """SIGKILL at two random steps, wherever between saves that is."""
   rng = random.Random(0)
   total = len(logs.read(uninterrupted, logs.METRICS))
   folder = tmp_path / "killed"
-  for point in sorted(rng.sample(range(1, total - 3), 5)):
+  for point in sorted(rng.sample(range(1, total - 5), 2)):
     process = start(folder, cache)
     wait_for_step(process, folder, point)
     time.sleep(rng.uniform(0, 0.3))
