@@ -45,8 +45,9 @@ class ArithmeticConfig:
     redundancy: share of the warm-start chains with redundant steps.
     slip_rate: probability that the stated result of a step is replaced by
       another number, in rollouts and in the warm-start chains.
-    check_rate: probability that a check follows a result of a warm-start
-      chain, right or wrong; only with `slip_rate`.
+    check_rate: probability that a check follows a right result of a
+      warm-start chain; only with `slip_rate`.
+    slip_check_rate: the same of a result that slipped.
     train_problems: distinct, shared with no other split.
     validation_problems: distinct, shared with no other split.
     test_problems: distinct, shared with no other split.
@@ -59,6 +60,7 @@ class ArithmeticConfig:
   redundancy: float = 0.8
   slip_rate: float = 0.0
   check_rate: float = 0.0
+  slip_check_rate: float = 0.0
   train_problems: int = 6000
   validation_problems: int = 512
   test_problems: int = 2048

@@ -178,9 +178,10 @@ def _check_data(d: "DataConfig") -> None:
   if sums.min_operands and not 2 <= sums.min_operands <= sums.operands:
     rule = f"must be 0 or in [2, data.arithmetic.operands = {sums.operands}]"
     fail("data.arithmetic.min_operands", sums.min_operands, rule)
-  if sums.check_rate and not sums.slip_rate:
-    rule = "needs data.arithmetic.slip_rate (there is nothing to repair)"
-    fail("data.arithmetic.check_rate", sums.check_rate, rule)
+  for name in ("check_rate", "slip_check_rate"):
+    if getattr(sums, name) and not sums.slip_rate:
+      rule = "needs data.arithmetic.slip_rate (there is nothing to repair)"
+      fail(f"data.arithmetic.{name}", getattr(sums, name), rule)
   default = type(d)()
   unused = ["arithmetic"]
   if d.task == "arithmetic":
@@ -340,7 +341,8 @@ def _bounds() -> dict[str, tuple[float, float]]:
   )  # fmt: skip
   shares = (
       "data.arithmetic.redundancy", "data.arithmetic.slip_rate",
-      "data.arithmetic.check_rate", "credit.discount", "loss.clip_low",
+      "data.arithmetic.check_rate", "data.arithmetic.slip_check_rate",
+      "credit.discount", "loss.clip_low",
       "select.later_share",
       "warm_start.early_share", "warm_start.early_full_share",
   )  # fmt: skip

@@ -166,6 +166,7 @@ def setup():
   return make_setup(
       data__arithmetic__slip_rate=1.0,
       data__arithmetic__check_rate=0.5,
+      data__arithmetic__slip_check_rate=0.5,
       data__arithmetic__train_problems=32,
   )
 

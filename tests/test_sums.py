@@ -14,7 +14,9 @@ from iapo_jax.data import arithmetic, tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
-SLIPS = ArithmeticConfig(slip_rate=0.3, check_rate=0.5)
+SLIPS = ArithmeticConfig(
+    slip_rate=0.3, check_rate=0.5, slip_check_rate=0.5
+)
 
 
 def pieces(problem, sums, seed=0, early_share=0.0, early_full_share=0.0):
@@ -186,7 +188,7 @@ def test_a_slip_without_a_check_is_gone_on_from():
 def test_a_check_repairs_a_slip():
   problem = arithmetic.Problem((5, 1, 5), (1, -1))
   sums = ArithmeticConfig(
-      operands=3, redundancy=0.0, slip_rate=1.0, check_rate=1.0
+      operands=3, redundancy=0.0, slip_rate=1.0, slip_check_rate=1.0
   )
   first, second = re.fullmatch(
       r"b 5 \+ 1 = (\d+) check 5 \+ 1 = \1 no so total 6 \."
@@ -299,7 +301,9 @@ def parsed(**fields):
 
 
 def test_what_a_compiled_step_is_told_of_slips():
-  task = tiny.load_task(parsed(slip_rate=0.25, check_rate=0.5))
+  task = tiny.load_task(
+      parsed(slip_rate=0.25, check_rate=0.5, slip_check_rate=0.5)
+  )
   steps, planting = task.vocabulary.steps, task.vocabulary.planting
   decode = task.tokenizer.decode
   assert decode(list(steps.names)) == "b c d"

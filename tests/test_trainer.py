@@ -42,6 +42,7 @@ def small(**overrides):
       "min_operands": 2,
       "slip_rate": 0.3,
       "check_rate": 0.5,
+      "slip_check_rate": 0.5,
       "train_problems": 64,
       "validation_problems": 16,
       "test_problems": 40,

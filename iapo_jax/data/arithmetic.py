@@ -300,16 +300,17 @@ def _chain(
     right = min(max(total + sign * number, 0), sums.max_total)
     total = right
     words += [name, *clause.split()]
+    check_rate = sums.check_rate
     if sums.slip_rate and rng.random() < sums.slip_rate:
-      total = _another(right, sums, rng)
+      total, check_rate = _another(right, sums, rng), sums.slip_check_rate
       slips.add(len(words))
     words += [str(total)]
-    if sums.slip_rate and rng.random() < sums.check_rate:
+    if sums.slip_rate and rng.random() < check_rate:
       words += f"check {clause} {total} {_verdict(right, total)}".split()
       total = right
     if redundant and rng.random() < 0.7:
       words += f"so total {total} .".split()
-    # Where results slip, `check_rate` alone says how often they are checked.
+    # Where results slip, the rates above alone say how often they are checked.
     if not sums.slip_rate and redundant and rng.random() < 0.8:
       words += f"check {clause} {total} {_verdict(right, total)}".split()
     if redundant and rng.random() < 0.5:
