@@ -27,8 +27,9 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.study import PLAIN, Study
 
 _ROOT = pathlib.Path(__file__).parent.parent
-TASKS = ("mixed", "slips")
-_TASK = flags.DEFINE_enum("task", "mixed", TASKS, "Of configs/.")
+# Updates of every run. Whether to check is learned from the few slips there are.
+STEPS = {"mixed": 80, "slips": 160}
+_TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Result file; docs/evidence/TASK.json by default."
@@ -52,6 +53,7 @@ def main(_: list[str]) -> None:
       methods=_methods(),
       folder=pathlib.Path(_WORKDIR.value) / runs,
       misplaced=misplaced.run_probes,
+      num_steps=STEPS[_TASK.value],
       starts=_STARTS.value,
       seeds=_SEEDS.value,
       small=_SMALL.value,

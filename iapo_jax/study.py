@@ -54,6 +54,7 @@ class Study:
     methods: names of contenders.
     folder: of the runs.
     misplaced: probes of contenders whose probes are misplaced.
+    num_steps: of every run.
     starts: warm starts of each kind.
     seeds: of runs from each.
     small: a few steps of everything, to see that it works.
@@ -63,6 +64,7 @@ class Study:
   methods: Sequence[str]
   folder: pathlib.Path
   misplaced: Probing
+  num_steps: int
   starts: int = 2
   seeds: int = 5
   small: bool = False
@@ -109,7 +111,7 @@ class Study:
     start = self.warm_start(trial.start, contender.early_answers)
     config.init_from = str(start.folder)
     config.prompts_per_step = 8
-    config.num_steps = 2 if self.small else 80
+    config.num_steps = 2 if self.small else self.num_steps
     credit = config.credit
     read = credit.mode in advantages.TOKEN_CREDITS
     if not read or credit.information == "none":

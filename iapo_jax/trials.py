@@ -106,7 +106,7 @@ def _compared() -> dict[str, Contender]:
 
 
 def _to_go() -> list[Fields]:
-  return _settings({_WEIGHT: 1.0}, {_WEIGHT: 2.0})
+  return _settings({_WEIGHT: 0.25}, {_WEIGHT: 0.5})
 
 
 def _paper() -> list[Fields]:

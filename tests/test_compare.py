@@ -30,6 +30,7 @@ def make_study(task, methods, folder):
       methods=methods,
       folder=folder,
       misplaced=misplaced.run_probes,
+      num_steps=80,
       starts=1,
       seeds=2,
       small=True,
