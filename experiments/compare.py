@@ -27,7 +27,7 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.study import PLAIN, Study
 
 _ROOT = pathlib.Path(__file__).parent.parent
-# Updates of every run. Whether to check is learned from the few slips there are.
+# Updates of every run. When to check is learned from slips, which are few.
 STEPS = {"mixed": 80, "slips": 160}
 _TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
