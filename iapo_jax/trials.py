@@ -125,9 +125,10 @@ def _with_gold_answers() -> dict[str, Contender]:
       "credit.only_correct": False,
       "credit.discount": 1.0,
   }
-  priced = _settings(
-      {_WEIGHT: 1.0, "credit.cost": 0.01}, {_WEIGHT: 2.0, "credit.cost": 0.005}
-  )
+  priced = [
+      {_RATE: 8e-4, _WEIGHT: 2.0, "credit.cost": cost}
+      for cost in (0.0025, 0.005, 0.01, 0.02)
+  ]
   return {
       "to_go_gold": Contender("to_go, gold answer", "to_go", settings, gold),
       "gold_everywhere": Contender(
