@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import jax
 import transformers
 from flax import linen as nn
-from transformers.models.auto import modeling_auto
 
 from iapo_jax import checkpoint, files, policies
 from iapo_jax import config as config_lib
@@ -130,9 +129,9 @@ def _write_configs(
   model = dataclasses.replace(
       cfg.model, max_positions=cfg.model.max_positions or length
   )
-  names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+  family = families.family_of(model.family, "config.model.family")
   theirs = families.config_of(
-      model, dtype=dtype, architectures=[names[model.family]], **ids
+      model, dtype=dtype, architectures=[family.architecture], **ids
   )
   theirs.save_pretrained(output)
   generation = transformers.GenerationConfig(

@@ -15,16 +15,23 @@ pytest.importorskip("torch", reason="torch is installed in CI only")
 import safetensors.torch
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 
 from iapo_jax import config as config_lib
 from iapo_jax import export, policies, rollout, scoring, trainer
 from iapo_jax import workdir as workdir_lib
-from iapo_jax.hf import folder, weights
+from iapo_jax.hf import families, folder, weights
 from iapo_jax.models import head
 from iapo_jax.types import Prompts
 
 names = pytest.mark.parametrize("name", checkpoints.CONFIGS)
 TOKENS = np.random.default_rng(7).integers(3, 61, (2, 48))
+
+
+def test_architectures_are_those_of_transformers():
+  theirs = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+  for name, family in families.FAMILIES.items():
+    assert family.architecture == theirs[name]
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,8 @@ class Family:
   """What is particular to a `model_type`.
 
   Attributes:
+    architecture: the class of transformers whose weights these are; its own
+      table of them asks for torch.
     fixed: our fields that it does not leave open, with their values.
     fields: our fields that it has, and their names there.
     windows: which layers have the sliding window: `none`, `all`, or what
@@ -88,6 +90,7 @@ class Family:
     fused: whether projections that read the same input are one tensor.
   """
 
+  architecture: str
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
   windows: str = "none"
@@ -99,18 +102,28 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"}),
+    "llama": Family(
+        "LlamaForCausalLM",
+        fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
+    ),
     "qwen2": Family(
-        fixed={"qkv_bias": True}, windows="listed", window_switch=True
+        "Qwen2ForCausalLM",
+        fixed={"qkv_bias": True},
+        windows="listed",
+        window_switch=True,
     ),
     "qwen3": Family(
+        "Qwen3ForCausalLM",
         fixed={"qk_norm": "head"},
         fields=_ATTENTION_BIAS,
         windows="listed",
         window_switch=True,
     ),
-    "mistral": Family(windows="all", refused=("layer_types",)),
+    "mistral": Family(
+        "MistralForCausalLM", windows="all", refused=("layer_types",)
+    ),
     "gemma2": Family(
+        "Gemma2ForCausalLM",
         fixed=_GEMMA,
         fields=_ATTENTION_BIAS
         | {
@@ -123,6 +136,7 @@ FAMILIES: Mapping[str, Family] = {
         refused=("use_bidirectional_attention",),
     ),
     "gemma3_text": Family(
+        "Gemma3ForCausalLM",
         fixed=_GEMMA | {"qk_norm": "head"},
         fields=_ATTENTION_BIAS
         | {
@@ -134,11 +148,13 @@ FAMILIES: Mapping[str, Family] = {
         refused=("use_bidirectional_attention", "attn_logit_softcapping"),
     ),
     "olmo2": Family(
+        "Olmo2ForCausalLM",
         fixed={"norm_position": "after", "qk_norm": "projection"},
         fields=_ATTENTION_BIAS,
     ),
-    "phi3": Family(windows="all", partial=True, fused=True),
+    "phi3": Family("Phi3ForCausalLM", windows="all", partial=True, fused=True),
     "smollm3": Family(
+        "SmolLM3ForCausalLM",
         fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
         windows="listed",
         window_switch=True,
