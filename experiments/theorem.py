@@ -35,6 +35,7 @@ _STEPS = flags.DEFINE_integer("steps", 300, "Of each path.", lower_bound=1)
 _RATE = flags.DEFINE_float("rate", 0.1, "Learning rate.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the instances.", lower_bound=0)
 
+
 def main(_: list[str]) -> None:
   """Runs the study, and writes what it found."""
   start = time.perf_counter()

@@ -14,8 +14,6 @@ from iapo_jax.report.runs import Group, Run
 ODD_LABELS = [
     r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
 ]  # fmt: skip
-
-
 HERE = pathlib.Path(__file__).parent
 
 
