@@ -57,11 +57,13 @@ class Progress:
     done: steps of the stage.
     data: state of the Grain iterator whose next batch is of step `done` + 1.
     logs: bytes of each log file.
+    skipped: steps in a row without any update, up to `done`.
   """
 
   done: int
   data: dict[str, Any]
   logs: dict[str, int]
+  skipped: int = 0
 
 
 class Checkpoints:

@@ -19,6 +19,8 @@ from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig
 
 # Where data lie; what they hold is compared by itself (`splits.fingerprint`).
+# Fields that may change while a run goes on.
+FREE = ("debug",)
 PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
 
 
@@ -291,6 +293,8 @@ class OptimizerConfig:
     b2: of Adam.
     weight_decay: decoupled.
     clip_norm: the gradient's largest global norm.
+    max_skipped: steps in a row without any update, for numbers that are not
+      finite, until the run stops.
   """
 
   learning_rate: float = 5e-4
@@ -300,6 +304,7 @@ class OptimizerConfig:
   b2: float = 0.99
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  max_skipped: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +392,8 @@ class Config:
     num_steps: RL steps; 0 leaves the stage out.
     init_from: whose policy to start from: the folder of a finished run, or of
       any checkpoint (RUN/checkpoints/STAGE/STEP).
+    debug: whether every step is watched, of `debugging`: slow, and the numbers
+      are the same.
   """
 
   seed: int = 0
@@ -394,6 +401,7 @@ class Config:
   group_size: int = 8
   num_steps: int = 60
   init_from: str = ""
+  debug: bool = False
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   mesh: MeshConfig = MeshConfig()
   data: DataConfig = DataConfig()

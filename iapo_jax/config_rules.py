@@ -350,6 +350,7 @@ def _bounds() -> dict[str, tuple[float, float]]:
     fields = ("learning_rate", "warmup_steps", "weight_decay")
     not_negative += tuple(f"{stage}.{name}" for name in fields)
     shares += (f"{stage}.b1", f"{stage}.b2")
+    at_least_one += (f"{stage}.max_skipped",)
   return (
       {"seed": (0, 2**32 - 1), "data.split_seed": (0, 2**32 - 1)}
       | dict.fromkeys(at_least_one, (1, inf))

@@ -6,10 +6,11 @@
   warnings.jsonl      what was warned of
   tensorboard/STAGE   metrics.jsonl once more, for TensorBoard
 
-Names and units are in docs/metrics.md. Lines are flushed one by one. A run
-that resumes cuts the files back to its checkpoint: the steps after it are
-repeated identically, so that no line is missing or there twice. TensorBoard's
-files are then written anew from the lines.
+Names and units are in docs/metrics.md. Lines are flushed one by one. A number
+that is not finite is null in them, and NaN when they are read. A run that
+resumes cuts the files back to its checkpoint: the steps after it are repeated
+identically, so that no line is missing or there twice. TensorBoard's files are
+then written anew from the lines.
 """
 
 import json
@@ -24,7 +25,7 @@ import tqdm
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from iapo_jax import files
+from iapo_jax import files, finite
 from iapo_jax.errors import ConfigError
 
 Metrics = dict[str, float]
@@ -128,7 +129,8 @@ class RunLog:
     return {name: file.tell() for name, file in self._files.items()}
 
   def _append(self, name: str, record: dict[str, Any]) -> None:
-    self._files[name].write(json.dumps(record, allow_nan=False) + "\n")
+    line = json.dumps(finite.as_json(record), allow_nan=False)
+    self._files[name].write(line + "\n")
     self._files[name].flush()
 
   def __enter__(self) -> Self:
@@ -197,7 +199,7 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
       record = None
     if not isinstance(record, dict):
       raise ConfigError(f"{str(path)!r}: line {number} is no JSON object")
-    records.append(record)
+    records.append(finite.from_json(record))
   return records
 
 

@@ -1,7 +1,7 @@
 """The loop of a stage: step, log, validate, save; and stop when asked to."""
 
 import dataclasses
-import math
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -10,9 +10,17 @@ import grain
 import jax
 import tqdm
 
-from iapo_jax import checkpoint, compilation, interrupts, processes
+from iapo_jax import (
+    checkpoint,
+    compilation,
+    finite,
+    interrupts,
+    processes,
+    replay,
+)
 from iapo_jax.checkpoint import Checkpoints, Progress
 from iapo_jax.data.pipeline import Record
+from iapo_jax.errors import SharedError
 from iapo_jax.logs import Log, Metrics
 from iapo_jax.types import PyTree, StepOutput, TrainState
 
@@ -32,6 +40,9 @@ class Stage:
     checkpoints: of the stage.
     meter: of what compiling costs; marked where the stage begins.
     save_every: steps between saves; 0 adds none.
+    max_skipped: steps in a row without any update, until the stage stops.
+    replays: folder that keeps the step it stops at.
+    updates: of the optimizer, in a step.
     save_start: whether the state before the first step is saved too.
     sequences: completions a step samples; 0 where it samples none.
     calls_host: whether the step does.
@@ -48,6 +59,9 @@ class Stage:
   checkpoints: Checkpoints
   meter: compilation.Meter
   save_every: int
+  max_skipped: int
+  replays: pathlib.Path
+  updates: int = 1
   save_start: bool = False
   sequences: int = 0
   calls_host: bool = False
@@ -73,8 +87,9 @@ def fit(
 
   Raises:
     Interrupted: where somebody asked to stop; the state is saved.
-    FloatingPointError: where a metric is no longer finite.
+    FloatingPointError: where too many steps in a row had no update.
   """
+  skipped = progress.skipped if progress else 0
   if progress:
     stage.records.set_state(progress.data)
   elif stage.save_start:
@@ -105,8 +120,10 @@ def fit(
       metrics = _fetch(output, start, stage.sequences)
       if done == first:
         metrics |= _first_step(stage, was_read)
-      _check_finite(stage, done, metrics)
       log.write(stage.name, done, metrics)
+      skipped = _count_skipped(stage, done, metrics, log, skipped)
+      if skipped >= stage.max_skipped:
+        raise _stopped(stage, done, state, batch, metrics)
       bar.set_postfix(_shown(metrics), refresh=False)
       bar.update()
       stage.observe(done, batch, output, metrics)
@@ -116,7 +133,7 @@ def fit(
       # Whichever process was asked, all stop, and after the same step.
       asked = processes.highest(request.number)
       if validation or asked or _save_is_due(stage, done):
-        _save(stage, state, log, done, validation, position)
+        _save(stage, state, log, done, validation, position, skipped)
         # Perhaps only since it was saved.
         asked = processes.highest(request.number)
       if asked:
@@ -172,9 +189,10 @@ def _save(
     done: int,
     validation: Metrics | None,
     position: dict | None = None,
+    skipped: int = 0,
 ) -> None:
   position = stage.records.get_state() if position is None else position
-  progress = Progress(done, position, log.position())
+  progress = Progress(done, position, log.position(), skipped)
   stage.checkpoints.save(state, progress, validation)
 
 
@@ -200,17 +218,41 @@ def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
   return metrics
 
 
-def _check_finite(stage: Stage, done: int, metrics: Metrics) -> None:
-  """Stops a run that can no longer learn anything."""
-  for name, value in metrics.items():
-    if not math.isfinite(value):
-      stage.checkpoints.settle()
-      raise FloatingPointError(
-          f"{stage.name} step {done}: {name} = {value}; the run is stopped and"
-          " nothing of this step is saved. The same command would come to the"
-          " same number: use another --workdir with a lower learning rate or"
-          f" clip_norm, from {_last_good(stage)}"
-      )
+def _count_skipped(
+    stage: Stage, done: int, metrics: Metrics, log: Log, before: int
+) -> int:
+  """How many steps in a row had no update; tells of every one that misses."""
+  count = round(metrics["update/skipped"])
+  if not count:
+    return 0
+  log.warn(
+      stage.name,
+      done,
+      f"{count} of {stage.updates} updates skipped; not finite:"
+      f" {', '.join(finite.offenders(metrics))}",
+  )
+  return before + 1 if count == stage.updates else 0
+
+
+def _stopped(
+    stage: Stage, done: int, state: TrainState, batch: PyTree, metrics: Metrics
+) -> FloatingPointError:
+  """Why a run stops that learns nothing any longer, which is kept."""
+  stage.checkpoints.settle()
+  kept = stage.replays / f"{stage.name}-{done}"
+  told = f"python experiments/replay.py {kept} runs it again"
+  try:
+    processes.everywhere(lambda: replay.keep(kept, state, batch, metrics))
+  except (OSError, SharedError) as error:
+    told = f"it could not be kept for a replay ({error})"
+  return FloatingPointError(
+      f"{stage.name} step {done}: {', '.join(finite.offenders(metrics))} not"
+      " finite, and no update was made in so many steps in a row as"
+      f" optimizer.max_skipped allows ({stage.max_skipped}); the run is stopped"
+      f" and this step is not saved. {told[0].upper()}{told[1:]}. The same"
+      " command would come to the same numbers: use another --workdir with a"
+      f" lower learning rate or clip_norm, from {_last_good(stage)}"
+  )
 
 
 def _last_good(stage: Stage) -> str:

@@ -98,7 +98,9 @@ def make_train_step(
         experience = add_early_answers(
             experience, rolled, grades, early_key, cfg, vocabulary
         )
-      state, update_metrics = update.update(state, experience, cfg, optimizer)
+      state, update_metrics = update.update(
+          state, experience, metrics, cfg, optimizer
+      )
     return state, StepOutput(metrics | update_metrics, samples)
 
   return jax.jit(

@@ -5,15 +5,16 @@ import dataclasses
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
 from iapo_jax import (
     assembly,
     checkpoint,
     compilation,
+    debugging,
     evaluation,
     files,
     logs,
@@ -22,6 +23,7 @@ from iapo_jax import (
     plan,
     policies,
     processes,
+    replay,
     resumption,
     sharding,
     watch,
@@ -106,7 +108,7 @@ def train(
     ConfigError: for a rule that the data, devices or workdir break.
     SharedError: for the same, where there are several processes.
     Interrupted: where somebody asked to stop; it says what is saved.
-    FloatingPointError: where a metric is no longer finite.
+    FloatingPointError: where numbers are not finite, step after step.
     SaveError: where a checkpoint could not be written.
   """
   start = time.perf_counter()
@@ -265,9 +267,9 @@ def warm_start(
     todo = loop.Stage(
         name="warm_start",
         num_steps=cfg.warm_start.num_steps,
-        compile_step=lambda state, batch: compilation.lower(
-            step, state, batch
-        ).compile(),
+        compile_step=lambda state, batch: _compiled(
+            run, "warm_start", step, state, batch
+        ),
         records=pipeline.batches(
             len(task.demonstrable),
             lambda index: {"index": task.demonstrable[index]},
@@ -280,6 +282,8 @@ def warm_start(
         checkpoints=checkpoints,
         meter=run.meter,
         save_every=cfg.checkpoint.every,
+        max_skipped=cfg.warm_start.optimizer.max_skipped,
+        replays=replay.folder(run.workdir),
     )
     return loop.fit(todo, state, run.log, progress)
 
@@ -307,8 +311,7 @@ def reinforce(
   step = assembly.train_step_of(run.parts, stage, run.probing)
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
-    compiled = compilation.lower(step, state, reference, batch).compile()
-    _tell_memory(compiled)
+    compiled = _compiled(run, "rl", step, state, reference, batch)
     return lambda state, batch: compiled(state, reference, batch)
 
   table = run.parts.task.tables["train"]
@@ -330,6 +333,9 @@ def reinforce(
         checkpoints=checkpoints,
         meter=run.meter,
         save_every=cfg.checkpoint.every,
+        max_skipped=cfg.optimizer.max_skipped,
+        replays=replay.folder(run.workdir),
+        updates=cfg.loss.num_updates,
         save_start=True,
         sequences=cfg.sequences_per_step,
         calls_host=cfg.reward.grader == "host",
@@ -337,6 +343,20 @@ def reinforce(
         observe=_Observer(run),
     )
     return loop.fit(todo, state, run.log, progress)
+
+
+def _compiled(
+    run: Run, stage: str, step: Any, *arguments: PyTree
+) -> Callable[..., tuple[TrainState, StepOutput]]:
+  """A jitted step, compiled; with `debug` watched."""
+  if run.cfg.debug:
+    return debugging.watched(step, *arguments)
+  compiled = compilation.lower(step, *arguments).compile()
+  needed = memory.compiled_bytes(compiled)
+  if needed is not None:  # to compare with the plan's estimate
+    told = memory.readable(needed)
+    print(f"memory     {stage} step {told} a device, as compiled")
+  return compiled
 
 
 class _Observer:
@@ -444,13 +464,6 @@ def _checkpoints(run: Run, stage: str) -> Checkpoints:
       keep_last=kept.keep_last,
       keep_best=kept.keep_best,
   )
-
-
-def _tell_memory(compiled: jax.stages.Compiled) -> None:
-  """What the compiler says, to compare with the plan's estimate."""
-  needed = memory.compiled_bytes(compiled)
-  if needed is not None:
-    print(f"memory     rl step {memory.readable(needed)} a device, as compiled")
 
 
 def _tell_export(parts: Assembly) -> None:

@@ -1,5 +1,6 @@
 """Learning from a rollout: loss, micro-batches, optimizer updates."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from iapo_jax import losses, micro_batches, policy, sharding
+from iapo_jax import finite, losses, micro_batches, policy, sharding
 from iapo_jax.config import Config
 from iapo_jax.early_answers import EarlyAnswers
 from iapo_jax.models import head
@@ -380,17 +381,20 @@ def _gradients(
 def update(
     state: TrainState,
     experience: Experience,
+    known: Mapping[str, Array],
     cfg: Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
   """`num_updates` optimizer updates, each over the whole batch.
 
-  The largest |Δ log-prob| between rollout and training pass is the first
-  update's: there both are the same policy.
+  One whose numbers are not finite is left out, of `finite.apply_update`. The
+  largest |Δ log-prob| between rollout and training pass is the first update's:
+  there both are the same policy.
 
   Args:
     state: to learn from.
     experience: of the rollout.
+    known: metrics of the experience, which must be finite, too.
     cfg: the run's configuration.
     optimizer: of the policy.
 
@@ -405,9 +409,10 @@ def update(
     compared = _compared(params, experience, cfg)
     grads, logprobs = _gradients(params, compared, cfg)
     metrics = _metrics(logprobs, compared.tokens, cfg)
-    steps, opt_state = optimizer.update(grads, opt_state, params)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return (optax.apply_updates(params, steps), opt_state), metrics
+    params, opt_state, more = finite.apply_update(
+        optimizer, grads, params, opt_state, {**known, **metrics}
+    )
+    return (params, opt_state), metrics | more
 
   (params, opt_state), metrics = jax.lax.scan(
       one_update,
@@ -415,8 +420,12 @@ def update(
       length=cfg.loss.num_updates,
   )
   gap = metrics.pop("logprob_gap")[0]
+  skipped = jnp.sum(metrics.pop("skipped"))
   metrics = {f"update/{k}": jnp.mean(v) for k, v in metrics.items()}
   state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state
   )
-  return state, metrics | {"update/logprob_gap": gap}
+  return state, metrics | {
+      "update/logprob_gap": gap,
+      "update/skipped": skipped,
+  }

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from iapo_jax import losses, masked, policy, sharding
+from iapo_jax import finite, losses, masked, policy, sharding
 from iapo_jax.config import Config
 from iapo_jax.state import StateSpec
 from iapo_jax.types import (
@@ -106,14 +106,12 @@ def make_warm_start_step(
     with sharding.scope(mesh):
       loss = functools.partial(demonstration_loss, cfg=cfg)
       grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
-      updates, opt_state = optimizer.update(
-          grads, state.opt_state, state.params
+      params, opt_state, more = finite.apply_update(
+          optimizer, grads, state.params, state.opt_state, metrics
       )
-      metrics["update/grad_norm"] = optax.tree.norm(grads)
+      metrics |= {f"update/{name}": value for name, value in more.items()}
       state = state.replace(
-          step=state.step + 1,
-          params=optax.apply_updates(state.params, updates),
-          opt_state=opt_state,
+          step=state.step + 1, params=params, opt_state=opt_state
       )
     return state, StepOutput(metrics)
 

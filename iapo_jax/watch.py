@@ -7,6 +7,7 @@ for some steps: one odd batch is no reason.
 import collections
 from collections.abc import Callable
 
+from iapo_jax import finite
 from iapo_jax.logs import Metrics
 
 Warn = Callable[[int, str], None]
@@ -17,6 +18,9 @@ LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
 ALL = 1 - 1e-6  # a share of all, whose fp32 mean may round below 1
 LOST_LENGTH = 0.2  # of that window's reasoning length
 MOST_TIMEOUTS = 0.01  # share of answers that may take too long
+LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
+RATIOS = (0.8, 1.25)  # of mean probabilities, before and after updates
+LARGEST_KL = 1.0  # nats a token
 
 
 class Watch:
@@ -38,6 +42,8 @@ class Watch:
       metrics: of it.
       warn: called with the step and the text of each warning.
     """
+    if finite.offenders(metrics):
+      return  # the loop says so, and the rest says nothing about other steps
     found = troubles(metrics)
     collapse = self._collapse(metrics)
     for name in self._streaks.keys() - found.keys():
@@ -104,7 +110,30 @@ def troubles(metrics: Metrics) -> dict[str, str]:
         f"{metrics['reward/timeouts']:.0%} of the answers take too long to"
         " compare and count as wrong; read them in samples.jsonl"
     )
-  return found | _probe_troubles(metrics)
+  return found | _probe_troubles(metrics) | _update_troubles(metrics)
+
+
+def _update_troubles(metrics: Metrics) -> dict[str, str]:
+  """Policies that should be near each other and are not."""
+  found = {}
+  gap, ratio = metrics["update/logprob_gap"], metrics["update/ratio"]
+  if gap > LARGEST_GAP:
+    found["mismatch"] = (
+        "sampling and training do not agree about the same policy: a token's"
+        f" log-probability differs by {gap:.2f} nats; try model.dtype float32"
+    )
+  if not RATIOS[0] <= ratio <= RATIOS[1]:
+    found["ratio"] = (
+        f"the policy leaves the one that sampled: mean ratio {ratio:.2f};"
+        " lower optimizer.learning_rate or loss.num_updates"
+    )
+  if metrics.get("update/kl", 0.0) > LARGEST_KL:
+    found["kl"] = (
+        "the policy is far from the one it began with:"
+        f" {metrics['update/kl']:.2f} nats a token; raise loss.kl_weight, or"
+        " lower the learning rate"
+    )
+  return found
 
 
 def _probe_troubles(metrics: Metrics) -> dict[str, str]:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -85,9 +86,21 @@ def test_a_line_that_is_no_record(tmp_path, line):
     logs.read(tmp_path, logs.METRICS)
 
 
-def test_what_is_not_finite_is_no_json(tmp_path):
-  with RunLog(tmp_path) as log, pytest.raises(ValueError, match="JSON"):
-    log.write("rl", 1, {"a": float("nan")})
+def test_what_is_not_finite_is_null_and_comes_back_as_nan(tmp_path):
+  with RunLog(tmp_path) as log:
+    log.write("rl", 1, {"a": math.nan, "b": -math.inf, "c": 1.0})
+    log.write_samples([{"information": [0.5, math.nan]}])
+  (line,) = (tmp_path / logs.METRICS).read_text().splitlines()
+  line = json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
+  assert (line["a"], line["b"], line["c"]) == (None, None, 1)
+  (read,) = logs.read(tmp_path, logs.METRICS)
+  assert math.isnan(read["a"])
+  assert math.isnan(read["b"])
+  (sample,) = logs.read(tmp_path, logs.SAMPLES)
+  assert sample["information"] == [0.5, pytest.approx(math.nan, nan_ok=True)]
+  found, _ = runs.events(tmp_path / "tensorboard" / "rl")
+  assert math.isnan(found[0][2])
+  assert found[1:] == [(1, "b", -math.inf), (1, "c", 1.0)]
 
 
 def assert_boards_are_the_lines(folder):

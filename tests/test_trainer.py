@@ -1,6 +1,5 @@
 import gc
 import json
-import math
 import os
 import pathlib
 import re
@@ -15,7 +14,6 @@ from runs import unfinished_copy
 
 from iapo_jax import (
     assembly,
-    checkpoint,
     loop,
     memory,
     policies,
@@ -362,23 +360,6 @@ def test_a_vocabulary_smaller_than_the_tokenizer():
       "config.model.vocab_size = 20: must be at least the tokenizer's 37, or 0"
       " to take it"
   )
-
-
-def test_a_run_stops_where_numbers_are_no_longer_finite(tmp_path):
-  """A learning rate of 1e30 gives NaN at the second step."""
-  cfg = small(
-      warm_start__num_steps=4,
-      warm_start__optimizer__learning_rate=1e30,
-      num_steps=0,
-  )
-  with pytest.raises(FloatingPointError) as error:
-    trainer.train(cfg, tmp_path)
-  said = str(error.value)
-  assert re.match(r"warm_start step \d: \S+ = nan; the run is stopped", said)
-  assert "lower learning rate or clip_norm, from the same start" in said
-  for line in lines_of(tmp_path):
-    assert all(math.isfinite(v) for k, v in line.items() if k != "stage")
-  assert checkpoint.steps(checkpoint.stage_folder(tmp_path, "warm_start")) == []
 
 
 def test_a_request_during_the_last_save_of_a_stage_is_heard(

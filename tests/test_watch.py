@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from iapo_jax import watch
@@ -11,6 +13,9 @@ HEALTHY = {
     "probe/entropy_first": 2.0,
     "probe/entropy_last": 0.1,
     "probe/calibration_gap": 0.1,
+    "update/logprob_gap": 1e-5,
+    "update/ratio": 1.01,
+    "update/kl": 0.01,
 }
 
 
@@ -35,6 +40,10 @@ def warnings_of(steps):
         ({"reward/accuracy": 0.0}, "no completion is correct"),
         ({"probe/entropy_last": 1.96}, "probes do not move"),
         ({"probe/calibration_gap": -0.9}, "probes are badly calibrated"),
+        ({"update/logprob_gap": 1.1}, "do not agree about the same policy"),
+        ({"update/ratio": 0.7}, "the policy leaves the one that sampled"),
+        ({"update/ratio": 1.3}, "the policy leaves the one that sampled"),
+        ({"update/kl": 1.5}, "the policy is far from the one it began with"),
     ],
 )
 def test_each_trouble_is_told_once_when_it_lasts(change, text):
@@ -53,6 +62,9 @@ def test_each_trouble_is_told_once_when_it_lasts(change, text):
         {"length/unfinished": 0.95},
         {"probe/entropy_last": 1.94},
         {"probe/calibration_gap": 0.49},
+        {"update/logprob_gap": 0.99},
+        {"update/ratio": 1.24},
+        {"update/kl": 0.99},
     ],
 )
 def test_nearly_is_not_enough(change):
@@ -99,3 +111,12 @@ def test_a_replayed_watch_goes_on_where_it_was():
     warn = (lambda *_: None) if number <= 5 else (lambda *x: said.append(x))
     watcher.check(number, HEALTHY | metrics, warn)
   assert said == []  # it was given at step 5, before the restart
+
+
+def test_a_step_that_is_not_finite_says_nothing_about_others():
+  """Neither does it end a streak, nor is it in the means of a collapse."""
+  odd = {"reward/accuracy": math.nan}
+  low = {"reward/accuracy": 0.0}
+  said = warnings_of([low, low, odd, low, low, odd, low])
+  assert [step for step, _ in said] == [7]
+  assert warnings_of([odd] * 20) == []
