@@ -39,6 +39,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     main: called with the arguments that are no flags.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  if sys.stdout:
+    # As stderr does: a name may hold what the terminal has no character for.
+    sys.stdout.reconfigure(errors="backslashreplace")
   # One that was closed from the start is None, and print knows that.
   sys.stdout = sys.stdout and _Lasting(sys.stdout)
   sys.stderr = sys.stderr and _Lasting(sys.stderr)

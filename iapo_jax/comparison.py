@@ -302,7 +302,8 @@ def report(
 def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
   """STEM.json with everything, and STEM.csv with a row per run and seed.
 
-  Rows whose `seed` is `mean` or `std` are over the seeds before them.
+  Rows whose `seed` is `mean` or `std` are over the seeds before them. A text
+  that a spreadsheet would take for a formula begins with an apostrophe.
 
   Args:
     records: of `report`.
@@ -318,7 +319,7 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
     writer = csv.DictWriter(f, [*shared, "seed", *records[0]["mean"]])
     writer.writeheader()
     for record in records:
-      base = {name: record[name] for name in shared}
+      base = {name: _no_formula(record[name]) for name in shared}
       rows = list(record["seeds"])
       rows += [
           {"seed": name} | record[name]
@@ -326,6 +327,12 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
           if name in record
       ]
       writer.writerows(base | row for row in rows)
+
+
+def _no_formula(value: Any) -> Any:
+  """A text that no spreadsheet takes for a formula."""
+  formula = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
+  return f"'{value}" if formula else value
 
 
 def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -36,6 +36,18 @@ atexit.register(
 )
 
 
+def pytest_addoption(parser):
+  """How far the tests go that docs/reliability.md has at full length."""
+  options = {
+      "--kills": (1, "moments at which a run is killed"),
+      "--completions": (3000, "hostile completions that are graded and shown"),
+      "--soak": (0, "steps of a long run that is watched"),
+      "--precision": (0, "steps in bfloat16 that are compared with float32"),
+  }
+  for name, (number, text) in options.items():
+    parser.addoption(name, type=int, default=number, help=text)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_other_files_are_gone():
   """A process has 65,530 mappings of memory on Linux; programs need many."""

@@ -2,7 +2,9 @@
 
 import contextlib
 import pathlib
+import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -289,6 +291,27 @@ def wait_for_step(process, folder, step):
     assert process.poll() is None, process.stdout.read()
     assert time.monotonic() < deadline
     time.sleep(0.01)
+
+
+def pytest_generate_tests(metafunc):
+  if "moment" in metafunc.fixturenames:
+    # A fourth of those of one process alone.
+    metafunc.parametrize("moment", range(metafunc.config.option.kills // 4))
+
+
+def test_one_is_killed_at_any_moment(uninterrupted, tmp_path, moment):
+  rng, folder = random.Random(moment), tmp_path / "run"
+  seconds = files.read_json(uninterrupted[0] / workdir.SUMMARY)["seconds"]
+  pair = train(folder)
+  time.sleep(rng.uniform(0, seconds))
+  pair[rng.randrange(2)].kill()
+  codes = [program.communicate(timeout=120) and program.returncode
+           for program in pair]  # fmt: skip
+  assert -signal.SIGKILL in codes
+  assert 0 not in codes
+  finish(train(folder))
+  for name in (logs.METRICS, logs.SAMPLES):
+    assert runs.lines(folder, name) == runs.lines(uninterrupted[0], name)
 
 
 def test_one_that_dies_ends_the_other(uninterrupted, tmp_path):

@@ -141,20 +141,46 @@ def uninterrupted(tmp_path_factory, cache):
   return folder
 
 
-def test_kills_and_a_ctrl_c_change_nothing(
+@pytest.fixture(scope="module")
+def seconds(uninterrupted, cache, tmp_path_factory):
+  """How long a whole run takes whose programs are compiled already."""
+  begin = time.monotonic()
+  finish(start(tmp_path_factory.mktemp("timed") / "run", cache))
+  return time.monotonic() - begin
+
+
+def pytest_generate_tests(metafunc):
+  if "moment" in metafunc.fixturenames:
+    metafunc.parametrize("moment", range(metafunc.config.option.kills))
+
+
+def test_killed_at_any_moment(
+    uninterrupted, seconds, cache, tmp_path, moment
+):
+  """Before it has a folder, while it saves, or just before it ends."""
+  folder = tmp_path / "killed"
+  process = start(folder, cache)
+  time.sleep(random.Random(moment).uniform(0, 0.95 * seconds))
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  finish(start(folder, cache))
+  assert_same_run(uninterrupted, folder)
+
+
+def test_a_kill_and_a_ctrl_c_change_nothing(
     uninterrupted, cache, tmp_path
 ):
-  """SIGKILL at two random steps, wherever between saves that is."""
+  """SIGKILL at a random step, wherever between saves that is."""
   rng = random.Random(0)
   total = len(logs.read(uninterrupted, logs.METRICS))
   folder = tmp_path / "killed"
-  for point in sorted(rng.sample(range(1, total - 5), 2)):
-    process = start(folder, cache)
-    wait_for_step(process, folder, point)
-    time.sleep(rng.uniform(0, 0.3))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+  process = start(folder, cache)
+  wait_for_step(process, folder, rng.randrange(1, total - 5))
+  time.sleep(rng.uniform(0, 0.3))
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
   # Ctrl-C ends the `tee` at the end of the pipe too: nobody reads on.
   process = start(folder, cache)
   wait_for_step(process, folder, total - 5)

@@ -1,5 +1,6 @@
 """Completions as tokens coloured by their information."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ def environment() -> jinja2.Environment:
 
 def scale_of(information: Sequence[float]) -> float:
   """Nats that have the full colour: every completion has a scale of its own."""
-  return max(map(abs, [*information, _FAINT]))
+  known = [abs(value) for value in information if math.isfinite(value)]
+  return max([*known, _FAINT])
 
 
 def tokens(
@@ -51,8 +53,9 @@ def tokens(
     }
     if i < len(information):
       value = information[i]
-      token["colour"] = "gain" if value > 0 else "loss"
-      token["share"] = f"{abs(value) / scale:.2f}"
+      if math.isfinite(value):
+        token["colour"] = "gain" if value > 0 else "loss"
+        token["share"] = f"{abs(value) / scale:.2f}"
       token["data"] |= {
           "information": f"{value:+.3f}",
           "before": f"{answer_entropies[i]:.3f}",
