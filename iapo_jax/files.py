@@ -36,7 +36,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
   except OSError as error:
     raise ConfigError(f"{str(path)!r}: {error.strerror}") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ConfigError(f"{str(path)!r}: is not JSON ({error})") from error
   if not isinstance(content, dict):
     raise ConfigError(f"{str(path)!r}: is not a JSON object")

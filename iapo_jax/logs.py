@@ -195,7 +195,7 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
   for number, line in enumerate(text.split("\n")[:-1], 1):
     try:
       record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       record = None
     if not isinstance(record, dict):
       raise ConfigError(f"{str(path)!r}: line {number} is no JSON object")

@@ -386,7 +386,8 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
         continue
       try:
         row = json.loads(line)
-      except ValueError as error:  # also where it is no UTF-8
+      # Also where it is no UTF-8, or brackets are nested by the thousand.
+      except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: line {number} is no JSON") from error
       if not isinstance(row, dict):
         raise ConfigError(f"{path}: line {number} is no JSON object")

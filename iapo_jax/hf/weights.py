@@ -122,7 +122,8 @@ def _read_index(folder: pathlib.Path) -> dict[str, str]:
   if not isinstance(found, dict) or not found:
     raise ConfigError(f"{folder / _INDEX}: has no weight_map")
   for file in found.values():
-    if pathlib.PurePath(str(file)).name != file:
+    is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
+    if not is_name or file in ("", "..") or "\0" in file:
       raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
   return found
 
