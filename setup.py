@@ -25,21 +25,21 @@ setuptools.setup(
         "chex>=0.1.90",
         "flax>=0.12",
         "grain>=0.2.12",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.31",
         "jinja2>=3.1",  # escapes untrusted text in pages
         "jax>=0.10",
         "math-verify[antlr4_13_2]==0.9.*",  # grades would change with it
-        "latex2sympy2_extended>=1.10",  # Math-Verify's parser
+        "latex2sympy2_extended>=1.11",  # Math-Verify's parser
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pyarrow>=17.0",  # parquet
-        "scipy>=1.13",  # Student's t
+        "scipy>=1.14",  # Student's t
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
-        "tokenizers>=0.21",
+        "tokenizers>=0.23.1",
         "tqdm>=4.66",
         "safetensors>=0.8",
         "transformers>=5.24",  # knows every spelling of a config.json

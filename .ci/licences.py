@@ -1,0 +1,66 @@
+"""Writes docs/licences.md: the licences of all that the package needs to run.
+
+  python .ci/licences.py
+
+Of the environment that it runs in, with what dependencies need themselves;
+tests and the compilers of accelerators are left out.
+"""
+
+import importlib.metadata
+import pathlib
+import re
+
+from packaging.requirements import Requirement
+
+OUTPUT = pathlib.Path(__file__).parent.parent / "docs" / "licences.md"
+HEAD = """# Licences
+
+iapo_jax is under the Apache License 2.0 (`LICENSE`). What it needs to run, as
+each says in its own metadata; made by
+
+    python .ci/licences.py
+
+| package | licence |
+|---|---|
+"""
+
+
+def needed(name: str, found: set[str]) -> set[str]:
+  """A package's dependencies, and theirs."""
+  for text in importlib.metadata.requires(name) or []:
+    requirement = Requirement(text)
+    extras = requirement.marker and "extra" in str(requirement.marker)
+    if extras or (requirement.marker and not requirement.marker.evaluate()):
+      continue
+    other = re.sub(r"[-_.]+", "-", requirement.name).lower()
+    if other not in found:
+      found.add(other)
+      needed(other, found)
+  return found
+
+
+def licence(name: str) -> str:
+  """In a few words: an expression, a classifier, or a first line."""
+  about = importlib.metadata.metadata(name)
+  if about["License-Expression"]:
+    return about["License-Expression"]
+  known = [
+      text.rpartition(" :: ")[2]
+      for text in about.get_all("Classifier") or []
+      if text.startswith("License :: ") and text.count(" :: ") > 1
+  ]
+  if known:
+    return ", ".join(known)
+  lines = (about["License"] or "not said").strip().splitlines()
+  return lines[0].strip()
+
+
+def main() -> None:
+  """Writes the table."""
+  names = sorted(needed("iapo_jax", set()))
+  rows = [f"| {name} | {licence(name)} |\n" for name in names]
+  OUTPUT.write_text(HEAD + "".join(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+  main()
