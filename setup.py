@@ -18,7 +18,10 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["iapo_jax", "iapo_jax.*"]),
-    package_data={"iapo_jax.report": ["templates/*.j2"]},
+    package_data={
+        "iapo_jax": ["py.typed"],
+        "iapo_jax.report": ["templates/*.j2"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -23,6 +23,11 @@ BROKEN = ("\ud800", "\udfff", "\ufffd", "\U0010ffff", "e\u0301" * 30)
 PIECES = (*TAGS * 3, *LATEX, *SUMS, *MARKUP, *TERMINAL, *FORMULAS, *BROKEN)
 
 
+def whole(text):
+  """With one character for a pair of surrogates, as JSON has it."""
+  return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def pieces(rng):
   """The texts of a completion's tokens, of which few make up one of 1 MB."""
   if rng.random() < 1 / 2000:
@@ -31,7 +36,7 @@ def pieces(rng):
   found = [rng.choice(PIECES) for _ in range(rng.randrange(40))]
   shape = rng.random()
   if shape < 0.5:  # an answer is found in it, and compared
-    middle = "".join(found[: rng.randrange(12)])
+    middle = whole("".join(found[: rng.randrange(12)]))
     found += ["</think>", "<answer>", middle, "</answer>"]
   if shape < 0.05:
     found = [rng.choice(PIECES)] * rng.randrange(3000)

@@ -9,7 +9,7 @@ import resource
 
 import hypothesis
 import pytest
-from hostile import PIECES, golds, pieces
+from hostile import PIECES, golds, pieces, whole
 from hypothesis import strategies as st
 from test_report import Reader
 
@@ -80,11 +80,6 @@ def test_the_same_answer_is_right(answer):
   (result,) = grade([completion], [found.text], need_tags=True)
   assert result.correct
   assert result.answer == found.text
-
-
-def whole(text):
-  """With one character for a pair of surrogates, as JSON has it."""
-  return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def record(step, texts, graded, completion):
