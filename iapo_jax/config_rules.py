@@ -29,7 +29,7 @@ EVALUATED = ("last", "best")
 PUBLISHED = (
     "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
 )  # fmt: skip
-TASKS = ("arithmetic", *PUBLISHED)
+TASKS = ("arithmetic", *PUBLISHED, "own")
 SPLITS = ("published", "80_20")
 PROMPTS = ("plain", "think_answer")
 INSTRUCTIONS = ("system", "user")
@@ -167,6 +167,9 @@ def _check_data(d: "DataConfig") -> None:
     datetime.date.fromisoformat(d.chat_date)
   except ValueError:
     fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
+  if d.task == "own" and not d.source_dir:
+    rule = "must be a folder with train.jsonl and test.jsonl for data.task own"
+    fail("data.source_dir", d.source_dir, rule)
   if d.overlong == "truncate_left" and (
       d.chat_template or d.prompt == "think_answer"
   ):

@@ -15,6 +15,7 @@ import texts
 import tiny
 from pyarrow import parquet
 
+from iapo_jax import config as config_lib
 from iapo_jax import config_rules
 from iapo_jax.data import (
     builders,
@@ -85,6 +86,10 @@ ROWS = [
      Example("Find n.", "336")),
     (examples.from_aime, {"ID": "1", "Problem": "Find n.", "Answer": 7},
      Example("Find n.", "7")),
+    (examples.from_own, {"question": "Why?", "answer": " so "},
+     Example("Why?", "so")),
+    (examples.from_own, {"question": "Why?", "answer": 3, "solution": "As."},
+     Example("Why?", "3", "As.")),
 ]  # fmt: skip
 
 
@@ -110,6 +115,9 @@ def test_rows(convert, row, expected):
           "choices": {"label": ["1"], "text": ["y"]}}, "labels A, B"),
         (examples.from_aime, {"problem": "x", "answer": "1000"}, "0 .. 999"),
         (examples.from_aime, {"problem": "x", "answer": "1/2"}, "0 .. 999"),
+        (examples.from_own, {"question": "x", "answer": ""}, "answer = ''"),
+        (examples.from_own, {"question": "x", "answer": "y", "id": 3},
+         "id: must be among question, answer and solution"),
     ],
 )  # fmt: skip
 def test_other_rows_are_refused(convert, row, message):
@@ -154,7 +162,7 @@ def test_conversion_has_a_version():
   digest = hashlib.sha256(builders._VERSION.encode())
   for convert, row, _ in ROWS:
     digest.update(repr(convert(row)).encode())
-  assert digest.hexdigest()[:16] == "bbd7dbb5fa2432e1"
+  assert digest.hexdigest()[:16] == "1781919569d26589"
 
 
 def test_other_files_are_another_data_set(tmp_path):
@@ -390,3 +398,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match=r"prepared_dir = .*must be a folder"):
     load("gsm8k", folder, tmp_path / "file")
+
+
+def test_own_files(tmp_path):
+  """Every row is somebody's own: a name that nobody reads is a mistake."""
+  rows = [{"question": f"What is {i}?", "answer": i} for i in range(6)]
+  for split in ("train", "test"):
+    texts.write_jsonl(tmp_path / f"{split}.jsonl", rows)
+  found = load("own", tmp_path, tmp_path / "prepared")
+  assert found["test"][2] == Example("What is 2?", "2")
+  assert len(found["train"]) == 6
+  with (tmp_path / "test.jsonl").open("a") as file:
+    file.write('{"problem": "x", "answer": "y"}')
+  with pytest.raises(ConfigError, match=r"test.jsonl: row 7 is none of own: p"):
+    load("own", tmp_path, tmp_path / "prepared")
+  with pytest.raises(ConfigError, match=r"source_dir = '': must be a folder"):
+    config_lib.parse({"data": {"task": "own"}})

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets builders of the published data sets, without TensorFlow.
+"""TensorFlow Datasets builders of data sets, without TensorFlow.
 
 Rows are converted once, kept as array_record files in their published order
 and read through `as_data_source`. What is prepared is named by the content it
@@ -168,15 +168,22 @@ class Aime25(Builder, skip_registration=True):
   DATA_SET = published.data_set("aime25")
 
 
+class Own(Builder, skip_registration=True):
+  """Somebody's own files: rows of question, answer and perhaps solution."""
+
+  name = "own"
+  DATA_SET = published.data_set("own")
+
+
 def load(
     task: str, *, source_dir: str = "", prepared_dir: str = ""
 ) -> dict[str, list[Example]]:
   """The published splits of a data set, prepared if need be.
 
   Args:
-    task: one of `config_rules.PUBLISHED`.
+    task: one of `config_rules.PUBLISHED`, or `own`.
     source_dir: a folder with its files, or with a folder of the task's name
-      that has them; by default they are fetched.
+      that has them; by default they are fetched, but for `own`.
     prepared_dir: where prepared data sets are kept, TFDS's own place by
       default.
 
@@ -187,7 +194,7 @@ def load(
     ConfigError: where files are missing, cannot be fetched, or are something
       else.
   """
-  kinds = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25)
+  kinds = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25, Own)
   kind = next(builder for builder in kinds if builder.name == task)
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()

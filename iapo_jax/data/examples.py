@@ -160,6 +160,28 @@ def from_aime(row: Mapping[str, Any]) -> Example:
   return Example(_text(lower, name), str(int(answer)))
 
 
+def from_own(row: Mapping[str, Any]) -> Example:
+  """A row of somebody's own data.
+
+  Args:
+    row: `question` and `answer`; `solution` where it is known.
+
+  Returns:
+    The problem.
+
+  Raises:
+    ValueError: for another form; a field that nobody reads is one.
+  """
+  unread = row.keys() - {"question", "answer", "solution"}
+  if unread:
+    raise ValueError(
+        f"{', '.join(sorted(unread))}: must be among question, answer and"
+        " solution"
+    )
+  solution = _text(row, "solution") if row.get("solution") else ""
+  return Example(_text(row, "question"), _text(row, "answer"), solution)
+
+
 def _text(row: Mapping[str, Any], name: str) -> str:
   """A field that must have text; whole numbers are text, too."""
   value = row.get(name)

@@ -1,4 +1,4 @@
-"""Published data sets: where their files are, and what a row of them is."""
+"""Data sets: where their files are, and what a row of them is."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ class Download:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A published data set.
+  """A published data set, or somebody's own.
 
   Attributes:
     name: as `config.data.task` has it.
@@ -34,7 +34,7 @@ class DataSet:
     convert: makes an example of a row, or raises ValueError.
     files: for each published split, the patterns of its local file names; the
       first that matches counts.
-    downloads: for each published split its files.
+    downloads: for each published split its files; none of one's own.
     rows: for each published split how many it has, where that is known.
     test: the published split that runs are judged on; empty for none.
     form: what an answer is, for the prompt.
@@ -65,7 +65,7 @@ def data_set(name: str) -> DataSet:
   """The data set of a task.
 
   Args:
-    name: one of `config_rules.PUBLISHED`.
+    name: one of `config_rules.PUBLISHED`, or `own`.
 
   Returns:
     The data set.
@@ -77,7 +77,23 @@ def data_set(name: str) -> DataSet:
       "commonsense_qa": _commonsense_qa,
       "aime24": _aime24,
       "aime25": _aime25,
+      "own": _own,
   }[name]()
+
+
+def _own() -> DataSet:
+  return DataSet(
+      name="own",
+      homepage="",
+      convert=examples.from_own,
+      files={"train": _both("train"), "test": _both("test")},
+      downloads={},
+      rows={},
+      test="test",
+      form="The answer is short: a number, an expression or a few words.",
+      worked=_SUM,
+      has_solutions=True,
+  )
 
 
 def _on_hub(
