@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from iapo_jax import assembly, checkpoint, evaluation, logs
+from iapo_jax import assembly, checkpoint, evaluation, logs, model_config
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -248,8 +248,8 @@ def check_source(parts: Assembly, chosen: Source) -> None:
 def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
   theirs = workdir_lib.read_config(workdir)
   for field, value in config_lib.flatten(parts.cfg).items():
-    if field == "model.pretrained":  # wherever it lay
-      continue
+    if field.removeprefix("model.") in model_config.OF_RUN:
+      continue  # of the weights, which are fp32, it changes nothing
     if field.startswith("model.") and theirs.get(field, value) != value:
       raise ConfigError(
           f"config.{field} = {value!r}: the run in {str(workdir)!r} has"

@@ -308,7 +308,8 @@ def test_one_is_killed_at_any_moment(uninterrupted, tmp_path, moment):
   codes = [program.communicate(timeout=120) and program.returncode
            for program in pair]  # fmt: skip
   assert -signal.SIGKILL in codes
-  assert 0 not in codes
+  # The other fails, unless all but leaving was done.
+  assert 0 not in codes or workdir.is_finished(folder)
   finish(train(folder))
   for name in (logs.METRICS, logs.SAMPLES):
     assert runs.lines(folder, name) == runs.lines(uninterrupted[0], name)

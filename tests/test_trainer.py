@@ -154,6 +154,14 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
   assert summary["mean_tokens"] == pytest.approx(first["mean_tokens"])
 
 
+def test_weights_start_a_run_of_another_compute_dtype(finished):
+  """They are fp32 in either."""
+  cfg = small(init_from=str(finished), model__dtype="bfloat16")
+  ours = policies.load(assembly.assemble(cfg), policies.last(finished))
+  theirs = policies.load(assembly.assemble(small()), policies.last(finished))
+  chex.assert_trees_all_equal(*jax.device_get((ours, theirs)))
+
+
 def test_another_model_is_refused(finished):
   cfg = small(init_from=str(finished), model__mlp_dim=64)
   with pytest.raises(ConfigError) as error:
