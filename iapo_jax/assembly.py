@@ -15,9 +15,10 @@ from iapo_jax.errors import ConfigError, fail
 from iapo_jax.hf import folder
 from iapo_jax.model_config import ModelConfig
 from iapo_jax.optimizer import make_optimizer
+from iapo_jax.own import NOTHING, Own
 from iapo_jax.rewards import host, token_match
 from iapo_jax.rewards.reward import Grader
-from iapo_jax.train_step import Probing, TrainStep, make_train_step
+from iapo_jax.train_step import TrainStep, make_train_step
 from iapo_jax.types import Params, TrainState
 from iapo_jax.warm_start import WarmStartStep, make_warm_start_step
 
@@ -125,9 +126,23 @@ def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
 
 
 def train_step_of(
-    parts: Assembly, stage: Stage, probing: Probing | None = None
+    parts: Assembly, stage: Stage, own: Own = NOTHING
 ) -> TrainStep:
-  """The compiled step of reinforcement learning."""
+  """The compiled step of reinforcement learning, perhaps with a user's parts.
+
+  Args:
+    parts: of the run.
+    stage: of reinforcement learning.
+    own: what is a user's.
+
+  Returns:
+    The step.
+  """
+  if own.text_reward:
+    reward = host.make_reward(
+        own.text_reward, parts.task.tokenizer, parts.mesh
+    )
+    own = dataclasses.replace(own, reward=reward, text_reward=None)
   return make_train_step(
       parts.cfg,
       parts.mesh,
@@ -135,7 +150,7 @@ def train_step_of(
       grader=parts.grader,
       optimizer=stage.optimizer,
       spec=stage.spec,
-      probing=probing,
+      own=own,
   )
 
 

@@ -1,10 +1,12 @@
 """From a graded, probed rollout to token advantages and their metrics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from iapo_jax import advantages, masked, mi, selection
 from iapo_jax.config import Config
+from iapo_jax.own import Credit, Evidence
 from iapo_jax.rewards.reward import combine
 from iapo_jax.types import (
     AnswerStatistics,
@@ -16,19 +18,10 @@ from iapo_jax.types import (
 )
 
 
-def assign(
-    rolled: Rollout,
-    grades: Grades,
-    probe: AnswerStatistics | None,
-    weights: CreditWeights,
-    key: Array,
-    cfg: Config,
-) -> tuple[Samples, dict[str, Array]]:
-  """Rewards, information and advantages of a rollout, with their metrics.
-
-  Without probes entropies and information are 0 and `probe/...` is left out.
-  """
-  shuffle_key, truncation_key = jax.random.split(key)
+def _rewards(
+    grades: Grades, cfg: Config
+) -> tuple[Array, dict[str, Array]]:
+  """The reward of each completion, fp32[b], and the means of its parts."""
   correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
@@ -36,7 +29,45 @@ def assign(
       well_formed=cfg.reward.well_formed,
       malformed=cfg.reward.malformed,
   )
-  reward = correctness + form
+  return correctness + form, {
+      "reward/correctness": jnp.mean(correctness),
+      "reward/format": jnp.mean(form),
+  }
+
+
+def assign(
+    rolled: Rollout,
+    grades: Grades,
+    probe: AnswerStatistics | None,
+    weights: CreditWeights,
+    key: Array,
+    cfg: Config,
+    *,
+    reward: Array | None = None,
+    own: Credit | None = None,
+) -> tuple[Samples, dict[str, Array]]:
+  """Rewards, information and advantages of a rollout, with their metrics.
+
+  Without probes entropies and information are 0 and `probe/...` is left out.
+
+  Args:
+    rolled: the rollout.
+    grades: of its completions.
+    probe: what is known of answers, if it was asked.
+    weights: of the credit.
+    key: for all that is drawn.
+    cfg: the run's configuration.
+    reward: fp32[b], a user's, in place of the configured one.
+    own: a user's credit, in place of the configured one.
+
+  Returns:
+    What is known of each completion, and means over the batch.
+  """
+  parts = {}
+  if reward is None:
+    reward, parts = _rewards(grades, cfg)
+  chex.assert_shape(reward, rolled.lengths.shape)
+  shuffle_key, truncation_key = jax.random.split(key)
   ranked = _ranked(reward, rolled, grades, weights, cfg)
   slots = jnp.arange(rolled.tokens.shape[1])
   reasoning = slots < grades.reasoning_lengths[:, None]
@@ -51,10 +82,23 @@ def assign(
       normalise=cfg.credit.normalise,
       kept=kept,
   )
-  per_token = _per_token(
-      group_adv, reward, _credited(information, reasoning, shuffle_key, cfg),
-      answers, reasoning, rolled, grades, weights, cfg,
-  )  # fmt: skip
+  credited = _credited(information, reasoning, shuffle_key, cfg)
+  if own:
+    evidence = Evidence(
+        group_advantages=group_adv,
+        rewards=reward,
+        correct=grades.correct,
+        information=credited,
+        entropies=rolled.entropies,
+        mask=rolled.mask,
+        reasoning=reasoning,
+    )
+    per_token = _of_user(own, evidence)
+  else:
+    per_token = _per_token(
+        group_adv, reward, credited, answers, reasoning, rolled, grades,
+        weights, cfg,
+    )  # fmt: skip
   samples = Samples(
       tokens=rolled.tokens,
       lengths=rolled.lengths,
@@ -70,7 +114,8 @@ def assign(
       learned=learned,
   )
   metrics = (
-      _reward_metrics(correctness, form, ranked, rolled, grades, cfg)
+      _reward_metrics(reward, ranked, rolled, grades, cfg)
+      | parts
       | _credit_metrics(group_adv, per_token, rolled)
   )
   if probe:
@@ -142,6 +187,14 @@ def _credited(
   return information
 
 
+def _of_user(own: Credit, evidence: Evidence) -> Array:
+  """A user's token advantages, [b, t]."""
+  found = own(evidence)
+  chex.assert_shape(found, evidence.mask.shape)
+  found = jnp.where(evidence.mask, found.astype(jnp.float32), 0.0)
+  return jax.lax.stop_gradient(found)
+
+
 def _per_token(
     group_adv: Array,
     reward: Array,
@@ -195,8 +248,7 @@ def _per_token(
 
 
 def _reward_metrics(
-    correctness: Array,
-    form: Array,
+    reward: Array,
     ranked: Array,
     rolled: Rollout,
     grades: Grades,
@@ -204,9 +256,7 @@ def _reward_metrics(
 ) -> dict[str, Array]:
   spread = jnp.ptp(ranked.reshape(-1, cfg.group_size), axis=1)
   return {
-      "reward/total": jnp.mean(correctness + form),
-      "reward/correctness": jnp.mean(correctness),
-      "reward/format": jnp.mean(form),
+      "reward/total": jnp.mean(reward),
       "reward/accuracy": jnp.mean(grades.correct),
       "reward/well_formed": jnp.mean(grades.well_formed),
       "reward/zero_spread_groups": jnp.mean(spread == 0),

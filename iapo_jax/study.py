@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from iapo_jax import advantages, files, logs, trainer, trials
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
-from iapo_jax.train_step import Probing
+from iapo_jax.own import NOTHING, Own, Probing
 from iapo_jax.trials import Trial
 
 PLAIN = ("grpo", "dapo")  # settings are chosen beside these
@@ -26,12 +26,12 @@ class Planned:
   Attributes:
     folder: of it.
     config: of it.
-    probing: of its train step, where it is not its own.
+    own: parts of its train step.
   """
 
   folder: pathlib.Path
   config: ConfigDict
-  probing: Probing | None = None
+  own: Own = NOTHING
 
   def is_finished(self) -> bool:
     """Whether it is.
@@ -118,8 +118,8 @@ class Study:
       config.probe.stride = 0  # and its cost is none
     # Once, at the end: tuning is by the validation problems.
     config.evaluation.every = config.num_steps
-    probing = self.misplaced if contender.misplaced else None
-    return Planned(self.folder / trial.name, self._sized(config), probing)
+    own = Own(probing=self.misplaced if contender.misplaced else None)
+    return Planned(self.folder / trial.name, self._sized(config), own)
 
   def _sized(self, config: ConfigDict) -> ConfigDict:
     """The configuration, small if that is wanted."""
@@ -148,7 +148,7 @@ class Study:
           config_lib.parse(run.config),
           run.folder,
           programs=self.folder / workdir_lib.PROGRAMS,
-          probing=run.probing,
+          own=run.own,
       )
     except workdir_lib.BusyError:
       return False

@@ -18,6 +18,7 @@ from iapo_jax import (
     update,
 )
 from iapo_jax.config import Config
+from iapo_jax.own import NOTHING, Own
 from iapo_jax.rewards.reward import Grader
 from iapo_jax.state import StateSpec
 from iapo_jax.types import (
@@ -36,12 +37,6 @@ from iapo_jax.types import (
 TrainStep = Callable[
     [TrainState, Params | None, Prompts], tuple[TrainState, StepOutput]
 ]
-# (weights in the compute dtype, rollout, grades, prompts, configuration,
-# vocabulary) -> statistics, None where nothing is probed
-Probing = Callable[
-    [Params, Rollout, Grades, Prompts, Config, Vocabulary],
-    AnswerStatistics | None,
-]
 
 
 def make_train_step(
@@ -52,7 +47,7 @@ def make_train_step(
     grader: Grader,
     optimizer: optax.GradientTransformation,
     spec: StateSpec,
-    probing: Probing | None = None,
+    own: Own = NOTHING,
 ) -> TrainStep:
   """The whole step as one jitted, sharded program; the state is donated.
 
@@ -63,7 +58,7 @@ def make_train_step(
     grader: grades inside the program.
     optimizer: of the policy.
     spec: of the state.
-    probing: replaces `run_probes`, for ablations.
+    own: parts of a user's; its `text_reward` must be a `reward` by now.
 
   Returns:
     (state, reference parameters or None where β = 0, prompts) -> (state,
@@ -72,7 +67,7 @@ def make_train_step(
   batch = sharding.batch_sharding(mesh)
   whole = sharding.replicated(mesh)
   reference = spec.shardings.params if cfg.loss.kl_weight else None
-  probing = probing or run_probes
+  probing = own.probing or run_probes
 
   def step(
       state: TrainState, ref_params: Params | None, prompts: Prompts
@@ -87,9 +82,11 @@ def make_train_step(
       rolled = sample(frozen, prompts, sample_key, cfg, vocabulary)
       grades = grader(rolled, prompts)
       probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
+      reward = own.reward and own.reward(rolled, grades, prompts)
       samples, metrics = credit.assign(
-          rolled, grades, probe, state.weights, credit_key, cfg
-      )
+          rolled, grades, probe, state.weights, credit_key, cfg,
+          reward=reward, own=own.credit,
+      )  # fmt: skip
       experience = update.gather_experience(
           ref_params, prompts, rolled, samples.advantages, samples.learned,
           cfg,
@@ -99,7 +96,7 @@ def make_train_step(
             experience, rolled, grades, early_key, cfg, vocabulary
         )
       state, update_metrics = update.update(
-          state, experience, metrics, cfg, optimizer
+          state, experience, cfg, optimizer, metrics
       )
     return state, StepOutput(metrics | update_metrics, samples)
 

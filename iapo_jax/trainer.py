@@ -39,7 +39,7 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.hf import families
 from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Log, Metrics, NoLog, RunLog
-from iapo_jax.train_step import Probing
+from iapo_jax.own import NOTHING, Own
 from iapo_jax.types import (
   KeyDomain,
   Params,
@@ -61,7 +61,7 @@ class Run:
     log: its log files, which are that process's.
     sampler: of its evaluations.
     meter: of what compiling costs.
-    probing: of the train step, where it is not its own.
+    own: parts of the train step that are a user's.
   """
 
   parts: Assembly
@@ -69,7 +69,7 @@ class Run:
   log: Log
   sampler: evaluation.Sampler
   meter: compilation.Meter
-  probing: Probing | None = None
+  own: Own = NOTHING
 
   @property
   def cfg(self) -> Config:
@@ -83,7 +83,7 @@ def train(
     *,
     dry_run: bool = False,
     programs: pathlib.Path | None = None,
-    probing: Probing | None = None,
+    own: Own = NOTHING,
 ) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
@@ -102,7 +102,8 @@ def train(
     dry_run: only print the plan; nothing is written or compiled.
     programs: folder that keeps compiled programs from one start to the next;
       by default, and where JAX was given one, JAX's own setting holds.
-    probing: replaces the probes of the train step, for ablations.
+    own: parts of the train step that are a user's. Whoever goes on with a run
+      must bring the same.
 
   Raises:
     ConfigError: for a rule that the data, devices or workdir break.
@@ -114,7 +115,7 @@ def train(
   start = time.perf_counter()
   parts = _assemble(cfg, workdir, dry_run)
   if dry_run:
-    print(_introduction(parts, programs))
+    print(_introduction(parts, programs, own))
     return
   with (
       _claimed(workdir, parts) as finished,
@@ -124,14 +125,14 @@ def train(
     if finished:
       print(f"{workdir} holds this run, finished: nothing to do")
       return
-    print(_introduction(parts, programs))
+    print(_introduction(parts, programs, own))
     _tell_export(parts)
     saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
     try:
       with _open_log(workdir, position) as log:
-        run = Run(parts, workdir, log, sampler, meter, probing)
+        run = Run(parts, workdir, log, sampler, meter, own)
         _summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
@@ -308,7 +309,7 @@ def reinforce(
   """
   cfg, size = run.cfg, run.cfg.prompts_per_step
   stage = assembly.reinforcement_stage(run.parts)
-  step = assembly.train_step_of(run.parts, stage, run.probing)
+  step = assembly.train_step_of(run.parts, stage, run.own)
 
   def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
     compiled = _compiled(run, "rl", step, state, reference, batch)
@@ -338,7 +339,7 @@ def reinforce(
         updates=cfg.loss.num_updates,
         save_start=True,
         sequences=cfg.sequences_per_step,
-        calls_host=cfg.reward.grader == "host",
+        calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
         validate=lambda state, done: _validate(run, state, done),
         observe=_Observer(run),
     )
@@ -475,7 +476,9 @@ def _tell_export(parts: Assembly) -> None:
       print(f"warning: it cannot be exported: {error}", flush=True)
 
 
-def _introduction(parts: Assembly, programs: pathlib.Path | None) -> str:
+def _introduction(
+    parts: Assembly, programs: pathlib.Path | None, own: Own
+) -> str:
   """The derived plan, where programs are kept, and the sizes of the data."""
   stage = assembly.reinforcement_stage(parts)
   lines = [
@@ -493,6 +496,8 @@ def _introduction(parts: Assembly, programs: pathlib.Path | None) -> str:
         f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
         " have one that fits"
     )
+  if own.described:
+    lines.append(f"own        {own.described}")
   if parts.task.note:
     lines.append(f"note       {parts.task.note}")
   return "\n".join(lines)

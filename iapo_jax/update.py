@@ -381,9 +381,9 @@ def _gradients(
 def update(
     state: TrainState,
     experience: Experience,
-    known: Mapping[str, Array],
     cfg: Config,
     optimizer: optax.GradientTransformation,
+    known: Mapping[str, Array] | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """`num_updates` optimizer updates, each over the whole batch.
 
@@ -394,9 +394,9 @@ def update(
   Args:
     state: to learn from.
     experience: of the rollout.
-    known: metrics of the experience, which must be finite, too.
     cfg: the run's configuration.
     optimizer: of the policy.
+    known: metrics of the experience, which must be finite, too.
 
   Returns:
     The state one step on, and the metrics of the updates.
@@ -410,7 +410,7 @@ def update(
     grads, logprobs = _gradients(params, compared, cfg)
     metrics = _metrics(logprobs, compared.tokens, cfg)
     params, opt_state, more = finite.apply_update(
-        optimizer, grads, params, opt_state, {**known, **metrics}
+        optimizer, grads, params, opt_state, {**(known or {}), **metrics}
     )
     return (params, opt_state), metrics | more
 

@@ -207,7 +207,7 @@ def learner(setup):
             experience, rolled, grades, jax.random.key(4), cfg, vocabulary
         )
       state, more = update.update(
-          state, experience, metrics, cfg, setup.stage.optimizer
+          state, experience, cfg, setup.stage.optimizer, metrics
       )
     return state, samples, metrics | more
 

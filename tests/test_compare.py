@@ -49,7 +49,7 @@ def test_trials_and_what_is_collected(tmp_path):
   planned = [todo.trial(x) for x in tried]
   # What nobody reads is not probed.
   assert [x.config.probe.stride for x in planned] == [0, 1]
-  assert [x.probing for x in planned] == [None, misplaced.run_probes]
+  assert [x.own.probing for x in planned] == [None, misplaced.run_probes]
   assert planned[0].config.optimizer.learning_rate == 4e-4
   todo.finish([starts[0], *planned])
   todo.finish(planned)  # nothing is left to do

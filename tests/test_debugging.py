@@ -13,6 +13,7 @@ from test_nonfinite import poisoned
 from test_trainer import small
 
 from iapo_jax import debugging, masked, trainer
+from iapo_jax.own import Own
 from iapo_jax.types import StepOutput, TrainState
 
 
@@ -52,7 +53,7 @@ def test_nan_is_found_where_it_begins(tmp_path):
   # The poison is of this test; the step is what called it.
   where = r"add, in step, iapo_jax/train_step.py:\d+"
   with pytest.raises(FloatingPointError, match=where):
-    trainer.train(cfg, tmp_path, probing=poisoned(lambda _: True))
+    trainer.train(cfg, tmp_path, own=Own(probing=poisoned(lambda _: True)))
 
 
 def stepping(function):

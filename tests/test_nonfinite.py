@@ -22,6 +22,7 @@ from iapo_jax import (
     workdir,
 )
 from iapo_jax.errors import ConfigError
+from iapo_jax.own import Own
 
 
 def poisoned(spoils):
@@ -51,7 +52,7 @@ def params_of(folder, step):
 def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
   """Of six batches about half are odd, whose probe statistics are NaN."""
   cfg = small(num_steps=6, checkpoint__every=1, checkpoint__keep_last=9)
-  trainer.train(cfg, tmp_path, probing=poisoned(is_odd))
+  trainer.train(cfg, tmp_path, own=Own(probing=poisoned(is_odd)))
   lines = logs.stage_metrics(tmp_path, "rl")
   skipped = [line["update/skipped"] for line in lines]
   assert len(skipped) == 6
@@ -81,10 +82,10 @@ def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
 
 def test_a_run_stops_after_so_many_and_again_when_it_goes_on(tmp_path):
   cfg = small(num_steps=9, checkpoint__every=1, optimizer__max_skipped=3)
-  always = poisoned(lambda _: True)
+  always = Own(probing=poisoned(lambda _: True))
   for _ in range(2):
     with pytest.raises(FloatingPointError, match=r"rl step 3: \S+, .* finite"):
-      trainer.train(cfg, tmp_path, probing=always)
+      trainer.train(cfg, tmp_path, own=always)
     assert checkpoint.last(tmp_path) == ("rl", 2)
     # What follows the last checkpoint is there once.
     steps = [line["step"] for line in logs.stage_metrics(tmp_path, "rl")]

@@ -297,7 +297,7 @@ def test_planted_tokens_teach_nothing(micro_batches):
         setup.cfg,
     )
     state, metrics = update.update(
-        setup.state(params), experience, {}, setup.cfg, setup.stage.optimizer
+        setup.state(params), experience, setup.cfg, setup.stage.optimizer
     )
     return state.params, metrics
 

@@ -1,7 +1,7 @@
 """Grading decoded text on the host, from inside the compiled step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from iapo_jax import sharding
 from iapo_jax.data import tokenizer as tokenizer_lib
+from iapo_jax.own import Reward, TextReward
 from iapo_jax.rewards import grading, text
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Grader
@@ -27,10 +28,6 @@ def make_grader(
 ) -> Grader:
   """A grader that calls back to the host, where answers count by meaning.
 
-  The callback runs under `shard_map` over the data axes: every process decodes
-  and grades the rows of its own devices, and no row leaves them. Of devices
-  along the tensor axis, which all have the same rows, the first one asks.
-
   Args:
     tokenizer: a Hugging Face tokenizer.
     mesh: of the step.
@@ -39,18 +36,88 @@ def make_grader(
   Returns:
     The grader.
   """
+  expected = (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
+  shapes = [()] * len(expected)
+  if answer_tokens:
+    expected += (jnp.int32, jnp.int32)
+    shapes += [(answer_tokens,), ()]
 
-  def call(rollout: Rollout, prompts: Prompts) -> Grades:
-    rows = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.bool_)
-    counts = jax.ShapeDtypeStruct(rollout.lengths.shape, jnp.int32)
-    expected = (rows, rows, counts, rows)
-    if answer_tokens:
-      wide = (*rollout.lengths.shape, answer_tokens)
-      expected += (jax.ShapeDtypeStruct(wide, jnp.int32), counts)
+  def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    return grade_tokens(tokenizer, *columns, answer_tokens=answer_tokens)
+
+  ask = _caller(mesh, on_host, list(zip(shapes, expected, strict=True)))
+
+  def grade(rollout: Rollout, prompts: Prompts) -> Grades:
+    grading.start()  # now, as the program is traced: they come up meanwhile
+    return Grades(*ask(rollout, prompts))
+
+  return grade
+
+
+def make_reward(
+    function: TextReward, tokenizer: Any, mesh: Mesh
+) -> Reward:
+  """A reward of texts as one of the compiled step, which calls the host.
+
+  Args:
+    function: of completions and gold answers, as many of each.
+    tokenizer: a Hugging Face tokenizer.
+    mesh: of the step.
+
+  Returns:
+    The reward; its program ends in an error where the function raises one, or
+    gives another number of rewards.
+  """
+
+  def on_host(*columns: np.ndarray) -> tuple[np.ndarray]:
+    completions, golds = _texts(tokenizer, *columns)[1:]
+    found = np.asarray(function(completions, golds), np.float32)
+    if found.shape != (len(completions),):
+      raise ValueError(
+          f"text_reward: must give {len(completions)} numbers, as many as there"
+          f" are completions; it gave an array of shape {found.shape}"
+      )
+    return (found,)
+
+  ask = _caller(mesh, on_host, [((), jnp.float32)])
+
+  def reward(rollout: Rollout, grades: Grades, prompts: Prompts) -> jax.Array:
+    del grades  # of texts alone
+    return ask(rollout, prompts)[0]
+
+  return reward
+
+
+def _caller(
+    mesh: Mesh,
+    on_host: Callable[..., tuple[np.ndarray, ...]],
+    columns: Sequence[tuple[tuple[int, ...], Any]],
+) -> Callable[[Rollout, Prompts], tuple[jax.Array, ...]]:
+  """Calls the host about completions.
+
+  The callback runs under `shard_map` over the data axes: every process decodes
+  and judges the rows of its own devices, and no row leaves them. Of devices
+  along the tensor axis, which all have the same rows, the first one asks.
+
+  Args:
+    mesh: of the step.
+    on_host: of tokens, lengths, ended, gold and gold lengths; it gives an array
+      for each column.
+    columns: shape of a row, and dtype.
+
+  Returns:
+    A function of the compiled step.
+  """
+
+  def call(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
+    rows = rollout.lengths.shape
+    expected = tuple(
+        jax.ShapeDtypeStruct((*rows, *shape), dtype) for shape, dtype in columns
+    )
 
     def ask() -> tuple[jax.Array, ...]:
       return jax.pure_callback(
-          on_host,
+          whole,
           expected,
           _blocks(rollout.tokens),
           rollout.lengths,
@@ -59,37 +126,36 @@ def make_grader(
           prompts.gold_lengths,
       )
 
-    def on_host(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
+    def whole(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
       tokens = np.concatenate([np.asarray(block) for block in blocks])
-      rest = map(np.asarray, rest)
-      return grade_tokens(
-          tokenizer, tokens, *rest, answer_tokens=answer_tokens
-      )
+      return on_host(tokens, *map(np.asarray, rest))
 
     if mesh.shape["tensor"] == 1:
-      return Grades(*ask())
-    columns = jax.lax.cond(
+      return ask()
+    found = jax.lax.cond(
         jax.lax.axis_index("tensor") == 0,
         ask,
         lambda: tuple(jnp.zeros(x.shape, x.dtype) for x in expected),
     )
-    told = [jax.lax.psum(x.astype(jnp.int32), "tensor") for x in columns]
-    return Grades(*(
-        x.astype(column.dtype) for x, column in zip(told, expected, strict=True)
-    ))
+    return tuple(_from_first(x) for x in found)
 
   spec = P(sharding.BATCH_AXES)
 
-  def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    grading.start()  # now, as the program is traced: they come up meanwhile
+  def run(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
     # The cache stays where it is; only tokens travel.
     light = rollout.replace(context=())
-    sharded = jax.shard_map(
+    return jax.shard_map(
         call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-    )
-    return sharded(light, prompts)
+    )(light, prompts)
 
-  return grade
+  return run
+
+
+def _from_first(x: jax.Array) -> jax.Array:
+  """The first device's array along the tensor axis; the others have zeros."""
+  if x.dtype != jnp.bool_:
+    return jax.lax.psum(x, "tensor")
+  return jax.lax.psum(x.astype(jnp.int32), "tensor").astype(jnp.bool_)
 
 
 def _blocks(tokens: jax.Array) -> list[jax.Array]:
@@ -133,6 +199,29 @@ def grade_tokens(
     and their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
+  rows, completions, golds = _texts(
+      tokenizer, tokens, lengths, ended, gold, gold_lengths
+  )
+  graded = judge(completions, golds)
+  columns = (
+      np.array([g.correct for g in graded], bool),
+      np.array([text.is_well_formed(c) for c in completions], bool),
+      np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
+      np.array([g.timed_out for g in graded], bool),
+  )
+  return columns + _own(tokenizer, completions, answer_tokens)
+
+
+def _texts(
+    tokenizer: Any,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    ended: np.ndarray,
+    gold: np.ndarray,
+    gold_lengths: np.ndarray,
+) -> tuple[list[list[int]], list[str], list[str]]:
+  """Of b completions the ids and texts, without EOS, and the gold answers."""
+  decode = functools.partial(tokenizer_lib.decode, tokenizer)
   golds = [
       decode(row[:n].tolist()).strip()
       for row, n in zip(gold, gold_lengths, strict=True)
@@ -143,14 +232,7 @@ def grade_tokens(
       for row, n in zip(tokens, lengths - ended, strict=True)
   ]
   completions = [decode(ids) for ids in rows]
-  graded = judge(completions, [g for g in golds for _ in range(group)])
-  columns = (
-      np.array([g.correct for g in graded], bool),
-      np.array([text.is_well_formed(c) for c in completions], bool),
-      np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
-      np.array([g.timed_out for g in graded], bool),
-  )
-  return columns + _own(tokenizer, completions, answer_tokens)
+  return rows, completions, [g for g in golds for _ in range(group)]
 
 
 def _own(

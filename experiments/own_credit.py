@@ -1,0 +1,32 @@
+"""A credit of one's own, inside the compiled step: only what informs counts.
+
+  python experiments/own_credit.py --config=configs/arithmetic.py:to_go \
+      --workdir=runs/own_credit
+
+All flags are those of run.py. The function is traced once: it is JAX, of arrays
+whose shapes are in `iapo_jax.own.Evidence`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from iapo_jax import launch
+from iapo_jax.own import Evidence, Own
+
+
+def credit(evidence: Evidence) -> jax.Array:
+  """The group's advantage, more of it where the answer became more certain.
+
+  Args:
+    evidence: of b completions.
+
+  Returns:
+    fp32[b, t].
+  """
+  gained = jnp.maximum(evidence.information, 0.0)
+  share = gained / (jnp.sum(gained, axis=1, keepdims=True) + 1e-6)
+  return evidence.group_advantages[:, None] * (1.0 + share)
+
+
+if __name__ == "__main__":
+  launch.main(Own(credit=credit))

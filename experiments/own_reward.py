@@ -1,0 +1,35 @@
+"""A reward of one's own: right answers, and a bonus for saying less.
+
+  python experiments/own_reward.py --config=configs/arithmetic.py:grpo \
+      --workdir=runs/own_reward
+
+All flags are those of run.py. The function is given decoded completions, and
+the gold answer of each; what it raises ends the run.
+"""
+
+from iapo_jax import launch
+from iapo_jax.own import Own
+from iapo_jax.rewards import grade
+
+_LONGEST = 400  # characters
+
+
+def reward(completions: list[str], golds: list[str]) -> list[float]:
+  """1 for a right answer, and up to 0.5 more for a short one.
+
+  Args:
+    completions: n texts, without the token that ends them.
+    golds: n gold answers.
+
+  Returns:
+    n rewards.
+  """
+  judged = zip(completions, grade(completions, golds), strict=True)
+  return [
+      graded.correct * (1 + 0.5 * max(0.0, 1 - len(text) / _LONGEST))
+      for text, graded in judged
+  ]
+
+
+if __name__ == "__main__":
+  launch.main(Own(text_reward=reward))

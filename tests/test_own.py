@@ -1,0 +1,115 @@
+"""A user's reward and credit in the step, and the programs that show how."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from test_trainer import small
+
+from iapo_jax import files, logs, trainer, workdir
+from iapo_jax.own import Own
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def train(folder, own, **overrides):
+  cfg = small(
+      warm_start__num_steps=4, log__samples_every=1, log__samples=64,
+      loss__early_weight=0.0, **overrides,
+  )  # fmt: skip
+  trainer.train(cfg, folder, own=own)
+  return logs.read(folder, logs.SAMPLES)
+
+
+def of_length(rollout, grades, prompts):
+  return -rollout.lengths.astype(jnp.float32)
+
+
+def test_a_reward_in_the_program(tmp_path, capsys):
+  samples = train(tmp_path, Own(reward=of_length))
+  assert len(samples) == 128
+  for sample in samples:
+    assert sample["reward"] == -len(sample["tokens"])
+  assert "own        reward of_length" in capsys.readouterr().out
+  (line, _) = logs.stage_metrics(tmp_path, "rl")
+  assert line["reward/total"] == pytest.approx(-line["length/completion"])
+  assert "reward/correctness" not in line  # there are no parts
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 4, "tensor": 2}])
+def test_a_reward_of_texts(tmp_path, mesh):
+  """Every completion is asked about once, with the answer of its problem."""
+  asked = []
+
+  def reward(completions, golds):
+    asked.extend(zip(completions, golds, strict=True))
+    return [len(text) for text in completions]
+
+  fields = {f"mesh__{name}": size for name, size in mesh.items()}
+  samples = train(
+      tmp_path, Own(text_reward=reward), model__vocab_size=40, **fields
+  )
+  assert len(asked) == len(samples) == 128  # two steps
+  expected = sorted((s["reward"], s["gold"].strip()) for s in samples)
+  assert expected == sorted((float(len(x)), gold) for x, gold in asked)
+
+
+def test_a_reward_that_fails(tmp_path):
+  with pytest.raises(Exception, match="must give 8 numbers, as many as there"):
+    train(tmp_path / "a", Own(text_reward=lambda x, y: [1.0]))
+  with pytest.raises(ValueError, match="reward or text_reward, not both"):
+    Own(reward=of_length, text_reward=lambda x, y: x)
+
+
+def test_a_credit(tmp_path):
+  """It sees what the samples say, and is what is learned."""
+
+  def credit(evidence):
+    return evidence.information + 2.0 * evidence.group_advantages[:, None]
+
+  for sample in train(tmp_path, Own(credit=credit)):
+    found = np.array(sample["advantages"])
+    information = np.zeros(found.shape)
+    information[: len(sample["information"])] = sample["information"]
+    expected = information + 2 * sample["group_advantage"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_credit_of_another_shape(tmp_path):
+  with pytest.raises(AssertionError):
+    train(tmp_path, Own(credit=lambda evidence: evidence.rewards))
+
+
+@pytest.mark.parametrize(
+    ("program", "variant"), [("own_reward", "grpo"), ("own_credit", "to_go")]
+)
+def test_the_programs_of_the_docs(program, variant, tmp_path):
+  settings = {
+      "warm_start.num_steps": 2, "num_steps": 2, "prompts_per_step": 4,
+      "group_size": 4, "evaluation.every": 0, "evaluation.batch_size": 16,
+      "data.arithmetic.train_problems": 32, "data.arithmetic.test_problems": 16,
+  }  # fmt: skip
+  done = subprocess.run(
+      [
+          sys.executable, f"experiments/{program}.py",
+          f"--config=configs/arithmetic.py:{variant}",
+          f"--workdir={tmp_path}",
+          *(f"--config.{name}={value}" for name, value in settings.items()),
+      ],
+      cwd=ROOT,
+      env=runs.environment(),
+      capture_output=True,
+      text=True,
+      timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f"own        {program[4:].replace('reward', 'text reward')}" in (
+      done.stdout
+  )
+  assert json.loads((tmp_path / workdir.SUMMARY).read_text())["problems"] == 16
+  assert files.read_json(tmp_path / "config.json")["num_steps"] == 2
