@@ -12,8 +12,11 @@ import time
 
 import pytest
 import runs
+from test_debugging import tiny_config
+from test_nonfinite import poisoned
 
-from iapo_jax import files, logs, workdir
+from iapo_jax import files, logs, trainer, workdir
+from iapo_jax.own import Own
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY = 25  # steps between saves, and between looks at the memory
@@ -119,3 +122,14 @@ def test_bfloat16_learns_what_float32_learns(tmp_path, request):
   error = (exact["accuracy_se"] ** 2 + rough["accuracy_se"] ** 2) ** 0.5
   assert abs(exact["accuracy"] - rough["accuracy"]) < 3 * error
   assert abs(exact["mean_tokens"] / rough["mean_tokens"] - 1) < 0.1
+
+
+def test_nan_is_found_in_the_whole_step(tmp_path, request):
+  """A look at every operation takes its compiler a minute or two."""
+  if not request.config.getoption("--soak"):
+    pytest.skip("takes minutes: give --soak=1000")
+  cfg = tiny_config(debug=True)
+  # The poison is of this test; the step is what called it.
+  where = r"add, in step, iapo_jax/train_step.py:\d+"
+  with pytest.raises(FloatingPointError, match=where):
+    trainer.train(cfg, tmp_path, own=Own(probing=poisoned(lambda _: True)))
