@@ -38,7 +38,7 @@ _MAX_TOKENS = flags.DEFINE_integer(
 _TASK = flags.DEFINE_enum(
     "task",
     None,
-    [*config_rules.PUBLISHED, "own"],
+    config_rules.READ,
     "Judge on this data set, not on the runs' own.",
 )
 _SOURCE_DIR = flags.DEFINE_string(

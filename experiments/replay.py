@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     raise ConfigError("replay.py: needs one argument, RUN/replay/STAGE-STEP")
   found = replay.again(pathlib.Path(arguments[1]))
   for name, value in found.metrics.items():
-    print(f"{name:28} {value:12.6g}   then {found.before.get(name):12.6g}")
+    print(f"{name:28} {value:12.6g}   then {found.before[name]:12.6g}")
   lost = finite.offenders(found.metrics)
   if not lost:
     print("every number is finite this time")

@@ -19,9 +19,9 @@ from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig
 
 # Where data lie; what they hold is compared by itself (`splits.fingerprint`).
-# Fields that may change while a run goes on.
-FREE = ("debug",)
 PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
+# Fields that may change while a run goes on.
+FREE = ("debug", *PLACES_OF_DATA)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,8 @@ EVALUATED = ("last", "best")
 PUBLISHED = (
     "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
 )  # fmt: skip
-TASKS = ("arithmetic", *PUBLISHED, "own")
+READ = (*PUBLISHED, "own")  # from files; the other one is made
+TASKS = ("arithmetic", *READ)
 SPLITS = ("published", "80_20")
 PROMPTS = ("plain", "think_answer")
 INSTRUCTIONS = ("system", "user")

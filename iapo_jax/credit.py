@@ -82,23 +82,19 @@ def assign(
       normalise=cfg.credit.normalise,
       kept=kept,
   )
-  credited = _credited(information, reasoning, shuffle_key, cfg)
+  evidence = Evidence(
+      group_advantages=group_adv,
+      rewards=reward,
+      correct=grades.correct,
+      information=_credited(information, reasoning, shuffle_key, cfg),
+      entropies=rolled.entropies,
+      mask=rolled.mask,
+      reasoning=reasoning,
+  )
   if own:
-    evidence = Evidence(
-        group_advantages=group_adv,
-        rewards=reward,
-        correct=grades.correct,
-        information=credited,
-        entropies=rolled.entropies,
-        mask=rolled.mask,
-        reasoning=reasoning,
-    )
     per_token = _of_user(own, evidence)
   else:
-    per_token = _per_token(
-        group_adv, reward, credited, answers, reasoning, rolled, grades,
-        weights, cfg,
-    )  # fmt: skip
+    per_token = _per_token(evidence, answers, rolled.lengths, weights, cfg)
   samples = Samples(
       tokens=rolled.tokens,
       lengths=rolled.lengths,
@@ -196,48 +192,46 @@ def _of_user(own: Credit, evidence: Evidence) -> Array:
 
 
 def _per_token(
-    group_adv: Array,
-    reward: Array,
-    information: Array,
+    evidence: Evidence,
     answers: Array,
-    reasoning: Array,
-    rolled: Rollout,
-    grades: Grades,
+    lengths: Array,
     weights: CreditWeights,
     cfg: Config,
 ) -> Array:
-  """The token advantages [b, t]."""
-  mode = cfg.credit.mode
+  """The configured token advantages, [b, t]."""
+  mode, group_adv = cfg.credit.mode, evidence.group_advantages
   if mode == "group_length_penalty":
     group_adv = advantages.length_penalised_advantages(
         group_adv,
-        grades.correct,
-        rolled.lengths,
+        evidence.correct,
+        lengths,
         group_size=cfg.group_size,
         weight=weights.length,
     )
   if mode == "gtpo":
     return advantages.entropy_weighted_advantages(
         group_adv,
-        reward,
-        rolled.entropies,
-        rolled.mask,
+        evidence.rewards,
+        evidence.entropies,
+        evidence.mask,
         group_size=cfg.group_size,
         weight=weights.explore,
     )
   if mode not in advantages.TOKEN_CREDITS:
-    return jnp.where(rolled.mask, group_adv[:, None], 0.0)
+    return jnp.where(evidence.mask, group_adv[:, None], 0.0)
+  information, credited = evidence.information, evidence.correct
   if mode == "faithful":
-    information = mi.reference_surprise(answers, rolled.mask)
-  everything = jnp.ones_like(grades.correct)
+    information = mi.reference_surprise(answers, evidence.mask)
+  if not cfg.credit.only_correct:
+    credited = jnp.ones_like(credited)
   return advantages.iapo_advantages(
       group_adv,
-      reward,
-      grades.correct if cfg.credit.only_correct else everything,
+      evidence.rewards,
+      credited,
       information,
-      rolled.entropies,
-      rolled.mask,
-      reasoning,
+      evidence.entropies,
+      evidence.mask,
+      evidence.reasoning,
       mode=mode,
       info_weight=weights.info,
       explore_weight=weights.explore,

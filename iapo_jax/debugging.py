@@ -51,8 +51,7 @@ def watched(step: Any, *arguments: PyTree) -> Step:
     before = jax.tree.map(jnp.copy, state)
     with jax.transfer_guard("disallow"):
       state, output = compiled(state, *rest)
-    metrics = {k: float(v) for k, v in jax.device_get(output.metrics).items()}
-    lost = finite.offenders(metrics)
+    lost = finite.offenders(output.numbers())
     if lost:
       place = first_nan(step, before, *rest) or "there are only infinities"
       raise FloatingPointError(f"{', '.join(lost)} not finite: {place}")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import grain
-import jax
 import tqdm
 
 from iapo_jax import (
@@ -209,7 +208,7 @@ def _interrupted(
 
 def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
   """Waits for a step's metrics and adds its time and throughput."""
-  metrics = {k: float(v) for k, v in jax.device_get(output.metrics).items()}
+  metrics = output.numbers()
   seconds = time.perf_counter() - start
   metrics["time/step_seconds"] = seconds
   if sequences:

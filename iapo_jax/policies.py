@@ -248,9 +248,11 @@ def check_source(parts: Assembly, chosen: Source) -> None:
 def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
   theirs = workdir_lib.read_config(workdir)
   for field, value in config_lib.flatten(parts.cfg).items():
-    if field.removeprefix("model.") in model_config.OF_RUN:
-      continue  # of the weights, which are fp32, it changes nothing
-    if field.startswith("model.") and theirs.get(field, value) != value:
+    group, _, name = field.partition(".")
+    # What is of the run changes nothing of the weights, which are fp32.
+    if group != "model" or name in model_config.OF_RUN:
+      continue
+    if theirs.get(field, value) != value:
       raise ConfigError(
           f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
           f" {theirs[field]!r}"

@@ -123,8 +123,7 @@ def again(place: pathlib.Path) -> Replayed:
   step, arguments = _step_of(parts, run, place, named[1])
   # The step takes the memory of its state, which the search needs, too.
   state = jax.tree.map(jnp.copy, arguments[0])
-  output = step(state, *arguments[1:])[1]
-  metrics = {k: float(v) for k, v in jax.device_get(output.metrics).items()}
+  metrics = step(state, *arguments[1:])[1].numbers()
   found = None
   if finite.offenders(metrics):
     found = debugging.first_nan(step, *arguments)

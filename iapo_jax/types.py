@@ -335,3 +335,7 @@ class StepOutput:
 
   metrics: dict[str, Array]
   samples: Samples | None = None
+
+  def numbers(self) -> dict[str, float]:
+    """The metrics, once the devices have them."""
+    return {k: float(v) for k, v in jax.device_get(self.metrics).items()}

@@ -188,8 +188,7 @@ def _check_same(
 ) -> None:
   for field in ours | theirs:
     values = ours.get(field), theirs.get(field)
-    # What data lie there `check_data` compares.
-    if field in (*config_lib.PLACES_OF_DATA, *config_lib.FREE):
+    if field in config_lib.FREE:  # `check_data` compares the data
       continue
     names = ("init_from", "model.pretrained", "data.tokenizer")
     if field in names and all(values):

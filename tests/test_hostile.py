@@ -8,7 +8,6 @@ import random
 import resource
 
 import hypothesis
-import pytest
 from hostile import PIECES, golds, pieces, whole
 from hypothesis import strategies as st
 from test_report import Reader
@@ -32,7 +31,7 @@ EXAMPLES = hypothesis.settings(
 def test_what_is_found_is_in_the_text(completion):
   answer = text.extract_answer(completion)
   if answer is not None:
-    assert f"{text.ANSWER_OPEN}" in completion
+    assert text.ANSWER_OPEN in completion
     assert answer in completion
     assert answer == answer.strip()
     assert text.ANSWER_CLOSE not in answer
@@ -47,7 +46,7 @@ def test_what_is_found_is_in_the_text(completion):
 @EXAMPLES
 @hypothesis.given(TEXTS, TEXTS, st.integers(0, 9))
 def test_well_formed_is_what_was_asked_for(reasoning, answer, blanks):
-  whole = (
+  completion = (
       f"{reasoning}</think>{' ' * blanks}<answer>{answer}</answer>"
       + "\n" * blanks
   )
@@ -57,9 +56,9 @@ def test_well_formed_is_what_was_asked_for(reasoning, answer, blanks):
   ))  # fmt: skip
   # A tag may also come about where two pieces meet.
   if tags or not all(part.strip() for part in parts):
-    assert not text.is_well_formed(whole)
-  elif text.is_well_formed(whole):
-    assert text.extract_answer(whole) == answer.strip()
+    assert not text.is_well_formed(completion)
+  elif text.is_well_formed(completion):
+    assert text.extract_answer(completion) == answer.strip()
   else:
     assert "<" in reasoning + answer
 
@@ -103,11 +102,10 @@ def write_run(folder):
   return folder
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_many_completions(seed, tmp_path, request):
+def test_many_completions(tmp_path, request):
   """Through the grader, the format check, the log and the report."""
   count = request.config.getoption("--completions")
-  rng, late, peaks = random.Random(seed), 0, []
+  rng, late, peaks = random.Random(0), 0, []
   for batch in range(0, count, BATCH):
     texts = [pieces(rng) for _ in range(min(BATCH, count - batch))]
     completions = ["".join(x) for x in texts]

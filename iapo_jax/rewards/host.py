@@ -36,16 +36,16 @@ def make_grader(
   Returns:
     The grader.
   """
-  expected = (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
-  shapes = [()] * len(expected)
+  columns = [
+      ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
+  ]
   if answer_tokens:
-    expected += (jnp.int32, jnp.int32)
-    shapes += [(answer_tokens,), ()]
+    columns += [((answer_tokens,), jnp.int32), ((), jnp.int32)]
 
   def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
     return grade_tokens(tokenizer, *columns, answer_tokens=answer_tokens)
 
-  ask = _caller(mesh, on_host, list(zip(shapes, expected, strict=True)))
+  ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
     grading.start()  # now, as the program is traced: they come up meanwhile
