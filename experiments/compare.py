@@ -7,11 +7,11 @@
 Every method has four settings (`iapo_jax/trials.py`), tried from the first warm
 start and judged on validation problems. The chosen one is trained from every
 warm start with every seed, and judged on the test problems. Trials are runs
-like those of `run.py`, in folders of their own: finished ones are not run
-again, interrupted ones go on, and the command may be started several times at
-once: each takes what no other has. --methods limits what is run. At the end, or
-with --collect_only at any time, all that is finished, of whatever method, is
-written to one file, --output.
+like those of `run.py`, in folders of their own: interrupted ones go on, and the
+command may be started several times at once: each takes what no other has.
+--methods limits what is run. At the end, or with --collect_only at any time,
+all that is finished, of whatever method, is added to one file, --output. What
+that file has is not run again, be the folders gone.
 """
 
 import importlib.util
@@ -48,21 +48,24 @@ def main(_: list[str]) -> None:
   if _SMALL.value and not _OUTPUT.value:
     raise ConfigError("--small: needs --output, a file that is no evidence")
   runs = f"{_TASK.value}-small" if _SMALL.value else _TASK.value
+  output = pathlib.Path(
+      _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
+  )
   study = Study(
       configure=_configuration_of(_TASK.value),
       methods=_methods(),
       folder=pathlib.Path(_WORKDIR.value) / runs,
       misplaced=misplaced.run_probes,
       num_steps=STEPS[_TASK.value],
+      recorded=files.read_json(output) if output.exists() else {},
       starts=_STARTS.value,
       seeds=_SEEDS.value,
       small=_SMALL.value,
   )
   if not _COLLECT.value:
     study.run()
-  output = _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
   found = {"task": _TASK.value} | study.collect()
-  files.write_json(pathlib.Path(output), found)
+  files.write_json(output, found)
   print(f"{len(found['trials'])} trials in {output}")
 
 

@@ -1,10 +1,12 @@
 """All runs of a comparison: which there are, running them, what they gave."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,10 +14,14 @@ from ml_collections import ConfigDict
 from iapo_jax import advantages, files, logs, trainer, trials
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
+from iapo_jax.errors import ConfigError
 from iapo_jax.own import NOTHING, Own, Probing
 from iapo_jax.trials import Trial
 
+Record = Mapping[str, Any]
+
 PLAIN = ("grpo", "dapo")  # settings are chosen beside these
+_SAMPLES = 4  # completions of each problem that judge a trial
 _WAIT_SECONDS = 5.0
 
 
@@ -55,6 +61,8 @@ class Study:
     folder: of the runs.
     misplaced: probes of contenders whose probes are misplaced.
     num_steps: of every run.
+    recorded: what `collect` gave before, maybe elsewhere: trials of it are
+      not run again.
     starts: warm starts of each kind.
     seeds: of runs from each.
     small: a few steps of everything, to see that it works.
@@ -65,28 +73,31 @@ class Study:
   folder: pathlib.Path
   misplaced: Probing
   num_steps: int
+  recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   starts: int = 2
   seeds: int = 5
   small: bool = False
 
   def run(self) -> None:
-    """Runs all that is missing, what depends on results after these."""
-    self.finish(self.warm_starts())
-    self.finish([self.trial(x) for x in trials.tuning(self.methods)])
-    chosen = self.chosen()
-    self.finish([
-        self.trial(x)
-        for x in trials.final(chosen, starts=self.starts, seeds=self.seeds)
-    ])
+    """Runs all that is missing, what depends on results after these.
 
-  def warm_starts(self) -> list[Planned]:
-    """All that the methods begin from."""
-    kinds = {trials.contenders()[x].early_answers for x in self.methods}
-    return [
-        self.warm_start(start, early)
-        for early in sorted(kinds, reverse=True)
-        for start in range(self.starts)
-    ]
+    Raises:
+      ConfigError: where records are of other configurations.
+    """
+    self.run_trials(trials.tuning(self.methods))
+    chosen = self.chosen()
+    self.run_trials(
+        trials.final(chosen, starts=self.starts, seeds=self.seeds)
+    )
+
+  def run_trials(self, wanted: Iterable[Trial]) -> None:
+    """Runs those that are neither recorded nor finished, from warm starts."""
+    missing = [x for x in wanted if self._recorded(x) is None]
+    known = trials.contenders()
+    begins = {(x.start, True) for x in missing}  # what tells pairs
+    begins |= {(x.start, known[x.method].early_answers) for x in missing}
+    self.finish([self.warm_start(*x) for x in sorted(begins)])
+    self.finish([self.trial(x) for x in missing])
 
   def warm_start(self, start: int, early: bool = True) -> Planned:
     """A warm start, with examples of early answers or without."""
@@ -116,8 +127,10 @@ class Study:
     read = credit.mode in advantages.TOKEN_CREDITS
     if not read or credit.information == "none":
       config.probe.stride = 0  # and its cost is none
-    # Once, at the end: tuning is by the validation problems.
-    config.evaluation.every = config.num_steps
+    tuning = trial.seed == trials.TUNING_SEED
+    # Once, at the end: settings are chosen by the validation problems.
+    config.evaluation.every = config.num_steps if tuning else 0
+    config.evaluation.samples = _SAMPLES
     own = Own(probing=self.misplaced if contender.misplaced else None)
     return Planned(self.folder / trial.name, self._sized(config), own)
 
@@ -127,7 +140,7 @@ class Study:
       config.data.arithmetic.update({
           "train_problems": 96, "validation_problems": 24, "test_problems": 48,
       })  # fmt: skip
-      config.evaluation.update({"problems": 24, "batch_size": 48})
+      config.evaluation.update({"problems": 24, "batch_size": 64})
       config.model.update({"d_model": 16, "mlp_dim": 32})
     return config
 
@@ -157,10 +170,7 @@ class Study:
   def chosen(self) -> dict[str, int]:
     """The setting of each method, by its validation results."""
     results = {
-        method: [
-            validation(self.trial(trial).folder)
-            for trial in trials.tuning([method])
-        ]
+        method: [self.result(trial) for trial in trials.tuning([method])]
         for method in self._tuned
     }
     best = max(x["accuracy"] for name in PLAIN for x in results[name])
@@ -183,11 +193,7 @@ class Study:
       return dataclasses.replace(
           self, methods=list(trials.contenders())
       ).collect()
-    tuned = [
-        self._record(trial, validation)
-        for trial in trials.tuning(self.methods)
-        if self.trial(trial).is_finished()
-    ]
+    tuned = self._results(trials.tuning(self.methods))
     complete = [
         method
         for method in self.methods
@@ -197,34 +203,105 @@ class Study:
     chosen = {}
     if set(PLAIN) <= set(complete):
       chosen = dataclasses.replace(self, methods=complete).chosen()
-    found = [
-        self._record(trial, summary)
-        for trial in trials.final(
-            chosen, starts=self.starts, seeds=self.seeds
-        )
-        if self.trial(trial).is_finished()
-    ]
-    starts = [
-        {"start": i} | summary(self.warm_start(i).folder)
-        for i in range(self.starts)
-        if self.warm_start(i).is_finished()
-    ]
     return {
-        "warm_starts": starts,
+        "warm_starts": self._summaries_of_starts(),
         "settings": {
             method: [dict(fields) for fields in contender.settings]
             for method, contender in trials.contenders().items()
         },
         "chosen": chosen,
         "tuning": tuned,
-        "trials": found,
+        "trials": self._results(
+            trials.final(chosen, starts=self.starts, seeds=self.seeds)
+        ),
     }
 
-  def _record(self, trial: Trial, read: Any) -> dict[str, Any]:
+  def _results(self, wanted: Iterable[Trial]) -> list[Record]:
+    """Of those that are recorded or finished."""
+    return [
+        self.result(x)
+        for x in wanted
+        if self._recorded(x) is not None or self.trial(x).is_finished()
+    ]
+
+  def result(self, trial: Trial) -> Record:
+    """What a trial gave that is recorded or finished."""
+    if (kept := self._recorded(trial)) is not None:
+      return kept
     folder = self.trial(trial).folder
-    where = {"method": trial.method, "setting": trial.setting}
-    where |= {"start": trial.start, "seed": trial.seed}
-    return where | read(folder) | _cost(folder)
+    tuning = trial.seed == trials.TUNING_SEED
+    found = validation(folder) if tuning else summary(folder)
+    made = {
+        "configuration": self._configuration(trial),
+        "begun_from": self._name_of_start(trial.start),
+    }
+    return dataclasses.asdict(trial) | made | found | _cost(folder)
+
+  def _recorded(self, trial: Trial) -> Record | None:
+    """The record of a trial.
+
+    Raises:
+      ConfigError: where it is of another configuration.
+    """
+    key = dataclasses.asdict(trial)
+    for kept in (*self._kept("tuning"), *self._kept("trials")):
+      if all(kept[name] == value for name, value in key.items()):
+        if kept.get("configuration") != self._configuration(trial):
+          raise ConfigError(
+              f"{trial.name}: its record is of another configuration, one that"
+              " is no longer run; use another --output"
+          )
+        return kept
+    return None
+
+  def _kept(self, kind: str) -> Sequence[Record]:
+    return self.recorded.get(kind, [])
+
+  def _configuration(self, trial: Trial) -> str:
+    """Tells configurations apart, by fields that differ from the defaults.
+
+    So a field that is new in a version does not make all records worthless.
+    """
+    early = trials.contenders()[trial.method].early_answers
+    planned = self.trial(trial)
+    parts = [_changed(x) for x in (
+        planned.config, self.warm_start(trial.start, early).config,
+    )]  # fmt: skip
+    parts[0].pop("init_from")
+    text = json.dumps([*parts, planned.own.probing is None], sort_keys=True)
+    return _digest(text)
+
+  def _summaries_of_starts(self) -> list[Record]:
+    """Of warm starts that are recorded or finished."""
+    found = {x["begun_from"]: x for x in self._kept("warm_starts")}
+    for start in range(self.starts):
+      if (planned := self.warm_start(start)).is_finished():
+        name = self._name_of_start(start)
+        found[name] = {"start": start, "begun_from": name} | summary(
+            planned.folder
+        )
+    return sorted(found.values(), key=lambda x: x["start"])
+
+  def _name_of_start(self, start: int) -> str:
+    """Of the warm start as it came out here, by its result.
+
+    The same seed gives other weights on another kind of processor: only trials
+    that began from the same weights are pairs.
+    """
+    found = summary(self.warm_start(start).folder)
+    text = json.dumps({**found, "seconds": 0}, sort_keys=True)
+    return _digest(text)
+
+
+def _changed(config: ConfigDict) -> dict[str, Any]:
+  """Fields that are not as by default."""
+  usual = config_lib.flatten(config_lib.Config())
+  flat = config_lib.flatten(config_lib.parse(config))
+  return {name: value for name, value in flat.items() if value != usual[name]}
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def summary(folder: pathlib.Path) -> dict[str, float]:

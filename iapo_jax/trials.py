@@ -6,6 +6,7 @@ seed and judged on test problems.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ class Contender:
     settings: fields, one set for each setting; of the same names.
     fixed: fields of all of them.
     choice: how a setting is chosen: the most `accurate`, or the `shortest` of
-      those as accurate as the most accurate plain method, but for a point.
+      those as accurate as the most accurate plain method, but for half a
+      point.
     setting_of: an ablation's: the contender whose chosen setting it has, not
       tuned by itself.
     early_answers: whether its warm start has examples of early answers.
@@ -68,11 +70,12 @@ class Trial:
 
 _RATE = "optimizer.learning_rate"
 _WEIGHT = "credit.info_weight"
+_COST = "credit.cost"
 
 
-def _settings(*fields: Fields) -> list[Fields]:
-  """Each of two sets of fields at two learning rates."""
-  return [{_RATE: rate} | dict(x) for rate in (4e-4, 8e-4) for x in fields]
+def _settings(name: str, *settings: tuple[float, float]) -> list[Fields]:
+  """A learning rate, and the value of one more field, of each setting."""
+  return [{_RATE: rate, name: value} for rate, value in settings]
 
 
 def contenders() -> dict[str, Contender]:
@@ -82,78 +85,95 @@ def contenders() -> dict[str, Contender]:
 
 def _compared() -> dict[str, Contender]:
   """The methods of the paper, penalties on length, and controls."""
-  rates = [{_RATE: rate} for rate in (2e-4, 4e-4, 8e-4, 1.6e-3)]
-  length = "credit.length_weight"
+  rates = [{_RATE: rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4)]
   return {
       "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
       "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
       "length_penalty": Contender(
           "length penalty", "length_penalty",
-          _settings({length: 1.0}, {length: 3.0}),
+          _settings(
+              "credit.length_weight",
+              (2e-4, 1.0), (2e-4, 2.0), (4e-4, 1.0), (4e-4, 2.0),
+          ),
       ),
       "to_go": Contender("IAPO to_go", "to_go", _to_go()),
       "paper": Contender("IAPO paper", "paper", _paper()),
       "cost_only": Contender(
           "cost only (control)", "cost_only",
-          _settings({"credit.cost": 0.03}, {"credit.cost": 0.1}),
+          _settings(_COST, (4e-4, 0.06), (8e-4, 0.03), (8e-4, 0.05),
+                    (8e-4, 0.08)),
       ),
       "shuffled": Contender("to_go, shuffled (control)", "shuffled", _to_go()),
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
-          _settings({length: 0.2}, {length: 0.5}),
+          _settings("credit.length_weight", (2e-4, 0.2), (2e-4, 0.5),
+                    (4e-4, 0.2), (4e-4, 0.5)),
       ),
   }  # fmt: skip
 
 
 def _to_go() -> list[Fields]:
-  return _settings({_WEIGHT: 0.25}, {_WEIGHT: 0.5})
+  rates_and_weights = (4e-4, 0.35), (8e-4, 0.2), (8e-4, 0.3), (8e-4, 0.4)
+  return _settings(_WEIGHT, *rates_and_weights)
 
 
 def _paper() -> list[Fields]:
   explore = "credit.explore_weight"
-  return _settings({_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0})
+  weights = {_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0}
+  return [{_RATE: rate} | x for rate in (4e-4, 8e-4) for x in weights]
 
 
 def _with_gold_answers() -> dict[str, Contender]:
   """Credit by what tokens do to the right answer, not to any answer."""
-  settings = _settings({_WEIGHT: 0.5}, {_WEIGHT: 1.0})
   gold = {"probe.estimator": "gold"}
-  everywhere = gold | {"credit.only_correct": False}
-  calibrated = {"loss.early_weight": 0.1}
-  chance = {
-      "probe.estimator": "gold_chance",
-      "credit.only_correct": False,
-      "credit.discount": 1.0,
-  }
-  priced = [
-      {_RATE: 8e-4, _WEIGHT: 2.0, "credit.cost": cost}
-      for cost in (0.0025, 0.005, 0.01, 0.02)
-  ]
+  rates_and_weights = (4e-4, 0.5), (8e-4, 0.3), (8e-4, 0.4), (8e-4, 0.5)
   return {
-      "to_go_gold": Contender("to_go, gold answer", "to_go", settings, gold),
-      "gold_everywhere": Contender(
-          "gold answer, wrong ones too", "to_go", settings, everywhere
-      ),
-      "gold_calibrated": Contender(
-          "gold answer, wrong ones too, probes calibrated", "to_go", settings,
-          everywhere | calibrated,
-      ),
       "chance": Contender(
-          "chance of the gold answer, priced", "to_go", priced, chance
+          "chance of the gold answer, priced", "to_go", _chance(), _priced()
       ),
-      "chance_calibrated": Contender(
-          "chance of the gold answer, priced, probes calibrated", "to_go",
-          priced, chance | calibrated,
+      "to_go_gold": Contender(
+          "to_go, gold answer", "to_go",
+          _settings(_WEIGHT, *rates_and_weights), gold,
+      ),
+      "gold_everywhere": Contender(
+          "gold answer, wrong ones too", "to_go", _everywhere(),
+          gold | {"credit.only_correct": False},
       ),
   }  # fmt: skip
 
 
-def _ablations() -> dict[str, Contender]:
-  """Other probes or another warm start, and another's chosen setting."""
+def _everywhere() -> list[Fields]:
+  rates_and_weights = (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.5), (8e-4, 1.0)
+  return _settings(_WEIGHT, *rates_and_weights)
+
+
+def _chance() -> list[Fields]:
+  prices = 0.005, 0.007, 0.01, 0.015
+  return [{_RATE: 8e-4, _WEIGHT: 2.0, _COST: price} for price in prices]
+
+
+def _priced() -> Fields:
   return {
-      "never_early": Contender(
-          "to_go, warm start without early answers", "to_go", _to_go(),
-          setting_of="to_go", early_answers=False,
+      "probe.estimator": "gold_chance",
+      "credit.only_correct": False,
+      "credit.discount": 1.0,
+  }
+
+
+def _ablations() -> dict[str, Contender]:
+  """One thing changed, and another's chosen setting."""
+  calibrated = {"loss.early_weight": 0.1}
+  return {
+      "chance_calibrated": Contender(
+          "chance, probes calibrated", "to_go", _chance(),
+          _priced() | calibrated, setting_of="chance",
+      ),
+      "gold_calibrated": Contender(
+          "gold answer, wrong ones too, probes calibrated", "to_go",
+          _everywhere(),
+          {"probe.estimator": "gold", "credit.only_correct": False}
+          | calibrated,
+          setting_of="gold_everywhere",
       ),
       "misplaced": Contender(
           "to_go, probes misplaced", "to_go", _to_go(), setting_of="to_go",
@@ -162,6 +182,10 @@ def _ablations() -> dict[str, Contender]:
       "paper_misplaced": Contender(
           "paper, probes misplaced", "paper", _paper(), setting_of="paper",
           misplaced=True,
+      ),
+      "never_early": Contender(
+          "to_go, warm start without early answers", "to_go", _to_go(),
+          setting_of="to_go", early_answers=False,
       ),
   }  # fmt: skip
 
@@ -186,7 +210,10 @@ def tuning(methods: Sequence[str]) -> Iterator[Trial]:
 def final(
     chosen: Mapping[str, int], *, starts: int, seeds: int
 ) -> Iterator[Trial]:
-  """The trials that methods are compared by, replication by replication.
+  """The trials that methods are compared by.
+
+  Replication by replication, so that they can be compared before all are done;
+  ablations after all others.
 
   Args:
     chosen: the setting of each method.
@@ -196,10 +223,12 @@ def final(
   Yields:
     starts · seeds trials of each method.
   """
-  for seed in range(seeds):
-    for start in range(starts):
+  known = contenders()
+  for ablations in (False, True):
+    for seed, start in itertools.product(range(seeds), range(starts)):
       for method, setting in chosen.items():
-        yield Trial(method, setting, start, seed)
+        if bool(known[method].setting_of) == ablations:
+          yield Trial(method, setting, start, seed)
 
 
 def choose(
@@ -207,7 +236,7 @@ def choose(
     results: Sequence[Mapping[str, float]],
     best_accuracy: float,
     *,
-    slack: float = 0.01,
+    slack: float = 0.005,
 ) -> int:
   """The setting that a contender is compared with.
 

@@ -1,5 +1,6 @@
 """The command that compares methods: one real trial of each kind, small."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -9,6 +10,7 @@ import pytest
 from recorded import make_params, make_setup, record
 
 from iapo_jax import policy, sharding, study, train_step, trials
+from iapo_jax.errors import ConfigError
 from iapo_jax.trials import Trial
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -42,7 +44,6 @@ def test_trials_and_what_is_collected(tmp_path):
   starts = [todo.warm_start(0), todo.warm_start(0, early=False)]
   assert [x.folder.name for x in starts] == ["start-0", "start-0-never-early"]
   assert starts[1].config.warm_start.early_share == 0
-  assert [x.folder for x in todo.warm_starts()] == [starts[0].folder]
   tried = [
       Trial("grpo", 1, 0, trials.TUNING_SEED), Trial("misplaced", 0, 0, 3),
   ]  # fmt: skip
@@ -50,10 +51,10 @@ def test_trials_and_what_is_collected(tmp_path):
   # What nobody reads is not probed.
   assert [x.config.probe.stride for x in planned] == [0, 1]
   assert [x.own.probing for x in planned] == [None, misplaced.run_probes]
-  assert planned[0].config.optimizer.learning_rate == 4e-4
-  todo.finish([starts[0], *planned])
+  assert planned[0].config.optimizer.learning_rate == 2e-4
+  todo.run_trials(tried)
   todo.finish(planned)  # nothing is left to do
-  found = todo._record(tried[1], study.summary)
+  found = todo.result(tried[1])
   assert found["method"] == "misplaced"
   assert 0 <= found["check_after_slip"] <= 1
   assert found["probe_tokens"] > 0
@@ -64,6 +65,33 @@ def test_trials_and_what_is_collected(tmp_path):
   # Without all settings of GRPO and DAPO nothing is chosen.
   assert (found["chosen"], found["trials"]) == ({}, [])
   assert [x["start"] for x in found["warm_starts"]] == [0]
+  name = found["warm_starts"][0]["begun_from"]
+  assert found["tuning"][0]["begun_from"] == name
+
+  # Recorded trials are not run again, elsewhere either.
+  again = dataclasses.replace(todo, folder=tmp_path / "new", recorded=found)
+  again.run_trials([tried[0]])
+  assert not again.folder.exists()
+  assert again.collect() == found
+  # Another configuration is another trial.
+  assert again._configuration(tried[0]) == todo._configuration(tried[0])
+  changed = dataclasses.replace(again, num_steps=1, small=False)
+  with pytest.raises(ConfigError, match="grpo/setting-1.*is of another conf"):
+    changed.run_trials([tried[0]])
+
+
+def test_configurations_are_told_apart(tmp_path):
+  todo = make_study("mixed", ["grpo", "dapo", "to_go"], tmp_path)
+  others = [
+      Trial("to_go", 1, 0, 3), Trial("to_go", 2, 0, 3), Trial("to_go", 1, 1, 3),
+      Trial("to_go", 1, 0, 4), Trial("misplaced", 1, 0, 3),
+      Trial("never_early", 1, 0, 3), Trial("shuffled", 1, 0, 3),
+  ]  # fmt: skip
+  names = {todo._configuration(x) for x in others}
+  assert len(names) == len(others)
+  # The folder is none of it.
+  moved = dataclasses.replace(todo, folder=tmp_path / "elsewhere")
+  assert {moved._configuration(x) for x in others} == names
 
 
 def test_a_setting_is_chosen_when_all_are_known(tmp_path, monkeypatch):
@@ -73,12 +101,11 @@ def test_a_setting_is_chosen_when_all_are_known(tmp_path, monkeypatch):
       "grpo": [1, 3, 2, 0], "dapo": [1, 1, 2, 0], "to_go": [3, 3, 3, 0],
   }  # fmt: skip
 
-  def validation(folder):
-    method, setting = folder.relative_to(tmp_path).parts[:2]
-    i = int(setting.removeprefix("setting-"))
-    return {"accuracy": accuracies[method][i], "mean_tokens": 9 - i}
+  def result(_, trial):
+    i = trial.setting
+    return {"accuracy": accuracies[trial.method][i], "mean_tokens": 9 - i}
 
-  monkeypatch.setattr(study, "validation", validation)
+  monkeypatch.setattr(study.Study, "result", result)
   # Of to_go the shortest of three equals; the ablation has its setting.
   assert todo.chosen() == {"grpo": 1, "dapo": 2, "to_go": 2, "misplaced": 2}
 

@@ -1,7 +1,8 @@
 """Tables and the figure of a comparison of methods, from its result file.
 
 A result file is what `experiments/compare.py` writes. Replications of methods
-are paired: the same warm start, the same seed and the same test problems.
+are paired: the same weights of the warm start, the same seed and the same test
+problems.
 """
 
 import statistics
@@ -43,7 +44,7 @@ def _rows(found: Found, method: str) -> dict[tuple[int, int], Found]:
 def difference(
     found: Found, ours: str, theirs: str, metric: str, *, relative: bool = False
 ) -> Interval | None:
-  """Ours less theirs over the replications that both have.
+  """Ours less theirs over the replications that both have, from one start.
 
   Args:
     found: a result file.
@@ -56,7 +57,10 @@ def difference(
     The interval; None where fewer than two are shared.
   """
   a, b = _rows(found, ours), _rows(found, theirs)
-  shared = [key for key in a if key in b]
+  shared = [
+      key for key, row in a.items()
+      if key in b and row["begun_from"] == b[key]["begun_from"]
+  ]  # fmt: skip
   if len(shared) < 2:
     return None
   scale = [b[key][metric] if relative else 1.0 for key in shared]
