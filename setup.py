@@ -56,6 +56,8 @@ setuptools.setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "wandb>=0.20",
         ],
+        "wandb": ["wandb>=0.20"],
     },
 )

@@ -21,7 +21,7 @@ from iapo_jax.model_config import ModelConfig
 # Where data lie; what they hold is compared by itself (`splits.fingerprint`).
 PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
 # Fields that may change while a run goes on.
-FREE = ("debug", *PLACES_OF_DATA)
+FREE = ("debug", "log.wandb", *PLACES_OF_DATA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,10 +376,13 @@ class LogConfig:
     samples_every: RL steps between records of whole completions, token by
       token; 0 is never.
     samples: completions in each record, at most the step's own number.
+    wandb: whether metrics go to W&B, too: `off`, `offline` (files that
+      `wandb sync` uploads) or `online`.
   """
 
   samples_every: int = 10
   samples: int = 8
+  wandb: str = "off"
 
 
 @dataclasses.dataclass(frozen=True)

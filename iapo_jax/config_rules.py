@@ -34,6 +34,7 @@ TASKS = ("arithmetic", *READ)
 SPLITS = ("published", "80_20")
 PROMPTS = ("plain", "think_answer")
 INSTRUCTIONS = ("system", "user")
+WANDB = ("off", "offline", "online")
 
 
 def check(c: "Config") -> None:
@@ -306,6 +307,7 @@ def _check_choices(c: "Config") -> None:
       "loss.ratio": (c.loss.ratio, losses.RATIOS),
       "loss.aggregation": (c.loss.aggregation, losses.AGGREGATIONS),
       "evaluation.checkpoint": (c.evaluation.checkpoint, EVALUATED),
+      "log.wandb": (c.log.wandb, WANDB),
   }
   _check_members(choices)
 

@@ -4,28 +4,25 @@
   samples.jsonl       whole completions, token by token
   evaluations.jsonl   lengths and correctness of every validation completion
   warnings.jsonl      what was warned of
-  tensorboard/STAGE   metrics.jsonl once more, for TensorBoard
+  tensorboard/STAGE, wandb/   metrics.jsonl once more, of `boards`
 
 Names and units are in docs/metrics.md. Lines are flushed one by one. A number
 that is not finite is null in them, and NaN when they are read. A run that
 resumes cuts the files back to its checkpoint: the steps after it are repeated
-identically, so that no line is missing or there twice. TensorBoard's files are
-then written anew from the lines.
+identically, so that no line is missing or there twice.
 """
 
 import json
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import tqdm
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from iapo_jax import files, finite
+from iapo_jax.boards import WRITTEN, TensorBoard, WeightsAndBiases
 from iapo_jax.errors import ConfigError
 
 Metrics = dict[str, float]
@@ -35,15 +32,18 @@ SAMPLES = "samples.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 WARNINGS = "warnings.jsonl"
 FILES = (METRICS, SAMPLES, EVALUATIONS, WARNINGS)
-WRITTEN = "time/written"
-_TENSORBOARD = "tensorboard"
+Board = TensorBoard | WeightsAndBiases
 
 
 class RunLog:
   """The log files of a workdir, which is this process's own."""
 
   def __init__(
-      self, workdir: pathlib.Path, position: Mapping[str, int] | None = None
+      self,
+      workdir: pathlib.Path,
+      position: Mapping[str, int] | None = None,
+      *,
+      wandb: str = "off",
   ) -> None:
     """Opens the logs where a checkpoint left them.
 
@@ -53,9 +53,10 @@ class RunLog:
         begin anew, and what there was is renamed to NAME.1, NAME.2, ...
         (TensorBoard's files are deleted: they say nothing that the lines do
         not).
+      wandb: `off`, `offline` or `online`.
 
     Raises:
-      ConfigError: where a file is shorter than that.
+      ConfigError: where a file is shorter than that, or W&B does not start.
     """
     self._workdir = workdir
     for name in FILES:
@@ -66,10 +67,13 @@ class RunLog:
     self._files = {
         name: (workdir / name).open("a", encoding="utf-8") for name in FILES
     }
-    self._boards: dict[str, EventsWriter] = {}
-    shutil.rmtree(workdir / _TENSORBOARD, ignore_errors=True)
+    self._boards: list[Board] = [TensorBoard(workdir)]
+    if wandb != "off":
+      anew = position is None
+      self._boards.append(WeightsAndBiases(workdir, wandb, anew=anew))
     for line in read(workdir, METRICS):
-      self._write_events(line)
+      for board in self._boards:
+        board.write(line)
 
   def write(self, stage: str, step: int, metrics: Metrics) -> None:
     """Appends metrics.
@@ -81,26 +85,8 @@ class RunLog:
     """
     line = {"stage": stage, "step": step} | metrics | {WRITTEN: time.time()}
     self._append(METRICS, line)
-    self._write_events(line)
-
-  def _write_events(self, line: Mapping[str, Any]) -> None:
-    """A line of metrics.jsonl for TensorBoard.
-
-    Not by tensorboardX's SummaryWriter: its thread loses what it has not
-    written when the process is killed, and hangs it where the disk is full;
-    and it changes names (pass@1 to pass_1).
-    """
-    stage = line["stage"]
-    if stage not in self._boards:
-      folder = self._workdir / _TENSORBOARD / stage
-      folder.mkdir(parents=True)
-      self._boards[stage] = EventsWriter(str(folder / "events"))
-    event = event_pb2.Event(step=line["step"], wall_time=line.get(WRITTEN, 0))
-    for name, number in line.items():
-      if name not in ("stage", "step", WRITTEN):
-        event.summary.value.add(tag=name, simple_value=number)
-    self._boards[stage].write_event(event)
-    self._boards[stage].flush()
+    for board in self._boards:
+      board.write(line)
 
   def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
     """Appends completions, of `samples.records`."""
@@ -139,7 +125,7 @@ class RunLog:
   def __exit__(self, *_: object) -> None:
     for file in self._files.values():
       file.close()
-    for board in self._boards.values():
+    for board in self._boards:
       board.close()
 
 

@@ -131,7 +131,7 @@ def train(
     position = saved.progress.logs if saved else None
     sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
     try:
-      with _open_log(workdir, position) as log:
+      with _open_log(cfg, workdir, position) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
         _summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
@@ -182,11 +182,14 @@ def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
 
 
 def _open_log(
-    workdir: pathlib.Path, position: Mapping[str, int] | None
+    cfg: Config, workdir: pathlib.Path, position: Mapping[str, int] | None
 ) -> Log:
-  return processes.everywhere(
-      lambda: RunLog(workdir, position) if processes.is_first() else NoLog()
-  )
+  def opened() -> Log:
+    if not processes.is_first():
+      return NoLog()
+    return RunLog(workdir, position, wandb=cfg.log.wandb)
+
+  return processes.everywhere(opened)
 
 
 def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:

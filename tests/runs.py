@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import struct
+import time
 
 from tensorboardX.proto import event_pb2
 
@@ -64,6 +65,56 @@ def events(folder):
         found.append((event.step, value.tag, value.simple_value))
         times.append(event.wall_time)
   return found, times
+
+
+def read_wandb(workdir, count):
+  """The lines, and the run itself, in W&B's files of a workdir.
+
+  Another process writes them: waits until there are as many lines.
+  """
+  (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
+  deadline = time.monotonic() + 60
+  while len((found := _read_wandb(path))[0]) < count:
+    assert time.monotonic() < deadline, found
+    time.sleep(0.1)
+  return found
+
+
+def _read_wandb(path):
+  from wandb.proto import wandb_internal_pb2
+
+  lines, run = [], None
+  for content in _records(path.read_bytes()):
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(content)
+    if record.HasField("history"):
+      lines.append({
+          "/".join(x.nested_key) or x.key: json.loads(x.value_json)
+          for x in record.history.item
+      })
+    if record.HasField("run"):
+      run = record.run
+  return lines, run
+
+
+def _records(content, block=2**15, head=7):
+  """Of a log like LevelDB's: crc, size, kind, and a part of a record.
+
+  Parts do not cross blocks; kinds are whole, first, middle, last.
+  """
+  assert content[:4] == b":W&B"
+  place, whole = head, b""
+  while place < len(content):
+    if block - place % block < head:
+      place += block - place % block
+      continue
+    _, size, kind = struct.unpack("<IHB", content[place : place + head])
+    place += head
+    whole += content[place : place + size]
+    place += size
+    if kind in (1, 4):
+      yield whole
+      whole = b""
 
 
 def synthetic(label, place, seeds=1, points=3):

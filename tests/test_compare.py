@@ -76,7 +76,7 @@ def test_trials_and_what_is_collected(tmp_path):
   # Another configuration is another trial.
   assert again._configuration(tried[0]) == todo._configuration(tried[0])
   changed = dataclasses.replace(again, num_steps=1, small=False)
-  with pytest.raises(ConfigError, match="grpo/setting-1.*is of another conf"):
+  with pytest.raises(ConfigError, match=r"grpo/setting-1.*is of another conf"):
     changed.run_trials([tried[0]])
 
 

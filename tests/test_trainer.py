@@ -10,7 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from runs import unfinished_copy
+from runs import read_wandb, unfinished_copy
 
 from iapo_jax import (
     assembly,
@@ -55,7 +55,8 @@ def small(**overrides):
 def finished(tmp_path_factory):
   """A finished run: warm start, then two RL steps with host grading."""
   workdir = tmp_path_factory.mktemp("runs") / "first"
-  trainer.train(small(reward__grader="host"), workdir)
+  cfg = small(reward__grader="host", log__wandb="offline")
+  trainer.train(cfg, workdir)
   return workdir
 
 
@@ -78,6 +79,20 @@ def test_every_step_is_logged(finished):
     assert all(np.isfinite(v) for k, v in line.items() if k != "stage")
   rl = [line for line in lines if line["stage"] == "rl"]
   assert {"probe/calibration_gap", "time/tokens_per_second"} <= set(rl[0])
+
+
+def test_weights_and_biases_has_what_the_lines_have(finished):
+  written = lines_of(finished)
+  lines, run = read_wandb(finished, len(written))
+  expected = [
+      {f"{x['stage']}/{k}": v for k, v in x.items() if k != "stage"}
+      for x in written
+  ]
+  ours = [
+      {k: v for k, v in x.items() if not k.startswith("_")} for x in lines
+  ]
+  assert ours == expected
+  assert (run.project, run.display_name) == ("iapo_jax", "first")
 
 
 def test_every_metric_is_documented(finished):
@@ -483,6 +498,5 @@ def test_a_workdir_that_cannot_be_one(tmp_path, kind):
 
 
 def test_a_config_survives_the_workdir(finished):
-  assert workdir.load_config(finished) == (
-      assembly.assemble(small(reward__grader="host")).cfg
-  )
+  cfg = small(reward__grader="host", log__wandb="offline")
+  assert workdir.load_config(finished) == assembly.assemble(cfg).cfg
