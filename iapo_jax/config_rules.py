@@ -192,7 +192,7 @@ def _check_data(d: "DataConfig") -> None:
   if d.task == "arithmetic":
     unused = [
         "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
-        "validation_problems", "test_problems", "prompt",
+        "validation_problems", "prompt",
     ]  # fmt: skip
   for field in unused:
     if getattr(d, field) != getattr(default, field):

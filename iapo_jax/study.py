@@ -21,7 +21,6 @@ from iapo_jax.trials import Trial
 Record = Mapping[str, Any]
 
 PLAIN = ("grpo", "dapo")  # settings are chosen beside these
-_SAMPLES = 4  # completions of each problem that judge a trial
 _WAIT_SECONDS = 5.0
 
 
@@ -127,10 +126,7 @@ class Study:
     read = credit.mode in advantages.TOKEN_CREDITS
     if not read or credit.information == "none":
       config.probe.stride = 0  # and its cost is none
-    tuning = trial.seed == trials.TUNING_SEED
-    # Once, at the end: settings are chosen by the validation problems.
-    config.evaluation.every = config.num_steps if tuning else 0
-    config.evaluation.samples = _SAMPLES
+    _judge(config, tuning=trial.seed == trials.TUNING_SEED)
     own = Own(probing=self.misplaced if contender.misplaced else None)
     return Planned(self.folder / trial.name, self._sized(config), own)
 
@@ -291,6 +287,17 @@ class Study:
     found = summary(self.warm_start(start).folder)
     text = json.dumps({**found, "seconds": 0}, sort_keys=True)
     return _digest(text)
+
+
+def _judge(config: ConfigDict, *, tuning: bool) -> None:
+  """Settings are chosen by validation problems, compared by test problems."""
+  if tuning:
+    config.evaluation.every = config.num_steps
+    config.evaluation.samples = 4
+    config.data.test_problems = 8  # nobody reads the result
+  else:
+    config.evaluation.every = 0
+    config.evaluation.samples = 2
 
 
 def _changed(config: ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sums of several levels, and sums whose results slip."""
 
 import collections
+import dataclasses
 import hashlib
 import re
 
@@ -11,6 +12,7 @@ import tiny
 from iapo_jax import config as config_lib
 from iapo_jax.config import ArithmeticConfig
 from iapo_jax.data import arithmetic, tokenizer
+from iapo_jax.data import task as task_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
@@ -303,6 +305,18 @@ def parsed(**fields):
   )
   config.data.arithmetic.update(fields)
   return config_lib.parse(config)
+
+
+def test_the_first_test_problems_may_judge_a_run():
+  whole = parsed()
+  few = dataclasses.replace(
+      whole, data=dataclasses.replace(whole.data, test_problems=4)
+  )
+  splits, fewer = (task_lib.read(x.data) for x in (whole, few))
+  assert fewer == splits | {"test": splits["test"][:4]}
+  assert len(splits["test"]) == 9
+  with pytest.raises(ConfigError, match="test_problems = 10: arithmetic has 9"):
+    task_lib.read(dataclasses.replace(whole.data, test_problems=10))
 
 
 def test_what_a_compiled_step_is_told_of_slips():

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,14 +43,14 @@ def make_splits(
   else:
     splits = {}
     if "train" in rows:
-      splits["train"] = _first(rows["train"], data, "first_rows")
+      splits["train"] = first(rows["train"], data, "first_rows")
     elif data.first_rows:
       rule = f"{data.task} has no published train problems"
       fail("data.first_rows", data.first_rows, rule)
     if source.test:
       splits["test"] = list(rows[source.test])
   if "test" in splits:
-    splits["test"] = _first(splits["test"], data, "test_problems")
+    splits["test"] = first(splits["test"], data, "test_problems")
   if "train" in splits:
     splits["train"], splits["validation"] = _held_out(splits["train"], data)
   return splits
@@ -62,7 +63,7 @@ def _halves(
   if len(rows) > 1:
     rule = f"{data.task} has published splits: {', '.join(rows)}"
     fail("data.split", data.split, rule)
-  everything = _first(next(iter(rows.values())), data, "first_rows")
+  everything = first(next(iter(rows.values())), data, "first_rows")
   order = np.random.default_rng(data.split_seed).permutation(len(everything))
   cut = round(_TRAIN_SHARE * len(everything))
   return (
@@ -71,10 +72,20 @@ def _halves(
   )
 
 
-def _first(
-    rows: Sequence[Example], data: DataConfig, field: str
-) -> list[Example]:
-  """As many as a field says; all for 0."""
+def first(rows: Sequence[Any], data: DataConfig, field: str) -> list[Any]:
+  """As many as a field says; all for 0.
+
+  Args:
+    rows: problems.
+    data: which.
+    field: of it, a number of problems.
+
+  Returns:
+    The first of them.
+
+  Raises:
+    ConfigError: where there are fewer.
+  """
   count = getattr(data, field)
   if count > len(rows):
     fail(f"data.{field}", count, f"{data.task} has {len(rows)}")

@@ -97,7 +97,8 @@ def read(data: DataConfig) -> Problems:
     ConfigError: where they cannot be had.
   """
   if data.task == "arithmetic":
-    return arithmetic.make_splits(data.arithmetic)
+    made = arithmetic.make_splits(data.arithmetic)
+    return made | {"test": splits.first(made["test"], data, "test_problems")}
   # TensorFlow Datasets takes a while to import.
   from iapo_jax.data import builders
 
