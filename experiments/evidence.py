@@ -1,10 +1,10 @@
-"""Tables and figures of docs/evidence.md, from the result files beside it.
+"""Tables and figures of docs/evidence.md and README.md, from result files.
 
   python experiments/evidence.py
 
 Runs nothing: `experiments/compare.py`, `oracle.py` and `theorem.py` make the
-results. Text between two marks `<!-- NAME -->` of the page is replaced by the
-table of that name.
+results, docs/evidence/*.json. Text between two marks `<!-- NAME -->` of a page
+is replaced by the table of that name.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from iapo_jax.report import contest, figures
 _DOCS = flags.DEFINE_string(
     "docs",
     str(pathlib.Path(__file__).parent.parent / "docs"),
-    "Folder of evidence.md and evidence/.",
+    "Folder of evidence.md and evidence/; README.md is beside it.",
 )
 TASKS = ("mixed", "slips")
 
@@ -27,14 +27,21 @@ TASKS = ("mixed", "slips")
 def main(_: list[str]) -> None:
   """Writes the page and its figures anew."""
   docs = pathlib.Path(_DOCS.value)
-  page = docs / "evidence.md"
-  page.write_text(
-      filled(page.read_text(encoding="utf-8"), tables(docs / "evidence")),
-      encoding="utf-8",
-  )
+  for page, found in pages(docs).items():
+    text = filled(page.read_text(encoding="utf-8"), found, page.name)
+    page.write_text(text, encoding="utf-8")
+    print(f"page     {page}")
   for task, found in results(docs / "evidence").items():
     figures.save(contest.draw(found), docs / "evidence" / f"{task}.svg")
-  print(f"page     {page}")
+
+
+def pages(docs: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
+  """The tables of every page, by name."""
+  found = results(docs / "evidence")
+  return {
+      docs / "evidence.md": tables(found),
+      docs.parent / "README.md": {"results": contest.headline(found)},
+  }
 
 
 def results(folder: pathlib.Path) -> dict[str, contest.Found]:
@@ -46,10 +53,10 @@ def results(folder: pathlib.Path) -> dict[str, contest.Found]:
   }
 
 
-def tables(folder: pathlib.Path) -> dict[str, str]:
-  """Every table by its name."""
+def tables(found_by_task: dict[str, contest.Found]) -> dict[str, str]:
+  """Every table of docs/evidence.md by its name."""
   found = {}
-  for task, result in results(folder).items():
+  for task, result in found_by_task.items():
     found[f"{task} comparison"] = contest.comparison(result)
     found[f"{task} penalty"] = contest.against_penalty(result)
     found[f"{task} tuning"] = contest.tuning(result)
@@ -58,12 +65,13 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def filled(page: str, found: dict[str, str]) -> str:
+def filled(page: str, found: dict[str, str], name: str) -> str:
   """The page with its tables put in.
 
   Args:
     page: with two marks for each table.
-    found: tables by name.
+    found: tables by their names.
+    name: of the page.
 
   Returns:
     The page.
@@ -71,11 +79,11 @@ def filled(page: str, found: dict[str, str]) -> str:
   Raises:
     ConfigError: for a table whose marks the page lacks.
   """
-  for name, table in found.items():
-    mark = f"<!-- {name} -->"
+  for title, table in found.items():
+    mark = f"<!-- {title} -->"
     pattern = re.compile(re.escape(mark) + r".*?" + re.escape(mark), re.DOTALL)
     if not pattern.search(page):
-      raise ConfigError(f"docs/evidence.md: must have {mark} twice")
+      raise ConfigError(f"{name}: must have {mark} twice")
     whole = f"{mark}\n\n{table}\n\n{mark}"
     page = pattern.sub(lambda _, whole=whole: whole, page, count=1)
   return page

@@ -40,6 +40,7 @@ def records(
     tokenizer: Any,
     *,
     group_size: int,
+    probed: bool,
 ) -> Iterator[dict[str, Any]]:
   """Completions of a step, token by token.
 
@@ -49,6 +50,8 @@ def records(
     samples: of `fetch`.
     tokenizer: a Hugging Face tokenizer.
     group_size: completions of a prompt.
+    probed: whether there were probes; without them no answer's entropy and no
+      information is known.
 
   Yields:
     JSON-ready records; docs/metrics.md tells their fields.
@@ -57,6 +60,7 @@ def records(
     q = i // group_size
     length = int(samples.lengths[i])
     reasoning = int(samples.reasoning_lengths[i])
+    known = reasoning if probed else 0
     yield {
         "step": step,
         "prompt": decoded(tokenizer, prompts.tokens[q, : prompts.lengths[q]]),
@@ -68,9 +72,9 @@ def records(
         "reward": float(samples.rewards[i]),
         "entropies": _floats(samples.entropies[i, :length]),
         "answer_entropies": _floats(
-            samples.answer_entropies[i, : reasoning + 1]
+            samples.answer_entropies[i, : known + probed]
         ),
-        "information": _floats(samples.information[i, :reasoning]),
+        "information": _floats(samples.information[i, :known]),
         "group_advantage": _floats(samples.group_advantages[i : i + 1])[0],
         "advantages": _floats(samples.advantages[i, :length]),
     }

@@ -388,7 +388,8 @@ class _Observer:
       tokenizer = self._run.parts.task.tokenizer
       log.write_samples(
           samples_lib.records(
-              done, *rows, tokenizer, group_size=cfg.group_size
+              done, *rows, tokenizer, group_size=cfg.group_size,
+              probed=cfg.probe.stride > 0,
           )
       )
 

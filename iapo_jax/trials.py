@@ -31,6 +31,7 @@ class Contender:
     setting_of: an ablation's: the contender whose chosen setting it has, not
       tuned by itself.
     early_answers: whether its warm start has examples of early answers.
+    control: whether it is there to tell what another one's effect is of.
     misplaced: whether its probes are at the positions that the authors'
       published code gives them.
   """
@@ -42,6 +43,7 @@ class Contender:
   choice: str = "shortest"
   setting_of: str = ""
   early_answers: bool = True
+  control: bool = False
   misplaced: bool = False
 
 
@@ -102,8 +104,11 @@ def _compared() -> dict[str, Contender]:
           "cost only (control)", "cost_only",
           _settings(_COST, (4e-4, 0.06), (8e-4, 0.03), (8e-4, 0.05),
                     (8e-4, 0.08)),
+          control=True,
       ),
-      "shuffled": Contender("to_go, shuffled (control)", "shuffled", _to_go()),
+      "shuffled": Contender(
+          "to_go, shuffled (control)", "shuffled", _to_go(), control=True
+      ),
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
           _settings("credit.length_weight", (2e-4, 0.2), (2e-4, 0.5),
@@ -166,26 +171,26 @@ def _ablations() -> dict[str, Contender]:
   return {
       "chance_calibrated": Contender(
           "chance, probes calibrated", "to_go", _chance(),
-          _priced() | calibrated, setting_of="chance",
+          _priced() | calibrated, setting_of="chance", control=True,
       ),
       "gold_calibrated": Contender(
           "gold answer, wrong ones too, probes calibrated", "to_go",
           _everywhere(),
           {"probe.estimator": "gold", "credit.only_correct": False}
           | calibrated,
-          setting_of="gold_everywhere",
+          setting_of="gold_everywhere", control=True,
       ),
       "misplaced": Contender(
           "to_go, probes misplaced", "to_go", _to_go(), setting_of="to_go",
-          misplaced=True,
+          control=True, misplaced=True,
       ),
       "paper_misplaced": Contender(
           "paper, probes misplaced", "paper", _paper(), setting_of="paper",
-          misplaced=True,
+          control=True, misplaced=True,
       ),
       "never_early": Contender(
           "to_go, warm start without early answers", "to_go", _to_go(),
-          setting_of="to_go", early_answers=False,
+          setting_of="to_go", control=True, early_answers=False,
       ),
   }  # fmt: skip
 

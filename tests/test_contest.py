@@ -185,12 +185,28 @@ def test_only_runs_from_the_same_weights_are_pairs():
 
 def test_the_page_is_made_of_the_results():
   evidence = experiment("evidence")
-  page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-  tables = evidence.tables(ROOT / "docs" / "evidence")
-  assert tables
-  assert evidence.filled(page, tables) == page
-  with pytest.raises(ConfigError, match="must have <!-- other --> twice"):
-    evidence.filled(page, {"other": "table"})
+  pages = evidence.pages(ROOT / "docs")
+  assert {page.name for page in pages} == {"evidence.md", "README.md"}
+  for page, tables in pages.items():
+    text = page.read_text(encoding="utf-8")
+    assert tables
+    assert evidence.filled(text, tables, page.name) == text
+  with pytest.raises(ConfigError, match=r"a.md: must have <!-- b --> twice"):
+    evidence.filled("", {"b": "table"}, "a.md")
+
+
+def test_the_headline_by_hand():
+  found = made_up()
+  few = found | {"trials": found["trials"][:4]}  # GRPO alone
+  lines = contest.headline({"mixed": found, "slips": few}).splitlines()
+  assert lines[0] == (
+      "|  | mixed: accuracy, points | tokens, % | slips: accuracy, points"
+      " | tokens, % |"
+  )
+  assert lines[2:] == [
+      "| GRPO | 85.0 % right | 45.0 tokens | 85.0 % right | 45.0 tokens |",
+      "| IAPO to_go | +2.0 (+2.0 to +2.0) | 50 (50 to 50) | – | – |",
+  ]
 
 
 def test_the_figure_is_made_of_the_results(tmp_path):

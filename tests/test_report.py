@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import itertools
 import json
 import pathlib
 import re
@@ -156,6 +157,7 @@ def test_every_token_has_its_numbers(trained, tmp_path):
   # After the reasoning there is no information to colour.
   rest = tokens[first["reasoning_tokens"]]
   assert rest["class"] == "token after" and "data-information" not in rest
+  assert rest["data-place"] == "after the reasoning"
 
 
 def tokens_of_run(tokens, shown, index):
@@ -177,6 +179,12 @@ def test_noise_is_not_painted_in_full_colour():
   assert [t["share"] for t in example["tokens"]] == ["0.20", "0.20"]
   credits_shown = [t["data"]["credit"] for t in example["tokens"]]
   assert credits_shown == ["+0.250", "-0.250"]
+  assert example["scale"] == "0.05"
+  # Without probes nothing is coloured, and nothing said of information.
+  blind = page._example(record | {"information": [], "answer_entropies": []})
+  assert blind["scale"] == ""
+  assert [t["colour"] for t in blind["tokens"]] == ["", ""]
+  assert {t["data"]["place"] for t in blind["tokens"]} == {"not probed"}
   record["information"] = [0.01, -0.2]
   assert [t["share"] for t in page._example(record)["tokens"]] == [
       "0.05", "1.00",
@@ -529,3 +537,25 @@ class TestComparison:
   def test_a_broken_rule(self, trained):
     with pytest.raises(ConfigError, match=r"multiple of evaluation\.samples"):
       comparison.load([trained / "grpo"], "last", samples=3)
+
+
+def test_the_page_without_eyes_or_mouse(trained, tmp_path):
+  reader, text = read(write(trained, tmp_path))
+  assert reader.of("html") == [{"lang": "en"}]
+  assert len(reader.of("h1")) == 1
+  assert "user-scalable" not in text and "maximum-scale" not in text
+  headings = [int(tag[1]) for tag, _ in reader.elements if tag in
+              ("h1", "h2", "h3", "h4")]  # fmt: skip
+  assert all(b <= a + 1 for a, b in itertools.pairwise(headings))
+  assert all(image["alt"].strip() for image in reader.of("img"))
+  assert all(cell.get("scope") in ("col", "row") for cell in reader.of("th"))
+  # One stop a completion; arrows move within it.
+  stops = [a["tabindex"] for a in tokens_of(reader)]
+  assert set(stops) == {"0", "-1"}
+  assert stops.count("0") == sum(
+      a.get("class") == "example" for a in reader.of("div")
+  )
+  assert '"keydown"' in text and "ArrowRight" in text
+  # What a colour says is also said in words.
+  assert {"more certain", "less certain"} <= set(reader.text)
+  assert "Settings" in [a.get("aria-label") for a in reader.of("div")]

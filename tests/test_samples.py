@@ -98,9 +98,15 @@ def test_records_of_a_step():
       learned=table > 0,
   )
 
-  def records(count):
+  def records(count, probed=True):
     rows = samples.fetch(prompts, step, count)
-    return list(samples.records(7, *rows, words, group_size=2))
+    return list(
+        samples.records(7, *rows, words, group_size=2, probed=probed)
+    )
+
+  blind = records(1, probed=False)[0]
+  unknown = {"information": [], "answer_entropies": []}
+  assert blind == records(1)[0] | unknown
 
   first, _, third = records(3)
   assert first == {

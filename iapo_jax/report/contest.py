@@ -5,6 +5,7 @@ are paired: the same weights of the warm start, the same seed and the same test
 problems.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,41 @@ def comparison(found: Found) -> str:
         f"{_trained(found, method) / 1e6:.1f}",
     ])
   return _markdown(head, rows)
+
+
+def headline(results: Mapping[str, Found]) -> str:
+  """Differences to GRPO on every task, a row a method that is not a control.
+
+  Args:
+    results: result files by task.
+
+  Returns:
+    The table; a dash where a task has no two replications.
+  """
+  head = [""]
+  for task in results:
+    head += [f"{task}: accuracy, points", "tokens, %"]
+  rows = []
+  for name, contender in trials.contenders().items():
+    cells = [_beside_grpo(found, name) for found in results.values()]
+    if any(cells) and not contender.control:
+      pairs = (cell or ("–", "–") for cell in cells)
+      rows.append([contender.label, *itertools.chain(*pairs)])
+  return _markdown(head, rows)
+
+
+def _beside_grpo(found: Found, name: str) -> tuple[str, str] | None:
+  """Accuracy and tokens, less GRPO's; of GRPO themselves. None if unknown."""
+  if not {"grpo", name} <= set(methods(found)):
+    return None
+  if name == "grpo":
+    accuracy = statistics.mean(values(found, name, "accuracy"))
+    tokens = statistics.mean(values(found, name, "mean_tokens"))
+    return f"{100 * accuracy:.1f} % right", f"{tokens:.1f} tokens"
+  return (
+      _against(found, name, "grpo", "accuracy", 100, 1),
+      _shorter(found, name, "grpo"),
+  )
 
 
 def _of_starts(found: Found) -> dict[str, Any]:

@@ -32,14 +32,17 @@ def tokens(
     information: Sequence[float],
     answer_entropies: Sequence[float],
     details: Sequence[Mapping[str, str]],
+    *,
+    reasoning: int,
 ) -> list[dict[str, Any]]:
   """What the template needs of each token.
 
   Args:
     texts: T of them.
-    information: of the first R tokens.
-    answer_entropies: R + 1.
+    information: of the first R tokens; of none, where there were no probes.
+    answer_entropies: R + 1, or none.
     details: T of them: what else is told of a token, by name.
+    reasoning: R.
 
   Returns:
     T of them.
@@ -48,7 +51,7 @@ def tokens(
   for i, text in enumerate(texts):
     token = {
         "text": "".join(_MARKS.get(c, c) for c in text) or "·",
-        "colour": "",
+        "colour": "" if i < reasoning else "after",
         "data": dict(details[i]),
     }
     if i < len(information):
@@ -61,5 +64,8 @@ def tokens(
           "before": f"{answer_entropies[i]:.3f}",
           "after": f"{answer_entropies[i + 1]:.3f}",
       }
+    else:
+      place = "not probed" if i < reasoning else "after the reasoning"
+      token["data"]["place"] = place
     found.append(token)
   return found

@@ -214,8 +214,9 @@ def _example(record: Mapping[str, Any]) -> dict[str, Any]:
       "reward": f"{record['reward']:+.1f}",
       "group": f"{group:+.3f}",
       "reasoning": record["reasoning_tokens"],
-      "scale": f"{heat.scale_of(information):.2f}",
+      "scale": f"{heat.scale_of(information):.2f}" if information else "",
       "tokens": heat.tokens(
-          record["tokens"], information, record["answer_entropies"], details
+          record["tokens"], information, record["answer_entropies"], details,
+          reasoning=record["reasoning_tokens"],
       ),
   }

@@ -56,7 +56,9 @@ def _example(line: Mapping[str, Any]) -> dict[str, Any]:
       "first": f"{answers[0]:.3f}",
       "last": f"{answers[reasoning]:.3f}",
       "scale": f"{heat.scale_of(information):.2f}",
-      "tokens": heat.tokens(texts, information, answers, details),
+      "tokens": heat.tokens(
+          texts, information, answers, details, reasoning=reasoning
+      ),
   }
 
 
