@@ -77,7 +77,7 @@ class DataConfig:
       `dapo_math`, `commonsense_qa`, `aime24`, `aime25`; or `own`: rows of
       `question`, `answer` and perhaps `solution`, jsonl or parquet.
     source_dir: a folder with the data set's files; by default they are
-      fetched, unless they were before. `own` needs it.
+      fetched, unless they were before. `own` needs it, or `tfds:NAME`.
     prepared_dir: where prepared data sets are kept; TFDS's own place by
       default.
     split: `published` (train and test as they are), or `80_20` (all problems

@@ -170,7 +170,10 @@ def _check_data(d: "DataConfig") -> None:
   except ValueError:
     fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
   if d.task == "own" and not d.source_dir:
-    rule = "must be a folder with train.jsonl and test.jsonl for data.task own"
+    rule = (
+        "must be a folder with train.jsonl and test.jsonl, or tfds:NAME, for"
+        " data.task own"
+    )
     fail("data.source_dir", d.source_dir, rule)
   if d.overlong == "truncate_left" and (
       d.chat_template or d.prompt == "think_answer"

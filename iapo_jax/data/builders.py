@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from pyarrow import parquet
 
-from iapo_jax.data import published
+from iapo_jax.data import published, registered
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import DataSet
 from iapo_jax.errors import ConfigError
@@ -183,7 +183,8 @@ def load(
   Args:
     task: one of `config_rules.READ`.
     source_dir: a folder with its files, or with a folder of the task's name
-      that has them; by default they are fetched, but for `own`.
+      that has them; by default they are fetched, but for `own`. Of `own` also
+      `tfds:` and the name of a data set of TFDS.
     prepared_dir: where prepared data sets are kept, TFDS's own place by
       default.
 
@@ -198,6 +199,9 @@ def load(
   kind = next(builder for builder in kinds if builder.name == task)
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()
+  if task == "own" and source_dir.startswith(registered.PREFIX):
+    with _quiet():
+      return registered.load(source_dir, str(root))
   files = _find(kind.DATA_SET, source_dir) if source_dir else None
   builder = _builder(kind, files, root)
   if not _is_prepared(builder):

@@ -1,0 +1,223 @@
+"""Every command of README and docs: run here, run elsewhere, or marked.
+
+A block of commands is marked by a comment `# needs ...`: hardware, a network or
+hours. Of all of them scripts, flags and fields must exist.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import runs
+import texts
+
+from iapo_jax import config as config_lib
+from iapo_jax import logs
+
+ROOT = pathlib.Path(__file__).parent.parent
+# In the order in which they are run: later pages use runs of earlier ones.
+PAGES = [
+    "docs/first_run.md", "README.md", "docs/heat_map.md", "docs/resuming.md",
+    "docs/own.md", "docs/models.md",
+]  # fmt: skip
+OTHERS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    if str(path.relative_to(ROOT)) not in PAGES
+)
+PROGRAMS = (
+    "python", ".venv/bin/python", "make", "pip", "tensorboard", "wandb", "git",
+    "for i", "gcloud", "srun", "find", "JAX_PLATFORMS=cpu", "XLA_FLAGS=",
+    "bash", ".ci/",
+)  # fmt: skip
+# Commands that a test of another file runs at small size.
+ELSEWHERE = {
+    "make demo|experiments/demo.py": "test_cli.py::test_the_demo_end_to_end",
+    "runs/demo/seed-0/{sft": "test_evaluation.py::test",
+    "make test|-m pytest tests/": "test_commands.py::test",  # it is this
+    "experiments/compile.py": "test_ahead.py::test_one_that_does_not_fit",
+    "experiments/compare.py": "test_compare.py::test_trials_and_what_is",
+    "experiments/evidence.py": "test_contest.py::test_the_page_is_made_of",
+    "experiments/theorem.py": "test_theorem.py::test_evidence_is_what",
+    "experiments/oracle.py": "test_oracle.py::test_evidence_holds_what",
+    "experiments/replay.py": "test_nonfinite.py::test",
+    "own_reward.py|own_credit.py": "test_own.py::test_the_programs_of_the_docs",
+    "[--checkpoint=best]": "test_export.py::test",
+    "[--html=PAGE.html]": "test_scoring.py::test_the_command_says_what_torch",
+    "for i in 0 1": "test_processes.py::test_two_processes_equal_one",
+    "JAX_PLATFORMS=cpu": "test_processes.py::test_two_processes_equal_one",
+    "run.py $F|find runs/cold": "test_compilation.py::test",
+    "benchmarks/phases.py": "test_benchmarks.py::test_phases_reports_every",
+    "benchmarks/step.py": "test_benchmarks.py::test_step_checks_and_reports",
+    "benchmarks/probes.py": "test_benchmarks.py::test_probes_beside_other",
+    "benchmarks/updating.py": "test_benchmarks.py::test_updates_from_",
+    "benchmarks/loading.py": "test_benchmarks.py::test_loading_tells_bytes",
+    "benchmarks/accelerator.py": "test_benchmarks.py::test_accelerator_rehe",
+    "benchmarks/scaling.py": "test_scaling.py::test_tables_are_of_what",
+}
+SMALL = {
+    "num_steps": 2, "prompts_per_step": 4, "group_size": 4,
+    "warm_start.num_steps": 3, "warm_start.batch_size": 8,
+    "evaluation.every": 1, "evaluation.problems": 8,
+    "evaluation.batch_size": 32, "checkpoint.every": 1,
+}  # fmt: skip
+SUMS = {
+    "data.arithmetic.train_problems": 48, "data.arithmetic.test_problems": 8,
+    "data.arithmetic.validation_problems": 8,
+}  # fmt: skip
+PLACES = {  # names of examples, and what they are here
+    "warm_start/900": "warm_start/3",
+    "rl/100": "rl/2",
+    "FOLDER_OR_HUB_NAME": "exported",
+    "RUN": "arithmetic-to_go",
+}
+
+
+def blocks(page):
+  """The indented blocks of a page."""
+  text = (ROOT / page).read_text(encoding="utf-8")
+  found = re.findall(r"(?:^|\n\n)((?:    .*\n|\n(?=    ))+)", text + "\n")
+  return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in found]
+
+
+def commands(page):
+  """Each command of a page, and what it is marked to need."""
+  for block in blocks(page):
+    joined = re.sub(r"\\\n\s*", "", block)
+    needs = re.search(r"# needs (.+)", joined)
+    for line in joined.splitlines():
+      command = re.sub(r"\s+#.*", "", line).strip()
+      if command.startswith(PROGRAMS):
+        yield command, needs.group(1) if needs else ""
+
+
+def elsewhere(command):
+  for parts, test in ELSEWHERE.items():
+    if any(part in command for part in parts.split("|")):
+      return test
+  return ""
+
+
+ALL = [
+    (page, command, needs)
+    for page in PAGES + OTHERS
+    for command, needs in commands(page)
+]
+
+
+def test_there_are_commands():
+  assert len(ALL) > 60
+  assert {page for page, _, _ in ALL} > set(PAGES)
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_commands_of_other_pages_are_marked_or_run_elsewhere(page):
+  for command, needs in commands(page):
+    assert needs or elsewhere(command), f"{page}: {command}"
+
+
+def test_what_runs_elsewhere_is_there():
+  for test in ELSEWHERE.values():
+    file, _, name = test.partition("::")
+    source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert f"def {name}" in source, test
+
+
+def test_scripts_flags_and_fields_exist():
+  fields = config_lib.flatten(config_lib.Config())
+  shared = "".join(
+      (ROOT / "iapo_jax" / name).read_text() for name in ("launch.py", "cli.py")
+  )
+  for page, command, _ in ALL:
+    script = re.search(r"(?:experiments|benchmarks|\.ci)/\w+(?:\.py)?", command)
+    if not script:
+      continue
+    source = (ROOT / script.group()).read_text(encoding="utf-8") + shared
+    for flag in re.findall(r"(?<=[\s\[])--([\w.]+)", command):
+      name = flag.removeprefix("config.")
+      known = name in fields if name != flag else f'"{flag}"' in source
+      assert known or flag == "config", f"{page}: --{flag} of {command}"
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+  """A folder like a clone, whose runs go away."""
+  folder = tmp_path_factory.mktemp("clone")
+  for name in ("configs", "experiments", "benchmarks", "iapo_jax"):
+    (folder / name).symlink_to(ROOT / name)
+  shutil.copytree(ROOT / "docs", folder / "docs")
+  texts.write_tokenizer(folder / "tokenizer")
+  (folder / "bin").mkdir()
+  python = folder / "bin" / "python"
+  python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  python.chmod(0o755)
+  return folder
+
+
+def smaller(command):
+  """The command at a size that takes seconds."""
+  for name, place in PLACES.items():
+    command = re.sub(rf"(?<=[/=\s]){name}\b", place, command)
+  if "--config=" not in command:
+    return command
+  sums = "configs/arithmetic.py" in command
+  for field, value in (SMALL | (SUMS if sums else {})).items():
+    if f"--config.{field}=" not in command:
+      command += f" --config.{field}={value}"
+  if "task=own" in command:
+    command += (
+        " --config.data.tokenizer=tokenizer --config.evaluation.every=2"
+    )
+  return command
+
+
+def execute(command, folder):
+  environment = runs.environment()
+  places = f"{folder / 'bin'}:{environment['PATH']}"
+  return subprocess.run(
+      ["bash", "-c", smaller(command)],
+      cwd=folder,
+      env=environment
+      | {"PATH": places, "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")},
+      capture_output=True,
+      text=True,
+      timeout=600,
+  )
+
+
+def write_files(page, folder):
+  """Programs that a page tells to write: a name, then its lines."""
+  text = (ROOT / page).read_text(encoding="utf-8")
+  form = r"`(\w+\.py)`:\n\n((?:    .*\n|\n(?=    ))+)"
+  for name, block in re.findall(form, text):
+    program = re.sub("^    ", "", block, flags=re.MULTILINE)
+    (folder / name).write_text(program, encoding="utf-8")
+
+
+def write_input(folder):
+  """Lines to score: completions that the first run wrote down."""
+  if not (folder / "in.jsonl").exists():
+    samples = logs.read(folder / "runs" / "arithmetic-to_go", logs.SAMPLES)
+    lines = [
+        {"prompt": x["prompt"], "completion": "".join(x["tokens"])}
+        for x in samples[:4]
+    ]
+    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_a_page_do_what_they_should(page, sandbox):
+  write_files(page, sandbox)
+  for command, needs in commands(page):
+    if needs or elsewhere(command):
+      continue
+    if "in.jsonl" in command:
+      write_input(sandbox)
+    done = execute(command, sandbox)
+    expected = 2 if "--config.group_size=1" in command else 0
+    assert done.returncode == expected, f"{command}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,68 @@
+"""Data sets that TensorFlow Datasets knows by name."""
+
+import pytest
+import tensorflow_datasets as tfds
+
+from iapo_jax.data import builders
+from iapo_jax.data.examples import Example
+from iapo_jax.errors import ConfigError
+
+
+class SumsOfTests(tfds.core.GeneratorBasedBuilder):
+  """A builder as anybody would register it: of five and of two sums."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  FIELDS = ("question", "answer", "solution")
+
+  def _info(self):
+    text = tfds.features.Text()
+    features = tfds.features.FeaturesDict(dict.fromkeys(self.FIELDS, text))
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    numbers = {"train": range(5), "test": (7, 8)}
+    return {k: self._generate_examples(v) for k, v in numbers.items()}
+
+  def _generate_examples(self, numbers):
+    for i in numbers:
+      row = {
+          "question": f"{i} + {i}?",
+          "answer": str(2 * i),
+          "solution": f"Twice {i}, é.",
+          "level": "1",
+      }
+      yield i, {name: row[name] for name in self.FIELDS}
+
+
+class SumsWithLevels(SumsOfTests):
+  """The same with a field that nobody reads."""
+
+  FIELDS = (*SumsOfTests.FIELDS, "level")
+
+
+def test_rows_by_the_name(tmp_path):
+  place = str(tmp_path)
+  found = builders.load(
+      "own", source_dir="tfds:sums_of_tests", prepared_dir=place
+  )
+  assert sorted(found["train"], key=lambda x: x.answer) == [
+      Example(f"{i} + {i}?", str(2 * i), f"Twice {i}, é.") for i in range(5)
+  ]
+  assert {x.answer for x in found["test"]} == {"14", "16"}
+  # What is prepared is read, in the same order.
+  assert found == builders.load(
+      "own", source_dir="tfds:sums_of_tests:1.0.0", prepared_dir=place
+  )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sums_with_levels", r"row 0 of train: level: must be among question"),
+        ("nobody_has_this", r"= 'tfds:nobody_has_this': TensorFlow Datasets"),
+        ("sums_of_tests:9.9.9", r"TensorFlow Datasets says: "),
+    ],
+)
+def test_names_and_rows_that_will_not_do(name, message, tmp_path):
+  with pytest.raises(ConfigError, match=message):
+    builders.load("own", source_dir=f"tfds:{name}", prepared_dir=str(tmp_path))
