@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from iapo_jax import cli, comparison, config_rules, processes
+from iapo_jax import cli, comparison, data_config, processes
 from iapo_jax.errors import ConfigError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -38,7 +38,7 @@ _MAX_TOKENS = flags.DEFINE_integer(
 _TASK = flags.DEFINE_enum(
     "task",
     None,
-    config_rules.READ,
+    data_config.READ,
     "Judge on this data set, not on the runs' own.",
 )
 _SOURCE_DIR = flags.DEFINE_string(

@@ -4,17 +4,16 @@ Rules between it and the data are where the data is read.
 """
 
 import dataclasses
-import datetime
 import math
 import typing
 from typing import Any
 
-from iapo_jax import advantages, losses, mi, model_config
+from iapo_jax import advantages, data_config, losses, mi, model_config
 from iapo_jax.errors import fail
 from iapo_jax.model_config import ModelConfig, RopeConfig
 
 if typing.TYPE_CHECKING:
-  from iapo_jax.config import Config, DataConfig
+  from iapo_jax.config import Config
 
 PROBED = ("stride", "sentences")
 CREDIT_MODES = (
@@ -22,18 +21,9 @@ CREDIT_MODES = (
     *advantages.TOKEN_CREDITS,
 )  # fmt: skip
 INFORMATION = ("realised", "shuffled", "none")
-OVERLONG = ("error", "skip", "truncate_left")
 GRADERS = ("token_match", "host")
 DTYPES = ("float32", "bfloat16")
 EVALUATED = ("last", "best")
-PUBLISHED = (
-    "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
-)  # fmt: skip
-READ = (*PUBLISHED, "own")  # from files; the other one is made
-TASKS = ("arithmetic", *READ)
-SPLITS = ("published", "80_20")
-PROMPTS = ("plain", "think_answer")
-INSTRUCTIONS = ("system", "user")
 WANDB = ("off", "offline", "online")
 
 
@@ -50,7 +40,7 @@ def check(c: "Config") -> None:
         f" {c.sequences_per_step}; try one of"
         f" {_divisors(c.sequences_per_step)}",
     )
-  _check_data(c.data)
+  data_config.check(c.data)
   e = c.evaluation
   if e.batch_size % e.samples:
     fail(
@@ -164,45 +154,6 @@ def _check_selection(c: "Config") -> None:
     fail("select.later_share", select.later_share, rule)
 
 
-def _check_data(d: "DataConfig") -> None:
-  try:
-    datetime.date.fromisoformat(d.chat_date)
-  except ValueError:
-    fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
-  if d.task == "own" and not d.source_dir:
-    rule = (
-        "must be a folder with train.jsonl and test.jsonl, or tfds:NAME, for"
-        " data.task own"
-    )
-    fail("data.source_dir", d.source_dir, rule)
-  if d.overlong == "truncate_left" and (
-      d.chat_template or d.prompt == "think_answer"
-  ):
-    rule = "goes not with a prompt whose beginning is needed"
-    fail("data.overlong", d.overlong, rule)
-  if d.prompt == "plain" and d.instructions != "system":
-    fail("data.instructions", d.instructions, "needs data.prompt think_answer")
-  sums = d.arithmetic
-  if sums.min_operands and not 2 <= sums.min_operands <= sums.operands:
-    rule = f"must be 0 or in [2, data.arithmetic.operands = {sums.operands}]"
-    fail("data.arithmetic.min_operands", sums.min_operands, rule)
-  for name in ("check_rate", "slip_check_rate"):
-    if getattr(sums, name) and not sums.slip_rate:
-      rule = "needs data.arithmetic.slip_rate (there is nothing to repair)"
-      fail(f"data.arithmetic.{name}", getattr(sums, name), rule)
-  default = type(d)()
-  unused = ["arithmetic"]
-  if d.task == "arithmetic":
-    unused = [
-        "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
-        "validation_problems", "prompt",
-    ]  # fmt: skip
-  for field in unused:
-    if getattr(d, field) != getattr(default, field):
-      rule = f"is of no use to data.task {d.task}; leave it out"
-      fail(f"data.{field}", getattr(d, field), rule)
-
-
 def check_model(m: ModelConfig) -> None:
   """Every rule of the decoder by itself.
 
@@ -297,11 +248,11 @@ def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
 
 def _check_choices(c: "Config") -> None:
   choices = {
-      "data.task": (c.data.task, TASKS),
-      "data.split": (c.data.split, SPLITS),
-      "data.prompt": (c.data.prompt, PROMPTS),
-      "data.instructions": (c.data.instructions, INSTRUCTIONS),
-      "data.overlong": (c.data.overlong, OVERLONG),
+      "data.task": (c.data.task, data_config.TASKS),
+      "data.split": (c.data.split, data_config.SPLITS),
+      "data.prompt": (c.data.prompt, data_config.PROMPTS),
+      "data.instructions": (c.data.instructions, data_config.INSTRUCTIONS),
+      "data.overlong": (c.data.overlong, data_config.OVERLONG),
       "reward.grader": (c.reward.grader, GRADERS),
       "probe.at": (c.probe.at, PROBED),
       "probe.estimator": (c.probe.estimator, mi.ESTIMATORS),

@@ -16,7 +16,7 @@ from iapo_jax import (
     compilation,
     debugging,
     evaluation,
-    files,
+    judging,
     logs,
     loop,
     memory,
@@ -41,7 +41,6 @@ from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Log, Metrics, NoLog, RunLog
 from iapo_jax.own import NOTHING, Own
 from iapo_jax.types import (
-  KeyDomain,
   Params,
   Prompts,
   PyTree,
@@ -133,7 +132,7 @@ def train(
     try:
       with _open_log(cfg, workdir, position) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
-        _summarise(run, _run_stages(run, saved), start)
+        judging.summarise(run, _run_stages(run, saved), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
           signal.SIGINT,
@@ -343,7 +342,7 @@ def reinforce(
         save_start=True,
         sequences=cfg.sequences_per_step,
         calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
-        validate=lambda state, done: _validate(run, state, done),
+        validate=lambda state, done: judging.validate(run, state, done),
         observe=_Observer(run),
     )
     return loop.fit(todo, state, run.log, progress)
@@ -392,74 +391,6 @@ class _Observer:
               probed=cfg.probe.stride > 0,
           )
       )
-
-
-def _validate(run: Run, state: TrainState, done: int) -> Metrics | None:
-  every = run.cfg.evaluation.every
-  if not every or (done % every and done != run.cfg.num_steps):
-    return None
-  results = _sample(
-      run, state.params, "validation", run.cfg.evaluation.problems
-  )
-  summary = evaluation.summarise(results)
-  run.log.write("validation", done, summary)
-  run.log.write_evaluation({
-      "step": done,
-      "lengths": results.lengths.tolist(),
-      "reasoning_lengths": results.reasoning_lengths.tolist(),
-      "correct": results.correct.tolist(),
-  })
-  return summary
-
-
-def _summarise(run: Run, state: TrainState, start: float) -> None:
-  """Evaluates on the test split; `summary.json` marks the run as finished."""
-  count = len(run.parts.task.tables["test"].kept)
-  params, name = _judged(run, state)
-  summary = evaluation.summarise(_sample(run, params, "test", count))
-  skipped = run.parts.task.tables["test"].skipped
-  extra = {
-      "skipped": skipped,
-      "checkpoint": name,
-      "seconds": time.perf_counter() - start,
-  }
-  if run.parts.task.note:
-    extra["note"] = run.parts.task.note
-  place = run.workdir / workdir_lib.SUMMARY
-  processes.on_first(lambda: files.write_json(place, summary | extra))
-  print(
-      f"test       accuracy {summary['accuracy']:.3f} ±"
-      f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
-      f" {count} problems, checkpoint {name}"
-  )
-
-
-def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
-  """The policy that the test split judges, and its name."""
-  cfg = run.cfg
-  only_warm = cfg.warm_start.num_steps and not cfg.num_steps
-  stage = "warm_start" if only_warm else "rl"
-  if cfg.evaluation.checkpoint == "last" or stage != "rl":
-    return state.params, f"{stage}/{int(state.step)}"
-  step = processes.on_first(lambda: policies.best(run.workdir).step)
-  best = policies.Source(run.workdir, stage, step)
-  return policies.load(run.parts, best, verify=False), best.name
-
-
-def _sample(
-    run: Run, params: Params, split: str, problems: int
-) -> evaluation.Completions:
-  # The same key each time: points of a curve differ by the policy alone.
-  settings = run.cfg.evaluation
-  return evaluation.evaluate(
-      run.sampler,
-      params,
-      run.parts.task.tables[split],
-      run.parts.mesh,
-      problems=problems,
-      batch_prompts=settings.batch_size // settings.samples,
-      key=KeyDomain.EVALUATION.key(run.cfg.seed),
-  )
 
 
 def _checkpoints(run: Run, stage: str) -> Checkpoints:

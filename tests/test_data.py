@@ -5,8 +5,9 @@ import pytest
 import tiny
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import ArithmeticConfig, Config, DataConfig
+from iapo_jax.config import Config
 from iapo_jax.data import arithmetic, pipeline
+from iapo_jax.data_config import ArithmeticConfig, DataConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 

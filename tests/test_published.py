@@ -16,11 +16,11 @@ import tiny
 from pyarrow import parquet
 
 from iapo_jax import config as config_lib
-from iapo_jax import config_rules
+from iapo_jax import data_config
 from iapo_jax.data import (
-    builders,
-    examples,
-    published,
+  builders,
+  examples,
+  published,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import Download
@@ -276,7 +276,7 @@ def no_network(monkeypatch):
     monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("task", config_rules.PUBLISHED)
+@pytest.mark.parametrize("task", data_config.PUBLISHED)
 def test_without_a_network_and_files(task, monkeypatch, tmp_path):
   no_network(monkeypatch)
   with pytest.raises(ConfigError) as error:
@@ -287,7 +287,7 @@ def test_without_a_network_and_files(task, monkeypatch, tmp_path):
   assert "--config.data.source_dir=FOLDER" in message
 
 
-@pytest.mark.parametrize("task", config_rules.PUBLISHED)
+@pytest.mark.parametrize("task", data_config.PUBLISHED)
 def test_every_published_file_is_pinned(task):
   data = published.data_set(task)
   assert set(data.downloads) == set(data.files)

@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import ArithmeticConfig
 from iapo_jax.data import arithmetic, tokenizer
 from iapo_jax.data import task as task_lib
+from iapo_jax.data_config import ArithmeticConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 

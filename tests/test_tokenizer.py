@@ -8,9 +8,9 @@ import tokenizers
 from tokenizers import processors
 
 from iapo_jax import config as config_lib
-from iapo_jax.config import ArithmeticConfig, DataConfig
 from iapo_jax.data import arithmetic, pipeline, task, tokenizer
 from iapo_jax.data.arithmetic import Piece
+from iapo_jax.data_config import ArithmeticConfig, DataConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder
 from iapo_jax.types import Vocabulary

@@ -181,7 +181,7 @@ def load(
   """The published splits of a data set, prepared if need be.
 
   Args:
-    task: one of `config_rules.READ`.
+    task: one of `data_config.READ`.
     source_dir: a folder with its files, or with a folder of the task's name
       that has them; by default they are fetched, but for `own`. Of `own` also
       `tfds:` and the name of a data set of TFDS.

@@ -8,8 +8,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from iapo_jax.config import DataConfig
 from iapo_jax.data import tokenizer as tokenizer_lib
+from iapo_jax.data_config import DataConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.types import Prompts, Vocabulary
 

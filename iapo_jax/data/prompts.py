@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from iapo_jax.config import DataConfig
 from iapo_jax.data import examples
 from iapo_jax.data.published import DataSet
+from iapo_jax.data_config import DataConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 

@@ -65,7 +65,7 @@ def data_set(name: str) -> DataSet:
   """The data set of a task.
 
   Args:
-    name: one of `config_rules.READ`.
+    name: one of `data_config.READ`.
 
   Returns:
     The data set.

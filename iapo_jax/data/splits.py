@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import DataConfig
 from iapo_jax.data import published
 from iapo_jax.data.examples import Example
+from iapo_jax.data_config import DataConfig
 from iapo_jax.errors import ConfigError, fail
 
 Splits = dict[str, list[Example]]

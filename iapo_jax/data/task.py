@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import ArithmeticConfig, Config, DataConfig
+from iapo_jax.config import Config
 from iapo_jax.data import (
-    arithmetic,
-    examples,
-    pipeline,
-    prompts,
-    published,
-    splits,
-    tokenizer,
+  arithmetic,
+  examples,
+  pipeline,
+  prompts,
+  published,
+  splits,
+  tokenizer,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
+from iapo_jax.data_config import ArithmeticConfig, DataConfig
 from iapo_jax.errors import ConfigError, fail
 from iapo_jax.hf import folder
 from iapo_jax.rewards import text
