@@ -1,14 +1,21 @@
 """Package metadata of iapo_jax."""
 
 import pathlib
+import re
 
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
 
+
+def _version() -> str:
+  source = (_ROOT / "iapo_jax" / "__init__.py").read_text(encoding="utf-8")
+  return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
+
+
 setuptools.setup(
     name="iapo_jax",
-    version="0.1.0",
+    version=_version(),
     description=(
         "Information-Aware Policy Optimization in JAX: reinforcement learning"
         " that credits every reasoning token with the information it carries"
@@ -52,6 +59,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "parity": ["torch==2.13.0"],  # tests only: the reference models
         "test": [
+            "build>=1.2",
             "hypothesis>=6.100",  # generated texts
             "pytest>=8.0",
             "pytest-xdist>=3.6",

@@ -24,6 +24,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       test_problems=1500,
   )
   config.data.max_prompt_tokens = 21
-  config.warm_start.num_steps = 1100
+  config.warm_start.num_steps = 2600
   config.evaluation.update({"problems": 400, "batch_size": 500})
   return config

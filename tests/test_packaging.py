@@ -1,0 +1,93 @@
+"""Wheel and source distribution: what is in them, and that they work."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import runs
+import texts
+
+import iapo_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+VERSION = iapo_jax.__version__
+
+
+def call(*command, **more):
+  done = subprocess.run(
+      command, capture_output=True, text=True, timeout=600, **more
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  """The source distribution, and the wheel that is built from it."""
+  folder = tmp_path_factory.mktemp("dist")
+  call(sys.executable, "-m", "build", f"--outdir={folder}", cwd=ROOT)
+  return folder
+
+
+def test_the_wheel_has_the_package_and_nothing_else(built):
+  (wheel,) = built.glob("*.whl")
+  assert wheel.name == f"iapo_jax-{VERSION}-py3-none-any.whl"
+  names = set(zipfile.ZipFile(wheel).namelist())
+  about = f"iapo_jax-{VERSION}.dist-info"
+  inside = {
+      str(path.relative_to(ROOT))
+      for path in (ROOT / "iapo_jax").rglob("*")
+      if path.suffix in (".py", ".typed", ".j2")
+  }
+  assert inside <= names
+  assert {name for name in names if not name.startswith(about)} == inside
+  metadata = zipfile.ZipFile(wheel).read(f"{about}/METADATA").decode()
+  assert f"\nVersion: {VERSION}\n" in metadata
+  assert "\nRequires-Python: >=3.11\n" in metadata
+  assert "Requires-Dist: torch" not in re.sub(r".*extra ==.*", "", metadata)
+  assert f"{about}/licenses/LICENSE" in names
+
+
+def test_the_source_distribution_builds_it(built):
+  (source,) = built.glob("*.tar.gz")
+  with tarfile.open(source) as archive:
+    names = {name.partition("/")[2] for name in archive.getnames()}
+  assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_one_version_everywhere():
+  for page in ("CHANGELOG.md", "CITATION.cff"):
+    assert VERSION in (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_the_wheel_runs_the_smoke_configuration_from_anywhere(built, tmp_path):
+  (wheel,) = built.glob("*.whl")
+  site, work = tmp_path / "site", tmp_path / "work"
+  work.mkdir()
+  call(
+      sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
+      f"--target={site}", str(wheel),
+  )  # fmt: skip
+  smoke = (ROOT / "configs" / "gsm8k_smoke.py").read_text(encoding="utf-8")
+  (work / "smoke.py").write_text(smoke, encoding="utf-8")
+  texts.write_gsm8k(work / "data")
+  texts.write_tokenizer(work / "tokenizer")
+  environment = runs.environment() | {"PYTHONPATH": str(site)}
+  where = "import iapo_jax; print(iapo_jax.__file__)"
+  place = call(sys.executable, "-c", where, cwd=work, env=environment)
+  assert place.startswith(str(site))
+  told = call(
+      sys.executable, "-m", "iapo_jax", "--config=smoke.py",
+      "--workdir=run", "--config.data.source_dir=data",
+      "--config.data.tokenizer=tokenizer", "--config.data.first_rows=0",
+      "--config.data.validation_problems=4", "--config.data.test_problems=4",
+      "--config.num_steps=1", "--config.warm_start.num_steps=2",
+      "--config.evaluation.every=0", "--config.rollout.max_tokens=64",
+      cwd=work, env=environment,
+  )  # fmt: skip
+  assert "test       accuracy" in told
+  assert (work / "run" / "summary.json").exists()
