@@ -143,6 +143,25 @@ def test_scripts_flags_and_fields_exist():
       assert known or flag == "config", f"{page}: --{flag} of {command}"
 
 
+@pytest.mark.parametrize("page", PAGES + OTHERS)
+def test_links_lead_somewhere(page):
+  text = (ROOT / page).read_text(encoding="utf-8")
+  for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    if not target.startswith(("http://", "https://")):
+      assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_what_pages_name_is_there():
+  """Tests, modules and programs that a page speaks of by their path."""
+  form = r"`((?:tests|experiments|benchmarks|configs|iapo_jax|docs)/[\w./]+)`"
+  for page in PAGES + OTHERS:
+    if page == "CHANGELOG.md":
+      continue
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(form, text):
+      assert (ROOT / name.rstrip("/")).exists(), f"{page}: {name}"
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory):
   """A folder like a clone, whose runs go away."""
