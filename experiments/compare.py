@@ -4,7 +4,7 @@
   python experiments/compare.py --task=slips --methods=grpo,dapo,to_go
   python experiments/compare.py --task=mixed --collect_only
 
-Every method has four settings (`iapo_jax/trials.py`), tried from the first warm
+Every method has four settings (`iapo_jax/trials.py`), tried from every warm
 start and judged on validation problems. The chosen one is trained from every
 warm start with every seed, and judged on the test problems. Trials are runs
 like those of `run.py`, in folders of their own: interrupted ones go on, and the

@@ -12,9 +12,9 @@ import ml_collections
 from iapo_jax.errors import ConfigError
 
 NAMES = (
-    "paper", "to_go", "faithful", "grpo", "dr_grpo", "dapo", "gspo", "gfpo",
-    "gtpo", "s_grpo", "length_penalty", "group_length_penalty", "shuffled",
-    "cost_only",
+    "paper", "to_go", "chance", "faithful", "grpo", "dr_grpo", "dapo", "gspo",
+    "gfpo", "gtpo", "s_grpo", "length_penalty", "group_length_penalty",
+    "shuffled", "cost_only",
 )  # fmt: skip
 
 
@@ -40,12 +40,18 @@ def _fields(
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
   """What each method sets, by group of fields; docs/method.md has formulas."""
   to_go = {"mode": "to_go", "info_weight": 2.0, "explore_weight": 0.0}
+  # What each token adds to the chance of the right answer, less its price.
+  chance = {"discount": 1.0, "cost": 0.01, "only_correct": False}
   plain = {"mode": "grpo"}
   # GRPO's own loss: every completion counts as much, one symmetric clip.
   per_sequence = {"aggregation": "sequence_mean", "clip_high": 0.2}
   return {
       "paper": {"credit": {"mode": "paper"}},
       "to_go": {"credit": to_go},
+      "chance": {
+          "credit": to_go | chance,
+          "probe": {"estimator": "gold_chance"},
+      },
       "faithful": {"credit": {"mode": "faithful"}},
       "grpo": {"credit": plain, "loss": per_sequence},
       "dr_grpo": {

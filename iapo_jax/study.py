@@ -83,7 +83,7 @@ class Study:
     Raises:
       ConfigError: where records are of other configurations.
     """
-    self.run_trials(trials.tuning(self.methods))
+    self.run_trials(trials.tuning(self.methods, starts=self.starts))
     chosen = self.chosen()
     self.run_trials(
         trials.final(chosen, starts=self.starts, seeds=self.seeds)
@@ -166,7 +166,10 @@ class Study:
   def chosen(self) -> dict[str, int]:
     """The setting of each method, by its validation results."""
     results = {
-        method: [self.result(trial) for trial in trials.tuning([method])]
+        method: trials.means_of_settings([
+            self.result(trial)
+            for trial in trials.tuning([method], starts=self.starts)
+        ])
         for method in self._tuned
     }
     best = max(x["accuracy"] for name in PLAIN for x in results[name])
@@ -189,12 +192,13 @@ class Study:
       return dataclasses.replace(
           self, methods=list(trials.contenders())
       ).collect()
-    tuned = self._results(trials.tuning(self.methods))
+    tuned = self._results(trials.tuning(self.methods, starts=self.starts))
+    expected = trials.TUNED * self.starts
     complete = [
         method
         for method in self.methods
         if method not in self._tuned
-        or sum(x["method"] == method for x in tuned) == trials.TUNED
+        or sum(x["method"] == method for x in tuned) == expected
     ]
     chosen = {}
     if set(PLAIN) <= set(complete):

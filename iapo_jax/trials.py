@@ -1,12 +1,13 @@
 """Which runs a comparison of methods needs, and in which order.
 
-Every method has four settings, tried on one warm start and judged on
-validation problems; the chosen one is trained from every warm start with every
-seed and judged on test problems.
+Every method has four settings, tried from every warm start with a seed of
+their own and judged on validation problems; the chosen one is trained from
+every warm start with every seed and judged on test problems.
 """
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,7 +119,7 @@ def _compared() -> dict[str, Contender]:
 
 
 def _to_go() -> list[Fields]:
-  rates_and_weights = (4e-4, 0.35), (8e-4, 0.2), (8e-4, 0.3), (8e-4, 0.4)
+  rates_and_weights = (8e-4, 0.5), (8e-4, 0.2), (8e-4, 0.3), (8e-4, 0.4)
   return _settings(_WEIGHT, *rates_and_weights)
 
 
@@ -134,7 +135,7 @@ def _with_gold_answers() -> dict[str, Contender]:
   rates_and_weights = (4e-4, 0.5), (8e-4, 0.3), (8e-4, 0.4), (8e-4, 0.5)
   return {
       "chance": Contender(
-          "chance of the gold answer, priced", "to_go", _chance(), _priced()
+          "chance of the gold answer, priced", "chance", _chance()
       ),
       "to_go_gold": Contender(
           "to_go, gold answer", "to_go",
@@ -154,15 +155,7 @@ def _everywhere() -> list[Fields]:
 
 def _chance() -> list[Fields]:
   prices = 0.005, 0.007, 0.01, 0.015
-  return [{_RATE: 8e-4, _WEIGHT: 2.0, _COST: price} for price in prices]
-
-
-def _priced() -> Fields:
-  return {
-      "probe.estimator": "gold_chance",
-      "credit.only_correct": False,
-      "credit.discount": 1.0,
-  }
+  return _settings(_COST, *((8e-4, price) for price in prices))
 
 
 def _ablations() -> dict[str, Contender]:
@@ -170,8 +163,8 @@ def _ablations() -> dict[str, Contender]:
   calibrated = {"loss.early_weight": 0.1}
   return {
       "chance_calibrated": Contender(
-          "chance, probes calibrated", "to_go", _chance(),
-          _priced() | calibrated, setting_of="chance", control=True,
+          "chance, probes calibrated", "chance", _chance(), calibrated,
+          setting_of="chance", control=True,
       ),
       "gold_calibrated": Contender(
           "gold answer, wrong ones too, probes calibrated", "to_go",
@@ -195,21 +188,22 @@ def _ablations() -> dict[str, Contender]:
   }  # fmt: skip
 
 
-def tuning(methods: Sequence[str]) -> Iterator[Trial]:
+def tuning(methods: Sequence[str], *, starts: int) -> Iterator[Trial]:
   """The trials that settings are chosen by.
 
   Args:
     methods: names of contenders.
+    starts: warm starts.
 
   Yields:
-    `TUNED` trials of each but of ablations.
+    Of each but ablations `TUNED` settings from each warm start.
   """
   known = contenders()
   for method in methods:
     if known[method].setting_of:
       continue
-    for setting in range(TUNED):
-      yield Trial(method, setting, start=0, seed=TUNING_SEED)
+    for setting, start in itertools.product(range(TUNED), range(starts)):
+      yield Trial(method, setting, start, seed=TUNING_SEED)
 
 
 def final(
@@ -236,6 +230,27 @@ def final(
           yield Trial(method, setting, start, seed)
 
 
+def means_of_settings(results: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+  """Validation results of each setting, a mean over warm starts.
+
+  Args:
+    results: of one method's settings, from as many starts each.
+
+  Returns:
+    `accuracy` and `mean_tokens`, by setting.
+  """
+  settings = sorted({x["setting"] for x in results})
+  return [
+      {
+          name: statistics.mean(
+              x[name] for x in results if x["setting"] == setting
+          )
+          for name in ("accuracy", "mean_tokens")
+      }
+      for setting in settings
+  ]
+
+
 def choose(
     contender: Contender,
     results: Sequence[Mapping[str, float]],
@@ -247,7 +262,8 @@ def choose(
 
   Args:
     contender: whose results these are.
-    results: `accuracy` and `mean_tokens` on validation problems, by setting.
+    results: `accuracy` and `mean_tokens` on validation problems, by setting;
+      means over warm starts.
     best_accuracy: of the most accurate plain method.
     slack: below it, within which the shortest is chosen.
 

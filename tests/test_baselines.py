@@ -282,6 +282,12 @@ def expected(name, samples):
         plain, rewards, samples.entropies, live, group_size=4, weight=0.1
     )
   per_token = jnp.where(live, plain[:, None], 0.0)
+  if name == "chance":
+    # By the sum of what tokens add: that of the end less that before a token.
+    per_token += 2.0 * advantages.information_to_go(
+        samples.information, jnp.full(live.shape[:1], True), reasoning,
+        discount=1.0, cost=0.01,
+    )  # fmt: skip
   if name == "cost_only":
     per_token += 2.0 * advantages.information_to_go(
         jnp.zeros(live.shape), samples.correct, reasoning,
@@ -291,7 +297,7 @@ def expected(name, samples):
 
 
 NAMES = (
-    "dr_grpo", "dapo", "gspo", "gfpo", "gtpo", "s_grpo",
+    "chance", "dr_grpo", "dapo", "gspo", "gfpo", "gtpo", "s_grpo",
     "group_length_penalty", "cost_only",
 )  # fmt: skip
 

@@ -86,8 +86,11 @@ def test_every_setting_is_a_configuration():
         found.add(config_lib.parse(config))
       assert len(found) == trials.TUNED, name
   # Ablations have the setting of another, and none of their own is tried.
-  tuned = list(trials.tuning(["grpo", "misplaced"]))
-  assert [t.method for t in tuned] == ["grpo"] * 4
+  tuned = list(trials.tuning(["grpo", "misplaced"], starts=2))
+  assert [(t.setting, t.start) for t in tuned] == [
+      (i, j) for i in range(4) for j in range(2)
+  ]
+  assert {t.method for t in tuned} == {"grpo"}
   ours = list(trials.final({"grpo": 1, "to_go": 3}, starts=2, seeds=2))
   assert [t.name for t in ours[:3]] == [
       "grpo/setting-1/start-0/seed-0",

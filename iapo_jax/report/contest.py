@@ -205,17 +205,15 @@ def tuning(found: Found) -> str:
   """Validation accuracy / tokens of every setting, the chosen one bold."""
   rows = []
   for method, settings in found["settings"].items():
-    if trials.contenders()[method].setting_of:
-      continue
     tried = [x for x in found["tuning"] if x["method"] == method]
-    if len(tried) < len(settings):
+    if method not in found["chosen"] or not tried:
       continue
     cells = []
-    for row in sorted(tried, key=lambda x: x["setting"]):
-      cell = f"{row['accuracy']:.3f} / {row['mean_tokens']:.1f}"
-      bold = found["chosen"].get(method) == row["setting"]
-      name = _setting(settings[row["setting"]])
-      cells.append(f"{name}: **{cell}**" if bold else f"{name}: {cell}")
+    for i, means in enumerate(trials.means_of_settings(tried)):
+      cell = f"{means['accuracy']:.3f} / {means['mean_tokens']:.1f}"
+      if found["chosen"][method] == i:
+        cell = f"**{cell}**"
+      cells.append(f"{_setting(settings[i])}: {cell}")
     rows.append([trials.contenders()[method].label, *cells])
   return _markdown(["", "", "", "", ""], rows)
 
