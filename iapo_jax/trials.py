@@ -230,7 +230,9 @@ def final(
           yield Trial(method, setting, start, seed)
 
 
-def means_of_settings(results: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def means_of_settings(
+    results: Sequence[Mapping[str, Any]],
+) -> list[dict[str, float]]:
   """Validation results of each setting, a mean over warm starts.
 
   Args:
