@@ -10,8 +10,9 @@ warm start with every seed, and judged on the test problems. Trials are runs
 like those of `run.py`, in folders of their own: interrupted ones go on, and the
 command may be started several times at once: each takes what no other has.
 --methods limits what is run. At the end, or with --collect_only at any time,
-all that is finished, of whatever method, is added to one file, --output. What
-that file has is not run again, be the folders gone.
+all that is finished, of whatever method, is added to one file, --output, and
+the warm starts are packed beside it. What these files have is not run again, be
+the folders gone.
 """
 
 import importlib.util
@@ -58,6 +59,7 @@ def main(_: list[str]) -> None:
       misplaced=misplaced.run_probes,
       num_steps=STEPS[_TASK.value],
       recorded=files.read_json(output) if output.exists() else {},
+      packed=str(output.with_suffix("")),
       starts=_STARTS.value,
       seeds=_SEEDS.value,
       small=_SMALL.value,
@@ -66,6 +68,7 @@ def main(_: list[str]) -> None:
     study.run()
   found = {"task": _TASK.value} | study.collect()
   files.write_json(output, found)
+  study.pack()
   print(f"{len(found['trials'])} trials in {output}")
 
 

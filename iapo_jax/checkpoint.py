@@ -181,7 +181,7 @@ class Checkpoints:
     if self._sealed:
       return
     with self._explained(self._pending):
-      _seal(self.folder / str(self._pending))
+      seal(self.folder / str(self._pending))
     self._sealed = True
     # Only now that the newest counts is what it replaces deleted.
     shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
@@ -460,8 +460,12 @@ def _checksums(
   return found
 
 
-def _seal(path: pathlib.Path) -> None:
-  """Writes a checkpoint's checksums, whole or not at all."""
+def seal(path: pathlib.Path) -> None:
+  """Writes a checkpoint's checksums, whole or not at all: now it counts.
+
+  Args:
+    path: of the checkpoint, whose files are all there.
+  """
   files.write_json(path / _CHECKSUMS, _checksums(path))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import statistics
@@ -11,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iapo_jax import advantages, files, logs, trainer, trials
+from iapo_jax import advantages, files, logs, starts, trainer, trials
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
@@ -62,6 +63,8 @@ class Study:
     num_steps: of every run.
     recorded: what `collect` gave before, maybe elsewhere: trials of it are
       not run again.
+    packed: the beginning of the names of files with warm starts, of `starts`:
+      what they have is not trained again; None for none.
     starts: warm starts of each kind.
     seeds: of runs from each.
     small: a few steps of everything, to see that it works.
@@ -73,6 +76,7 @@ class Study:
   misplaced: Probing
   num_steps: int
   recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  packed: str | None = None
   starts: int = 2
   seeds: int = 5
   small: bool = False
@@ -95,8 +99,29 @@ class Study:
     known = trials.contenders()
     begins = {(x.start, True) for x in missing}  # what tells pairs
     begins |= {(x.start, known[x.method].early_answers) for x in missing}
-    self.finish([self.warm_start(*x) for x in sorted(begins)])
+    warm_starts = [self.warm_start(*x) for x in sorted(begins)]
+    for planned in warm_starts:
+      self._unpack(planned)
+    self.finish(warm_starts)
     self.finish([self.trial(x) for x in missing])
+
+  def _unpack(self, planned: Planned) -> None:
+    file = self._packed(planned)
+    if file and file.exists() and not planned.folder.exists():
+      starts.unpack(file, planned.folder)
+
+  def _packed(self, planned: Planned) -> pathlib.Path | None:
+    if self.packed is None:
+      return None
+    return pathlib.Path(f"{self.packed}-{planned.folder.name}.tar.gz")
+
+  def pack(self) -> None:
+    """Packs the finished warm starts that are not packed yet."""
+    for start, early in itertools.product(range(self.starts), (True, False)):
+      planned = self.warm_start(start, early)
+      file = self._packed(planned)
+      if file and not file.exists() and planned.is_finished():
+        starts.pack(planned.folder, file)
 
   def warm_start(self, start: int, early: bool = True) -> Planned:
     """A warm start, with examples of early answers or without."""

@@ -119,7 +119,7 @@ def _compared() -> dict[str, Contender]:
 
 
 def _to_go() -> list[Fields]:
-  rates_and_weights = (8e-4, 0.5), (8e-4, 0.2), (8e-4, 0.3), (8e-4, 0.4)
+  rates_and_weights = (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.3), (4e-4, 2.0)
   return _settings(_WEIGHT, *rates_and_weights)
 
 
@@ -154,8 +154,8 @@ def _everywhere() -> list[Fields]:
 
 
 def _chance() -> list[Fields]:
-  prices = 0.005, 0.007, 0.01, 0.015
-  return _settings(_COST, *((8e-4, price) for price in prices))
+  rates_and_prices = (4e-4, 0.005), (8e-4, 0.007), (4e-4, 0.01), (4e-4, 0.02)
+  return _settings(_COST, *rates_and_prices)
 
 
 def _ablations() -> dict[str, Contender]:

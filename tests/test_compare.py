@@ -10,6 +10,7 @@ import pytest
 from recorded import make_params, make_setup, record
 
 from iapo_jax import policy, sharding, study, train_step, trials
+from iapo_jax import starts as starts_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.trials import Trial
 
@@ -73,11 +74,33 @@ def test_trials_and_what_is_collected(tmp_path):
   again.run_trials([tried[0]])
   assert not again.folder.exists()
   assert again.collect() == found
+  # Warm starts that are packed are not trained again; the rest goes on.
+  packs = dataclasses.replace(todo, packed=str(tmp_path / "packed"))
+  packs.pack()
+  assert [x.name for x in tmp_path.glob("packed-*")] == [
+      "packed-start-0.tar.gz"
+  ]
+  elsewhere = dataclasses.replace(packs, folder=tmp_path / "elsewhere")
+  elsewhere.run_trials([tried[0]])
+  assert starts[0].folder.joinpath("metrics.jsonl").exists()
+  assert not elsewhere.warm_start(0).folder.joinpath("metrics.jsonl").exists()
+  theirs, ours = (x.result(tried[0]) for x in (todo, elsewhere))
+  for name in theirs:
+    assert name.endswith("seconds") or theirs[name] == ours[name], name
+
   # Another configuration is another trial.
   assert again._configuration(tried[0]) == todo._configuration(tried[0])
   changed = dataclasses.replace(again, num_steps=1, small=False)
   with pytest.raises(ConfigError, match=r"grpo/setting-1.*is of another conf"):
     changed.run_trials([tried[0]])
+
+
+def test_a_pack_that_is_damaged(tmp_path):
+  file = tmp_path / "start.tar.gz"
+  file.write_bytes(b"nothing")
+  with pytest.raises(ConfigError, match=r"is no packed run start-0 \("):
+    starts_lib.unpack(file, tmp_path / "start-0")
+  assert not (tmp_path / "start-0").exists()
 
 
 def test_configurations_are_told_apart(tmp_path):
