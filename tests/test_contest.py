@@ -147,7 +147,7 @@ def test_tables_by_hand():
       f"| GRPO | rate 0.0004 | 4 | 0.850 ± {half:.3f} | 45.0 ±"
   )
   # Differences are 2 points and a half everywhere: no spread.
-  assert lines[4].startswith("| IAPO to_go | rate 0.0008, w 0.4 | 4 | 0.870 ±")
+  assert lines[4].startswith("| IAPO to_go | rate 0.0004, w 2 | 4 | 0.870 ±")
   assert lines[4].endswith("| +2.0 (+2.0 to +2.0) | 50 (50 to 50) | 4.5 |")
   table = contest.against_penalty(found, "grpo").splitlines()
   assert table[2] == (
