@@ -215,13 +215,13 @@ def test_a_half_written_folder_is_deleted(state, tmp_path, capsys):
 def test_old_steps_leave_when_the_newest_counts(state, tmp_path, monkeypatch):
   """And by a rename: a step that lost files was never being deleted."""
   folder = tmp_path / "checkpoints" / "rl"
-  seen, seal = [], checkpoint._seal
+  seen, seal = [], checkpoint.seal
 
   def look(path):
     seen.append(sorted(p.name for p in (folder / "removed").glob("*")))
     seal(path)
 
-  monkeypatch.setattr(checkpoint, "_seal", look)
+  monkeypatch.setattr(checkpoint, "seal", look)
   write(folder, state[0], [1, 2, 3, 4])
   assert seen == [[], [], ["1"], ["2"]]
   assert not (folder / "removed").exists()

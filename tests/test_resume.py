@@ -212,12 +212,12 @@ def test_a_kill_and_a_ctrl_c_change_nothing(
 WORST = (
     # Before the first checkpoint, and with one that is not sealed yet.
     ("iapo_jax.checkpoint", "Checkpoints.save", 1),
-    ("iapo_jax.checkpoint", "_seal", 2),
+    ("iapo_jax.checkpoint", "seal", 2),
     # Between the stages; between a validation and its checkpoint.
     ("iapo_jax.trainer", "reinforce", 1),
     ("iapo_jax.logs", "RunLog.write_evaluation", 2),
     # With everything done but the evaluation.
-    ("iapo_jax.trainer", "_judged", 1),
+    ("iapo_jax.judging", "_judged", 1),
 )
 
 
