@@ -126,7 +126,8 @@ def test_a_setting_is_chosen_when_all_are_known(tmp_path, monkeypatch):
 
   def result(_, trial):
     i = trial.setting
-    return {"accuracy": accuracies[trial.method][i], "mean_tokens": 9 - i}
+    accuracy = accuracies[trial.method][i]
+    return {"setting": i, "accuracy": accuracy, "mean_tokens": 9 - i}
 
   monkeypatch.setattr(study.Study, "result", result)
   # Of to_go the shortest of three equals; the ablation has its setting.

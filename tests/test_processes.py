@@ -102,8 +102,14 @@ def trained(tmp_path_factory):
 
 
 def assert_same(ours, theirs):
-  """Logits, and then parameters, that only rounding tells apart."""
-  np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-5)
+  """Logits, and then parameters, that only rounding tells apart.
+
+  Of logits relative to the largest, here 7.7: meshes add in other orders, and
+  what that changes grows with what is added (3e-6 of it on one processor, 1e-6
+  on another).
+  """
+  rounding = 1e-5 * np.abs(theirs[0]).max()
+  np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=rounding)
   assert len(ours) == len(theirs)
   for a, b in zip(ours[1:], theirs[1:], strict=True):
     assert np.all(np.isfinite(b))

@@ -15,7 +15,7 @@ from absl.testing import parameterized
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iapo_jax import config, sharding
+from iapo_jax import config, data_config, sharding
 from iapo_jax.data import arithmetic, tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import Graded, host, text, token_match
@@ -128,7 +128,7 @@ class TextTest(parameterized.TestCase):
 def word_level():
   """The arithmetic task's tokenizer."""
   return tokenizer.word_tokenizer(
-      arithmetic.vocabulary(config.ArithmeticConfig()),
+      arithmetic.vocabulary(data_config.ArithmeticConfig()),
       pad=arithmetic.PAD,
       eos=arithmetic.EOS,
       unknown=arithmetic.UNKNOWN,
