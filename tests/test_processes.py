@@ -105,8 +105,7 @@ def assert_same(ours, theirs):
   """Logits, and then parameters, that only rounding tells apart.
 
   Of logits relative to the largest, here 7.7: meshes add in other orders, and
-  what that changes grows with what is added (3e-6 of it on one processor, 1e-6
-  on another).
+  what that changes grows with what is added (3e-6 of it was seen).
   """
   rounding = 1e-5 * np.abs(theirs[0]).max()
   np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=rounding)
