@@ -16,6 +16,11 @@ class SharedError(Exception):
   """An error of one process that all were told of; the message is one line."""
 
 
+def reason(error: Exception) -> str:
+  """The first line of what another program's error says, or else its kind."""
+  return [*str(error).strip().splitlines(), type(error).__name__][0]
+
+
 def fail(field: str, value: Any, rule: str) -> typing.NoReturn:
   """Raises a `ConfigError` that names field, value and rule."""
   raise ConfigError(f"config.{field} = {value!r}: {rule}")

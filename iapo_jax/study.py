@@ -191,10 +191,9 @@ class Study:
   def chosen(self) -> dict[str, int]:
     """The setting of each method, by its validation results."""
     results = {
-        method: trials.means_of_settings([
-            self.result(trial)
-            for trial in trials.tuning([method], starts=self.starts)
-        ])
+        method: trials.means_of_settings(
+            self._results(trials.tuning([method], starts=self.starts))
+        )
         for method in self._tuned
     }
     best = max(x["accuracy"] for name in PLAIN for x in results[name])
@@ -244,16 +243,17 @@ class Study:
   def _results(self, wanted: Iterable[Trial]) -> list[Record]:
     """Of those that are recorded or finished."""
     return [
-        self.result(x)
-        for x in wanted
-        if self._recorded(x) is not None or self.trial(x).is_finished()
+        found for x in wanted if (found := self.result(x)) is not None
     ]
 
-  def result(self, trial: Trial) -> Record:
-    """What a trial gave that is recorded or finished."""
+  def result(self, trial: Trial) -> Record | None:
+    """What a trial gave that is recorded or finished; None of any other."""
     if (kept := self._recorded(trial)) is not None:
       return kept
-    folder = self.trial(trial).folder
+    planned = self.trial(trial)
+    if not planned.is_finished():
+      return None
+    folder = planned.folder
     tuning = trial.seed == trials.TUNING_SEED
     found = validation(folder) if tuning else summary(folder)
     made = {

@@ -41,11 +41,11 @@ from iapo_jax.interrupts import Interrupted
 from iapo_jax.logs import Log, Metrics, NoLog, RunLog
 from iapo_jax.own import NOTHING, Own
 from iapo_jax.types import (
-  Params,
-  Prompts,
-  PyTree,
-  StepOutput,
-  TrainState,
+    Params,
+    Prompts,
+    PyTree,
+    StepOutput,
+    TrainState,
 )
 from iapo_jax.warm_start import Demonstrations
 

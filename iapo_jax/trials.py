@@ -83,12 +83,16 @@ def _settings(name: str, *settings: tuple[float, float]) -> list[Fields]:
 
 def contenders() -> dict[str, Contender]:
   """All of them by name, those first that others are compared with."""
-  return _compared() | _with_gold_answers() | _ablations()
+  tuned = _compared() | _with_gold_answers()
+  return tuned | _ablations(tuned)
 
 
 def _compared() -> dict[str, Contender]:
   """The methods of the paper, penalties on length, and controls."""
   rates = [{_RATE: rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4)]
+  explore = "credit.explore_weight"
+  weights = {_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0}
+  paper = [{_RATE: rate} | x for rate in (4e-4, 8e-4) for x in weights]
   return {
       "grpo": Contender("GRPO", "grpo", rates, choice="accurate"),
       "dapo": Contender("DAPO", "dapo", rates, choice="accurate"),
@@ -100,7 +104,7 @@ def _compared() -> dict[str, Contender]:
           ),
       ),
       "to_go": Contender("IAPO to_go", "to_go", _to_go()),
-      "paper": Contender("IAPO paper", "paper", _paper()),
+      "paper": Contender("IAPO paper", "paper", paper),
       "cost_only": Contender(
           "cost only (control)", "cost_only",
           _settings(_COST, (4e-4, 0.06), (8e-4, 0.03), (8e-4, 0.05),
@@ -119,71 +123,59 @@ def _compared() -> dict[str, Contender]:
 
 
 def _to_go() -> list[Fields]:
-  rates_and_weights = (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.3), (4e-4, 2.0)
-  return _settings(_WEIGHT, *rates_and_weights)
-
-
-def _paper() -> list[Fields]:
-  explore = "credit.explore_weight"
-  weights = {_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0}
-  return [{_RATE: rate} | x for rate in (4e-4, 8e-4) for x in weights]
+  return _settings(
+      _WEIGHT, (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.3), (4e-4, 2.0)
+  )
 
 
 def _with_gold_answers() -> dict[str, Contender]:
   """Credit by what tokens do to the right answer, not to any answer."""
   gold = {"probe.estimator": "gold"}
-  rates_and_weights = (4e-4, 0.5), (8e-4, 0.3), (8e-4, 0.4), (8e-4, 0.5)
   return {
       "chance": Contender(
-          "chance of the gold answer, priced", "chance", _chance()
+          "chance of the gold answer, priced", "chance",
+          _settings(_COST, (4e-4, 0.005), (8e-4, 0.007), (4e-4, 0.01),
+                    (4e-4, 0.02)),
       ),
       "to_go_gold": Contender(
           "to_go, gold answer", "to_go",
-          _settings(_WEIGHT, *rates_and_weights), gold,
+          _settings(_WEIGHT, (4e-4, 0.5), (8e-4, 0.3), (8e-4, 0.4),
+                    (8e-4, 0.5)),
+          gold,
       ),
       "gold_everywhere": Contender(
-          "gold answer, wrong ones too", "to_go", _everywhere(),
+          "gold answer, wrong ones too", "to_go",
+          _settings(_WEIGHT, (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.5),
+                    (8e-4, 1.0)),
           gold | {"credit.only_correct": False},
       ),
   }  # fmt: skip
 
 
-def _everywhere() -> list[Fields]:
-  rates_and_weights = (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.5), (8e-4, 1.0)
-  return _settings(_WEIGHT, *rates_and_weights)
-
-
-def _chance() -> list[Fields]:
-  rates_and_prices = (4e-4, 0.005), (8e-4, 0.007), (4e-4, 0.01), (4e-4, 0.02)
-  return _settings(_COST, *rates_and_prices)
-
-
-def _ablations() -> dict[str, Contender]:
+def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
   """One thing changed, and another's chosen setting."""
-  calibrated = {"loss.early_weight": 0.1}
+
+  def of(name: str, label: str, **changed: Any) -> Contender:
+    return dataclasses.replace(
+        tuned[name], label=label, setting_of=name, control=True, **changed
+    )
+
+  def calibrated(name: str, label: str) -> Contender:
+    fixed = {**tuned[name].fixed, "loss.early_weight": 0.1}
+    return of(name, f"{label}, probes calibrated", fixed=fixed)
+
   return {
-      "chance_calibrated": Contender(
-          "chance, probes calibrated", "chance", _chance(), calibrated,
-          setting_of="chance", control=True,
+      "chance_calibrated": calibrated("chance", "chance"),
+      "gold_calibrated": calibrated(
+          "gold_everywhere", "gold answer, wrong ones too"
       ),
-      "gold_calibrated": Contender(
-          "gold answer, wrong ones too, probes calibrated", "to_go",
-          _everywhere(),
-          {"probe.estimator": "gold", "credit.only_correct": False}
-          | calibrated,
-          setting_of="gold_everywhere", control=True,
+      "misplaced": of("to_go", "to_go, probes misplaced", misplaced=True),
+      "paper_misplaced": of(
+          "paper", "paper, probes misplaced", misplaced=True
       ),
-      "misplaced": Contender(
-          "to_go, probes misplaced", "to_go", _to_go(), setting_of="to_go",
-          control=True, misplaced=True,
-      ),
-      "paper_misplaced": Contender(
-          "paper, probes misplaced", "paper", _paper(), setting_of="paper",
-          control=True, misplaced=True,
-      ),
-      "never_early": Contender(
-          "to_go, warm start without early answers", "to_go", _to_go(),
-          setting_of="to_go", control=True, early_answers=False,
+      "never_early": of(
+          "to_go", "to_go, warm start without early answers",
+          early_answers=False,
       ),
   }  # fmt: skip
 

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from pyarrow import parquet
 
+from iapo_jax import errors
 from iapo_jax.data import published, registered
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import DataSet
@@ -271,7 +272,7 @@ def _prepare(builder: Builder) -> None:
   except ConfigError:
     raise
   except Exception as error:  # of the network, of checksums, of the disk
-    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+    reason = errors.reason(error)
     raise ConfigError(
         f"data {data.name!r}: could not be prepared in {builder.data_path}"
         f" ({reason}); --config.data.source_dir=FOLDER takes local files"

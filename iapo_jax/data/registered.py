@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from iapo_jax import errors
 from iapo_jax.data import examples
 from iapo_jax.data.examples import Example
 from iapo_jax.errors import ConfigError
@@ -43,10 +44,9 @@ def load(source: str, root: str) -> dict[str, list[Example]]:
         builder_kwargs={"file_format": "array_record"},
     )
   except Exception as error:  # of TFDS, the network, a builder of anybody's
-    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
     raise ConfigError(
         f"config.data.source_dir = {source!r}: TensorFlow Datasets says:"
-        f" {reason}"
+        f" {errors.reason(error)}"
     ) from error
   return {
       split: [_example(source, split, i, row) for i, row in enumerate(rows)]

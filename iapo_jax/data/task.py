@@ -10,13 +10,13 @@ import numpy as np
 
 from iapo_jax.config import Config
 from iapo_jax.data import (
-  arithmetic,
-  examples,
-  pipeline,
-  prompts,
-  published,
-  splits,
-  tokenizer,
+    arithmetic,
+    examples,
+    pipeline,
+    prompts,
+    published,
+    splits,
+    tokenizer,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import transformers
 
-from iapo_jax import config_rules, files
+from iapo_jax import config_rules, errors, files
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import families
 from iapo_jax.model_config import ModelConfig
@@ -53,7 +53,7 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
         )
     )
   except (OSError, ValueError, RuntimeError) as error:
-    reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+    reason = errors.reason(error)
     raise ConfigError(
         f"model {name!r}: is no folder, and could not be fetched from the hub"
         f" ({reason})"
