@@ -23,5 +23,5 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       slip_check_rate=0.65,
       test_problems=1536,
   )
-  config.warm_start.num_steps = 1100
+  config.warm_start.num_steps = 2600
   return config

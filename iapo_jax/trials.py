@@ -107,8 +107,8 @@ def _compared() -> dict[str, Contender]:
       "paper": Contender("IAPO paper", "paper", paper),
       "cost_only": Contender(
           "cost only (control)", "cost_only",
-          _settings(_COST, (4e-4, 0.06), (8e-4, 0.03), (8e-4, 0.05),
-                    (8e-4, 0.08)),
+          _settings(_COST, (4e-4, 0.03), (4e-4, 0.06), (4e-4, 0.1),
+                    (4e-4, 0.2)),
           control=True,
       ),
       "shuffled": Contender(
@@ -134,19 +134,17 @@ def _with_gold_answers() -> dict[str, Contender]:
   return {
       "chance": Contender(
           "chance of the gold answer, priced", "chance",
-          _settings(_COST, (4e-4, 0.005), (8e-4, 0.007), (4e-4, 0.01),
+          _settings(_COST, (4e-4, 0.005), (4e-4, 0.015), (4e-4, 0.01),
                     (4e-4, 0.02)),
       ),
       "to_go_gold": Contender(
           "to_go, gold answer", "to_go",
-          _settings(_WEIGHT, (4e-4, 0.5), (8e-4, 0.3), (8e-4, 0.4),
-                    (8e-4, 0.5)),
+          _to_go(),
           gold,
       ),
       "gold_everywhere": Contender(
           "gold answer, wrong ones too", "to_go",
-          _settings(_WEIGHT, (4e-4, 0.5), (4e-4, 1.0), (8e-4, 0.5),
-                    (8e-4, 1.0)),
+          _to_go(),
           gold | {"credit.only_correct": False},
       ),
   }  # fmt: skip
