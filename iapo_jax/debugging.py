@@ -1,5 +1,6 @@
 """What `--config.debug` looks at: slow, and the numbers are the same."""
 
+import gc
 import pathlib
 import traceback
 from collections.abc import Callable
@@ -40,8 +41,7 @@ def watched(step: Any, *arguments: PyTree) -> Step:
   Raises:
     Exception: JAX's, where something keeps a tracer.
   """
-  with jax.checking_leaks():
-    step.trace(*arguments)
+  _find_leaks(step, *arguments)
   compiled = compilation.lower(step, *arguments).compile()
 
   def run(
@@ -60,6 +60,26 @@ def watched(step: Any, *arguments: PyTree) -> Step:
     return state, output
 
   return run
+
+
+def _find_leaks(step: Any, *arguments: PyTree) -> None:
+  """Traces a step; raises JAX's error where something keeps a tracer.
+
+  For every suspicion JAX collects garbage, all of it but what is frozen: here
+  what was there before, most of it by far. An error would not tell who of those
+  keeps the tracer; then tracing is done once more, the slow way.
+  """
+  with jax.checking_leaks():
+    gc.freeze()
+    try:
+      step.trace(*arguments)
+      return
+    except Exception as error:
+      found = error
+    finally:
+      gc.unfreeze()
+    step.trace(*arguments)
+  raise found
 
 
 def first_nan(step: Any, *arguments: PyTree) -> str | None:

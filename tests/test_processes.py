@@ -311,13 +311,16 @@ def pytest_generate_tests(metafunc):
 
 
 def test_one_is_killed_at_any_moment(uninterrupted, tmp_path, moment):
-  rng, folder = random.Random(moment), tmp_path / "run"
   seconds = files.read_json(uninterrupted[0] / workdir.SUMMARY)["seconds"]
-  pair = train(folder)
-  time.sleep(rng.uniform(0, seconds))
-  pair[rng.randrange(2)].kill()
-  codes = [program.communicate(timeout=120) and program.returncode
-           for program in pair]  # fmt: skip
+  codes = [0, 0]
+  while codes == [0, 0]:
+    rng, folder = random.Random(moment), tmp_path / f"run_{seconds:.3f}"
+    pair = train(folder)
+    time.sleep(rng.uniform(0, seconds))
+    pair[rng.randrange(2)].kill()
+    codes = [program.communicate(timeout=120) and program.returncode
+             for program in pair]  # fmt: skip
+    seconds *= 0.8  # the machine was slower when that was measured
   assert -signal.SIGKILL in codes
   # The other fails, unless all but leaving was done.
   assert 0 not in codes or workdir.is_finished(folder)
