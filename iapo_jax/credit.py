@@ -69,11 +69,7 @@ def assign(
   chex.assert_shape(reward, rolled.lengths.shape)
   shuffle_key, truncation_key = jax.random.split(key)
   ranked = _ranked(reward, rolled, grades, weights, cfg)
-  slots = jnp.arange(rolled.tokens.shape[1])
-  reasoning = slots < grades.reasoning_lengths[:, None]
-  answers = jnp.zeros((reasoning.shape[0], slots.size + 1))
-  if probe:
-    answers = mi.uncertainty(probe, estimator=cfg.probe.estimator)
+  reasoning, answers = _reasoning_and_answers(rolled, grades, probe, cfg)
   information = mi.realised_information(answers, reasoning)
   kept, learned = _selected(reward, rolled, truncation_key, cfg)
   group_adv = advantages.group_advantages(
@@ -109,14 +105,26 @@ def assign(
       advantages=per_token,
       learned=learned,
   )
-  metrics = (
-      _reward_metrics(reward, ranked, rolled, grades, cfg)
-      | parts
-      | _credit_metrics(group_adv, per_token, rolled)
-  )
+  metrics = _metrics(samples, ranked, rolled, grades, probe, cfg)
+  return samples, parts | metrics
+
+
+def _reasoning_and_answers(
+    rolled: Rollout,
+    grades: Grades,
+    probe: AnswerStatistics | None,
+    cfg: Config,
+) -> tuple[Array, Array]:
+  """Which tokens are reasoning, bool[b, t]; fp32[b, t + 1] in nats.
+
+  The latter is how uncertain the answer is before each token and after the
+  last; 0 without probes.
+  """
+  slots = jnp.arange(rolled.tokens.shape[1])
+  reasoning = slots < grades.reasoning_lengths[:, None]
   if probe:
-    metrics |= _probe_metrics(probe, grades.reasoning_lengths)
-  return samples, metrics
+    return reasoning, mi.uncertainty(probe, estimator=cfg.probe.estimator)
+  return reasoning, jnp.zeros((reasoning.shape[0], slots.size + 1))
 
 
 def _ranked(
@@ -239,6 +247,24 @@ def _per_token(
       cost=weights.cost,
       horizon=cfg.credit.horizon,
   )
+
+
+def _metrics(
+    samples: Samples,
+    ranked: Array,
+    rolled: Rollout,
+    grades: Grades,
+    probe: AnswerStatistics | None,
+    cfg: Config,
+) -> dict[str, Array]:
+  """Means over the batch, or over its tokens."""
+  metrics = _reward_metrics(samples.rewards, ranked, rolled, grades, cfg)
+  metrics |= _credit_metrics(
+      samples.group_advantages, samples.advantages, rolled
+  )
+  if probe:
+    metrics |= _probe_metrics(probe, grades.reasoning_lengths)
+  return metrics
 
 
 def _reward_metrics(
