@@ -61,6 +61,7 @@ class Study:
     folder: of the runs.
     misplaced: probes of contenders whose probes are misplaced.
     num_steps: of every run.
+    slack: in accuracy, by which a setting may be below the best plain method.
     recorded: what `collect` gave before, maybe elsewhere: trials of it are
       not run again.
     packed: the beginning of the names of files with warm starts, of `starts`:
@@ -75,6 +76,7 @@ class Study:
   folder: pathlib.Path
   misplaced: Probing
   num_steps: int
+  slack: float
   recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   packed: str | None = None
   starts: int = 2
@@ -198,7 +200,9 @@ class Study:
     }
     best = max(x["accuracy"] for name in PLAIN for x in results[name])
     found = {
-        method: trials.choose(trials.contenders()[method], tried, best)
+        method: trials.choose(
+            trials.contenders()[method], tried, best, slack=self.slack
+        )
         for method, tried in results.items()
     }
     for method in self.methods:

@@ -27,8 +27,7 @@ class Contender:
     settings: fields, one set for each setting; of the same names.
     fixed: fields of all of them.
     choice: how a setting is chosen: the most `accurate`, or the `shortest` of
-      those as accurate as the most accurate plain method, but for half a
-      point.
+      those as accurate as the most accurate plain method, but for a slack.
     setting_of: an ablation's: the contender whose chosen setting it has, not
       tuned by itself.
     early_answers: whether its warm start has examples of early answers.
@@ -248,7 +247,7 @@ def choose(
     results: Sequence[Mapping[str, float]],
     best_accuracy: float,
     *,
-    slack: float = 0.005,
+    slack: float,
 ) -> int:
   """The setting that a contender is compared with.
 

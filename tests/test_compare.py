@@ -34,6 +34,7 @@ def make_study(task, methods, folder):
       folder=folder,
       misplaced=misplaced.run_probes,
       num_steps=80,
+      slack=0.005,
       starts=1,
       seeds=2,
       small=True,
