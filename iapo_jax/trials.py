@@ -31,7 +31,8 @@ class Contender:
     setting_of: an ablation's: the contender whose chosen setting it has, not
       tuned by itself.
     early_answers: whether its warm start has examples of early answers.
-    control: whether it is there to tell what another one's effect is of.
+    beside: a control's or an ablation's: the contender of which it tells what
+      its effect is of.
     misplaced: whether its probes are at the positions that the authors'
       published code gives them.
   """
@@ -43,7 +44,7 @@ class Contender:
   choice: str = "shortest"
   setting_of: str = ""
   early_answers: bool = True
-  control: bool = False
+  beside: str = ""
   misplaced: bool = False
 
 
@@ -108,10 +109,11 @@ def _compared() -> dict[str, Contender]:
           "cost only (control)", "cost_only",
           _settings(_COST, (4e-4, 0.03), (4e-4, 0.06), (4e-4, 0.1),
                     (4e-4, 0.2)),
-          control=True,
+          beside="to_go",
       ),
       "shuffled": Contender(
-          "to_go, shuffled (control)", "shuffled", _to_go(), control=True
+          "to_go, shuffled (control)", "shuffled", _to_go(),
+          beside="to_go",
       ),
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
@@ -154,14 +156,21 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
 
   def of(name: str, label: str, **changed: Any) -> Contender:
     return dataclasses.replace(
-        tuned[name], label=label, setting_of=name, control=True, **changed
+        tuned[name], label=label, setting_of=name, beside=name, **changed
     )
 
   def calibrated(name: str, label: str) -> Contender:
     fixed = {**tuned[name].fixed, "loss.early_weight": 0.1}
     return of(name, f"{label}, probes calibrated", fixed=fixed)
 
+  def discounted(discount: float) -> Contender:
+    fixed = {"credit.discount": discount}
+    return of("to_go", f"to_go, γ {discount}", fixed=fixed)
+
   return {
+      "discount_80": discounted(0.8),
+      "discount_95": discounted(0.95),
+      "discount_99": discounted(0.99),
       "chance_calibrated": calibrated("chance", "chance"),
       "gold_calibrated": calibrated(
           "gold_everywhere", "gold answer, wrong ones too"

@@ -163,6 +163,19 @@ def test_tables_by_hand():
   )
 
 
+def test_controls_stand_beside_what_they_are_of():
+  found = made_up()
+  for row in found["trials"]:
+    row["method"] = {"grpo": "shuffled"}.get(row["method"], row["method"])
+  # 20 of 40 tokens and 25 of 50; .02 more: the other way round.
+  assert contest.controls(found).splitlines()[2:] == [
+      "| to_go, shuffled (control) | IAPO to_go | -2.0 (-2.0 to -2.0)"
+      " | 200 (200 to 200) |"
+  ]
+  del found["trials"][4:]
+  assert len(contest.controls(found).splitlines()) == 2
+
+
 def test_replications_are_paired_whatever_their_order():
   found = made_up()
   found["trials"].reverse()

@@ -114,7 +114,7 @@ def headline(results: Mapping[str, Found]) -> str:
   rows = []
   for name, contender in trials.contenders().items():
     cells = [_beside_grpo(found, name) for found in results.values()]
-    if any(cells) and not contender.control:
+    if any(cells) and not contender.beside:
       pairs = (cell or ("–", "–") for cell in cells)
       rows.append([contender.label, *itertools.chain(*pairs)])
   return _markdown(head, rows)
@@ -153,6 +153,22 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
       for method in methods(found)
       if method != penalty
   ]
+  return _markdown(head, rows)
+
+
+def controls(found: Found) -> str:
+  """Differences of controls and ablations to what they are beside."""
+  head = ["", "beside", "accuracy − its, points", "tokens, % of its"]
+  known, rows = trials.contenders(), []
+  for method in methods(found):
+    other = known[method].beside
+    if other in methods(found):
+      rows.append([
+          known[method].label,
+          known[other].label,
+          _against(found, method, other, "accuracy", 100, 1),
+          _shorter(found, method, other),
+      ])
   return _markdown(head, rows)
 
 
@@ -276,7 +292,8 @@ def draw(found: Found) -> Figure:
     found: a result file.
 
   Returns:
-    The figure; methods on the Pareto front are joined.
+    The figure; methods on the Pareto front are joined, markers of controls
+    are hollow.
   """
   figure = Figure(figsize=(7.2, 5.0), layout="constrained")
   axes = figure.subplots()
@@ -291,6 +308,7 @@ def draw(found: Found) -> Figure:
         tokens.mean, accuracy.mean, xerr=tokens.high - tokens.mean,
         yerr=accuracy.high - accuracy.mean, fmt=_MARKERS[i % len(_MARKERS)],
         color=colour(i, LIGHT), capsize=3, markersize=7,
+        markerfacecolor="none" if trials.contenders()[method].beside else None,
         label=trials.contenders()[method].label,
     )  # fmt: skip
   front = sorted((points[i][1], points[i][0]) for i in intervals.pareto(points))
