@@ -11,7 +11,7 @@ the host. Models are shapes of `cases.published` in folders without weights,
 with a tokenizer of bytes. Cells that the file has as they are here are not
 compiled again.
 
-Needs `pip install 'iapo_jax[tpu]'` and no TPU. A cell takes one to two
+Needs `pip install 'jax[tpu]'` and no TPU. A cell takes one to two
 minutes on two cores.
 """
 

@@ -6,7 +6,7 @@ Examples:
   python experiments/compile.py --config=configs/arithmetic.py:to_go \
       --topology=v5e:2x2
 
-Needs `pip install 'iapo_jax[tpu]'` and no TPU; of a pretrained model the
+Needs `pip install 'jax[tpu]'` and no TPU; of a pretrained model the
 configuration and the tokenizer, and neither weights nor data. Tells the memory
 of each device, which is the compiler's own account; operations and reads by
 arithmetic; what moves between devices, read from the program; and the seconds

@@ -107,7 +107,7 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     reason = " ".join(str(error).split())[:200]
     raise ConfigError(
         f"topology {topology!r}: cannot be described ({reason}); libtpu must be"
-        " installed: pip install 'iapo_jax[tpu]'"
+        " installed: pip install 'jax[tpu]'"
     ) from error
   return list(found.devices)
 

@@ -86,7 +86,7 @@ class WeightsAndBiases:
     try:
       wandb = importlib.import_module("wandb")
     except ImportError as error:
-      rule = f"needs W&B: pip install 'iapo_jax[wandb]' ({error})"
+      rule = f"needs W&B: pip install wandb ({error})"
       fail("log.wandb", mode, rule)
     shutil.rmtree(workdir / _WANDB, ignore_errors=True)
     try:

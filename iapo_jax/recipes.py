@@ -114,6 +114,8 @@ def mathematics(
   if method in ("paper", "faithful"):
     info, explore = sizes[size].weights.get(data, (1.0, 1.0))
     config.credit.update({"info_weight": info, "explore_weight": explore})
+  if method == "chance":
+    config.probe.answer_tokens = 8  # a first digit is no answer
   return config
 
 

@@ -145,6 +145,11 @@ def test_the_weights_of_each_variant(variant, info, explore):
   assert c.num_steps == drawn // c.prompts_per_step
 
 
+def test_chances_are_of_whole_answers():
+  c = config_lib.parse(config_file("qwen_math").get_config("gsm8k-chance"))
+  assert (c.probe.estimator, c.probe.answer_tokens) == ("gold_chance", 8)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_the_default_batch_divides_over_common_devices(devices):
   c = config_lib.parse(config_file("qwen_math").get_config())
