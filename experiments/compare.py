@@ -15,9 +15,11 @@ the warm starts are packed beside it. What these files have is not run again, be
 the folders gone.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import misplaced
 from absl import flags
@@ -55,6 +57,10 @@ def main(_: list[str]) -> None:
   output = pathlib.Path(
       _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
   )
+
+  def recorded() -> dict[str, Any]:
+    return files.read_json(output) if output.exists() else {}
+
   study = Study(
       configure=_configuration_of(_TASK.value),
       methods=_methods(),
@@ -62,7 +68,7 @@ def main(_: list[str]) -> None:
       misplaced=misplaced.run_probes,
       num_steps=STEPS[_TASK.value],
       slack=SLACK[_TASK.value],
-      recorded=files.read_json(output) if output.exists() else {},
+      recorded=recorded(),
       packed=str(output.with_suffix("")),
       starts=_STARTS.value,
       seeds=_SEEDS.value,
@@ -70,9 +76,13 @@ def main(_: list[str]) -> None:
   )
   if not _COLLECT.value:
     study.run()
-  found = {"task": _TASK.value} | study.collect()
-  files.write_json(output, found)
-  study.pack()
+  output.parent.mkdir(parents=True, exist_ok=True)
+  with files.alone(output.parent):
+    # Others may have added to the file meanwhile.
+    study = dataclasses.replace(study, recorded=recorded())
+    found = {"task": _TASK.value} | study.collect()
+    files.write_json(output, found)
+    study.pack()
   print(f"{len(found['trials'])} trials in {output}")
 
 

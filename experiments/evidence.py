@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
   docs = pathlib.Path(_DOCS.value)
   for page, found in pages(docs).items():
     text = filled(page.read_text(encoding="utf-8"), found, page.name)
-    page.write_text(text, encoding="utf-8")
+    files.write_text(page, text)
     print(f"page     {page}")
   for task, found in results(docs / "evidence").items():
     figures.save(contest.draw(found), docs / "evidence" / f"{task}.svg")

@@ -31,11 +31,13 @@ from oracle_policies import KINDS
 from iapo_jax import cli, files, intervals, trainer
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
+from iapo_jax.errors import ConfigError
 from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_OUTPUT = flags.DEFINE_string("output", "docs/evidence", "Folder to write to.")
+_EVIDENCE = "docs/evidence"
+_OUTPUT = flags.DEFINE_string("output", _EVIDENCE, "Folder to write to.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of each policy.", lower_bound=2)
 _STEPS = flags.DEFINE_integer(
     "steps", 300, "Of the small policies' training.", lower_bound=1
@@ -71,6 +73,8 @@ SHARES = {
 def main(_: list[str]) -> None:
   """Runs the study, and writes what it found."""
   start = time.perf_counter()
+  if _SMALL.value and _OUTPUT.value == _EVIDENCE:
+    raise ConfigError("--small: needs --output, a folder that is no evidence")
   folder = pathlib.Path(_OUTPUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   records = small_policies()

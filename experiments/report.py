@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> None:
   for argument in arguments[1:]:
     label, equals, folder = argument.partition("=")
     path = pathlib.Path(folder if equals else argument)
+    if pathlib.Path(argument).exists():  # and has an = in its name
+      equals, path = "", pathlib.Path(argument)
     name = label if equals else path.resolve().name
     folders.setdefault(name, []).append(path)
   if not folders:

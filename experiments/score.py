@@ -24,7 +24,7 @@ import pathlib
 import tqdm
 from absl import flags
 
-from iapo_jax import cli, score_lines, scoring
+from iapo_jax import cli, files, score_lines, scoring
 from iapo_jax.data import task, tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder, weights
@@ -89,12 +89,17 @@ def main(arguments: list[str]) -> None:
     )
     progress.update(len(some))
   progress.close()
-  written = done.finish()
+  page = None
+  if html:
+    # Before the scores are where the command would not go on with them.
+    title = f"Information in {pathlib.Path(_INPUT.value).name}"
+    shown = done.first(_HTML_LINES.value)
+    page = scores_page.draw(shown, title=title, total=len(lines))
+  done.finish()
   print(f"scored {len(lines)} lines of {_INPUT.value} to {output}")
   if html:
-    title = f"Information in {pathlib.Path(_INPUT.value).name}"
-    shown = written[: _HTML_LINES.value]
-    scores_page.write(html, shown, title=title, total=len(lines))
+    # A lone surrogate in a line has no UTF-8 form: it is shown as its escape.
+    files.write_text(html, page, errors="backslashreplace")
     print(f"page     {html}")
 
 

@@ -47,15 +47,8 @@ def group_advantages(
     centred /= masked.std(grouped, there, ddof=1)[:, None] + 1e-4
   # A group without spread has nothing to learn from: no rounding residue of
   # its mean may be scaled up by 1 / 1e-4.
-  learns = there & _differ(grouped, there)
+  learns = there & masked.differ(grouped, there)
   return jnp.where(learns, centred, 0.0).reshape(-1)
-
-
-def _differ(x: Array, there: Array) -> Array:
-  """bool[q, 1]: whether the entries of a row that are there differ."""
-  low = jnp.min(jnp.where(there, x, jnp.inf), axis=1, keepdims=True)
-  high = jnp.max(jnp.where(there, x, -jnp.inf), axis=1, keepdims=True)
-  return high > low
 
 
 def length_penalised_rewards(
@@ -117,7 +110,7 @@ def length_penalised_advantages(
   centred = grouped - masked.mean(grouped, right)[:, None]
   spread = masked.std(grouped, right)[:, None]
   # Equal lengths have no z, whatever the rounding of their mean.
-  differ = _differ(grouped, right) & (spread > 0)
+  differ = masked.differ(grouped, right) & (spread > 0)
   z = jnp.where(differ, centred / jnp.where(differ, spread, 1.0), 0.0)
   return group_adv - weight * jnp.where(right, z, 0.0).reshape(-1)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -11,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from iapo_jax import assembly, evaluation, files, policies, processes
@@ -19,6 +19,7 @@ from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
 from iapo_jax.config import MeshConfig
+from iapo_jax.data_config import ArithmeticConfig
 from iapo_jax.errors import ConfigError
 from iapo_jax.evaluation import Completions
 from iapo_jax.types import KeyDomain, Params
@@ -113,6 +114,7 @@ def _reading(
   task, place = given.get("task", cfg.data.task), cfg.data.source_dir
   if task != cfg.data.task:
     whole = {"split": "published", "first_rows": 0, "test_problems": 0}
+    whole["arithmetic"] = ArithmeticConfig()
     whole["max_gold_tokens"] = max(cfg.data.max_gold_tokens, _GOLD_TOKENS)
     if not (pathlib.Path(place).expanduser() / task).is_dir():
       whole["source_dir"] = ""  # has the other task's files
@@ -137,6 +139,14 @@ def _judging(
           rollout=rollout,
           mesh=_mesh_here(cfg.mesh),
           num_steps=0,
+          reward=dataclasses.replace(
+              default.reward, grader=cfg.reward.grader
+          ),
+          probe=dataclasses.replace(
+              default.probe, elicitation=cfg.probe.elicitation
+          ),
+          credit=default.credit,
+          select=default.select,
           loss=default.loss,
           warm_start=default.warm_start,
       )
@@ -174,11 +184,23 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
             f"config.{field}: the runs have {ours} and {theirs}; give one with"
             f" --{name}"
         )
-    for split in first.task.tables:
-      tables = (parts.task.tables[split].prompts for parts in (first, other))
-      leaves = zip(*map(jax.tree.leaves, tables), strict=True)
-      if not all(np.array_equal(a, b) for a, b in leaves):
-        raise ConfigError(f"the runs differ in their {split} problems")
+
+
+def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
+  """Whether the contestants have the same problems to be judged by."""
+  asked = []
+  for contestant in contestants:
+    table = contestant.parts.task.tables[split]
+    asked.append([
+        row[:length].tolist()  # runs may be padded to other lengths
+        for tokens, lengths in (
+            (table.prompts.tokens, table.prompts.lengths),
+            (table.prompts.gold, table.prompts.gold_lengths),
+        )
+        for row, length in zip(tokens, lengths, strict=True)
+    ])
+  if any(other != asked[0] for other in asked):
+    raise ConfigError(f"the runs differ in their {split} problems")
 
 
 def judge(
@@ -203,6 +225,9 @@ def judge(
     For every contestant and seed the metrics of `evaluation.summarise` and
     `seconds_per_completion`: the median time of a call over the completions in
     it.
+
+  Raises:
+    ConfigError: where one lacks the split, or has other problems in it.
   """
   for contestant in contestants:
     found = contestant.parts.task.tables
@@ -210,6 +235,7 @@ def judge(
       task = contestant.parts.cfg.data.task
       rule = f"{task} has only {', '.join(found)} problems"
       raise ConfigError(f"--split = {split!r}: {rule}")
+  _check_problems(contestants, split)
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
   _warm_up(contestants, split)
   silent = not processes.is_first()
@@ -315,18 +341,19 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
       "run", "checkpoint", "task", "split", "skipped", "batch_size",
       "temperature",
   ]  # fmt: skip
-  with as_csv.open("w", newline="", encoding="utf-8") as f:
-    writer = csv.DictWriter(f, [*shared, "seed", *records[0]["mean"]])
-    writer.writeheader()
-    for record in records:
-      base = {name: _no_formula(record[name]) for name in shared}
-      rows = list(record["seeds"])
-      rows += [
-          {"seed": name} | record[name]
-          for name in ("mean", "std")
-          if name in record
-      ]
-      writer.writerows(base | row for row in rows)
+  text = io.StringIO()
+  writer = csv.DictWriter(text, [*shared, "seed", *records[0]["mean"]])
+  writer.writeheader()
+  for record in records:
+    base = {name: _no_formula(record[name]) for name in shared}
+    rows = list(record["seeds"])
+    rows += [
+        {"seed": name} | record[name]
+        for name in ("mean", "std")
+        if name in record
+    ]
+    writer.writerows(base | row for row in rows)
+  files.write_text(as_csv, text.getvalue())
 
 
 def _no_formula(value: Any) -> Any:

@@ -167,7 +167,9 @@ def _selected(
     )
     learned &= kept[:, None]
   if select.with_spread:
-    spread = selection.with_spread(reward, group_size=group_size)
+    spread = selection.with_spread(
+        reward, group_size=group_size, kept=kept
+    )
     learned &= spread[:, None]
   if select.first_tokens:
     learned &= selection.truncated(

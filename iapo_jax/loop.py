@@ -41,6 +41,7 @@ class Stage:
     save_every: steps between saves; 0 adds none.
     max_skipped: steps in a row without any update, until the stage stops.
     replays: folder that keeps the step it stops at.
+    own: which parts of the step are a user's.
     updates: of the optimizer, in a step.
     save_start: whether the state before the first step is saved too.
     sequences: completions a step samples; 0 where it samples none.
@@ -60,6 +61,7 @@ class Stage:
   save_every: int
   max_skipped: int
   replays: pathlib.Path
+  own: str = ""
   updates: int = 1
   save_start: bool = False
   sequences: int = 0
@@ -240,8 +242,12 @@ def _stopped(
   stage.checkpoints.settle()
   kept = stage.replays / f"{stage.name}-{done}"
   told = f"python experiments/replay.py {kept} runs it again"
+  if stage.own:
+    told = f"call iapo_jax.replay.again with {kept} to run it again"
   try:
-    processes.everywhere(lambda: replay.keep(kept, state, batch, metrics))
+    processes.everywhere(
+        lambda: replay.keep(kept, state, batch, metrics, stage.own)
+    )
   except (OSError, SharedError) as error:
     told = f"it could not be kept for a replay ({error})"
   return FloatingPointError(

@@ -43,6 +43,22 @@ def std(x: Array, mask: Array, axis: int = -1, ddof: int = 0) -> Array:
   return jnp.where(count > ddof, jnp.sqrt(variance), 0.0)
 
 
+def differ(x: Array, mask: Array) -> Array:
+  """Whether valid entries of a row differ.
+
+  Args:
+    x: fp32[q, n].
+    mask: bool[q, n].
+
+  Returns:
+    bool[q, 1]; false where a row has none.
+  """
+  chex.assert_equal_shape([x, mask])
+  low = jnp.min(jnp.where(mask, x, jnp.inf), axis=-1, keepdims=True)
+  high = jnp.max(jnp.where(mask, x, -jnp.inf), axis=-1, keepdims=True)
+  return high > low
+
+
 def unit_zscore(x: Array, mask: Array) -> Array:
   """Z(x) = (x − μ) / (σ √n) over the n valid entries of each row.
 

@@ -138,14 +138,18 @@ def source(text: str) -> Source:
   if workdir_lib.is_claimed(path):
     return last(path)
   *_, kind, stage, step = ("", "", "", *path.parts)
-  if kind == "checkpoints" and stage in checkpoint.STAGES:
+  run = path.parent.parent.parent
+  named = kind == "checkpoints" and stage in checkpoint.STAGES
+  if named and workdir_lib.is_claimed(run):
     if not step.isdecimal():
       raise ConfigError(
           f"config.init_from = {text!r}: must end in the number of a step"
       )
-    return Source(path.parent.parent.parent, stage, int(step))
-  workdir_lib.read_config(path)  # which says that there is none
-  return last(path)
+    return Source(run, stage, int(step))
+  raise ConfigError(
+      f"config.init_from = {text!r}: must be the folder of a run, or of one of"
+      " its checkpoints, RUN/checkpoints/STAGE/STEP"
+  )
 
 
 def start(parts: Assembly) -> Params | None:

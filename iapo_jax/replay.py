@@ -3,8 +3,10 @@
   replay/STAGE-STEP/state        what the step began with
   replay/STAGE-STEP/batch.npz    what it was given
   replay/STAGE-STEP/metrics.json what came of it; null is not finite
+  replay/STAGE-STEP/own.json     which parts were a user's, where some were
 
-A step is a function of its state and batch, so that these two are all of it.
+A step is a function of its state and batch, so that these two are all of it,
+but for a user's parts: whoever runs it again must bring them again.
 """
 
 import dataclasses
@@ -32,12 +34,14 @@ from iapo_jax import (
 )
 from iapo_jax.assembly import Assembly
 from iapo_jax.errors import ConfigError
+from iapo_jax.own import NOTHING, Own
 from iapo_jax.types import Prompts, PyTree, TrainState
 from iapo_jax.warm_start import Demonstrations
 
 _STATE = "state"
 _BATCH = "batch.npz"
 _METRICS = "metrics.json"
+_OWN = "own.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,7 @@ def keep(
     state: TrainState,
     batch: PyTree,
     metrics: Mapping[str, float],
+    own: str = "",
 ) -> None:
   """Keeps a step without any update; all processes must call this.
 
@@ -76,6 +81,7 @@ def keep(
     state: after it, so that only its count has changed.
     batch: of it.
     metrics: of it.
+    own: which of its parts are a user's.
 
   Raises:
     OSError: where something cannot be written.
@@ -93,22 +99,26 @@ def keep(
 
   def write() -> None:
     np.savez(place / _BATCH, **arrays)
+    if own:
+      files.write_json(place / _OWN, {"own": own})
     files.write_json(place / _METRICS, finite.as_json(metrics))
 
   processes.on_first(write)
 
 
-def again(place: pathlib.Path) -> Replayed:
+def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   """Runs a step again, and looks for the first NaN where it has any.
 
   Args:
     place: of `keep`, in the folder of its run.
+    own: the user's parts of the step.
 
   Returns:
     What came of it.
 
   Raises:
-    ConfigError: where nothing is kept there, or its run is gone.
+    ConfigError: where nothing is kept there, its run is gone, or it had other
+      parts of a user.
   """
   named = re.fullmatch(rf"({'|'.join(checkpoint.STAGES)})-\d+", place.name)
   if not named or not (place / _METRICS).exists():
@@ -116,11 +126,12 @@ def again(place: pathlib.Path) -> Replayed:
         f"{str(place)!r}: must be a step that a stopped run kept,"
         " RUN/replay/STAGE-STEP"
     )
+  _check_own(place, own)
   run = place.absolute().parent.parent
   parts = assembly.assemble(workdir.load_config(run), home=run)
   workdir.check_data(parts, run)
   before = finite.from_json(files.read_json(place / _METRICS))
-  step, arguments = _step_of(parts, run, place, named[1])
+  step, arguments = _step_of(parts, run, place, named[1], own)
   # The step takes the memory of its state, which the search needs, too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
@@ -130,14 +141,30 @@ def again(place: pathlib.Path) -> Replayed:
   return Replayed(metrics, before, found)
 
 
+def _check_own(place: pathlib.Path, own: Own) -> None:
+  path, theirs = place / _OWN, ""
+  if path.exists():
+    theirs = files.read_json(path)["own"]
+  if own.described != theirs:
+    raise ConfigError(
+        f"{str(place)!r}: the step had {theirs or 'nothing'} of a user's own,"
+        f" and is to be run with {own.described or 'nothing'}; call"
+        " iapo_jax.replay.again with the folder and the same iapo_jax.own.Own"
+    )
+
+
 def _step_of(
-    parts: Assembly, run: pathlib.Path, place: pathlib.Path, stage: str
+    parts: Assembly,
+    run: pathlib.Path,
+    place: pathlib.Path,
+    stage: str,
+    own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
   """The jitted step, and what it is given."""
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
     batch = _read_batch(place, Prompts(0, 0, 0, 0))
-    train, reference = assembly.train_step_of(parts, made), None
+    train, reference = assembly.train_step_of(parts, made, own), None
     if parts.cfg.loss.kl_weight:
       began = resumption.reference(parts, run)
       reference = assembly.reference_of(parts, made, began)

@@ -5,14 +5,17 @@ before the first one is scored, and an error names the line.
 """
 
 import dataclasses
+import fcntl
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from iapo_jax import files
 from iapo_jax.data import tokenizer as tokenizer_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
@@ -265,7 +268,11 @@ class Partial:
   """Scored lines on their way to a file, in the order of the input.
 
   They lie in OUTPUT.partial, after a line that tells what they were scored
-  with, until all are there. What an interrupted command left is gone on with.
+  with, until all are there; none is kept in memory. What an interrupted command
+  left is gone on with. One process at a time may have it.
+
+  Attributes:
+    count: how many lines are scored.
   """
 
   def __init__(
@@ -282,50 +289,75 @@ class Partial:
       settings: all that the scores depend on besides the lines.
 
     Raises:
-      ConfigError: where what was left is of another input or other settings.
+      ConfigError: where what was left is of another input or other settings,
+        or another process is writing it.
     """
     self._output = output
     self._path = output.with_name(output.name + ".partial")
-    self._written: list[Line] = []
-    rows = [json.dumps(settings) + "\n"]
-    if self._path.exists():
-      left = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-      # The last line may have been cut off while it was written.
-      left = [row for row in left if row.endswith("\n")]
-      self._written = [_parse(row, str(self._path)) for row in left[1:]]
-      if left[:1] not in ([], rows) or not self._fits(lines):
-        raise ConfigError(
-            f"{self._path}: was left by another input or other flags; remove"
-            " it, or use another --output"
-        )
-      rows += left[1:]
-    self._path.write_text("".join(rows), encoding="utf-8")
+    self._file = self._path.open("a+b")
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      self._file.close()
+      raise ConfigError(
+          f"{self._path}: is being written by another command"
+      ) from error
+    head = (json.dumps(settings) + "\n").encode()
+    self.count, end = self._left(head, lines)
+    # The last line may have been cut off while it was written.
+    self._file.truncate(end)
+    if not end:
+      self._file.write(head)
+      self._file.flush()
 
-  def _fits(self, lines: Sequence[Line]) -> bool:
-    pairs = zip(lines, self._written, strict=False)
-    return self.count <= len(lines) and all(
-        line.items() <= found.items() for line, found in pairs
-    )
-
-  @property
-  def count(self) -> int:
-    """How many lines are scored."""
-    return len(self._written)
+  def _left(self, head: bytes, lines: Sequence[Line]) -> tuple[int, int]:
+    """How many whole lines there are, and where they end."""
+    rows = _whole_rows(self._file)
+    first = next(rows, b"")
+    fits, count, end = first in (b"", head), 0, len(first)
+    for row in rows:
+      known = lines[count].items() if count < len(lines) else None
+      found = _parse(row.decode(), str(self._path))
+      fits &= known is not None and known <= found.items()
+      count, end = count + 1, end + len(row)
+    if not fits:
+      self._file.close()
+      raise ConfigError(
+          f"{self._path}: was left by another input or other flags; remove"
+          " it, or use another --output"
+      )
+    return count, end
 
   def append(self, lines: Iterable[Line]) -> None:
     """Writes further lines; those before one that fails are kept."""
-    with self._path.open("a", encoding="utf-8") as file:
+    try:
       for line in lines:
         # ASCII: half a surrogate pair has no UTF-8.
-        file.write(json.dumps(line) + "\n")
-        self._written.append(line)
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self.count += 1
+    finally:
+      self._file.flush()
 
-  def finish(self) -> list[Line]:
-    """Writes the file, whole or not at all; returns its lines."""
-    rows = [json.dumps(line) + "\n" for line in self._written]
-    draft = self._output.with_name(f"{self._output.name}.{os.getpid()}")
-    with draft.open("x", encoding="utf-8") as file:
+  def first(self, most: int) -> list[Line]:
+    """The first lines that are scored, so many at most."""
+    rows = itertools.islice(_whole_rows(self._file), 1, most + 1)
+    return [_parse(row.decode(), str(self._path)) for row in rows]
+
+  def finish(self) -> None:
+    """Writes the file, whole or not at all."""
+    draft = files.draft_of(self._output)
+    with draft.open("xb") as file:
+      rows = _whole_rows(self._file)
+      next(rows)
       file.writelines(rows)
+      file.flush()
+      os.fsync(file.fileno())
     draft.rename(self._output)
     self._path.unlink()
-    return self._written
+    self._file.close()
+
+
+def _whole_rows(file: BinaryIO) -> Iterator[bytes]:
+  """The lines of a file from its beginning that have their end."""
+  file.seek(0)
+  return itertools.takewhile(lambda row: row.endswith(b"\n"), file)

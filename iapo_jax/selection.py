@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import draws
+from iapo_jax import draws, masked
 
 Array = jax.Array
 
@@ -29,7 +29,9 @@ def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
   return (rank < keep).reshape(-1)
 
 
-def with_spread(rewards: Array, *, group_size: int) -> Array:
+def with_spread(
+    rewards: Array, *, group_size: int, kept: Array | None = None
+) -> Array:
   """Members of groups whose rewards are not all the same.
 
   DAPO (arXiv 2503.14476) samples until a batch has none but these; in a
@@ -38,13 +40,18 @@ def with_spread(rewards: Array, *, group_size: int) -> Array:
   Args:
     rewards: fp32[b], prompt-major.
     group_size: samples per prompt.
+    kept: bool[b], the members that are compared; all by default.
 
   Returns:
     bool[b].
   """
   chex.assert_rank(rewards, 1)
-  spread = jnp.ptp(rewards.reshape(-1, group_size), axis=1) > 0
-  return jnp.repeat(spread, group_size)
+  grouped = rewards.reshape(-1, group_size)
+  there = jnp.ones_like(grouped, bool)
+  if kept is not None:
+    there = kept.reshape(-1, group_size)
+  spread = masked.differ(grouped, there)
+  return jnp.repeat(spread[:, 0], group_size)
 
 
 def truncated(

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 
-from iapo_jax import checkpoint, policies
+from iapo_jax import checkpoint, files, policies
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
 
@@ -33,7 +33,7 @@ def pack(run: pathlib.Path, archive: pathlib.Path) -> None:
   last = policies.last(run)
   if problem := last.fault():
     raise ConfigError(f"checkpoint {str(last)!r}: {problem}")
-  draft = archive.with_name(archive.name + ".draft")
+  draft = files.draft_of(archive)
   with tempfile.TemporaryDirectory() as folder:
     slim = pathlib.Path(folder) / run.name
     place = checkpoint.stage_folder(slim, last.stage) / str(last.step)
@@ -58,7 +58,8 @@ def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
 
   Args:
     archive: of `pack`.
-    run: folder that is not there, of the same name as the packed run.
+    run: folder that is not there, of the same name as the packed run; one
+      that another process makes meanwhile is left.
 
   Raises:
     ConfigError: where the file is something else, or damaged.
@@ -76,4 +77,8 @@ def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
       ) from error
     if problem := last.fault():
       raise ConfigError(f"{str(archive)!r}: its checkpoint {problem}")
-    found.rename(run)
+    try:
+      found.rename(run)
+    except OSError:
+      if not run.exists():  # another process was quicker
+        raise

@@ -215,7 +215,7 @@ class Study:
     return [x for x in self.methods if not trials.contenders()[x].setting_of]
 
   def collect(self) -> dict[str, Any]:
-    """What is finished of all contenders, as JSON has it."""
+    """What is finished of all contenders and what is recorded, as JSON."""
     if set(self.methods) < set(trials.contenders()):
       return dataclasses.replace(
           self, methods=list(trials.contenders())
@@ -238,11 +238,24 @@ class Study:
             for method, contender in trials.contenders().items()
         },
         "chosen": chosen,
-        "tuning": tuned,
-        "trials": self._results(
-            trials.final(chosen, starts=self.starts, seeds=self.seeds)
+        "tuning": self._with_recorded("tuning", tuned),
+        "trials": self._with_recorded(
+            "trials",
+            self._results(
+                trials.final(chosen, starts=self.starts, seeds=self.seeds)
+            ),
         ),
     }
+
+  def _with_recorded(
+      self, kind: str, found: Sequence[Record]
+  ) -> list[Record]:
+    """What is found, and behind it what is recorded of other trials."""
+    def of(row: Record) -> tuple[Any, ...]:
+      return tuple(row[field.name] for field in dataclasses.fields(Trial))
+
+    there = {of(row) for row in found}
+    return [*found, *(x for x in self._kept(kind) if of(x) not in there)]
 
   def _results(self, wanted: Iterable[Trial]) -> list[Record]:
     """Of those that are recorded or finished."""

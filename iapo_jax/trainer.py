@@ -338,6 +338,7 @@ def reinforce(
         save_every=cfg.checkpoint.every,
         max_skipped=cfg.optimizer.max_skipped,
         replays=replay.folder(run.workdir),
+        own=run.own.described,
         updates=cfg.loss.num_updates,
         save_start=True,
         sequences=cfg.sequences_per_step,

@@ -302,6 +302,10 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   terms |= {"ratio": ratio, "clipped": clipped}
   total = jnp.maximum(jnp.sum(known.weights), 1e-8)
   means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
+  # Where nothing learns the policy is the one that sampled.
+  means["ratio"] = jnp.where(
+      jnp.any(known.weights > 0), means["ratio"], 1.0
+  )
   gap = jnp.abs(logprobs - known.old_logprobs)
   if known.early is not None:
     total = jnp.maximum(jnp.sum(known.early), 1e-8)

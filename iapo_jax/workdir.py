@@ -117,7 +117,8 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   """
   ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
-    _check_same(ours, read_config(workdir), workdir)
+    # A field that is newer than the run has its default there.
+    _check_same(ours, config_lib.flatten(load_config(workdir)), workdir)
     check_data(parts, workdir)
     if is_finished(workdir):
       return True
@@ -131,13 +132,15 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   files.write_json(workdir / _ENVIRONMENT, environment(parts))
   name = parts.cfg.model.pretrained
   if name:
-    kept = workdir / folder.KEPT
-    folder.copy_all_but_weights(folder.find(name), kept)
+    folder.copy_all_but_weights(folder.find(name), workdir / folder.KEPT)
   if parts.cfg.data.tokenizer:
     chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
     folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
   elif not name:
     parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
+  for kept in (folder.KEPT, folder.TOKENIZER):
+    if (workdir / kept).exists():
+      files.sync(workdir / kept)
   if parts.task.fingerprint:
     files.write_json(workdir / _DATA, parts.task.fingerprint)
   files.write_json(workdir / _CONFIG, ours)

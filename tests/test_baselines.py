@@ -178,6 +178,15 @@ class SelectionTest(chex.TestCase):
         spread(jnp.array([1.0, 1.0, 1.0, 0.5, 0.0, 0.0])),
         np.array([0, 0, 1, 1, 0, 0], bool),
     )
+    # Of those that are kept: 1 and 1; 1 and 0; one alone; none.
+    kept = np.array([1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0], bool)
+    rewards = jnp.array([1.0, 1.0, 0.0, 0.0] * 4)
+    found = partial(self.variant, selection.with_spread, group_size=4)(
+        rewards, kept=kept
+    )
+    np.testing.assert_array_equal(
+        found.reshape(4, 4)[:, 0], np.array([0, 1, 0, 0], bool)
+    )
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_truncation_by_hand(self):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from recorded import make_params, make_setup, record
 
-from iapo_jax import policy, sharding, study, train_step, trials
+from iapo_jax import files, policy, sharding, study, train_step, trials
 from iapo_jax import starts as starts_lib
 from iapo_jax.errors import ConfigError
 from iapo_jax.trials import Trial
@@ -89,11 +89,32 @@ def test_trials_and_what_is_collected(tmp_path):
   for name in theirs:
     assert name.endswith("seconds") or theirs[name] == ours[name], name
 
+  # Another process may unpack at the same time.
+  for _ in range(2):
+    starts_lib.unpack(tmp_path / "packed-start-0.tar.gz", tmp_path / "start-0")
+
   # Another configuration is another trial.
   assert again._configuration(tried[0]) == todo._configuration(tried[0])
   changed = dataclasses.replace(again, num_steps=1, small=False)
   with pytest.raises(ConfigError, match=r"grpo/setting-1.*is of another conf"):
     changed.run_trials([tried[0]])
+
+
+def test_nothing_that_is_recorded_is_lost(tmp_path):
+  """Fewer seeds and starts, or another choice, leave it in the file."""
+  recorded = files.read_json(ROOT / "docs" / "evidence" / "mixed.json")
+  todo = dataclasses.replace(
+      make_study("mixed", ["grpo", "dapo"], tmp_path),
+      small=False,
+      recorded=recorded,
+      seeds=1,
+  )
+  found = todo.collect()
+  for kind in ("tuning", "trials"):
+    ours, theirs = (
+        sorted(x[kind], key=str) for x in (found, recorded)
+    )
+    assert ours == theirs != []
 
 
 def test_a_pack_that_is_damaged(tmp_path):

@@ -129,6 +129,7 @@ def made_up():
       found["trials"].append(
           result(accuracy, tokens[name][i])
           | {"method": name, "start": i % 2, "seed": i // 2}
+          | {"setting": found["chosen"][name]}
           | {"begun_from": str(i % 2)}
           | {"sampled_tokens": 3e6, "probe_tokens": 1.5e6 * (name == "to_go")}
           | {"accuracy/level_2": accuracy, "tokens/level_2": tokens[name][i]}
@@ -166,7 +167,9 @@ def test_tables_by_hand():
 def test_controls_stand_beside_what_they_are_of():
   found = made_up()
   for row in found["trials"]:
-    row["method"] = {"grpo": "shuffled"}.get(row["method"], row["method"])
+    if row["method"] == "grpo":
+      row |= {"method": "shuffled", "setting": 3}
+  found["chosen"]["shuffled"] = 3
   # 20 of 40 tokens and 25 of 50; .02 more: the other way round.
   assert contest.controls(found).splitlines()[2:] == [
       "| to_go, shuffled (control) | IAPO to_go | -2.0 (-2.0 to -2.0)"
@@ -188,6 +191,26 @@ def test_replications_are_paired_whatever_their_order():
   ]  # fmt: skip
   assert contest.difference(found, "to_go", "grpo", "accuracy") is None
   assert contest.methods(found) == ["grpo"]
+
+
+def test_a_setting_that_is_chosen_no_more_does_not_count():
+  found = made_up()
+  table = contest.comparison(found)
+  found["trials"] += [
+      row | {"setting": 1, "accuracy": 0} for row in found["trials"]
+  ]
+  assert contest.comparison(found) == table
+  found["chosen"] = {"grpo": 2}
+  assert contest.methods(found) == ["grpo"]
+
+
+def test_levels_are_in_the_order_of_numbers():
+  found = made_up()
+  for row in (*found["trials"], *found["warm_starts"]):
+    row |= {"accuracy/level_10": 0.5, "tokens/level_10": 60.0}
+  head, _, first, *_ = contest.levels(found).splitlines()
+  assert head == "|  | 2 numbers | 10 numbers |"
+  assert first.endswith("| 0.500 / 60.0 |")
 
 
 def test_only_runs_from_the_same_weights_are_pairs():

@@ -137,6 +137,17 @@ def early_rows(setup, recorded):
   return jax.device_get(run(rolled, setup.prompts()))
 
 
+def test_where_nothing_learns_the_policy_is_as_it_was():
+  cfg = make_setup(loss__kl_weight=0.0).cfg
+  known = update.Tokens(*(jnp.zeros((2, 3)) for _ in range(5)))
+  logprobs = jnp.full((2, 3), 0.1)
+  for weights, expected in ((0.0, 1.0), (0.5, np.exp(0.1))):
+    found = update._metrics(
+        logprobs, known.replace(weights=jnp.full((2, 3), weights)), cfg
+    )
+    np.testing.assert_allclose(found["ratio"], expected, rtol=1e-6)
+
+
 def test_rows_of_a_prompt_stay_together():
   experience = update.Experience(
       prompts=make_setup().prompts(),

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from iapo_jax import files
@@ -28,6 +30,34 @@ def test_what_is_no_object(tmp_path, content, message):
     path.write_text(content)
   with pytest.raises(ConfigError, match=message):
     files.read_json(path)
+
+
+def test_ends_of_lines_and_what_has_no_utf8(tmp_path):
+  path = tmp_path / "a.csv"
+  files.write_text(path, "a\r\n\ud800\n", errors="backslashreplace")
+  assert path.read_bytes() == b"a\r\n\\ud800\n"
+  with pytest.raises(UnicodeEncodeError):
+    files.write_text(path, "\ud800")
+  assert path.read_bytes() == b"a\r\n\\ud800\n"
+
+
+def test_others_wait(tmp_path):
+  """For the folder, until it is free; what was made in it can be synced."""
+  order = []
+
+  def other():
+    with files.alone(tmp_path):
+      order.append("other")
+
+  with files.alone(tmp_path):
+    thread = threading.Thread(target=other)
+    thread.start()
+    (tmp_path / "a").write_text("a")
+    files.sync(tmp_path)
+    thread.join(0.2)
+    order.append("first")
+  thread.join(10)
+  assert order == ["first", "other"]
 
 
 def test_free_names(tmp_path):

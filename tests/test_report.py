@@ -461,7 +461,34 @@ class TestComparison:
     shutil.copytree(trained / "to_go", other)
     edit(other / "config.json", **changes)
     with pytest.raises(ConfigError, match=message):
-      comparison.load([trained / "grpo", other], "last")
+      comparison.judge(
+          comparison.load([trained / "grpo", other], "last"),
+          split="test", problems=8, seeds=(0,),
+      )  # fmt: skip
+
+  @pytest.mark.parametrize(
+      "changes",
+      [
+          {"data.max_prompt_tokens": 20},  # padded further
+          # What only training looks at.
+          {
+              "loss.early_weight": 0.1, "probe.estimator": "own",
+              "probe.answer_tokens": 1, "select.first_tokens": 60,
+              "select.short_tokens": 70, "select.later_share": 0.5,
+              "reward.overlong_tokens": 70,
+          },
+      ],
+  )  # fmt: skip
+  def test_runs_that_compare(self, trained, tmp_path, changes):
+    other = tmp_path / "other"
+    shutil.copytree(trained / "to_go", other)
+    edit(other / "config.json", **changes)
+    contestants = comparison.load(
+        [trained / "grpo", other], "last", max_tokens=32
+    )
+    comparison._check_problems(contestants, "test")
+    with pytest.raises(ConfigError, match="'tset': arithmetic has only"):
+      comparison.judge(contestants, split="tset", problems=8, seeds=(0,))
 
   @pytest.mark.parametrize(
       ("which", "message"),

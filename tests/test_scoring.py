@@ -211,6 +211,9 @@ def test_what_was_left_is_gone_on_with(tmp_path):
 
   with pytest.raises(FloatingPointError):
     first.append(failing())
+  with pytest.raises(ConfigError, match="being written by another command"):
+    score_lines.Partial(output, lines, {"model": "m"})
+  del first
   partial = tmp_path / "out.jsonl.partial"
   with partial.open("a") as file:
     file.write('{"id": 1, "cut o')
@@ -224,10 +227,14 @@ def test_what_was_left_is_gone_on_with(tmp_path):
   again = score_lines.Partial(output, lines, {"model": "m"})
   assert again.count == 1
   again.append(line | {"mi": [1.5]} for line in lines[1:])
-  written = again.finish()
+  assert [line["mi"] for line in again.first(2)] == [[0.5], [1.5]]
+  again.finish()
   assert not partial.exists()
-  assert [json.loads(x) for x in output.read_text().splitlines()] == written
+  written = [json.loads(x) for x in output.read_text().splitlines()]
   assert [line["mi"] for line in written] == [[0.5], [1.5], [1.5]]
+  assert [line.items() >= x.items() for line, x in zip(
+      written, lines, strict=True
+  )] == [True] * 3
 
 
 def test_scores_that_are_not_finite_stop():

@@ -139,6 +139,22 @@ def test_a_finished_run_is_left_alone(finished, capsys):
   assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_of_a_version_with_fewer_fields(finished, tmp_path, capsys):
+  """Those that are new had their defaults."""
+  old = tmp_path / "old"
+  shutil.copytree(finished, old)
+  fields = json.loads((old / "config.json").read_text())
+  del fields["optimizer.max_skipped"], fields["loss.early_weight"]
+  (old / "config.json").write_text(json.dumps(fields))
+  cfg = small(reward__grader="host")
+  with pytest.raises(ConfigError, match=r"early_weight = 0.1: .* with 0.0"):
+    trainer.train(cfg, old)
+  fields["loss.early_weight"] = 0.1
+  (old / "config.json").write_text(json.dumps(fields))
+  trainer.train(cfg, old)
+  assert "finished: nothing to do" in capsys.readouterr().out
+
+
 def test_a_workdir_with_another_config_is_refused(finished):
   with pytest.raises(ConfigError) as error:
     trainer.train(small(reward__grader="host", seed=3), finished)
@@ -239,7 +255,8 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(
 def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
   """A typo in init_from can be mended in the same workdir."""
   for source, message in (
-      (tmp_path / "typo", "holds no run"),
+      (tmp_path / "typo", r"config.init_from = '.*typo': must be the folder"),
+      (tmp_path / "typo/checkpoints/rl/1", "config.init_from = .* must be the"),
       (unfinished_copy(finished, tmp_path / "young"), "is not finished"),
       (finished / "checkpoints" / "rl" / "7", r"no such checkpoint; kept are"),
       (finished / "checkpoints" / "rl" / "x", "must end in the number"),

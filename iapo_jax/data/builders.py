@@ -201,7 +201,7 @@ def load(
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()
   if task == "own" and source_dir.startswith(registered.PREFIX):
-    with _quiet():
+    with _alone(root, task), _quiet():
       return registered.load(source_dir, str(root))
   files = _find(kind.DATA_SET, source_dir) if source_dir else None
   builder = _builder(kind, files, root)

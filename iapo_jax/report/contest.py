@@ -35,7 +35,12 @@ def values(found: Found, method: str, metric: str) -> list[float]:
 
 
 def _rows(found: Found, method: str) -> dict[tuple[int, int], Found]:
-  rows = [row for row in found["trials"] if row["method"] == method]
+  """The trials of its chosen setting, by seed and start.
+
+  A result file keeps those of a setting that is chosen no more.
+  """
+  key = {"method": method, "setting": found["chosen"].get(method)}
+  rows = [row for row in found["trials"] if key.items() <= row.items()]
   return {
       (row["seed"], row["start"]): row
       for row in sorted(rows, key=lambda row: (row["seed"], row["start"]))
@@ -65,10 +70,11 @@ def difference(
   if len(shared) < 2:
     return None
   scale = [b[key][metric] if relative else 1.0 for key in shared]
-  return intervals.of_mean([
-      (a[key][metric] - b[key][metric]) / by
-      for key, by in zip(shared, scale, strict=True)
-  ])
+  scaled = (
+      [rows[key][metric] / by for key, by in zip(shared, scale, strict=True)]
+      for rows in (a, b)
+  )
+  return intervals.of_difference(*scaled)
 
 
 def comparison(found: Found) -> str:
@@ -174,12 +180,15 @@ def controls(found: Found) -> str:
 
 def levels(found: Found) -> str:
   """Accuracy / tokens by level, means over replications."""
-  names = sorted({
-      name.removeprefix("accuracy/level_")
-      for row in found["trials"]
-      for name in row
-      if name.startswith("accuracy/level_")
-  })
+  names = sorted(
+      {
+          name.removeprefix("accuracy/level_")
+          for row in found["trials"]
+          for name in row
+          if name.startswith("accuracy/level_")
+      },
+      key=int,
+  )
   rows = []
   for label, cell in _all(found):
     pairs = [

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iapo_jax import comparison
+from iapo_jax import comparison, files
 from iapo_jax.errors import ConfigError
 from iapo_jax.report import figures, heat, runs
 from iapo_jax.report.runs import Group
@@ -54,7 +54,7 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     figures.write_pngs(pictures, output)
     # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
-    page.write_text(html, encoding="utf-8", errors="backslashreplace")
+    files.write_text(page, html, errors="backslashreplace")
   except OSError as error:
     raise ConfigError(
         f"--output = {str(output)!r}: must be a folder that can be written"

@@ -1,40 +1,32 @@
 """A page about scored completions."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iapo_jax.report import heat
 
 
-def write(
-    path: pathlib.Path,
-    lines: Sequence[Mapping[str, Any]],
-    *,
-    title: str,
-    total: int,
-) -> None:
+def draw(
+    lines: Sequence[Mapping[str, Any]], *, title: str, total: int
+) -> str:
   """Draws scored lines.
 
   Args:
-    path: of the page.
     lines: of `score_lines.scored`.
     title: of the page.
     total: how many lines there are, perhaps more than are drawn.
 
-  Raises:
-    OSError: where it cannot be written.
+  Returns:
+    The page, HTML.
   """
   note = f"{total} completions"
   if len(lines) < total:
     note = f"The first {len(lines)} of {total} completions"
-  html = heat.environment().get_template("scores.html.j2").render(
+  return heat.environment().get_template("scores.html.j2").render(
       title=title,
       note=f"{note}, scored at temperature 1.",
       examples=[_example(line) for line in lines],
   )
-  # A lone surrogate in a line has no UTF-8 form: it is shown as its escape.
-  path.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _example(line: Mapping[str, Any]) -> dict[str, Any]:
