@@ -128,7 +128,6 @@ def test_a_dry_run_prints_the_plan(tmp_path):
         ("evaluate.py", ["nowhere"], "workdir 'nowhere': holds no run"),
         ("evaluate.py", ["x", "--split=tset"], "flag --split=tset: value sh"),
         ("report.py", [], "no run: give the folder of one run or of several"),
-        ("oracle.py", ["--small"], "--small: needs --output, a folder that"),
         ("report.py", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -226,3 +227,12 @@ def test_evidence_holds_what_the_page_says():
     assert command.gap_table(found, kind.name) in page
   assert command.demo_table(found) in page
   assert command.demo_gap_table(found) in page
+
+
+def test_a_small_study_is_no_evidence():
+  done = subprocess.run(
+      [sys.executable, "experiments/oracle.py", "--small"],
+      cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2, done.stderr
+  assert "--small: needs --output, a folder that is no ev" in done.stderr
