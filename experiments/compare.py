@@ -32,9 +32,9 @@ from iapo_jax.study import PLAIN, Study
 _ROOT = pathlib.Path(__file__).parent.parent
 # Updates of every run. When to check is learned from slips, which are few.
 STEPS = {"mixed": 80, "slips": 160}
-# In accuracy, when settings are chosen: half of what the claims allow, one
-# point and two.
-SLACK = {"mixed": 0.005, "slips": 0.01}
+# In accuracy, when settings are chosen. Of slips the question is which checks
+# survive within two points of GRPO.
+SLACK = {"mixed": 0.005, "slips": 0.02}
 _TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
 _OUTPUT = flags.DEFINE_string(
