@@ -36,8 +36,9 @@ from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_EVIDENCE = "docs/evidence"
-_OUTPUT = flags.DEFINE_string("output", _EVIDENCE, "Folder to write to.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write to; docs/evidence by default."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of each policy.", lower_bound=2)
 _STEPS = flags.DEFINE_integer(
     "steps", 300, "Of the small policies' training.", lower_bound=1
@@ -73,9 +74,9 @@ SHARES = {
 def main(_: list[str]) -> None:
   """Runs the study, and writes what it found."""
   start = time.perf_counter()
-  if _SMALL.value and _OUTPUT.value == _EVIDENCE:
+  if _SMALL.value and not _OUTPUT.value:
     raise ConfigError("--small: needs --output, a folder that is no evidence")
-  folder = pathlib.Path(_OUTPUT.value)
+  folder = pathlib.Path(_OUTPUT.value or "docs/evidence")
   folder.mkdir(parents=True, exist_ok=True)
   records = small_policies()
   run = pathlib.Path(_RUN.value) if _RUN.value else _train_demo()

@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> None:
   folders: dict[str, list[pathlib.Path]] = {}
   for argument in arguments[1:]:
     label, equals, folder = argument.partition("=")
+    if pathlib.Path(argument).exists():
+      equals = ""  # where there is one, it is of the folder's name
     path = pathlib.Path(folder if equals else argument)
-    if pathlib.Path(argument).exists():  # and has an = in its name
-      equals, path = "", pathlib.Path(argument)
     name = label if equals else path.resolve().name
     folders.setdefault(name, []).append(path)
   if not folders:
