@@ -16,8 +16,8 @@ the folders gone.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
+import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -101,11 +101,7 @@ def _methods() -> list[str]:
 
 
 def _configuration_of(task: str) -> Callable[[str], ConfigDict]:
-  path = _ROOT / "configs" / f"{task}.py"
-  spec = importlib.util.spec_from_file_location("task_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
+  return runpy.run_path(str(_ROOT / "configs" / f"{task}.py"))["get_config"]
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ temperature 1. The page at the end compares them. Runs that are finished are not
 run again, interrupted ones go on; delete the folder to start over.
 """
 
-import importlib.util
 import math
 import pathlib
+import runpy
 import statistics
 import time
 from typing import Any
@@ -27,7 +27,6 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.report import page
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_CONFIG = _ROOT / "configs" / "arithmetic.py"
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, each a whole replication.")
 _METHODS = flags.DEFINE_list(
@@ -140,7 +139,7 @@ def _tune(workdir: pathlib.Path, seed: int) -> None:
   folders = {("sft", seed): workdir / f"seed-{seed}" / "sft"}
   _run("sft", seed, folders)
   rows = []
-  for rate in _config_module().GRPO_LEARNING_RATES:
+  for rate in _config_file()["GRPO_LEARNING_RATES"]:
     folders["grpo", seed] = workdir / f"seed-{seed}" / f"grpo-{rate:g}"
     _run("grpo", seed, folders, rate)
     last = logs.stage_metrics(folders["grpo", seed], "validation")[-1]
@@ -155,7 +154,7 @@ def _run(
     folders: dict[tuple[str, int], pathlib.Path],
     learning_rate: float | None = None,
 ) -> None:
-  config = _config_module().get_config(method)
+  config = _config_file()["get_config"](method)
   config.seed = seed
   if method != "sft":
     config.warm_start.num_steps = 0
@@ -177,11 +176,8 @@ def _run(
   )
 
 
-def _config_module() -> Any:
-  spec = importlib.util.spec_from_file_location("demo_config", _CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def _config_file() -> dict[str, Any]:
+  return runpy.run_path(str(_ROOT / "configs" / "arithmetic.py"))
 
 
 def _combine(runs: list[dict[str, float]]) -> dict[str, float]:

@@ -13,8 +13,8 @@ oracle.json and oracle.svg to the folder; six minutes on two busy CPU cores, of
 which the warm start of the demo takes more than two.
 """
 
-import importlib.util
 import pathlib
+import runpy
 import time
 from typing import Any
 
@@ -131,10 +131,7 @@ def small_policies() -> list[dict[str, Any]]:
 def _train_demo() -> pathlib.Path:
   """The demo's warm start, shorter; a finished one is left as it is."""
   path = _ROOT / "configs" / "arithmetic.py"
-  spec = importlib.util.spec_from_file_location("demo_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("sft")
+  config = runpy.run_path(str(path))["get_config"]("sft")
   config.warm_start.num_steps = 2 if _SMALL.value else _DEMO_STEPS.value
   config.data.arithmetic.test_problems = 256
   folder = pathlib.Path(_WORKDIR.value)

@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import runpy
 import shutil
 import struct
 import time
+import types
 
 from tensorboardX.proto import event_pb2
 
@@ -31,6 +33,11 @@ def environment(devices=1):
   flags.append(f"--xla_force_host_platform_device_count={devices}")
   path = f"{HERE / 'without_torch'}{os.pathsep}{HERE.parent}"
   return os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": path}
+
+
+def module(path):
+  """A program or configuration of the repository, read as it is there."""
+  return types.SimpleNamespace(**runpy.run_path(str(HERE.parent / path)))
 
 
 def untimed(line):

@@ -38,6 +38,7 @@ PROGRAMS = (
 ELSEWHERE = {
     "make demo|experiments/demo.py": "test_cli.py::test_the_demo_end_to_end",
     "runs/demo/seed-0/{sft": "test_evaluation.py::test",
+    "pip install -e .": "test_packaging.py::test_the_wheel_runs_the_smoke",
     "make test|-m pytest tests/": "test_commands.py::test",  # it is this
     "experiments/compile.py": "test_ahead.py::test_one_that_does_not_fit",
     "experiments/compare.py": "test_compare.py::test_trials_and_what_is",

@@ -1,12 +1,12 @@
 """The command that compares methods: one real trial of each kind, small."""
 
 import dataclasses
-import importlib.util
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+import runs
 from recorded import make_params, make_setup, record
 
 from iapo_jax import files, policy, sharding, study, train_step, trials
@@ -17,19 +17,12 @@ from iapo_jax.trials import Trial
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def module_of(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-misplaced = module_of(ROOT / "experiments" / "misplaced.py")
+misplaced = runs.module("experiments/misplaced.py")
 
 
 def make_study(task, methods, folder):
   return study.Study(
-      configure=module_of(ROOT / "configs" / f"{task}.py").get_config,
+      configure=runs.module(f"configs/{task}.py").get_config,
       methods=methods,
       folder=folder,
       misplaced=misplaced.run_probes,

@@ -1,10 +1,10 @@
 """Trials of a comparison, their intervals and the tables made of them."""
 
-import importlib.util
 import pathlib
 
 import numpy as np
 import pytest
+import runs
 
 from iapo_jax import config as config_lib
 from iapo_jax import intervals, trials
@@ -12,14 +12,6 @@ from iapo_jax.errors import ConfigError
 from iapo_jax.report import contest
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-def experiment(name):
-  path = ROOT / "experiments" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def test_interval_by_hand():
@@ -74,11 +66,7 @@ def test_every_setting_is_a_configuration():
   for name, contender in trials.contenders().items():
     assert len(contender.settings) == trials.TUNED
     for task in ("mixed", "slips"):
-      spec = importlib.util.spec_from_file_location(
-          task, ROOT / "configs" / f"{task}.py"
-      )
-      module = importlib.util.module_from_spec(spec)
-      spec.loader.exec_module(module)
+      module = runs.module(f"configs/{task}.py")
       found = set()
       for fields in contender.settings:
         config = module.get_config(contender.variant)
@@ -223,7 +211,7 @@ def test_only_runs_from_the_same_weights_are_pairs():
 
 
 def test_the_page_is_made_of_the_results():
-  evidence = experiment("evidence")
+  evidence = runs.module("experiments/evidence.py")
   pages = evidence.pages(ROOT / "docs")
   assert {page.name for page in pages} == {"evidence.md", "README.md"}
   for page, tables in pages.items():

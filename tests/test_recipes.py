@@ -1,11 +1,10 @@
 """The committed configurations, and a run of text from start to export."""
 
-import importlib.util
 import json
-import pathlib
 import shutil
 
 import pytest
+import runs
 import texts
 from test_published import no_network
 
@@ -23,14 +22,9 @@ from iapo_jax import config as config_lib
 from iapo_jax.data import tokenizer
 from iapo_jax.errors import ConfigError
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-
 
 def config_file(name):
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return runs.module(f"configs/{name}.py")
 
 
 def test_tasks_of_sums_differ_in_their_sums_and_sizes_alone():

@@ -204,7 +204,7 @@ def test_another_model_is_refused(finished):
 
 def test_no_checkpoint(tmp_path):
   parts = assembly.assemble(small())
-  with pytest.raises(ConfigError, match="holds no run"):
+  with pytest.raises(ConfigError, match="must be the folder of a run"):
     policies.source(str(tmp_path / "nothing"))
   with workdir.locked(tmp_path / "run"):
     assert not workdir.claim(tmp_path / "run", parts)
