@@ -108,7 +108,7 @@ def _compared() -> dict[str, Contender]:
       "cost_only": Contender(
           "cost only (control)", "cost_only",
           _settings(_COST, (4e-4, 0.03), (4e-4, 0.06), (4e-4, 0.1),
-                    (4e-4, 0.2)),
+                    (4e-4, 0.015)),
           beside="to_go",
       ),
       "shuffled": Contender(
