@@ -334,7 +334,7 @@ def device_facts(
   if "failed" in found:
     raise RuntimeError(found["failed"])
   if found["device"]["platform"] == "cpu" and not _REHEARSE.value:
-    raise ConfigError("--norehearsal: there is no accelerator for JAX")
+    raise ConfigError("JAX finds no accelerator; --rehearsal needs none")
   return found
 
 

@@ -24,9 +24,10 @@ import tempfile
 from typing import Any
 
 import cases
-from absl import app, flags
+from absl import flags
 
-from iapo_jax import files
+from iapo_jax import cli, files
+from iapo_jax.errors import ConfigError
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _PHASES = ("rollout", "probes", "reference", "update")
@@ -106,7 +107,8 @@ def main(_: list[str]) -> None:
   known = files.read_json(path) if path.exists() else {}
   chosen = [x for x in cells() if not _CELLS.value or x.name in _CELLS.value]
   if unknown := set(_CELLS.value) - {x.name for x in chosen}:
-    raise app.UsageError(f"--cells: none is called {', '.join(unknown)}")
+    names = ", ".join(x.name for x in cells())
+    raise ConfigError(f"--cells {','.join(unknown)!r}: must be of {names}")
   if not _TABLES.value:
     with tempfile.TemporaryDirectory() as folder:
       for cell in chosen:
@@ -254,4 +256,4 @@ def amounts(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

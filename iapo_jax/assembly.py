@@ -231,8 +231,8 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
   model = dataclasses.replace(theirs, **own)
   field = model_config.difference(ours, model)
   if ours.vocab_size and field:  # it was filled in before
-    rule = f"{ours.pretrained!r} has {getattr(model, field)!r}"
-    fail(f"model.{field}", getattr(ours, field), rule)
+    rule = f"must be {getattr(model, field)!r}, as in {ours.pretrained!r}"
+    fail(f"model.{field}", getattr(ours, field), f"{rule}, or left out")
   return dataclasses.replace(cfg, model=model)
 
 

@@ -199,8 +199,12 @@ def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
         )
         for row, length in zip(tokens, lengths, strict=True)
     ])
-  if any(other != asked[0] for other in asked):
-    raise ConfigError(f"the runs differ in their {split} problems")
+  for contestant, other in zip(contestants, asked, strict=True):
+    if other != asked[0]:
+      first = contestants[0].name
+      raise ConfigError(
+          f"run {contestant.name!r}: has other {split} problems than {first!r}"
+      )
 
 
 def judge(
@@ -383,8 +387,13 @@ def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     raise ConfigError(
         f"--output = {str(stem)!r}: cannot be written ({error.strerror})"
     ) from error
-  if not os.access(stem.parent, os.W_OK) or any(p.is_dir() for p in paths):
-    raise ConfigError(f"--output = {str(stem)!r}: cannot be written")
+  if not os.access(stem.parent, os.W_OK):
+    raise ConfigError(
+        f"--output = {str(stem)!r}: cannot be written (Permission denied)"
+    )
+  for path in paths:
+    if path.is_dir():
+      raise ConfigError(f"--output = {str(stem)!r}: {path.name} is a folder")
   return paths
 
 

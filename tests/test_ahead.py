@@ -222,7 +222,13 @@ def test_a_mesh_may_take_parts_of_a_side(topology, fsdp, tensor):
   assert len({device.id for device in mesh.devices.flat}) == 64
 
 
-@pytest.mark.parametrize("topology", ["h100:8", "v5e"])
-def test_unknown_topologies_are_refused(topology):
-  with pytest.raises(ConfigError, match=f"topology '{topology}'"):
+@pytest.mark.parametrize(
+    ("topology", "rule"),
+    [
+        ("h100:8", r"must begin with one of .*v5e"),
+        ("v5e", r"cannot be described \("),
+    ],
+)
+def test_unknown_topologies_are_refused(topology, rule):
+  with pytest.raises(ConfigError, match=f"topology '{topology}': {rule}"):
     ahead.devices(topology)

@@ -138,10 +138,36 @@ def test_accelerator_rehearses_ours(tmp_path):
   assert "does not fit: needs" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("accelerator", ["--rehearsal", "--contestants=ours", "--sizes=9b"],
+         "--sizes '9b': must be of tiny, wide"),
+        ("accelerator",
+         ["--rehearsal", "--contestants=ours", "--sequences=5"],
+         "--sequences 5: must be a multiple of --group = 4"),
+        ("probes", ["--model=tiny", "--sequences=4", "--group=2",
+                    "--copy_rows=3"],
+         "--sequences 4: --copy_rows = 3 must divide it"),
+        ("step", ["--contestants=x"],
+         "--contestants 'x': must be of ours, trl, tunix"),
+        ("step", ["--case=tiny", "--contestants=ours", "--ours=x"],
+         "--ours 'x': must be FIELD=JSON"),
+        ("scaling", ["--json=x.json", "--cells=x"],
+         "--cells 'x': must be of 7b@v5e:4x4, "),
+    ],
+)  # fmt: skip
+def test_flags_that_are_refused(script, arguments, message):
+  done = run(script, *arguments, timeout=60)
+  assert done.returncode == 2
+  assert f"error: {message}" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 def test_accelerator_refuses_a_cpu():
   done = run("accelerator", "--contestants=ours", "--sizes=0.5b")
   assert done.returncode == 2
-  assert "error: --norehearsal" in done.stderr
+  assert "error: JAX finds no accelerator; --rehearsal" in done.stderr
   assert "Traceback" not in done.stderr
 
 

@@ -83,6 +83,12 @@ def test_without_wandb_it_says_what_to_install(tmp_path, monkeypatch):
     boards.WeightsAndBiases(logged(tmp_path), "offline")
 
 
+def test_a_name_that_was_changed_is_refused(tmp_path):
+  (logged(tmp_path) / "wandb.json").write_text("{}")
+  with pytest.raises(ConfigError, match=r"wandb\.json': must have an id"):
+    boards.WeightsAndBiases(tmp_path, "offline", anew=False)
+
+
 def test_without_an_account_online_is_refused(tmp_path, monkeypatch):
   monkeypatch.setenv("WANDB_API_KEY", "not a key")
   with pytest.raises(ConfigError, match=r"log.wandb = 'online': W&B says: "):

@@ -129,9 +129,16 @@ def test_a_dry_run_prints_the_plan(tmp_path):
         ("evaluate.py", ["x", "--split=tset"], "flag --split=tset: value sh"),
         ("report.py", [], "no run: give the folder of one run or of several"),
         ("report.py", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
+        ("replay.py", [], "replay.py: needs one argument, RUN/replay/STAGE"),
+        ("score.py", ["x", "--model=m", "--input=i", "--output=o"],
+         "'x': give everything by --flags"),
+        ("compare.py", ["--small"], "--small: needs --output, a file that"),
+        ("compare.py", ["--methods=gpro"], "--methods 'gpro': must be among"),
+        ("compare.py", ["--methods=to_go"],
+         "--methods 'to_go': needs dapo, grpo: settings are chosen beside it"),
     ],
-)
-def test_judging_and_drawing_refuse_what_is_no_run(script, arguments, message):
+)  # fmt: skip
+def test_commands_refuse_what_they_cannot_do(script, arguments, message):
   result = run(script, *arguments)
   assert result.returncode == 2
   assert result.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
@@ -143,6 +150,7 @@ def test_judging_and_drawing_refuse_what_is_no_run(script, arguments, message):
     [
         ("--methods=gpro", "--methods 'gpro': must be among grpo, paper"),
         ("--seeds=0,x", "--seeds 'x': must be whole numbers below 2^32, apart"),
+        ("--seeds=", "--seeds '': must be whole numbers below 2^32"),
     ],
 )
 def test_the_demo_refuses_what_it_does_not_know(argument, message, tmp_path):

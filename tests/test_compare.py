@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import tarfile
 
 import jax
 import numpy as np
@@ -85,6 +86,18 @@ def test_trials_and_what_is_collected(tmp_path):
   # Another process may unpack at the same time.
   for _ in range(2):
     starts_lib.unpack(tmp_path / "packed-start-0.tar.gz", tmp_path / "start-0")
+
+  # What is damaged is neither packed nor begun from.
+  damaged = tmp_path / "damaged" / "start-0"
+  starts_lib.unpack(tmp_path / "packed-start-0.tar.gz", damaged)
+  victim = next(damaged.glob("checkpoints/*/*/params/**/d/*"))
+  victim.write_bytes(victim.read_bytes()[:-1])
+  with pytest.raises(ConfigError, match=r"^checkpoint '.*is damaged in par"):
+    starts_lib.pack(damaged, tmp_path / "damaged.tar.gz")
+  with tarfile.open(tmp_path / "changed.tar.gz", "w:gz") as tar:
+    tar.add(damaged, "start-0")
+  with pytest.raises(ConfigError, match=r"gz': its checkpoint is damaged in"):
+    starts_lib.unpack(tmp_path / "changed.tar.gz", tmp_path / "x" / "start-0")
 
   # Another configuration is another trial.
   assert again._configuration(tried[0]) == todo._configuration(tried[0])

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from iapo_jax import config as config_lib
-from iapo_jax import config_rules
+from iapo_jax import config_rules, sharding
 from iapo_jax.config import Config
 from iapo_jax.errors import ConfigError
 
@@ -192,6 +192,16 @@ def test_flatten_is_json_and_complete():
             "config.mesh.data = 0: must be at least 1, or -1 for the rest",
         ),
         (
+            {"mesh__fsdp": -1},
+            "config.mesh = {'data': -1, 'fsdp': -1, 'tensor': 1}: only one axis"
+            " may be -1",
+        ),
+        (
+            {"optimizer__b1": 1.0},
+            "config.optimizer.b1 = 1.0: must be below 1 (Adam divides by 1 -"
+            " b)",
+        ),
+        (
             {"optimizer__learning_rate": -1.0},
             "config.optimizer.learning_rate = -1.0: must be at least 0",
         ),
@@ -264,6 +274,17 @@ def test_unknown_fields_are_named(config, message):
             " to the 8 devices there are",
         ),
         (
+            {"mesh__fsdp": 8, "model__d_model": 60},
+            8,
+            "config.model.d_model = 60: mesh.fsdp = 8 must divide it",
+        ),
+        (
+            {"warm_start__num_steps": 1, "warm_start__batch_size": 12},
+            8,
+            "config.warm_start.batch_size = 12: must be a multiple of data x"
+            " fsdp = 8",
+        ),
+        (
             {"prompts_per_step": 12},
             8,
             "config.prompts_per_step = 12: must be a multiple of data x fsdp ="
@@ -288,6 +309,12 @@ def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
   with pytest.raises(ConfigError) as error:
     config_rules.mesh_shape(parsed, devices)
   assert str(error.value) == message
+
+
+def test_slices_lie_along_the_data_axis(monkeypatch):
+  monkeypatch.setattr(sharding, "_slices", lambda _: 3)
+  with pytest.raises(ConfigError, match=r"data = 8: must be a multiple of the"):
+    sharding.make_mesh(Config())
 
 
 def test_the_mesh_takes_what_is_left():

@@ -14,6 +14,7 @@ import tiny
 import yaml
 
 from iapo_jax import (
+  assembly,
   checkpoint,
   comparison,
   export,
@@ -304,6 +305,19 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   )  # fmt: skip
 
 
+def test_a_size_beside_a_pretrained_model(model):
+  rule = r"config\.model\.\w+ = .*: must be .*, as in '.*gemma3', or left out"
+  with pytest.raises(ConfigError, match=rule):
+    assembly.assemble(
+        small(model__pretrained=str(model), model__vocab_size=61)
+    )
+
+
+def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
+  with pytest.raises(ConfigError, match="--family = 'qwen3': the model it beg"):
+    export.export(policies.last(still), tmp_path / "out", family="qwen3")
+
+
 def test_exports_that_cannot_be(tmp_path):
   cfg = small(
       warm_start__num_steps=1, rollout__max_tokens=72, num_steps=0,
@@ -318,7 +332,7 @@ def test_exports_that_cannot_be(tmp_path):
   files = export.export(source, tmp_path / "out", family="qwen3")
   assert "model.safetensors" in files
   (tmp_path / "file").write_text("")
-  with pytest.raises(ConfigError, match="cannot be written"):
+  with pytest.raises(ConfigError, match=r"out': cannot be written \(File ex"):
     export.export(source, tmp_path / "file" / "out")
   with pytest.raises(ConfigError, match="holds no checkpoint"):
     policies.chosen(tmp_path / "nothing", "last")

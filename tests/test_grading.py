@@ -566,6 +566,16 @@ def test_endless_work_is_given_up_and_the_process_lives(pool):
   assert [worker._process.pid for worker in pool._workers] == pids
 
 
+def test_a_pool_that_is_closed_at_work_says_so():
+  pool = Pool(1, soft_seconds=60.0, hard_seconds=60.0)
+  assert pool.compare([("x+1", "1+x", "")]) == [True]
+  closing = threading.Timer(0.5, pool.close)
+  closing.start()
+  with pytest.raises(RuntimeError, match="the grading processes were closed"):
+    pool.compare([("(x+1)^{9999}", "7", "")])
+  closing.join()
+
+
 def test_several_threads_share_the_pool(pool):
   results = {}
 
@@ -580,10 +590,17 @@ def test_several_threads_share_the_pool(pool):
   assert results == {i: [True, False] for i in range(6)}
 
 
-def test_processes_that_cannot_start_are_told_of(monkeypatch):
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        ("/bin/false", "end as they start; this tells why: PYTHONPATH="),
+        ("/no/such/python", "cannot be started by '/no/such/python'"),
+    ],
+)
+def test_processes_that_cannot_start_are_told_of(monkeypatch, python, message):
   pool = Pool(2, soft_seconds=0.5, hard_seconds=3.0)
-  monkeypatch.setattr(sys, "executable", "/bin/false")
-  with pytest.raises(RuntimeError, match="tells why: PYTHONPATH="):
+  monkeypatch.setattr(sys, "executable", python)
+  with pytest.raises(RuntimeError, match=message):
     pool.compare([("x+1", "1+x", "")])
 
 

@@ -507,6 +507,16 @@ def test_tokens_not_joined_by_blanks_are_refused():
     token_match.tags_of(tok)
 
 
+def test_words_that_the_tokenizer_does_not_have_must_be_seen():
+  tok = tokenizer.word_tokenizer(
+      ["<pad>", "<eos>", *TAGS, "5", "so"],
+      pad="<pad>", eos="<eos>", unknown="so",
+  )  # fmt: skip
+  tok.unk_token = None
+  with pytest.raises(ConfigError, match="have an unknown token; use host"):
+    token_match.tags_of(tok)
+
+
 _LARGE = """
 import jax, numpy as np
 from iapo_jax import config, sharding

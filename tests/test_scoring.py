@@ -289,6 +289,24 @@ def test_the_command_says_what_torch_said(tmp_path):
   assert "Traceback" not in again.stderr
 
 
+def test_the_command_refuses_a_date_and_tokens_there_are_not(tmp_path, words):
+  flags = ["--input=i", f"--output={tmp_path / 'out.jsonl'}"]
+  done = run_score(
+      f"--model={GOLDEN / 'mistral'}", *flags, "--chat_date=yesterday"
+  )
+  assert "--chat_date = 'yesterday': must be a date, YYYY-" in done.stderr
+  place = tmp_path / "model"
+  shutil.copytree(GOLDEN / "qwen2", place)
+  more = [f"w{i}" for i in range(70)]
+  tokenizer.word_tokenizer(
+      more + words.convert_ids_to_tokens(range(len(words))),
+      pad="<pad>", eos="<eos>", unknown="<unk>",
+  ).save_pretrained(place)  # fmt: skip
+  done = run_score(f"--model={place}", *flags, "--elicitation=</think>")
+  assert "--elicitation = '</think>': has token" in done.stderr
+  assert "the model has 61" in done.stderr
+
+
 def test_the_command_scores_text_and_escapes_it(tmp_path, words):
   place = tmp_path / "model"
   shutil.copytree(GOLDEN / "qwen2", place)

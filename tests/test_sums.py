@@ -102,6 +102,10 @@ class TestLevels:
     # 7 - 2 - 0 = 5 of two operands are left: more than half of 9.
     assert collections.Counter(p.level for p in splits["train"]) == {2: 4, 3: 5}
 
+  def test_more_operands_than_letters(self):
+    with pytest.raises(ConfigError, match="operands = 27: must be at most 26"):
+      arithmetic.make_splits(ArithmeticConfig(operands=27))
+
   def test_more_held_out_than_a_level_holds(self):
     with pytest.raises(ConfigError) as error:
       self.splits(test_problems=10, validation_problems=4, train_problems=1)

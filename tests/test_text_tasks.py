@@ -86,6 +86,10 @@ def test_what_cannot_be_trained_on():
     rows = {"train" if task == "dapo_math" else "test": rows_of(10)}
     with pytest.raises(ConfigError, match=f"has no published {missing}"):
       splits.check_trainable(splits.make_splits(rows, data), data)
+  few = data_config(task="math500", first_rows=5)
+  rule = "first_rows = 5: math500 has no published train problems"
+  with pytest.raises(ConfigError, match=rule):
+    splits.make_splits({"test": rows_of(9)}, few)
 
 
 def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",

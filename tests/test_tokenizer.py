@@ -76,6 +76,14 @@ def test_rules_of_chat_templates():
       config_lib.parse({"data": data})
 
 
+def test_a_demonstration_that_does_not_fit():
+  rule = "config.rollout.max_tokens = 3: a demonstration has 4 tokens"
+  with pytest.raises(ConfigError, match=rule):  # three words and the EOS
+    pipeline.tokenise_pieces(
+        words(), [Piece("so so so", True)], 3, Vocabulary((1,), 0, (1,))
+    )
+
+
 def test_chat_templates(tmp_path):
   tok = saved(words(TEMPLATE, pattern="so $A"), tmp_path)
   message = {"role": "user", "content": "1 + 2"}
@@ -84,7 +92,7 @@ def test_chat_templates(tmp_path):
   with pytest.raises(ConfigError, match="has no chat template"):
     tokenizer.render_chat(words(), [], date="2026-01-01")
   broken = words("{{ raise_exception('only\n users') }}")
-  with pytest.raises(ConfigError, match="chat template: only users"):
+  with pytest.raises(ConfigError, match="chat template of '': only users"):
     tokenizer.render_chat(broken, [message], date="2026-01-01")
   dated = words("{{ strftime_now('%d %b %Y') }} so")
   shown = tokenizer.render_chat(dated, [message], date="2026-01-31")

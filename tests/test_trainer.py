@@ -215,6 +215,17 @@ def test_no_checkpoint(tmp_path):
     policies.best(tmp_path / "run")
 
 
+def test_a_second_interruption_stops_at_once(tmp_path, monkeypatch):
+  """In place of the work: what the second Ctrl-C raises in it."""
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(trainer, "_run_stages", stop)
+  with pytest.raises(Interrupted, match="stopped at once; the same command"):
+    trainer.train(small(), tmp_path)
+
+
 def test_a_damaged_policy_is_refused(finished, tmp_path):
   """Not replaced by an older one: it would be another policy."""
   copy = tmp_path / "copy"

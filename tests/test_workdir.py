@@ -31,6 +31,12 @@ def test_two_processes_cannot_write_one_workdir(tmp_path):
     pass
 
 
+def test_a_folder_that_other_processes_do_not_see(tmp_path):
+  """What the first process has claimed is not on this one's disk."""
+  with pytest.raises(ConfigError, match="that all processes share; the first"):
+    workdir.check_shared(tmp_path)
+
+
 def test_a_folder_without_a_run(tmp_path):
   with pytest.raises(ConfigError, match=r"holds no run \(no config.json\)"):
     workdir.load_config(tmp_path)

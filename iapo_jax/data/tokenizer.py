@@ -219,6 +219,6 @@ def render_chat(
   except Exception as error:  # templates raise what they like
     text = " ".join(str(error).split())
     raise ConfigError(
-        f"chat template: {text} (where it knows no system message, set"
-        " config.data.instructions=user)"
+        f"chat template of {tok.name_or_path!r}: {text} (where it knows no"
+        " system message, set config.data.instructions=user)"
     ) from error

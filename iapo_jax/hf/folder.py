@@ -95,10 +95,14 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
   Raises:
     ConfigError: where it is not supported.
   """
-  model = families.model_of(read_config(folder))
-  if not model.vocab_size:
-    raise ConfigError(f"{folder / CONFIG} vocab_size = 0: must be at least 1")
-  config_rules.check_model(model)
+  theirs = read_config(folder)
+  try:
+    model = families.model_of(theirs)
+    if not model.vocab_size:
+      raise ConfigError("vocab_size = 0: must be at least 1")
+    config_rules.check_model(model)
+  except ConfigError as error:
+    raise ConfigError(f"{str(folder)!r}: {error}") from error
   return model
 
 

@@ -63,7 +63,7 @@ class Reader:
     Raises:
       ConfigError: where there are none, or the index does not fit them.
     """
-    self._folder = folder
+    self.folder = folder
     self.files = _locate(folder)
 
   def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -73,10 +73,10 @@ class Reader:
       held.setdefault(file, []).append(name)
     found = {}
     for file, members in held.items():
-      with _opened(self._folder / file) as opened:
+      with _opened(self.folder / file) as opened:
         for name in members:
           if name not in opened.keys():  # noqa: SIM118 - it is no mapping
-            raise ConfigError(f"{self._folder / file}: has no tensor {name}")
+            raise ConfigError(f"{self.folder / file}: has no tensor {name}")
           view = opened.get_slice(name)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
     return found
@@ -87,7 +87,7 @@ class Reader:
     The file is opened for each: what is mapped of it counts as memory of this
     process until it is closed.
     """
-    with _opened(self._folder / self.files[name]) as opened:
+    with _opened(self.folder / self.files[name]) as opened:
       return opened.get_slice(name)[rows]
 
 
@@ -145,22 +145,23 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
       for tensor in names.tensors(cfg)
       for name in _names(tensor, cfg)
   }
-  _name("lacks", [name for name in expected if name not in found])
+  where = repr(str(reader.folder))
+  _name(f"{where}: lacks", [name for name in expected if name not in found])
   extra = {n for n in found if n not in expected and not _DERIVED.fullmatch(n)}
   if cfg.tie_embeddings and _TIED_HEAD in extra:
     _check_tied(reader)
     extra.remove(_TIED_HEAD)
-  _name(f"is no {cfg.family} of this config: unexpected", sorted(extra))
+  _name(f"{where}: its config has no", sorted(extra))
   for name, shape in expected.items():
     theirs, dtype = found[name]
     if theirs != shape:
       raise ConfigError(
-          f"checkpoint tensor {name}: has shape {list(theirs)}, its config"
-          f" says {list(shape)}"
+          f"{where}: {name} has shape {list(theirs)}, its config says"
+          f" {list(shape)}"
       )
     if dtype not in _READABLE:
       raise ConfigError(
-          f"checkpoint tensor {name}: has dtype {dtype}, which must be one of"
+          f"{where}: {name} has dtype {dtype}, which must be one of"
           f" {', '.join(_READABLE)}"
       )
 
@@ -173,7 +174,7 @@ def _names(tensor: Tensor, cfg: ModelConfig) -> list[str]:
 def _name(what: str, found: Sequence[str]) -> None:
   if found:
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    raise ConfigError(f"checkpoint {what} {', '.join(found[:3])}{more}")
+    raise ConfigError(f"{what} {', '.join(found[:3])}{more}")
 
 
 def _check_tied(reader: Reader) -> None:
@@ -182,8 +183,8 @@ def _check_tied(reader: Reader) -> None:
   head = reader.read(_TIED_HEAD, whole)
   if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
     raise ConfigError(
-        f"checkpoint tensor {_TIED_HEAD}: differs from the embedding, though"
-        " its config ties them"
+        f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding,"
+        " though its config ties them"
     )
 
 
@@ -339,7 +340,9 @@ def save(
     }
     for name, tensor in content.items():
       if not np.isfinite(tensor).all():
-        raise ConfigError(f"tensor {name}: is not finite as {dtype}")
+        raise ConfigError(
+            f"--dtype = {dtype!r}: {name} is not finite in it; use float32"
+        )
     # Without the format transformers refuses the file.
     safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
