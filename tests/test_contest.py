@@ -240,7 +240,12 @@ def test_the_figure_is_made_of_the_results(tmp_path):
   from iapo_jax.report import figures
 
   found = made_up()
-  assert len(contest.draw(found).axes[0].containers) == 2
+  tested, tried = contest.draw(found).axes
+  assert len(tested.containers) == 2
+  (line,) = tried.lines  # of `to_go` no setting was tried
+  np.testing.assert_allclose(
+      line.get_xydata(), [(27, 0.8), (28, 0.7), (29, 0.6), (30, 0.5)]
+  )
   for name in ("a", "b"):
     figures.save(contest.draw(found), tmp_path / f"{name}.svg")
   assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iapo_jax import intervals, trials
@@ -295,19 +296,56 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(found: Found) -> Figure:
-  """Accuracy against tokens: means with 95 % intervals, and the front.
+  """Accuracy against tokens: what was judged, and every setting tried.
 
   Args:
     found: a result file.
 
   Returns:
-    The figure; methods on the Pareto front are joined, markers of controls
-    are hollow.
+    The figure. On the left means of test problems with 95 % intervals; methods
+    on the Pareto front are joined, markers of controls are hollow. On the right
+    validation means of each method's settings, joined in order of their tokens.
+    Both show the accuracies of the left one, and half as many below them.
   """
-  figure = Figure(figsize=(7.2, 5.0), layout="constrained")
-  axes = figure.subplots()
+  figure = Figure(figsize=(10.4, 5.6), layout="constrained")
+  tested, tried = figure.subplots(1, 2, sharey=True)
+  styles = {
+      method: {
+          "color": colour(i, LIGHT),
+          "marker": _MARKERS[i % len(_MARKERS)],
+          "fillstyle": "none" if trials.contenders()[method].beside else "full",
+      }
+      for i, method in enumerate(methods(found))
+  }
+  _draw_tested(tested, found, styles)
+  bottom, top = tested.get_ylim()
+  _draw_tried(tried, found, styles)
+  # Room for weaker settings; those that collapsed are in the table alone.
+  tested.set_ylim(bottom - (top - bottom) / 2, top)
+  if styles:
+    figure.legend(
+        *tested.get_legend_handles_labels(), loc="outside lower center",
+        ncols=4, frameon=False, labelcolor=LIGHT.ink,
+    )  # fmt: skip
+  tested.set(
+      xlabel="tokens per completion", ylabel="share correct",
+      title=f"{found['task']}: test problems, mean and 95 % interval",
+  )  # fmt: skip
+  tried.set(
+      xlabel="tokens per completion",
+      title="validation problems: settings tried, as far as in view",
+  )
+  figures.dress(tested)
+  figures.dress(tried)
+  return figure
+
+
+def _draw_tested(
+    axes: Axes, found: Found, styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Draws the means of each method's replications, and the front."""
   points = []
-  for i, method in enumerate(methods(found)):
+  for method, style in styles.items():
     accuracy, tokens = (
         intervals.of_mean(values(found, method, name))
         for name in ("accuracy", "mean_tokens")
@@ -315,26 +353,28 @@ def draw(found: Found) -> Figure:
     points.append((accuracy.mean, tokens.mean))
     axes.errorbar(
         tokens.mean, accuracy.mean, xerr=tokens.high - tokens.mean,
-        yerr=accuracy.high - accuracy.mean, fmt=_MARKERS[i % len(_MARKERS)],
-        color=colour(i, LIGHT), capsize=3, markersize=7,
-        markerfacecolor="none" if trials.contenders()[method].beside else None,
-        label=trials.contenders()[method].label,
+        yerr=accuracy.high - accuracy.mean, linestyle="none", capsize=3,
+        markersize=7, label=trials.contenders()[method].label, **style,
     )  # fmt: skip
   front = sorted((points[i][1], points[i][0]) for i in intervals.pareto(points))
   if front:
-    tokens, accuracy = zip(*front, strict=True)
-    axes.plot(tokens, accuracy, color=LIGHT.faint, linewidth=1, zorder=0)
-  for start in found["warm_starts"]:
-    axes.plot(start["mean_tokens"], start["accuracy"], "+", color=LIGHT.ink)
-  axes.set(
-      xlabel="tokens per completion", ylabel="share correct",
-      title=f"{found['task']}: test problems, mean and 95 % interval"
-      " (+ warm starts)",
-  )  # fmt: skip
-  figures.dress(axes)
-  if points:
-    figure.legend(
-        loc="outside lower center", ncols=3, frameon=False,
-        labelcolor=LIGHT.ink,
-    )  # fmt: skip
-  return figure
+    axes.plot(
+        *zip(*front, strict=True), color=LIGHT.faint, linewidth=1, zorder=0
+    )
+
+
+def _draw_tried(
+    axes: Axes, found: Found, styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Draws the validation results of all settings of each method."""
+  for method, style in styles.items():
+    rows = [x for x in found["tuning"] if x["method"] == method]
+    if rows:
+      means = sorted(
+          (x["mean_tokens"], x["accuracy"])
+          for x in trials.means_of_settings(rows)
+      )
+      axes.plot(
+          *zip(*means, strict=True), linewidth=1, markersize=5, alpha=0.8,
+          **style,
+      )  # fmt: skip
