@@ -31,8 +31,8 @@ class Contender:
     setting_of: an ablation's: the contender whose chosen setting it has, not
       tuned by itself.
     early_answers: whether its warm start has examples of early answers.
-    beside: a control's or an ablation's: the contender of which it tells what
-      its effect is of.
+    beside: a control's or an ablation's: the contenders of which it tells what
+      their effect is of.
     misplaced: whether its probes are at the positions that the authors'
       published code gives them.
   """
@@ -44,7 +44,7 @@ class Contender:
   choice: str = "shortest"
   setting_of: str = ""
   early_answers: bool = True
-  beside: str = ""
+  beside: Sequence[str] = ()
   misplaced: bool = False
 
 
@@ -109,11 +109,11 @@ def _compared() -> dict[str, Contender]:
           "cost only (control)", "cost_only",
           _settings(_COST, (4e-4, 0.03), (4e-4, 0.06), (4e-4, 0.1),
                     (4e-4, 0.015)),
-          beside="to_go",
+          beside=("to_go", "chance"),
       ),
       "shuffled": Contender(
           "to_go, shuffled (control)", "shuffled", _to_go(),
-          beside="to_go",
+          beside=("to_go",),
       ),
       "group_length_penalty": Contender(
           "length penalty in the group", "group_length_penalty",
@@ -156,7 +156,7 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
 
   def of(name: str, label: str, **changed: Any) -> Contender:
     return dataclasses.replace(
-        tuned[name], label=label, setting_of=name, beside=name, **changed
+        tuned[name], label=label, setting_of=name, beside=(name,), **changed
     )
 
   def calibrated(name: str, label: str) -> Contender:

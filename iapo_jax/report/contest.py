@@ -167,9 +167,8 @@ def controls(found: Found) -> str:
   """Differences of controls and ablations to what they are beside."""
   head = ["", "beside", "accuracy − its, points", "tokens, % of its"]
   known, rows = trials.contenders(), []
-  for method in methods(found):
-    other = known[method].beside
-    if other in methods(found):
+  for method, other in itertools.product(methods(found), repeat=2):
+    if other in known[method].beside:
       rows.append([
           known[method].label,
           known[other].label,
