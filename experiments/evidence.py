@@ -59,6 +59,7 @@ def tables(found_by_task: dict[str, contest.Found]) -> dict[str, str]:
   for task, result in found_by_task.items():
     found[f"{task} comparison"] = contest.comparison(result)
     found[f"{task} penalty"] = contest.against_penalty(result)
+    found[f"{task} starts"] = contest.by_start(result)
     found[f"{task} controls"] = contest.controls(result)
     found[f"{task} tuning"] = contest.tuning(result)
     own = contest.levels if task == "mixed" else contest.checks

@@ -237,7 +237,7 @@ def means_of_settings(
     results: of one method's settings, from as many starts each.
 
   Returns:
-    `accuracy` and `mean_tokens`, by setting.
+    `accuracy`, `mean_tokens` and what there is of check rates, by setting.
   """
   settings = sorted({x["setting"] for x in results})
   return [
@@ -245,7 +245,10 @@ def means_of_settings(
           name: statistics.mean(
               x[name] for x in results if x["setting"] == setting
           )
-          for name in ("accuracy", "mean_tokens")
+          for name in (
+              "accuracy", "mean_tokens", "check_after_slip", "check_after_none",
+          )
+          if all(name in x for x in results)
       }
       for setting in settings
   ]

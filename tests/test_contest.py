@@ -222,6 +222,23 @@ def test_the_page_is_made_of_the_results():
     evidence.filled("", {"b": "table"}, "a.md")
 
 
+def test_each_warm_start_by_hand():
+  # Start 0 has seeds 0 and 1 of 0.9 and 0.92; start 1 of 0.8 and 0.82.
+  lines = contest.by_start(made_up()).splitlines()
+  assert lines[0].count("checks after a slip / none") == 2
+  assert lines[2] == (
+      "| GRPO | 90.0 % right | 40.0 tokens | 0.60 / 0.30"
+      " | 80.0 % right | 50.0 tokens | 0.60 / 0.30 |"
+  )
+  half = "+2.0 (+2.0 to +2.0) | 50 (50 to 50) | 0.60 / 0.30"
+  assert lines[3] == f"| IAPO to_go | {half} | {half} |"
+  # Of a start that a method has one replication of nothing is said.
+  one = made_up()
+  one["trials"] = [x for x in one["trials"] if x["start"] + x["seed"] < 2]
+  last = contest.by_start(one).splitlines()[3]
+  assert last.endswith("| – | – | 0.60 / 0.30 |")
+
+
 def test_the_headline_by_hand():
   found = made_up()
   few = found | {"trials": found["trials"][:4]}  # GRPO alone

@@ -163,6 +163,41 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
   return _markdown(head, rows)
 
 
+def by_start(found: Found) -> str:
+  """Differences to GRPO from each warm start alone; check rates, if any.
+
+  Args:
+    found: a result file.
+
+  Returns:
+    The table; a dash where a start has no two replications.
+  """
+  starts = sorted({row["start"] for row in found["trials"]})
+  has_checks = all("check_after_slip" in row for row in found["trials"])
+  head, parts = [""], []
+  for start in starts:
+    rows = [row for row in found["trials"] if row["start"] == start]
+    parts.append({**found, "trials": rows})
+    head += [f"start {start}: accuracy, points", "tokens, %"]
+    head += ["checks after a slip / none"] * has_checks
+  lines = []
+  for method in methods(found):
+    line = [trials.contenders()[method].label]
+    for part in parts:
+      line += _beside_grpo(part, method) or ("–", "–")
+      if has_checks:
+        line.append(_checked(part, method))
+    lines.append(line)
+  return _markdown(head, lines)
+
+
+def _checked(found: Found, method: str) -> str:
+  rates = [
+      values(found, method, f"check_after_{what}") for what in ("slip", "none")
+  ]
+  return " / ".join(f"{statistics.mean(x):.2f}" for x in rates if x) or "–"
+
+
 def controls(found: Found) -> str:
   """Differences of controls and ablations to what they are beside."""
   head = ["", "beside", "accuracy − its, points", "tokens, % of its"]
@@ -227,7 +262,15 @@ def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
 
 
 def tuning(found: Found) -> str:
-  """Validation accuracy / tokens of every setting, the chosen one bold."""
+  """Validation results of every setting, the chosen one bold.
+
+  Args:
+    found: a result file.
+
+  Returns:
+    The table of accuracy / tokens and, where there are slips, per cent of them
+    that are checked / per cent of right results.
+  """
   rows = []
   for method, settings in found["settings"].items():
     tried = [x for x in found["tuning"] if x["method"] == method]
@@ -236,6 +279,9 @@ def tuning(found: Found) -> str:
     cells = []
     for i, means in enumerate(trials.means_of_settings(tried)):
       cell = f"{means['accuracy']:.3f} / {means['mean_tokens']:.1f}"
+      if "check_after_slip" in means:
+        shares = (means[f"check_after_{what}"] for what in ("slip", "none"))
+        cell += ", " + " / ".join(f"{share:.0%}" for share in shares)
       if found["chosen"][method] == i:
         cell = f"**{cell}**"
       cells.append(f"{_setting(settings[i])}: {cell}")
