@@ -115,30 +115,72 @@ def headline(results: Mapping[str, Found]) -> str:
   Returns:
     The table; a dash where a task has no two replications.
   """
+  return _beside_grpo(
+      results,
+      [
+          name
+          for name, contender in trials.contenders().items()
+          if not contender.beside
+          and any(name in methods(found) for found in results.values())
+      ],
+  )
+
+
+def by_start(found: Found) -> str:
+  """Differences to GRPO from each warm start alone.
+
+  Args:
+    found: a result file.
+
+  Returns:
+    The table; a dash where a start has no two replications.
+  """
+  parts = {
+      f"start {start}": {
+          **found,
+          "trials": [x for x in found["trials"] if x["start"] == start],
+      }
+      for start in sorted({x["start"] for x in found["trials"]})
+  }
+  return _beside_grpo(parts, methods(found))
+
+
+def _beside_grpo(parts: Mapping[str, Found], names: Sequence[str]) -> str:
+  """Accuracy, tokens and check rates of every part; of GRPO themselves."""
   head = [""]
-  for task in results:
-    head += [f"{task}: accuracy, points", "tokens, %"]
+  for title, found in parts.items():
+    head += [f"{title}: accuracy, points", "tokens, %"]
+    head += ["checks after a slip / none"] * _has_checks(found)
   rows = []
-  for name, contender in trials.contenders().items():
-    cells = [_beside_grpo(found, name) for found in results.values()]
-    if any(cells) and not contender.beside:
-      pairs = (cell or ("–", "–") for cell in cells)
-      rows.append([contender.label, *itertools.chain(*pairs)])
+  for name in names:
+    cells = [trials.contenders()[name].label]
+    for found in parts.values():
+      known = {"grpo", name} <= set(methods(found))
+      width = 2 + _has_checks(found)
+      cells += _to_grpo(found, name) if known else ["–"] * width
+    rows.append(cells)
   return _markdown(head, rows)
 
 
-def _beside_grpo(found: Found, name: str) -> tuple[str, str] | None:
-  """Accuracy and tokens, less GRPO's; of GRPO themselves. None if unknown."""
-  if not {"grpo", name} <= set(methods(found)):
-    return None
-  if name == "grpo":
-    accuracy = statistics.mean(values(found, name, "accuracy"))
-    tokens = statistics.mean(values(found, name, "mean_tokens"))
-    return f"{100 * accuracy:.1f} % right", f"{tokens:.1f} tokens"
-  return (
+def _has_checks(found: Found) -> bool:
+  return all("check_after_slip" in row for row in found["trials"])
+
+
+def _to_grpo(found: Found, name: str) -> list[str]:
+  def mean(metric: str) -> float:
+    return statistics.mean(values(found, name, metric))
+
+  cells = [
       _against(found, name, "grpo", "accuracy", 100, 1),
       _shorter(found, name, "grpo"),
-  )
+  ]
+  if name == "grpo":
+    accuracy, tokens = mean("accuracy"), mean("mean_tokens")
+    cells = [f"{100 * accuracy:.1f} % right", f"{tokens:.1f} tokens"]
+  if _has_checks(found):
+    slip, none = mean("check_after_slip"), mean("check_after_none")
+    cells.append(f"{100 * slip:.0f} / {100 * none:.0f} %")
+  return cells
 
 
 def _of_starts(found: Found) -> dict[str, Any]:
@@ -161,41 +203,6 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
       if method != penalty
   ]
   return _markdown(head, rows)
-
-
-def by_start(found: Found) -> str:
-  """Differences to GRPO from each warm start alone; check rates, if any.
-
-  Args:
-    found: a result file.
-
-  Returns:
-    The table; a dash where a start has no two replications.
-  """
-  starts = sorted({row["start"] for row in found["trials"]})
-  has_checks = all("check_after_slip" in row for row in found["trials"])
-  head, parts = [""], []
-  for start in starts:
-    rows = [row for row in found["trials"] if row["start"] == start]
-    parts.append({**found, "trials": rows})
-    head += [f"start {start}: accuracy, points", "tokens, %"]
-    head += ["checks after a slip / none"] * has_checks
-  lines = []
-  for method in methods(found):
-    line = [trials.contenders()[method].label]
-    for part in parts:
-      line += _beside_grpo(part, method) or ("–", "–")
-      if has_checks:
-        line.append(_checked(part, method))
-    lines.append(line)
-  return _markdown(head, lines)
-
-
-def _checked(found: Found, method: str) -> str:
-  rates = [
-      values(found, method, f"check_after_{what}") for what in ("slip", "none")
-  ]
-  return " / ".join(f"{statistics.mean(x):.2f}" for x in rates if x) or "–"
 
 
 def controls(found: Found) -> str:
