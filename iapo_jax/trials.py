@@ -171,6 +171,10 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
       "discount_80": discounted(0.8),
       "discount_95": discounted(0.95),
       "discount_99": discounted(0.99),
+      "price": of(
+          "chance", "the price of chance alone",
+          fixed={"credit.information": "none", "probe.estimator": "entropy"},
+      ),
       "chance_calibrated": calibrated("chance", "chance"),
       "gold_calibrated": calibrated(
           "gold_everywhere", "gold answer, wrong ones too"
