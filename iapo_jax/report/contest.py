@@ -178,9 +178,14 @@ def _to_grpo(found: Found, name: str) -> list[str]:
     accuracy, tokens = mean("accuracy"), mean("mean_tokens")
     cells = [f"{100 * accuracy:.1f} % right", f"{tokens:.1f} tokens"]
   if _has_checks(found):
-    slip, none = mean("check_after_slip"), mean("check_after_none")
-    cells.append(f"{100 * slip:.0f} / {100 * none:.0f} %")
+    cells.append(_shares(mean))
   return cells
+
+
+def _shares(mean: Callable[[str], float]) -> str:
+  """Per cent of slips that are checked, and of right results."""
+  slip, none = mean("check_after_slip"), mean("check_after_none")
+  return f"{100 * slip:.0f} / {100 * none:.0f} %"
 
 
 def _of_starts(found: Found) -> dict[str, Any]:
@@ -287,8 +292,7 @@ def tuning(found: Found) -> str:
     for i, means in enumerate(trials.means_of_settings(tried)):
       cell = f"{means['accuracy']:.3f} / {means['mean_tokens']:.1f}"
       if "check_after_slip" in means:
-        shares = (means[f"check_after_{what}"] for what in ("slip", "none"))
-        cell += ", " + " / ".join(f"{share:.0%}" for share in shares)
+        cell += f", {_shares(means.__getitem__)}"
       if found["chosen"][method] == i:
         cell = f"**{cell}**"
       cells.append(f"{_setting(settings[i])}: {cell}")
