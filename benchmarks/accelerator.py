@@ -53,7 +53,7 @@ import measuring
 import workers
 from absl import flags
 
-from iapo_jax import cli, costs
+from iapo_jax import cli, costs, model_config
 from iapo_jax.errors import ConfigError
 
 _PARTS = ("sampling", "update", "step", "probed_step")
@@ -93,6 +93,9 @@ _STRIDE = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ("bfloat16", "float32"), "Of products and cache."
+)
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "auto", model_config.ATTENTIONS, "Ours; fused needs kernels."
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 3, "Timed calls of everything; fewer of slow ones.", lower_bound=1
@@ -154,6 +157,7 @@ def job_of(case: cases.Case, folder: pathlib.Path) -> dict[str, Any]:
       "model": dataclasses.asdict(case.model),
       "config": str(folder),
       "dtype": _DTYPE.value,
+      "attention": _ATTENTION.value,
       "stride": stride(),
       "rounds": _ROUNDS.value,
       "rehearsal": small,
@@ -354,6 +358,7 @@ def main(_: list[str]) -> None:
           "new_tokens": first.new_tokens,
           "stride": stride(),
           "dtype": _DTYPE.value,
+          "attention": _ATTENTION.value,
       },
       "sizes": {},
   }

@@ -49,6 +49,7 @@ def configurations(part: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
   stride = {"sampling": 1, "probed_step": job["stride"]}.get(part, 0)
   fixed = {
       "model.dtype": job["dtype"],
+      "model.attention": job["attention"],
       "probe.stride": stride,
       "credit.mode": "paper" if stride else "grpo",
   }

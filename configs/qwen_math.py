@@ -31,13 +31,13 @@ to us: here one pass over the train problems, four over those of MATH-500.
 Hardware: the plan that is printed first has the memory of each device (also
 with --dry_run). 12 prompts a step divide over 1, 2 or 4 devices; with 8 add
 --config.mesh.tensor=2. `7b` shards its weights over all devices and expects 8
-(of 80 GB). Time is unknown.
+(of 80 GB). On one H200 a step of 1,024 tokens a completion took 8.3 s.
 
-Verified so far, on CPUs: this file with a folder of Qwen2.5-0.5B's own
-configuration but two layers and random weights takes two steps on GSM8K's text
-(docs/first_hour.md has the command), and with a smaller model of the same
-family in tests/test_recipes.py. Not verified: anything with published weights,
-on an accelerator, or about what is learned.
+Verified so far: this file with a folder of Qwen2.5-0.5B's own configuration
+and random weights takes two steps on GSM8K's text, on a CPU with two layers, on
+a GPU with all of them (docs/first_hour.md has the commands), and with a smaller
+model of the same family in tests/test_recipes.py. Not verified: anything with
+published weights, on TPUs or several GPUs, or about what is learned.
 """
 
 import ml_collections

@@ -153,6 +153,8 @@ def test_accelerator_rehearses_ours(tmp_path):
          "--sequences 5: --group = 2 must divide it"),
         ("accelerator", ["--contestants=ours", "--sizes=0.5b"],
          "JAX finds no accelerator; --rehearsal"),
+        ("attention", ["--run"],
+         "config.model.attention = 'fused': needs GPUs or TPUs, not cpu"),
         ("phases", [*TINY, "--config.group_size=1"], "config.group_size = 1"),
         ("step", ["--contestants=x"],
          "--contestants 'x': must be of ours, trl, tunix"),
