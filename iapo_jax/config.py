@@ -197,7 +197,7 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: the peak.
-    warmup_steps: updates from 0 to the peak.
+    warmup_steps: updates until the peak; the first has a share of it.
     decay: whether it falls to 0 over the stage, along a cosine.
     b1: of Adam.
     b2: of Adam.
@@ -244,7 +244,7 @@ class EvaluationConfig:
 
   Attributes:
     every: RL steps between evaluations on the validation split; 0 is never.
-    problems: validation problems drawn each time.
+    problems: the first so many validation problems.
     samples: completions of each problem.
     batch_size: completions per call of the compiled sampler.
     temperature: of sampling; 0 is greedy.

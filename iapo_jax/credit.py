@@ -105,7 +105,10 @@ def assign(
       advantages=per_token,
       learned=learned,
   )
-  metrics = _metrics(samples, ranked, rolled, grades, probe, cfg)
+  spread = selection.with_spread(
+      ranked, group_size=cfg.group_size, kept=kept
+  )
+  metrics = _metrics(samples, spread, rolled, grades, probe)
   return samples, parts | metrics
 
 
@@ -253,14 +256,13 @@ def _per_token(
 
 def _metrics(
     samples: Samples,
-    ranked: Array,
+    spread: Array,
     rolled: Rollout,
     grades: Grades,
     probe: AnswerStatistics | None,
-    cfg: Config,
 ) -> dict[str, Array]:
   """Means over the batch, or over its tokens."""
-  metrics = _reward_metrics(samples.rewards, ranked, rolled, grades, cfg)
+  metrics = _reward_metrics(samples.rewards, spread, rolled, grades)
   metrics |= _credit_metrics(
       samples.group_advantages, samples.advantages, rolled
   )
@@ -271,17 +273,15 @@ def _metrics(
 
 def _reward_metrics(
     reward: Array,
-    ranked: Array,
+    spread: Array,
     rolled: Rollout,
     grades: Grades,
-    cfg: Config,
 ) -> dict[str, Array]:
-  spread = jnp.ptp(ranked.reshape(-1, cfg.group_size), axis=1)
   return {
       "reward/total": jnp.mean(reward),
       "reward/accuracy": jnp.mean(grades.correct),
       "reward/well_formed": jnp.mean(grades.well_formed),
-      "reward/zero_spread_groups": jnp.mean(spread == 0),
+      "reward/zero_spread_groups": jnp.mean(~spread),
       "reward/timeouts": jnp.mean(grades.timed_out),
       "length/completion": jnp.mean(rolled.lengths),
       "length/reasoning": jnp.mean(grades.reasoning_lengths),

@@ -138,8 +138,12 @@ def fit(
         # Perhaps only since it was saved.
         asked = processes.highest(request.number)
       if asked:
-        stage.checkpoints.settle()
-        raise _interrupted(stage, done, asked)
+        break
+    # Whoever asks while the last step is written must wait for that, too.
+    stage.checkpoints.settle()
+    asked = processes.highest(request.number)
+    if asked:
+      raise _interrupted(stage, done, asked)
   return state
 
 

@@ -132,7 +132,9 @@ def train(
     try:
       with _open_log(cfg, workdir, position) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
-        judging.summarise(run, _run_stages(run, saved), start)
+        # Handed over: a name here would keep its weights on the devices.
+        begun, saved = [saved], None
+        judging.summarise(run, _run_stages(run, begun.pop()), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
           signal.SIGINT,
@@ -389,7 +391,7 @@ class _Observer:
       log.write_samples(
           samples_lib.records(
               done, *rows, tokenizer, group_size=cfg.group_size,
-              probed=cfg.probe.stride > 0,
+              probed="probe/entropy_first" in metrics,
           )
       )
 

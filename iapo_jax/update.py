@@ -308,8 +308,8 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   )
   gap = jnp.abs(logprobs - known.old_logprobs)
   if known.early is not None:
-    total = jnp.maximum(jnp.sum(known.early), 1e-8)
-    means["early_nll"] = -jnp.sum(known.early * logprobs) / total
+    total = jnp.sum(known.early * logprobs)
+    means["early_nll"] = -total / cfg.loss.early_weight
   return means | {
       "logprob_gap": jnp.max(jnp.where(known.weights > 0, gap, 0.0))
   }

@@ -360,3 +360,13 @@ def test_two_steps_of_each_method(name):
     live = np.arange(20) < output.samples.lengths[:, None]
     assert not np.any(output.samples.learned & ~live)
     assert output.metrics["update/logprob_gap"] < 1e-4
+
+
+def test_groups_have_the_spread_of_those_that_are_compared():
+  """Of one member of each: no group has any, however the others differ."""
+  setup = make_setup(**of_method("gfpo") | {"select__shortest": 1})
+  params = make_params(setup)
+  _, samples, metrics = learn(setup, record(setup, params), params)
+  assert np.ptp(samples.rewards.reshape(-1, 4), axis=1).max() > 0
+  assert not samples.advantages.any()
+  assert metrics["reward/zero_spread_groups"] == 1

@@ -40,16 +40,43 @@ def test_gradients_are_those_of_the_plain_product(axes, outputs):
   chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_weights_gradient_is_summed_in_its_own_dtype():
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_rows_and_biases_by_hand(self):
+    # Rows 2, 0, 2 of the table; each gets the gradients of its readers: 1 + 5
+    # and 3; row 1 has none.
+    table = jnp.array([[1.0], [2.0], [4.0]])
+    ids, gradient = jnp.array([2, 0, 2]), jnp.array([[1.0], [3.0], [5.0]])
+    read = self.variant(lambda table: dense.look_up(table, ids, "float32"))
+    y, pull = jax.vjp(read, table)
+    np.testing.assert_array_equal(y, [[4], [1], [4]])
+    np.testing.assert_array_equal(pull(gradient)[0], [[3], [0], [6]])
+    # A bias [2] of x [2, 1, 2] gets what all tokens get.
+    x, bias = jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]]), jnp.array([10.0, 20.0])
+    y, pull = jax.vjp(self.variant(dense.biased), x, bias)
+    np.testing.assert_array_equal(y, [[[11, 22]], [[13, 24]]])
+    to_x, to_bias = pull(x)
+    np.testing.assert_array_equal(to_x, x)
+    np.testing.assert_array_equal(to_bias, [4, 6])
+
+
+@pytest.mark.parametrize("what", ["product", "look_up", "biased"])
+def test_a_weights_gradient_is_summed_in_its_own_dtype(what):
   # 1 + 2^-8 + ... + 2^-8 (256 times) is 2: in bfloat16 each sum rounds to 1.
   x = jnp.ones((257, 1), jnp.bfloat16)
   gradient = jnp.full((257, 1), 2.0**-8, jnp.bfloat16).at[0].set(1.0)
-  kernel = jnp.ones((1, 1))
-  y, pull = jax.vjp(dense.product, x, kernel)
-  to_x, to_kernel = pull(gradient)
-  assert y.dtype == to_x.dtype == jnp.bfloat16
-  assert to_kernel.dtype == jnp.float32
-  assert to_kernel.item() == 2.0
+  run, weight = {
+      "product": (lambda w: dense.product(x, w), jnp.ones((1, 1))),
+      "look_up": (
+          lambda w: dense.look_up(w, jnp.zeros(257, int), "bfloat16"),
+          jnp.ones((1, 1)),
+      ),
+      "biased": (lambda w: dense.biased(x, w), jnp.ones(1)),
+  }[what]
+  y, pull = jax.vjp(run, weight)
+  (to_weight,) = pull(gradient)
+  assert y.dtype == jnp.bfloat16
+  assert to_weight.dtype == jnp.float32
+  assert to_weight.item() == 2.0
 
 
 @pytest.mark.parametrize("outputs", [32, 8])  # wider, and narrower

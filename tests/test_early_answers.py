@@ -1,5 +1,7 @@
 """Early answers that are learned beside the policy gradient."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from recorded import learn, make_params, make_setup, record
 
 from iapo_jax import early_answers, policy, sharding, update
+from iapo_jax.config import Config, LossConfig
 
 
 class CutTest(chex.TestCase):
@@ -79,6 +82,20 @@ class CutTest(chex.TestCase):
     whole = self.cut(*inputs)
     part = self.cut(*(x[:2] for x in inputs))
     chex.assert_trees_all_equal(part, jax.tree.map(lambda x: x[:2], whole))
+
+
+def test_the_metric_is_a_mean_over_completions():
+  # −log π of 1, and of 3 + 5: (1 + 8) / 2, whatever the weight of the loss.
+  cfg = dataclasses.replace(Config(), loss=LossConfig(early_weight=0.5))
+  logprobs = jnp.array([[-1.0, -7.0], [-3.0, -5.0], [-9.0, -9.0]])
+  zeros = jnp.zeros((3, 2))
+  known = update.Tokens(
+      ids=zeros.astype(int), old_logprobs=logprobs, reference_logprobs=zeros,
+      advantages=zeros, weights=zeros,
+      early=0.5 / 2 * jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]),
+  )  # fmt: skip
+  metrics = update._metrics(logprobs, known, cfg)
+  assert metrics["early_nll"] == 4.5
 
 
 @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 1), (1, 4), (8, 2)])

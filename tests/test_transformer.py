@@ -434,3 +434,28 @@ def test_segments_may_be_empty_handed():
   unseen = KVSegment(keys, keys.swapaxes(3, 4), nothing, at[:, :2])
   ours, _ = transformer.extend(params, tokens, at, (unseen,), cfg=cfg)
   np.testing.assert_array_equal(ours, tiny.full_forward(params, tokens, cfg))
+
+
+def test_many_tokens_have_the_gradients_of_float32_in_bfloat16():
+  """Three tokens over and over: sums that must not stop growing."""
+  plain = dataclasses.replace(
+      tiny.MODEL, qkv_bias=True, output_bias=True, mlp_bias=True
+  )
+  params = tiny.make_params(plain)
+  tokens = jax.random.randint(jax.random.key(1), (32, 512), 3, 6)
+  positions = jnp.broadcast_to(jnp.arange(512), tokens.shape)
+  weights = 0.5 + jax.random.normal(jax.random.key(2), tokens.shape)
+
+  def loss(params, cfg):
+    hidden, _ = transformer.extend(params, tokens, positions, cfg=cfg)
+    wide = hidden.astype(jnp.float32)
+    return jnp.mean(weights * jnp.sin(3 * wide).sum(axis=-1))
+
+  gradient = jax.jit(jax.grad(loss), static_argnames="cfg")
+  ours = gradient(params, cfg=dataclasses.replace(plain, dtype="bfloat16"))
+  exact = gradient(params, cfg=plain)
+
+  def check(x, y):
+    assert jnp.linalg.norm(x - y) < 0.1 * jnp.linalg.norm(y)
+
+  jax.tree.map(check, ours, exact)

@@ -1,4 +1,9 @@
-"""A product with a weight whose gradient is computed the fast way round."""
+"""What is done with weights: products, look-ups, sums.
+
+Each has a gradient of its own, which is summed over tokens in the weight's
+dtype. JAX's would sum many of them in the compute dtype: in bfloat16 a sum of
+some hundred terms of like size no longer grows.
+"""
 
 import functools
 import math
@@ -7,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from iapo_jax import sharding
 from iapo_jax.models import attention
 from iapo_jax.types import Array
 
@@ -98,6 +104,65 @@ def _scores_backward(
 
 
 scores.defvjp(_scores_forward, _scores_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table: Array, ids: Array, dtype: str) -> Array:
+  """[..., d]: the rows of a table in the compute dtype.
+
+  The table is whole along FSDP like any weight in use, so that the look-up
+  needs no rearranging of activations.
+
+  Args:
+    table: fp32[v, d]; it is cast to `dtype`.
+    ids: int32[...].
+    dtype: of the result.
+  """
+  return sharding.constrain(table.astype(dtype), "vocab", "width")[ids]
+
+
+def _look_up_forward(
+    table: Array, ids: Array, dtype: str
+) -> tuple[Array, tuple[Array, Array]]:
+  return look_up(table, ids, dtype), (table, ids)
+
+
+def _look_up_backward(
+    dtype: str, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
+  del dtype
+  table, ids = saved
+  total = jnp.zeros_like(table).at[ids].add(gradient.astype(table.dtype))
+  return sharding.constrain(total, "vocab", "width"), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+@jax.custom_vjp
+def biased(x: Array, bias: Array) -> Array:
+  """The sum x + bias.
+
+  Args:
+    x: [..., *s] in the compute dtype.
+    bias: fp32[*s]; it is cast to the dtype of `x`.
+
+  Returns:
+    [..., *s] in the dtype of `x`.
+  """
+  return x + bias.astype(x.dtype)
+
+
+def _biased_forward(x: Array, bias: Array) -> tuple[Array, Array]:
+  return biased(x, bias), bias
+
+
+def _biased_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
+  tokens = tuple(range(gradient.ndim - bias.ndim))
+  return gradient, jnp.sum(gradient, tokens, dtype=bias.dtype)
+
+
+biased.defvjp(_biased_forward, _biased_backward)
 
 
 def scores_of_few(hidden: Array, table: Array) -> Array:

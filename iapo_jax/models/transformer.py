@@ -203,7 +203,7 @@ class Attention(nn.Module):
       y = y.reshape(*x.shape[:2], count, c.head_dim)
       if c.qkv_bias:
         shape, names = (count, c.head_dim), (axes[name], "head_dim")
-        y += _bias(self, f"{name}_bias", shape, names).astype(x.dtype)
+        y = dense.biased(y, _bias(self, f"{name}_bias", shape, names))
       found.append(
           sharding.constrain(y, "batch", "length", axes[name], "head_dim")
       )
@@ -228,7 +228,7 @@ class Attention(nn.Module):
     )
     y = dense.product(mixed, kernel, axes=2)
     if c.output_bias:
-      y += _bias(self, "o_bias", (c.d_model,), ("width",)).astype(y.dtype)
+      y = dense.biased(y, _bias(self, "o_bias", (c.d_model,), ("width",)))
     return y
 
 
@@ -282,7 +282,7 @@ class MLP(nn.Module):
     if not self.cfg.mlp_bias:
       return y
     bias = _bias(self, f"{name}_bias", y.shape[-1:], (axis,))
-    return y + bias.astype(y.dtype)
+    return dense.biased(y, bias)
 
 
 class Block(nn.Module):
@@ -376,10 +376,7 @@ class Decoder(nn.Module):
     embedding = _weight(self, "embedding", table_shape, axes, c.d_model)
     if not c.tie_embeddings:
       _weight(self, "head", table_shape, axes, c.d_model)
-    # Whole along FSDP like any weight in use, so that the look-up needs no
-    # rearranging of activations.
-    table = sharding.constrain(embedding.astype(c.dtype), "vocab", "width")
-    x = table[tokens]
+    x = dense.look_up(embedding, tokens, c.dtype)
     if c.scale_embeddings:
       x *= jnp.asarray(c.d_model**0.5, x.dtype)
     return sharding.constrain(x, "batch", "length", "width")
