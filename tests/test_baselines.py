@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from recorded import learn, make_params, make_setup, record
 
-from iapo_jax import advantages, methods, selection
+from iapo_jax import advantages, credit, methods, selection
 from iapo_jax import config as config_lib
 from iapo_jax.errors import ConfigError
 
@@ -363,10 +363,19 @@ def test_two_steps_of_each_method(name):
 
 
 def test_groups_have_the_spread_of_those_that_are_compared():
-  """Of one member of each: no group has any, however the others differ."""
-  setup = make_setup(**of_method("gfpo") | {"select__shortest": 1})
-  params = make_params(setup)
-  _, samples, metrics = learn(setup, record(setup, params), params)
-  assert np.ptp(samples.rewards.reshape(-1, 4), axis=1).max() > 0
+  """Only the longest of each has a reward, and three others are compared."""
+  setup = make_setup(**of_method("gfpo"))
+  rolled = record(setup, make_params(setup))
+  longest = ~selection.shortest(rolled.lengths, group_size=4, keep=3)
+  samples, metrics = credit.assign(
+      rolled,
+      setup.parts.grader(rolled, setup.prompts()),
+      None,
+      setup.state().weights,
+      jax.random.key(0),
+      setup.cfg,
+      reward=longest.astype(jnp.float32),
+  )
+  assert samples.rewards.sum() == 8
   assert not samples.advantages.any()
   assert metrics["reward/zero_spread_groups"] == 1
