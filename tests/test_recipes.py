@@ -142,6 +142,8 @@ def test_the_weights_of_each_variant(variant, info, explore):
 def test_chances_are_of_whole_answers():
   c = config_lib.parse(config_file("qwen_math").get_config("gsm8k-chance"))
   assert (c.probe.estimator, c.probe.answer_tokens) == ("gold_chance", 8)
+  # 2,048 tokens cost about the 1 that a chance can rise by; not 20 times it.
+  assert 1 <= c.credit.cost * c.rollout.max_tokens < 1.1
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
