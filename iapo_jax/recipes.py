@@ -116,7 +116,7 @@ def mathematics(
     config.credit.update({"info_weight": info, "explore_weight": explore})
   if method == "chance":
     config.probe.answer_tokens = 8  # a first digit is no answer
-    # A chain adds at most 1 to that chance: the longest one costs about as much.
+    # A chain adds at most 1 to that chance: the longest costs about as much.
     config.credit.cost = 5e-4
   return config
 
