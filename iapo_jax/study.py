@@ -99,8 +99,7 @@ class Study:
     """Runs those that are neither recorded nor finished, from warm starts."""
     missing = [x for x in wanted if self._recorded(x) is None]
     known = trials.contenders()
-    begins = {(x.start, True) for x in missing}  # what tells pairs
-    begins |= {(x.start, known[x.method].early_answers) for x in missing}
+    begins = {(x.start, known[x.method].early_answers) for x in missing}
     warm_starts = [self.warm_start(*x) for x in sorted(begins)]
     for planned in warm_starts:
       self._unpack(planned)
@@ -273,9 +272,10 @@ class Study:
     folder = planned.folder
     tuning = trial.seed == trials.TUNING_SEED
     found = validation(folder) if tuning else summary(folder)
+    early = trials.contenders()[trial.method].early_answers
     made = {
         "configuration": self._configuration(trial),
-        "begun_from": self._name_of_start(trial.start),
+        "begun_from": self._name_of_start(trial.start, early),
     }
     return dataclasses.asdict(trial) | made | found | _cost(folder)
 
@@ -316,21 +316,22 @@ class Study:
   def _summaries_of_starts(self) -> list[Record]:
     """Of warm starts that are recorded or finished."""
     found = {x["begun_from"]: x for x in self._kept("warm_starts")}
-    for start in range(self.starts):
-      if (planned := self.warm_start(start)).is_finished():
-        name = self._name_of_start(start)
-        found[name] = {"start": start, "begun_from": name} | summary(
-            planned.folder
-        )
-    return sorted(found.values(), key=lambda x: x["start"])
+    for start, early in itertools.product(range(self.starts), (True, False)):
+      if (planned := self.warm_start(start, early)).is_finished():
+        name = self._name_of_start(start, early)
+        made = {"start": start, "early_answers": early, "begun_from": name}
+        found[name] = made | summary(planned.folder)
+    return sorted(
+        found.values(), key=lambda x: (not x["early_answers"], x["start"])
+    )
 
-  def _name_of_start(self, start: int) -> str:
+  def _name_of_start(self, start: int, early: bool) -> str:
     """Of the warm start as it came out here, by its result.
 
     The same seed gives other weights on another kind of processor: only trials
     that began from the same weights are pairs.
     """
-    found = summary(self.warm_start(start).folder)
+    found = summary(self.warm_start(start, early).folder)
     text = json.dumps({**found, "seconds": 0}, sort_keys=True)
     return _digest(text)
 

@@ -155,9 +155,13 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
   """One thing changed, and another's chosen setting."""
 
   def of(name: str, label: str, **changed: Any) -> Contender:
-    return dataclasses.replace(
-        tuned[name], label=label, setting_of=name, beside=(name,), **changed
-    )
+    known = {"label": label, "setting_of": name, "beside": (name,)}
+    return dataclasses.replace(tuned[name], **known | changed)
+
+  def never_early(name: str, label: str, *beside: str) -> Contender:
+    """From a warm start of its own, so beside others from that one only."""
+    label = f"{label}, no early answers"
+    return of(name, label, early_answers=False, beside=beside or (name,))
 
   def calibrated(name: str, label: str) -> Contender:
     fixed = {**tuned[name].fixed, "loss.early_weight": 0.1}
@@ -183,9 +187,12 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
       "paper_misplaced": of(
           "paper", "paper, probes misplaced", misplaced=True
       ),
-      "never_early": of(
-          "to_go", "to_go, warm start without early answers",
-          early_answers=False,
+      "grpo_never_early": never_early("grpo", "GRPO"),
+      "penalty_never_early": never_early(
+          "length_penalty", "length penalty", "grpo_never_early"
+      ),
+      "never_early": never_early(
+          "to_go", "to_go", "grpo_never_early", "penalty_never_early"
       ),
   }  # fmt: skip
 

@@ -99,6 +99,7 @@ def made_up():
       "task": "mixed",
       "warm_starts": [
           result(0.7, 44.0) | {"start": 0, "begun_from": "0",
+                               "early_answers": True,
                                "accuracy/level_2": 0.8, "tokens/level_2": 9.0},
       ],
       "settings": {
@@ -208,6 +209,30 @@ def test_only_runs_from_the_same_weights_are_pairs():
       row["begun_from"] = "on another machine"
   change = contest.difference(found, "to_go", "grpo", "accuracy")
   assert change.count == 2
+
+
+def test_what_began_without_early_answers_is_apart():
+  found = made_up()
+  names = {"grpo": "grpo_never_early", "to_go": "never_early"}
+  found["trials"] += [
+      row | {"method": names[row["method"]], "begun_from": "another"}
+      for row in found["trials"]
+  ]
+  for part in ("settings", "chosen"):
+    found[part] |= {names[k]: v for k, v in found[part].items()}
+  (start,) = found["warm_starts"]
+  found["warm_starts"].append(start | {"early_answers": False, "accuracy": 0.9})
+  lines = contest.comparison(found).splitlines()
+  assert lines[3] == (
+      "| warm start, no early answers |  | 1 | 0.900 | 44.0 |  |  |  |"
+  )
+  assert lines[-1].startswith("| to_go, no early answers |")
+  assert lines[-1].endswith(" |  |  | 4.5 |")  # not beside GRPO from elsewhere
+  assert contest.controls(found).splitlines()[2:] == [
+      "| to_go, no early answers | GRPO, no early answers"
+      " | +2.0 (+2.0 to +2.0) | 50 (50 to 50) |"
+  ]
+  assert contest.by_start(found) == contest.by_start(made_up())
 
 
 def test_the_page_is_made_of_the_results():

@@ -85,8 +85,13 @@ def comparison(found: Found) -> str:
       "tokens, % of GRPO's", "tokens sampled and probed, M",
   ]  # fmt: skip
   rows = []
-  for start in [_of_starts(found)] if found["warm_starts"] else []:
-    rows.append(["warm start", "", str(start["n"]), *start["cells"]])
+  for label, starts in _warm_starts(found):
+    means = [
+        statistics.mean(x[name] for x in starts)
+        for name in ("accuracy", "mean_tokens")
+    ]
+    cells = [f"{means[0]:.3f}", f"{means[1]:.1f}", "", "", ""]
+    rows.append([label, "", str(len(starts)), *cells])
   for method in methods(found):
     accuracy, tokens = (
         intervals.of_mean(values(found, method, name))
@@ -142,7 +147,13 @@ def by_start(found: Found) -> str:
       }
       for start in sorted({x["start"] for x in found["trials"]})
   }
-  return _beside_grpo(parts, methods(found))
+  return _beside_grpo(parts, _paired(found))
+
+
+def _paired(found: Found) -> list[str]:
+  """The methods that begin from the warm starts that GRPO begins from."""
+  known = trials.contenders()
+  return [name for name in methods(found) if known[name].early_answers]
 
 
 def _beside_grpo(parts: Mapping[str, Found], names: Sequence[str]) -> str:
@@ -188,11 +199,16 @@ def _shares(mean: Callable[[str], float]) -> str:
   return f"{100 * slip:.0f} / {100 * none:.0f} %"
 
 
-def _of_starts(found: Found) -> dict[str, Any]:
-  accuracy = statistics.mean(x["accuracy"] for x in found["warm_starts"])
-  tokens = statistics.mean(x["mean_tokens"] for x in found["warm_starts"])
-  cells = [f"{accuracy:.3f}", f"{tokens:.1f}", "", "", ""]
-  return {"n": len(found["warm_starts"]), "cells": cells}
+def _warm_starts(found: Found) -> list[tuple[str, list[Found]]]:
+  """Label and results of each kind of warm start that there is."""
+  kinds = (
+      ("warm start", True), ("warm start, no early answers", False)
+  )  # fmt: skip
+  pairs = [
+      (label, [x for x in found["warm_starts"] if x["early_answers"] == early])
+      for label, early in kinds
+  ]
+  return [(label, starts) for label, starts in pairs if starts]
 
 
 def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
@@ -204,7 +220,7 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
           _against(found, method, penalty, "accuracy", 100, 1),
           _shorter(found, method, penalty),
       ]
-      for method in methods(found)
+      for method in _paired(found)
       if method != penalty
   ]
   return _markdown(head, rows)
@@ -215,7 +231,9 @@ def controls(found: Found) -> str:
   head = ["", "beside", "accuracy − its, points", "tokens, % of its"]
   known, rows = trials.contenders(), []
   for method, other in itertools.product(methods(found), repeat=2):
-    if other in known[method].beside:
+    # Not where they began from other weights.
+    pairs = difference(found, method, other, "accuracy")
+    if other in known[method].beside and pairs:
       rows.append([
           known[method].label,
           known[other].label,
@@ -261,7 +279,7 @@ def checks(found: Found) -> str:
 
 def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
   """Label and mean of a metric, of the warm starts and of every method."""
-  sources = [("warm start", found["warm_starts"])] * bool(found["warm_starts"])
+  sources = _warm_starts(found)
   sources += [
       (trials.contenders()[name].label, list(_rows(found, name).values()))
       for name in methods(found)
