@@ -322,7 +322,8 @@ class Study:
         made = {"start": start, "early_answers": early, "begun_from": name}
         found[name] = made | summary(planned.folder)
     return sorted(
-        found.values(), key=lambda x: (not x["early_answers"], x["start"])
+        found.values(),
+        key=lambda x: (not x.get("early_answers", True), x["start"]),
     )
 
   def _name_of_start(self, start: int, early: bool) -> str:

@@ -205,7 +205,12 @@ def _warm_starts(found: Found) -> list[tuple[str, list[Found]]]:
       ("warm start", True), ("warm start, no early answers", False)
   )  # fmt: skip
   pairs = [
-      (label, [x for x in found["warm_starts"] if x["early_answers"] == early])
+      (label, [
+          start
+          for start in found["warm_starts"]
+          # Older files have those with early answers only.
+          if start.get("early_answers", True) == early
+      ])
       for label, early in kinds
   ]
   return [(label, starts) for label, starts in pairs if starts]
@@ -376,10 +381,11 @@ def draw(found: Found) -> Figure:
     found: a result file.
 
   Returns:
-    The figure. On the left means of test problems with 95 % intervals; methods
-    on the Pareto front are joined, markers of controls are hollow. On the right
-    validation means of each method's settings, joined in order of their tokens.
-    Both show the accuracies of the left one, and half as many below them.
+    The figure, of methods that begin from the same warm starts. On the left
+    means of test problems with 95 % intervals; methods on the Pareto front are
+    joined, markers of controls are hollow. On the right validation means of
+    each method's settings, joined in order of their tokens. Both show the
+    accuracies of the left one, and half as many below them.
   """
   figure = Figure(figsize=(10.4, 5.6), layout="constrained")
   tested, tried = figure.subplots(1, 2, sharey=True)
@@ -389,7 +395,7 @@ def draw(found: Found) -> Figure:
           "marker": _MARKERS[i % len(_MARKERS)],
           "fillstyle": "none" if trials.contenders()[method].beside else "full",
       }
-      for i, method in enumerate(methods(found))
+      for i, method in enumerate(_paired(found))
   }
   _draw_tested(tested, found, styles)
   bottom, top = tested.get_ylim()
