@@ -70,6 +70,19 @@ def test_error_bars_are_whole():
   assert figure.axes[0].get_xlim() == pytest.approx((0, 66))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_share_is_beyond_all_or_nothing(share):
+  group = synthetic("flat", 0)
+  (run,) = group.runs
+  run.summary["accuracy"], run.summary["accuracy_se"] = share, 0.0
+  for line in run.lines["validation"]:
+    line["accuracy"] = share
+  for figure in drawn_figures([group])[:2]:
+    low, high = figure.axes[0].get_ylim()
+    # A tenth of the rest at most, for the marker.
+    assert low >= -0.1001 * high and high - 1 <= 0.1001 * (1 - low)
+
+
 def test_without_validation_the_training_is_drawn():
   group = synthetic("x", 0)
   line = {"stage": "rl", "step": 1, "reward/accuracy": 0.25,

@@ -170,12 +170,20 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
     ends = [tokens[0] + (tokens[1] or 0) for _, _, tokens, _ in points]
     axes.set_xlim(0, 1.1 * max(ends))
     axes.margins(y=0.25)
+    _keep_to_shares(axes)
 
   told = "; ".join(
       f"{group.label}: {accuracy[0]:.3f} in {tokens[0]:.1f} tokens"
       for _, group, tokens, accuracy in points
   )
   return _render("trade_off", "Test problems: accuracy and length", told, draw)
+
+
+def _keep_to_shares(axes: Axes) -> None:
+  """Shows no shares below 0 or above 1, but for the width of a marker."""
+  low, high = axes.get_ylim()
+  room = 0.05 * (high - low)
+  axes.set_ylim(max(low, -room), min(high, 1 + room))
 
 
 def _over_steps(
@@ -200,7 +208,9 @@ def _over_steps(
     name = "step of the warm start" if stage == "warm_start" else "RL step"
     axes.set(xlabel=name, ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if metric != "accuracy":
+    if metric == "accuracy":
+      _keep_to_shares(axes)
+    else:
       axes.set_ylim(bottom=0)
 
   told = []
