@@ -139,12 +139,19 @@ def fit(
         asked = processes.highest(request.number)
       if asked:
         break
-    # Whoever asks while the last step is written must wait for that, too.
-    stage.checkpoints.settle()
-    asked = processes.highest(request.number)
-    if asked:
-      raise _interrupted(stage, done, asked)
+    _settle(stage, done, request)
   return state
+
+
+def _settle(stage: Stage, done: int, request: interrupts.Request) -> None:
+  """Waits until all is saved; raises where somebody asked to stop until then.
+
+  Whoever asks while the last step is written must wait for that, too.
+  """
+  stage.checkpoints.settle()
+  asked = processes.highest(request.number)
+  if asked:
+    raise _interrupted(stage, done, asked)
 
 
 def _compile(

@@ -144,8 +144,7 @@ class Study:
     config.update_from_flattened_dict(fields)
     config.seed = trial.seed
     config.warm_start.num_steps = 0
-    start = self.warm_start(trial.start, contender.early_answers)
-    config.init_from = str(start.folder)
+    config.init_from = str(self._start_of(trial).folder)
     config.prompts_per_step = 8
     config.num_steps = 2 if self.small else self.num_steps
     credit = config.credit
@@ -155,6 +154,11 @@ class Study:
     _judge(config, tuning=trial.seed == trials.TUNING_SEED)
     own = Own(probing=self.misplaced if contender.misplaced else None)
     return Planned(self.folder / trial.name, self._sized(config), own)
+
+  def _start_of(self, trial: Trial) -> Planned:
+    """The warm start that a trial begins from."""
+    early = trials.contenders()[trial.method].early_answers
+    return self.warm_start(trial.start, early)
 
   def _sized(self, config: ConfigDict) -> ConfigDict:
     """The configuration, small if that is wanted."""
@@ -272,10 +276,9 @@ class Study:
     folder = planned.folder
     tuning = trial.seed == trials.TUNING_SEED
     found = validation(folder) if tuning else summary(folder)
-    early = trials.contenders()[trial.method].early_answers
     made = {
         "configuration": self._configuration(trial),
-        "begun_from": self._name_of_start(trial.start, early),
+        "begun_from": _name_of(self._start_of(trial)),
     }
     return dataclasses.asdict(trial) | made | found | _cost(folder)
 
@@ -304,11 +307,10 @@ class Study:
 
     So a field that is new in a version does not make all records worthless.
     """
-    early = trials.contenders()[trial.method].early_answers
     planned = self.trial(trial)
-    parts = [_changed(x) for x in (
-        planned.config, self.warm_start(trial.start, early).config,
-    )]  # fmt: skip
+    parts = [
+        _changed(x.config) for x in (planned, self._start_of(trial))
+    ]
     parts[0].pop("init_from")
     text = json.dumps([*parts, planned.own.probing is None], sort_keys=True)
     return _digest(text)
@@ -318,7 +320,7 @@ class Study:
     found = {x["begun_from"]: x for x in self._kept("warm_starts")}
     for start, early in itertools.product(range(self.starts), (True, False)):
       if (planned := self.warm_start(start, early)).is_finished():
-        name = self._name_of_start(start, early)
+        name = _name_of(planned)
         made = {"start": start, "early_answers": early, "begun_from": name}
         found[name] = made | summary(planned.folder)
     return sorted(
@@ -326,15 +328,16 @@ class Study:
         key=lambda x: (not x.get("early_answers", True), x["start"]),
     )
 
-  def _name_of_start(self, start: int, early: bool) -> str:
-    """Of the warm start as it came out here, by its result.
 
-    The same seed gives other weights on another kind of processor: only trials
-    that began from the same weights are pairs.
-    """
-    found = summary(self.warm_start(start, early).folder)
-    text = json.dumps({**found, "seconds": 0}, sort_keys=True)
-    return _digest(text)
+def _name_of(start: Planned) -> str:
+  """Of a warm start as it came out here, by its result.
+
+  The same seed gives other weights on another kind of processor: only trials
+  that began from the same weights are pairs.
+  """
+  found = summary(start.folder)
+  text = json.dumps({**found, "seconds": 0}, sort_keys=True)
+  return _digest(text)
 
 
 def _judge(config: ConfigDict, *, tuning: bool) -> None:

@@ -24,22 +24,6 @@ class DenseTest(chex.TestCase):
     np.testing.assert_array_equal(to_x, [[3, 2], [3, 2]])
     np.testing.assert_array_equal(to_kernel, [[4, 4, 4], [6, 6, 6]])
 
-
-@pytest.mark.parametrize("axes", [1, 2])
-@pytest.mark.parametrize("outputs", [(6, 7), (2,)])  # wider, and narrower
-def test_gradients_are_those_of_the_plain_product(axes, outputs):
-  inputs = (4, 5)[-axes:]
-  x = jax.random.normal(jax.random.key(0), (2, 3, *inputs))
-  kernel = jax.random.normal(jax.random.key(1), (*inputs, *outputs))
-
-  def loss(product):
-    return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, axes)))
-
-  ours = jax.grad(loss(dense.product), (0, 1))(x, kernel)
-  expected = jax.grad(loss(jnp.tensordot), (0, 1))(x, kernel)
-  chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-5)
-
-
   @chex.variants(with_jit=True, without_jit=True)
   def test_rows_and_biases_by_hand(self):
     # Rows 2, 0, 2 of the table; each gets the gradients of its readers: 1 + 5
@@ -59,22 +43,37 @@ def test_gradients_are_those_of_the_plain_product(axes, outputs):
     np.testing.assert_array_equal(to_bias, [4, 6])
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("outputs", [(6, 7), (2,)])  # wider, and narrower
+def test_gradients_are_those_of_the_plain_product(axes, outputs):
+  inputs = (4, 5)[-axes:]
+  x = jax.random.normal(jax.random.key(0), (2, 3, *inputs))
+  kernel = jax.random.normal(jax.random.key(1), (*inputs, *outputs))
+
+  def loss(product):
+    return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, axes)))
+
+  ours = jax.grad(loss(dense.product), (0, 1))(x, kernel)
+  expected = jax.grad(loss(jnp.tensordot), (0, 1))(x, kernel)
+  chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("what", ["product", "look_up", "biased"])
 def test_a_weights_gradient_is_summed_in_its_own_dtype(what):
   # 1 + 2^-8 + ... + 2^-8 (256 times) is 2: in bfloat16 each sum rounds to 1.
   x = jnp.ones((257, 1), jnp.bfloat16)
   gradient = jnp.full((257, 1), 2.0**-8, jnp.bfloat16).at[0].set(1.0)
-  run, weight = {
-      "product": (lambda w: dense.product(x, w), jnp.ones((1, 1))),
+  ones = jnp.ones((1, 1))
+  run, *inputs = {
+      "product": (dense.product, x, ones),
       "look_up": (
-          lambda w: dense.look_up(w, jnp.zeros(257, int), "bfloat16"),
-          jnp.ones((1, 1)),
+          lambda w: dense.look_up(w, jnp.zeros(257, int), "bfloat16"), ones
       ),
-      "biased": (lambda w: dense.biased(x, w), jnp.ones(1)),
-  }[what]
-  y, pull = jax.vjp(run, weight)
-  (to_weight,) = pull(gradient)
-  assert y.dtype == jnp.bfloat16
+      "biased": (dense.biased, x, ones[0]),
+  }[what]  # fmt: skip
+  y, pull = jax.vjp(run, *inputs)
+  *to_x, to_weight = pull(gradient)
+  assert all(z.dtype == jnp.bfloat16 for z in (y, *to_x))
   assert to_weight.dtype == jnp.float32
   assert to_weight.item() == 2.0
 
