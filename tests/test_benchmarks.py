@@ -27,11 +27,11 @@ TINY = (
 )
 
 
-def run(script, *arguments, timeout=300):
+def run(script, *arguments, timeout=300, **variables):
   return subprocess.run(
       [sys.executable, f"benchmarks/{script}.py", *arguments],
       cwd=ROOT,
-      env=runs.environment(),
+      env=runs.environment() | variables,
       capture_output=True,
       text=True,
       timeout=timeout,
@@ -169,6 +169,17 @@ def test_flags_that_are_refused(script, arguments, message):
   assert done.returncode == 2
   assert f"error: {message}" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_a_peer_that_cannot_be_installed(tmp_path):
+  done = run(
+      "step", "--case=tiny", "--contestants=trl", f"--envs={tmp_path}",
+      PIP_NO_INDEX="1",
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert "error: --contestants: trl cannot be installed" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "trl" / "installed.txt").exists()  # tried again
 
 
 def test_probes_beside_other_ways_to_have_them(tmp_path):

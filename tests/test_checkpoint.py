@@ -1,6 +1,7 @@
 """What is kept, and that nothing damaged is ever loaded."""
 
 import contextlib
+import hashlib
 import pathlib
 import shutil
 
@@ -210,6 +211,20 @@ def test_a_half_written_folder_is_deleted(state, tmp_path, capsys):
   assert not half.exists()
   assert checkpoint.steps(folder) == [1, 2]
   assert not (tmp_path / "checkpoints" / "damaged").exists()
+
+
+def test_one_that_is_deleted_while_it_is_read(state, tmp_path, monkeypatch):
+  """Another process keeps its newest only; a reader of an old one is told."""
+  folder = tmp_path / "checkpoints" / "rl"
+  write(folder, state[0], [1])
+  digest = hashlib.file_digest
+
+  def then_deleted(*arguments):
+    shutil.rmtree(folder / "1" / "params")
+    return digest(*arguments)
+
+  monkeypatch.setattr(hashlib, "file_digest", then_deleted)
+  assert checkpoint.fault(folder, 1) == "is being removed"
 
 
 def test_old_steps_leave_when_the_newest_counts(state, tmp_path, monkeypatch):

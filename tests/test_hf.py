@@ -101,7 +101,7 @@ UNSUPPORTED = {
         "layer_types = 'chunked_attention'",
     ),
     "layers": (
-        "gemma2", {"layer_types": ["full_attention"] * 2}, "layer_types",
+        "gemma2", {"layer_types": ["full_attention"] * 2}, "num_hidden_layers",
     ),
     "quantised": (
         "qwen2",
