@@ -129,10 +129,13 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
         f"workdir {str(workdir)!r}: has checkpoints, but no {_CONFIG} that"
         " tells of which run; put it back, or use another --workdir"
     )
-  files.write_json(workdir / _ENVIRONMENT, environment(parts))
+  found = environment(parts)
   name = parts.cfg.model.pretrained
   if name:
-    folder.copy_all_but_weights(folder.find(name), workdir / folder.KEPT)
+    place = folder.find(name)
+    found["model_commit"] = folder.commit(place)
+    folder.copy_all_but_weights(place, workdir / folder.KEPT)
+  files.write_json(workdir / _ENVIRONMENT, found)
   if parts.cfg.data.tokenizer:
     chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
     folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)

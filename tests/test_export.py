@@ -30,6 +30,7 @@ from iapo_jax.hf import folder, weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def small(**overrides):
@@ -53,9 +54,12 @@ def digest(path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  """A Gemma 3 checkpoint with the task's words, in two files of float32."""
-  place = tmp_path_factory.mktemp("model") / "gemma3"
-  place.mkdir()
+  """A Gemma 3 checkpoint with the task's words, in two files of float32.
+
+  It lies where a download from the hub lies.
+  """
+  place = tmp_path_factory.mktemp("model") / "snapshots" / COMMIT
+  place.mkdir(parents=True)
   source = GOLDEN / "gemma3"
   cfg = folder.read_model(source)
   params = weights.load(source, cfg)
@@ -97,6 +101,12 @@ def test_a_run_keeps_all_of_the_model_but_its_weights(model, still):
   assert cfg.model.family == "gemma3_text"
   assert cfg.model.windows == (5, 5, 0)
   assert cfg.model.pretrained == str(model)
+
+
+def test_a_run_says_which_commit_of_a_model_it_began_with(still, tmp_path):
+  found = json.loads((still / "environment.json").read_text())
+  assert found["model_commit"] == COMMIT
+  assert folder.commit(tmp_path) == ""
 
 
 def test_ends_and_padding_are_those_of_the_generation_config(model):
@@ -306,7 +316,7 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
 
 
 def test_a_size_beside_a_pretrained_model(model):
-  rule = r"config\.model\.\w+ = .*: must be .*, as in '.*gemma3', or left out"
+  rule = rf"model\.\w+ = .*: must be .*, as in '.*{COMMIT}', or left out"
   with pytest.raises(ConfigError, match=rule):
     assembly.assemble(
         small(model__pretrained=str(model), model__vocab_size=61)

@@ -60,6 +60,11 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
     ) from error
 
 
+def commit(folder: pathlib.Path) -> str:
+  """Of the hub's repository that a folder is a snapshot of, or nothing."""
+  return folder.name if folder.parent.name == "snapshots" else ""
+
+
 def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
   """A folder's configuration, as transformers understands it.
 
