@@ -21,6 +21,8 @@ machine is busy: use more repeats.
   whole step     the step as it is trained with: all phases in one program
   plain forward  the yardstick: hidden states (no head) of the completion tokens
                  against the rollout's cache of the prompts
+
+With --config.probe.stride=0 nothing is probed, and there is no such phase.
 """
 
 import dataclasses
@@ -51,8 +53,8 @@ from iapo_jax.assembly import Assembly, Stage
 from iapo_jax.config import Config
 from iapo_jax.data import pipeline
 from iapo_jax.types import (
+    AnswerStatistics,
     Array,
-    Grades,
     KeyDomain,
     Params,
     Prompts,
@@ -74,7 +76,6 @@ _JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 
 # In the order of the step; their sum is what the whole step is held against.
 PHASES = ("rollout", "grading", "probes", "credit", "reference", "update")
-OTHERS = ("whole_step", "plain_forward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +255,9 @@ def compile_phases(
   reference = state.params if setup.parts.cfg.loss.kl_weight else None
   frozen, rolled = add("rollout", state.params, prompts, sample_key)
   grades = add("grading", rolled, prompts)
-  probe = add("probes", frozen, rolled, grades, prompts)
+  probe = None
+  if setup.parts.cfg.probe.stride:
+    probe = add("probes", frozen, rolled, grades, prompts)
   samples, _ = add(
       "credit", rolled, grades, probe, state.weights, credit_key
   )
@@ -269,34 +272,42 @@ def compile_phases(
   add("update", state, experience)
   add("whole_step", state, reference, prompts)
   add("plain_forward", frozen, prompts, rolled)
-  return phases, measure_work(setup, rolled, grades)
+  return phases, measure_work(setup, rolled, probe)
 
 
-def measure_work(setup: Setup, rolled: Rollout, grades: Grades) -> Work:
-  """The work that a rollout makes; positions as `probes` counts its passes."""
+def measure_work(
+    setup: Setup, rolled: Rollout, probe: AnswerStatistics | None
+) -> Work:
+  """The work that a rollout makes."""
   cfg = setup.parts.cfg
-  faithful = cfg.credit.mode == "faithful"
-  probed = rolled.lengths if faithful else grades.reasoning_lengths
   sequences, slots = rolled.tokens.shape
-  width = len(setup.parts.task.vocabulary.elicitation)
+  width = len(setup.parts.task.vocabulary.elicitation) + cfg.probe.shown_tokens
+  positions = 0.0
+  if probe is not None:
+    positions = _probe_positions(probe.spent // width, width, slots, cfg)
+  return Work(
+      sequences=sequences,
+      mean_length=float(jnp.mean(rolled.lengths)),
+      slots=slots,
+      probe_positions=positions,
+      probe_width=width,
+  )
+
+
+def _probe_positions(
+    counts: Array, width: int, slots: int, cfg: Config
+) -> float:
+  """Per sequence, as `probes` makes its passes; counts: int32[b], asked for."""
   parts, chunk = probes.passes(
-      sequences,
+      len(counts),
       cfg.prompts_per_step,
       probes.most(slots, at=cfg.probe.at, stride=cfg.probe.stride),
       width,
       budget=cfg.tokens_per_pass,
       shards=1,
   )
-  counts = probes.count(probed, cfg.probe.stride)
   longest = jnp.max(counts.reshape(-1, parts, cfg.group_size), axis=(0, 2))
-  passes = float(jnp.mean(-(-longest // chunk)))
-  return Work(
-      sequences=sequences,
-      mean_length=float(jnp.mean(rolled.lengths)),
-      slots=slots,
-      probe_positions=passes * chunk,
-      probe_width=width,
-  )
+  return float(jnp.mean(-(-longest // chunk))) * chunk
 
 
 def summarise(
@@ -315,29 +326,34 @@ def summarise(
           "tokens_per_second": work.tokens / seconds[name],
           "compile_seconds": phases[name].compile_seconds,
       }
-      for name in (*PHASES, *OTHERS)
+      for name in phases
   }
-  raw = seconds["probes"] / seconds["plain_forward"]
-  total = sum(seconds[name] for name in PHASES)
+  ratios = {
+      "whole_step_over_sum_of_phases": seconds["whole_step"] / _total(entries)
+  }
+  if "probes" in phases:
+    raw = seconds["probes"] / seconds["plain_forward"]
+    ratios["probes_over_plain_forward"] = raw
+    ratios["probes_over_plain_forward_per_token"] = (
+        raw * work.forward_tokens / work.probe_tokens
+    )
   device = setup.parts.mesh.devices.flat[0]
   return {
       "phases": entries,
-      "ratios": {
-          "probes_over_plain_forward": raw,
-          "probes_over_plain_forward_per_token": (
-              raw * work.forward_tokens / work.probe_tokens
-          ),
-          "whole_step_over_sum_of_phases": seconds["whole_step"] / total,
-      },
+      "ratios": ratios,
       "config": config_lib.flatten(setup.parts.cfg),
       "device": (
           f"{setup.parts.mesh.size} x {device.device_kind} ({device.platform})"
       ),
       "mean_length": work.mean_length,
       "probe_tokens": work.probe_tokens,
-      "probe_tokens_per_second": work.probe_tokens / seconds["probes"],
       "forward_tokens": work.forward_tokens,
   }
+
+
+def _total(entries: dict[str, dict[str, float]]) -> float:
+  """Seconds of all phases that the step has."""
+  return sum(entries[name]["seconds"] for name in PHASES if name in entries)
 
 
 def report(summary: dict[str, Any], work: Work, repeats: int) -> str:
@@ -355,7 +371,7 @@ def report(summary: dict[str, Any], work: Work, repeats: int) -> str:
 
 
 def _table(entries: dict[str, dict[str, float]]) -> Iterator[str]:
-  total = sum(entries[name]["seconds"] for name in PHASES)
+  total = _total(entries)
   columns = ("seconds", "min", "max", "tokens/s", "share", "compile s")
   yield f"{'phase':<14}" + "".join(f"{column:>11}" for column in columns)
   for name, entry in entries.items():
@@ -373,23 +389,22 @@ def _table(entries: dict[str, dict[str, float]]) -> Iterator[str]:
 
 def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
   ratios = summary["ratios"]
-  rows = {
-      "probe tokens": (
-          f"{work.probe_tokens:.0f} = {work.sequences} sequences x"
-          f" {work.probe_positions:.1f} positions x {work.probe_width}"
+  rows = {"plain forward tokens": f"{work.forward_tokens}, padding included"}
+  if "probes" in summary["phases"]:
+    rate = work.probe_tokens / summary["phases"]["probes"]["seconds"]
+    rows["probe tokens"] = (
+        f"{work.probe_tokens:.0f} = {work.sequences} sequences x"
+        f" {work.probe_positions:.1f} positions x {work.probe_width}"
+    )
+    rows["probe tokens/s"] = f"{rate:.0f}"
+  labels = {
+      "probes_over_plain_forward": "probes / plain forward",
+      "probes_over_plain_forward_per_token": (
+          "probes / plain forward, per token"
       ),
-      "probe tokens/s": f"{summary['probe_tokens_per_second']:.0f}",
-      "plain forward tokens": f"{work.forward_tokens}, padding included",
-      "probes / plain forward": (
-          f"{ratios['probes_over_plain_forward']:.2f}"
-      ),
-      "probes / plain forward, per token": (
-          f"{ratios['probes_over_plain_forward_per_token']:.2f}"
-      ),
-      "whole step / sum of phases": (
-          f"{ratios['whole_step_over_sum_of_phases']:.2f}"
-      ),
+      "whole_step_over_sum_of_phases": "whole step / sum of phases",
   }
+  rows |= {labels[name]: f"{ratio:.2f}" for name, ratio in ratios.items()}
   for label, value in rows.items():
     yield f"{label:<35}{value}"
 

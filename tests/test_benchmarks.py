@@ -63,6 +63,17 @@ def test_phases_reports_every_phase(tmp_path):
   assert "cpu" in summary["device"]
 
 
+def test_phases_of_a_step_that_probes_nothing(tmp_path):
+  path = tmp_path / "phases.json"
+  grpo = ("--config=configs/arithmetic.py:grpo", "--config.probe.stride=0")
+  done = run("phases", *grpo, *TINY, f"--json={path}")
+  assert done.returncode == 0, done.stderr
+  summary = json.loads(path.read_text())
+  assert set(summary["phases"]) == PHASES - {"probes"}
+  assert set(summary["ratios"]) == {"whole_step_over_sum_of_phases"}
+  assert summary["probe_tokens"] == 0
+
+
 def test_loading_tells_bytes():
   """One small layer; the ratio of a large checkpoint is in docs/models.md."""
   done = run("loading", "--gigabytes=0.05")
