@@ -7,6 +7,7 @@ from iapo_jax import assembly, checkpoint, evaluation, logs, model_config
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
+from iapo_jax.data import tokenizer
 from iapo_jax.errors import ConfigError
 from iapo_jax.hf import folder, weights
 from iapo_jax.types import Params
@@ -232,10 +233,11 @@ def check_source(parts: Assembly, chosen: Source) -> None:
     chosen: of another run.
 
   Raises:
-    ConfigError: where that has another model, or the checkpoint is the last
-      only because the run is not finished.
+    ConfigError: where that has another model, or another vocabulary; or where
+      the checkpoint is the last only because the run is not finished.
   """
   _check_model(parts, chosen.workdir)
+  _check_words(parts, chosen.workdir)
   if not chosen.named and not workdir_lib.is_finished(chosen.workdir):
     raise ConfigError(
         f"config.init_from = {str(chosen.workdir)!r}: is not finished (it has"
@@ -260,4 +262,26 @@ def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
       raise ConfigError(
           f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
           f" {theirs[field]!r}"
+      )
+
+
+def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether ids mean to this run what they meant to the other.
+
+  Either may have words for ids that the other leaves free. Runs that `starts`
+  packed kept no tokenizer.
+  """
+  for kept in (folder.TOKENIZER, folder.KEPT):
+    if (workdir / kept).is_dir():
+      break
+  else:
+    return
+  theirs = tokenizer.load(workdir / kept).get_vocab()
+  ours = parts.task.tokenizer.get_vocab()
+  words = {i: word for word, i in theirs.items()}
+  for word, i in sorted(ours.items(), key=lambda item: item[1]):
+    if theirs.get(word, i) != i or words.get(i, word) != word:
+      raise ConfigError(
+          f"config.init_from = {parts.cfg.init_from!r}: token {i} is"
+          f" {words.get(i)!r} to the run there, and {word!r} to this one"
       )

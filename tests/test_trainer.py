@@ -202,6 +202,22 @@ def test_another_model_is_refused(finished):
   )
 
 
+def test_another_vocabulary_of_the_same_size_is_refused(finished):
+  """Without slips the word `no` is missing: one more number takes its place."""
+  arithmetic = small().data.arithmetic
+  cfg = small(
+      init_from=str(finished),
+      data__arithmetic__slip_rate=0.0,
+      data__arithmetic__check_rate=0.0,
+      data__arithmetic__slip_check_rate=0.0,
+      data__arithmetic__max_total=arithmetic.max_total + 1,
+  )
+  parts = assembly.assemble(cfg)
+  rule = r"init_from = '.*': token \d+ is 'no' to the run there, and '\w+' to"
+  with pytest.raises(ConfigError, match=rule):
+    policies.check_start(parts)
+
+
 def test_no_checkpoint(tmp_path):
   parts = assembly.assemble(small())
   with pytest.raises(ConfigError, match="must be the folder of a run"):
