@@ -1,9 +1,9 @@
 """Eight CPU devices for every test; set before JAX is imported.
 
 The suite compiles some fifty programs and runs each for milliseconds: LLVM's
-optimisation is left out, loops are generated in the way that compiles fastest,
-and what one test compiled the next ones read. The programs themselves are those
-of a user.
+optimisation is left out, loops are generated in the way that compiles fastest
+and by one thread, since every core has a worker, and what one test compiled the
+next ones read. The programs themselves are those of a user.
 """
 
 import atexit
@@ -19,6 +19,7 @@ _FLAGS = (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 # XLA ends the process for a flag that it does not know.
 _RELEASE = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
