@@ -26,7 +26,7 @@ from typing import Any
 import cases
 from absl import flags
 
-from iapo_jax import cli, files
+from iapo_jax import cli, files, markdown
 from iapo_jax.errors import ConfigError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -116,8 +116,8 @@ def main(_: list[str]) -> None:
         if done != dataclasses.asdict(cell):
           known[cell.name] = compile_cell(cell, pathlib.Path(folder))
           files.write_json(path, known)
-          print(row(known[cell.name]), flush=True)
-  print("\n".join(tables([known[x.name] for x in chosen if x.name in known])))
+          print(" ".join(row(known[cell.name])), flush=True)
+  print(tables([known[x.name] for x in chosen if x.name in known]))
 
 
 def compile_cell(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
@@ -189,29 +189,23 @@ def command(
   ]
 
 
-def tables(found: list[dict[str, Any]]) -> list[str]:
+def tables(found: list[dict[str, Any]]) -> str:
   """Markdown: what fits and what bounds it; what it computes and moves.
 
   Args:
     found: of `compile_cell`.
 
   Returns:
-    Lines.
+    Both tables.
   """
   of_cell = ("cell", "mesh", "batch")
   fit = ("compiled, s", "held, GB", "peak, GB", "of, GB")
   fitting = [x for x in found if "error" not in x]
-  return [
-      *_head(*of_cell, *fit, *(f"{phase}, s" for phase in _PHASES)),
-      *map(row, found),
-      "",
-      *_head(*of_cell, *_PHASES),
-      *map(amounts, fitting),
-  ]
-
-
-def _head(*names: str) -> list[str]:
-  return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+  seconds = [f"{phase}, s" for phase in _PHASES]
+  return "\n\n".join((
+      markdown.table((*of_cell, *fit, *seconds), map(row, found)),
+      markdown.table((*of_cell, *_PHASES), map(amounts, fitting)),
+  ))
 
 
 def _of_cell(found: dict[str, Any]) -> list[str]:
@@ -223,11 +217,11 @@ def _of_cell(found: dict[str, Any]) -> list[str]:
   ]
 
 
-def row(found: dict[str, Any]) -> str:
+def row(found: dict[str, Any]) -> list[str]:
   """Memory of a device, and by phase the seconds at least and their reason."""
   columns = _of_cell(found)
   if "error" in found:
-    return f"| {' | '.join(columns)} | {found['error']} |"
+    return [*columns, found["error"]]
   held = found["memory"]
   columns.append(f"{found['compile_seconds']:.0f}")
   for name in ("argument_bytes", "peak_bytes"):
@@ -237,10 +231,10 @@ def row(found: dict[str, Any]) -> str:
     bounds = found["roofline_seconds"][phase]
     worst = max(bounds, key=bounds.get)
     columns.append(f"{bounds[worst]:.3g} {worst}")
-  return f"| {' | '.join(columns)} |"
+  return columns
 
 
-def amounts(found: dict[str, Any]) -> str:
+def amounts(found: dict[str, Any]) -> list[str]:
   """By phase, of a device: Tflop, GB read, GB sent inside its slice and out."""
   columns = _of_cell(found)
   for phase in _PHASES:
@@ -252,7 +246,7 @@ def amounts(found: dict[str, Any]) -> str:
     if found["cell"]["slices"] == 1:
       moved.pop()
     columns.append(" / ".join(f"{round(x, 3):.3g}" for x in (flops, *moved)))
-  return f"| {' | '.join(columns)} |"
+  return columns
 
 
 if __name__ == "__main__":

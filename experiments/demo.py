@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from iapo_jax import cli, comparison, files, logs, trainer
+from iapo_jax import cli, comparison, files, logs, markdown, trainer
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
@@ -143,9 +143,9 @@ def _tune(workdir: pathlib.Path, seed: int) -> None:
     folders["grpo", seed] = workdir / f"seed-{seed}" / f"grpo-{rate:g}"
     _run("grpo", seed, folders, rate)
     last = logs.stage_metrics(folders["grpo", seed], "validation")[-1]
-    rows.append(f"| {rate:g} | {last['accuracy']:.3f} |")
-  print("\n| learning rate | validation accuracy |\n|---|---|")
-  print("\n".join(rows))
+    rows.append([f"{rate:g}", f"{last['accuracy']:.3f}"])
+  print()
+  print(markdown.table(("learning rate", "validation accuracy"), rows))
 
 
 def _run(
@@ -201,24 +201,25 @@ def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
 def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   """Markdown, so that it can be pasted into the docs."""
   labels = dict(_STYLE.values())
-  lines = [
-      f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
-      " sample each at temperature 1; standard errors over"
-      f" {'problems' if seeds == 1 else f'{seeds} seeds'}.",
-      "",
-      "| | accuracy | tokens | reasoning | format |",
-      "|---|---|---|---|---|",
-  ]
+  rows = []
   for key, entry in summary.items():
     tokens = f"{entry['mean_tokens']:.1f}"
     if "mean_tokens_se" in entry:
       tokens += f" ± {entry['mean_tokens_se']:.1f}"
-    lines.append(
-        f"| {labels[key]} | {entry['accuracy']:.3f} ±"
-        f" {entry['accuracy_se']:.3f} | {tokens} |"
-        f" {entry['mean_reasoning_tokens']:.1f} | {entry['format_rate']:.3f} |"
-    )
-  return "\n".join(lines)
+    rows.append([
+        labels[key],
+        f"{entry['accuracy']:.3f} ± {entry['accuracy_se']:.3f}",
+        tokens,
+        f"{entry['mean_reasoning_tokens']:.1f}",
+        f"{entry['format_rate']:.3f}",
+    ])
+  head = ("", "accuracy", "tokens", "reasoning", "format")
+  return (
+      f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
+      " sample each at temperature 1; standard errors over"
+      f" {'problems' if seeds == 1 else f'{seeds} seeds'}.\n\n"
+      + markdown.table(head, rows)
+  )
 
 
 def _summary(folder: pathlib.Path) -> dict[str, Any]:

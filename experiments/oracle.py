@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from oracle_measures import ESTIMATORS
 from oracle_policies import KINDS
 
-from iapo_jax import cli, files, intervals, trainer
+from iapo_jax import cli, files, intervals, markdown, trainer
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.errors import ConfigError
@@ -182,16 +182,15 @@ def _columns(found: dict[str, Any]) -> list[str]:
 def table(found: dict[str, Any], answers: str, what: str) -> str:
   """Estimators by share of early answers: means over seeds, as Markdown."""
   columns = _columns(found)
-  head = "| | " + " | ".join(columns) + " | probe tokens |"
-  lines = [head, "|---" * (len(columns) + 2) + "|"]
+  rows = []
   for name in ESTIMATORS:
     cells = [over_seeds(found, answers, c, name, what) for c in columns]
     tokens = over_seeds(found, answers, columns[-1], name, "probe_tokens")[0]
     half = [
         f"{mean:+.3f} ± {high - mean:.3f}" for mean, _, high in cells
     ]
-    lines.append(f"| {name} | {' | '.join(half)} | {tokens:.1f} |")
-  return "\n".join(lines)
+    rows.append([name, *half, f"{tokens:.1f}"])
+  return markdown.table(["", *columns, "probe tokens"], rows)
 
 
 _GAPS = {
@@ -206,15 +205,13 @@ _GAPS = {
 def gap_table(found: dict[str, Any], answers: str) -> str:
   """Gaps by share of early answers, means over seeds, as Markdown."""
   columns = _columns(found)
-  lines = ["| | " + " | ".join(columns) + " |"]
-  lines.append("|---" * (len(columns) + 1) + "|")
+  rows = []
   for name, label in _GAPS.items():
     cells = [
         np.mean([x["gap"][name] for x in chosen(found, answers, column)])
         for column in columns
     ]
-    row = " | ".join(f"{cell:.3f}" for cell in cells)
-    lines.append(f"| {label} | {row} |")
+    rows.append([label, *(f"{cell:.3f}" for cell in cells)])
   cells = [
       np.mean([
           np.sum(x["expected_information"])
@@ -222,25 +219,23 @@ def gap_table(found: dict[str, Any], answers: str) -> str:
       ])
       for column in columns
   ]
-  row = " | ".join(f"{cell:.3f}" for cell in cells)
-  lines.append(f"| expected MI of a completion | {row} |")
-  return "\n".join(lines)
+  label = "expected MI of a completion"
+  rows.append([label, *(f"{cell:.3f}" for cell in cells)])
+  return markdown.table(["", *columns], rows)
 
 
 def demo_table(found: dict[str, Any]) -> str:
   """Estimators of the demo's policy with 95 % intervals, as Markdown."""
-  lines = ["| | D | true | bias | rank correlation | probe tokens |"]
-  lines.append("|---" * 6 + "|")
+  head = ("", "D", "true", "bias", "rank correlation", "probe tokens")
+  rows = []
   for name, row in found["demo"]["estimators"].items():
     cells = [
         "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[what])
         for what in ("bias", "correlation")
     ]
-    lines.append(
-        f"| {name} | {row['information'][0]:+.3f} | {row['true'][0]:+.3f} |"
-        f" {' | '.join(cells)} | {row['probe_tokens']:.0f} |"
-    )
-  return "\n".join(lines)
+    means = [f"{row[what][0]:+.3f}" for what in ("information", "true")]
+    rows.append([name, *means, *cells, f"{row['probe_tokens']:.0f}"])
+  return markdown.table(head, rows)
 
 
 _DEMO_GAPS = {
@@ -256,12 +251,11 @@ _DEMO_GAPS = {
 def demo_gap_table(found: dict[str, Any]) -> str:
   """Gaps of the demo's policy with 95 % intervals, as Markdown."""
   gap = found["demo"]["gap"]
-  lines = ["| | mean | 95 % interval |", "|---" * 3 + "|"]
-  lines += [
-      "| {} | {:.3f} | [{:.3f}, {:.3f}] |".format(label, *gap[name])
-      for name, label in _DEMO_GAPS.items()
-  ]
-  return "\n".join(lines)
+  rows = []
+  for name, label in _DEMO_GAPS.items():
+    mean, low, high = gap[name]
+    rows.append([label, f"{mean:.3f}", f"[{low:.3f}, {high:.3f}]"])
+  return markdown.table(("", "mean", "95 % interval"), rows)
 
 
 def report(found: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from theorem_instances import Family
 
-from iapo_jax import tabular
+from iapo_jax import markdown, tabular
 from iapo_jax.tabular import TabularParams, Tree
 from iapo_jax.types import Array
 
@@ -213,8 +213,10 @@ def family_table(
 
 
 def _markdown(head: list[str], rows: dict[str, list[float]]) -> str:
-  lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-  for name, shares in rows.items():
-    cells = " | ".join(f"{100 * share:.0f}" for share in shares)
-    lines.append(f"| {name} | {cells} |")
-  return "\n".join(lines)
+  return markdown.table(
+      ["", *head],
+      (
+          [name, *(f"{100 * share:.0f}" for share in shares)]
+          for name, shares in rows.items()
+      ),
+  )

@@ -14,7 +14,14 @@ from typing import Any
 import jax
 import tqdm
 
-from iapo_jax import assembly, evaluation, files, policies, processes
+from iapo_jax import (
+    assembly,
+    evaluation,
+    files,
+    markdown,
+    policies,
+    processes,
+)
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.assembly import Assembly
@@ -440,11 +447,8 @@ def _columns(
 
 def table(records: Sequence[dict[str, Any]]) -> str:
   """`columns` and `cells` as Markdown."""
-  head = columns(records)
-  lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-  for record in records:
-    lines.append("| " + " | ".join(cells(record, records)) + " |")
-  return "\n".join(lines)
+  rows = (cells(record, records) for record in records)
+  return markdown.table(columns(records), rows)
 
 
 def _cell(

@@ -12,7 +12,7 @@ import jax
 import transformers
 from flax import linen as nn
 
-from iapo_jax import checkpoint, files, policies
+from iapo_jax import checkpoint, files, markdown, policies
 from iapo_jax import config as config_lib
 from iapo_jax import workdir as workdir_lib
 from iapo_jax.config import Config
@@ -177,9 +177,10 @@ def model_card(
       "",
       "Its licence is that of the model and the data it was trained from.",
       "",
-      "| setting | value |",
-      "|---|---|",
-      *(f"| {field} | {_cell(value)} |" for field, value in _settings(cfg)),
+      markdown.table(
+          ("setting", "value"),
+          ((field, str(value)) for field, value in _settings(cfg)),
+      ),
       "",
       *_result(source),
       "The reasoning opens with the prompt and ends with `</think>`; the answer"
@@ -208,10 +209,6 @@ def _settings(cfg: Config) -> list[tuple[str, Any]]:
       "optimizer.learning_rate", "seed",
   )  # fmt: skip
   return [(name, flat[name]) for name in wanted]
-
-
-def _cell(value: Any) -> str:
-  return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _result(source: policies.Source) -> list[str]:

@@ -132,7 +132,7 @@ def test_tables_by_hand():
   lines = contest.comparison(found).splitlines()
   # Four values 0.1 apart in pairs: s = sqrt(4 · 0.05² / 3), t for 3 is 3.182.
   half = 3.182446 * np.sqrt(4 * 0.05**2 / 3) / 2
-  assert lines[2] == "| warm start |  | 1 | 0.700 | 44.0 |  |  |  |"
+  assert lines[2] == "| warm start | | 1 | 0.700 | 44.0 | | | |"
   assert lines[3].startswith(
       f"| GRPO | rate 0.0004 | 4 | 0.850 ± {half:.3f} | 45.0 ±"
   )
@@ -198,7 +198,7 @@ def test_levels_are_in_the_order_of_numbers():
   for row in (*found["trials"], *found["warm_starts"]):
     row |= {"accuracy/level_10": 0.5, "tokens/level_10": 60.0}
   head, _, first, *_ = contest.levels(found).splitlines()
-  assert head == "|  | 2 numbers | 10 numbers |"
+  assert head == "| | 2 numbers | 10 numbers |"
   assert first.endswith("| 0.500 / 60.0 |")
 
 
@@ -224,10 +224,10 @@ def test_what_began_without_early_answers_is_apart():
   found["warm_starts"].append(start | {"early_answers": False, "accuracy": 0.9})
   lines = contest.comparison(found).splitlines()
   assert lines[3] == (
-      "| warm start, no early answers |  | 1 | 0.900 | 44.0 |  |  |  |"
+      "| warm start, no early answers | | 1 | 0.900 | 44.0 | | | |"
   )
   assert lines[-1].startswith("| to_go, no early answers |")
-  assert lines[-1].endswith(" |  |  | 4.5 |")  # not beside GRPO from elsewhere
+  assert lines[-1].endswith(" | | | 4.5 |")  # not beside GRPO from elsewhere
   assert contest.controls(found).splitlines()[2:] == [
       "| to_go, no early answers | GRPO, no early answers"
       " | +2.0 (+2.0 to +2.0) | 50 (50 to 50) |"
@@ -269,7 +269,7 @@ def test_the_headline_by_hand():
   few = found | {"trials": found["trials"][:4]}  # GRPO alone
   lines = contest.headline({"mixed": found, "slips": few}).splitlines()
   one = "accuracy, points | tokens, % | checks after a slip / none"
-  assert lines[0] == f"|  | mixed: {one} | slips: {one} |"
+  assert lines[0] == f"| | mixed: {one} | slips: {one} |"
   mean = "85.0 % right | 45.0 tokens | 60 / 30 %"
   assert lines[2:] == [
       f"| GRPO | {mean} | {mean} |",

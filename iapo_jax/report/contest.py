@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iapo_jax import intervals, trials
+from iapo_jax import intervals, markdown, trials
 from iapo_jax.intervals import Interval
 from iapo_jax.report import figures
 from iapo_jax.report.figures import LIGHT, colour
@@ -108,7 +108,7 @@ def comparison(found: Found) -> str:
         _shorter(found, method, "grpo"),
         f"{_trained(found, method) / 1e6:.1f}",
     ])
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def headline(results: Mapping[str, Found]) -> str:
@@ -170,7 +170,7 @@ def _beside_grpo(parts: Mapping[str, Found], names: Sequence[str]) -> str:
       width = 2 + _has_checks(found)
       cells += _to_grpo(found, name) if known else ["–"] * width
     rows.append(cells)
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def _has_checks(found: Found) -> bool:
@@ -228,7 +228,7 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
       for method in _paired(found)
       if method != penalty
   ]
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def controls(found: Found) -> str:
@@ -245,7 +245,7 @@ def controls(found: Found) -> str:
           _against(found, method, other, "accuracy", 100, 1),
           _shorter(found, method, other),
       ])
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def levels(found: Found) -> str:
@@ -265,7 +265,7 @@ def levels(found: Found) -> str:
         (cell(f"accuracy/level_{n}"), cell(f"tokens/level_{n}")) for n in names
     ]
     rows.append([label, *(f"{a:.3f} / {t:.1f}" for a, t in pairs)])
-  return _markdown(["", *(f"{n} numbers" for n in names)], rows)
+  return markdown.table(["", *(f"{n} numbers" for n in names)], rows)
 
 
 def checks(found: Found) -> str:
@@ -279,7 +279,7 @@ def checks(found: Found) -> str:
         label, f"{slip:.3f}", f"{none:.3f}", ratio, f"{cell('accuracy'):.3f}",
         f"{cell('mean_tokens'):.1f}",
     ])  # fmt: skip
-  return _markdown(head, rows)
+  return markdown.table(head, rows)
 
 
 def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
@@ -320,7 +320,7 @@ def tuning(found: Found) -> str:
         cell = f"**{cell}**"
       cells.append(f"{_setting(settings[i])}: {cell}")
     rows.append([trials.contenders()[method].label, *cells])
-  return _markdown(["", "", "", "", ""], rows)
+  return markdown.table(["", "", "", "", ""], rows)
 
 
 def _trained(found: Found, method: str) -> float:
@@ -367,11 +367,6 @@ def _interval(x: Interval, scale: float, digits: int) -> str:
 def _signed(x: Interval, scale: float, digits: int) -> str:
   mean, low, high = (scale * v for v in (x.mean, x.low, x.high))
   return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-  return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def draw(found: Found) -> Figure:
