@@ -62,7 +62,7 @@ setuptools.setup(
             "build>=1.2",
             "hypothesis>=6.100",  # generated texts
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "ruff>=0.9",
             "wandb>=0.20",
         ],
