@@ -33,11 +33,11 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
-        "flax>=0.12",
+        "flax>=0.12.7",
         "grain>=0.2.12",
         "huggingface_hub>=1.31",
         "jinja2>=3.1",  # escapes untrusted text in pages
-        "jax>=0.10",
+        "jax>=0.10.1",
         "math-verify[antlr4_13_2]==0.9.*",  # grades would change with it
         "latex2sympy2_extended>=1.11",  # Math-Verify's parser
         "matplotlib>=3.9",
@@ -47,7 +47,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.30",
         "pyarrow>=17.0",  # parquet
         "scipy>=1.14",  # Student's t
-        "tensorboardX>=2.6.2",
+        "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.23.1",
         "tqdm>=4.66",
@@ -55,8 +55,8 @@ setuptools.setup(
         "transformers>=5.24",  # knows every spelling of a config.json
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10"],
-        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10.1"],
+        "cuda": ["jax[cuda13]>=0.10.1"],
         "parity": ["torch==2.13.0"],  # tests only: the reference models
         "test": [
             "build>=1.2",

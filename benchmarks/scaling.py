@@ -34,8 +34,8 @@ _PHASES = ("rollout", "probes", "reference", "update")
 
 _JSON = flags.DEFINE_string("json", None, "File of all cells; it is added to.")
 _CELLS = flags.DEFINE_list("cells", [], "Only these, such as 7b@v5e:4x4.")
-_EFFORT = flags.DEFINE_float(
-    "effort", -1.0, "As of experiments/compile.py; 0 is what a run gets."
+_LEVEL = flags.DEFINE_string(
+    "level", "O0", "As of experiments/compile.py; UNKNOWN is what a run gets."
 )
 _TABLES = flags.DEFINE_bool("tables", False, "Only print what the file has.")
 flags.mark_flag_as_required("json")
@@ -184,7 +184,7 @@ def command(
       f"--topology={cell.topology}",
       f"--slices={cell.slices}",
       f"--json={report}",
-      f"--effort={_EFFORT.value}",
+      f"--level={_LEVEL.value}",
       *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
 

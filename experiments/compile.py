@@ -33,9 +33,10 @@ _JSON = flags.DEFINE_string("json", None, "File for every figure.")
 _PROGRAM = flags.DEFINE_string(
     "program", None, "File for the program, as the compiler writes it."
 )
-_EFFORT = flags.DEFINE_float(
-    "effort", 0.0, "Of the compiler for a fast program; 0 as in a run, -1 to"
-    " wait a third as long.", lower_bound=-1.0, upper_bound=1.0,
+_LEVEL = flags.DEFINE_enum(
+    "level", "UNKNOWN", ["UNKNOWN", "O0", "O1", "O2", "O3"],
+    "Of the compiler's effort for a fast program; UNKNOWN as in a run, O0 to"
+    " wait a third as long.",
 )  # fmt: skip
 flags.mark_flags_as_required(("config", "topology"))
 
@@ -49,7 +50,7 @@ def main(_: list[str]) -> None:
   stage = assembly.reinforcement_stage(parts)
   print(plan.describe(parts.cfg, parts.mesh, stage.spec), flush=True)
   start = time.perf_counter()
-  compiled = ahead.train_step(parts, stage, effort=_EFFORT.value)
+  compiled = ahead.train_step(parts, stage, level=_LEVEL.value)
   seconds = time.perf_counter() - start
   chip = ahead.chips()[_TOPOLOGY.value.partition(":")[0]]
   found = ahead.report(parts, stage, compiled, chip)
@@ -61,7 +62,7 @@ def main(_: list[str]) -> None:
     told = {
         "topology": _TOPOLOGY.value,
         "slices": _SLICES.value,
-        "effort": _EFFORT.value,
+        "level": _LEVEL.value,
         "compile_seconds": seconds,
     }
     files.write_json(pathlib.Path(_JSON.value), told | found)

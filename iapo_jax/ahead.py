@@ -113,16 +113,16 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
 
 
 def train_step(
-    parts: Assembly, stage: Stage, *, effort: float = 0.0
+    parts: Assembly, stage: Stage, *, level: str = "UNKNOWN"
 ) -> jax.stages.Compiled:
   """The whole step, compiled for the devices of the parts' mesh.
 
   Args:
     parts: of a run; its data is not looked at.
     stage: of reinforcement learning.
-    effort: in [-1, 1], of the compiler for a fast program; 0 is what a run
-      gets. With less of it memory differs a little, and decoding weights are
-      gathered before they are cast.
+    level: JAX's `optimization_level`, the compiler's effort for a fast program;
+      UNKNOWN is what a run gets. With O0 memory differs a little, and decoding
+      weights are gathered before they are cast.
 
   Returns:
     The program.
@@ -134,7 +134,7 @@ def train_step(
   state, reference, prompts = arguments(parts, stage)
   lowered = compilation.lower(step, state, reference, prompts)
   try:
-    with compilation.settings(jax_exec_time_optimization_effort=effort):
+    with compilation.settings(jax_optimization_level=level):
       return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):

@@ -45,7 +45,7 @@ def run(shape, *arguments):
           "--topology=v5e:2x2", f"--config.model.pretrained={shape}",
           "--config.mesh.data=1", "--config.mesh.fsdp=2",
           "--config.mesh.tensor=2", "--config.prompts_per_step=8",
-          "--config.loss.micro_batches=2", "--effort=-1",
+          "--config.loss.micro_batches=2", "--level=O0",
           f"--config.rollout.max_tokens={TOKENS}", *arguments,
       ],
       cwd=ROOT,
@@ -178,11 +178,11 @@ def test_other_failures_stay_what_they_are(monkeypatch):
 
 
 def test_settings_are_for_the_compiler_only(monkeypatch):
-  """No lines of code, the effort asked for; and then all is as before."""
+  """No lines of code, the level asked for; and then all is as before."""
   setup = make_setup()
   names = (
       "jax_traceback_in_locations_limit",
-      "jax_exec_time_optimization_effort",
+      "jax_optimization_level",
   )  # fmt: skip
   seen = []
 
@@ -200,9 +200,9 @@ def test_settings_are_for_the_compiler_only(monkeypatch):
 
   before = look()
   monkeypatch.setattr(ahead.assembly, "train_step_of", lambda *_: Lowered())
-  assert ahead.train_step(setup.parts, setup.stage, effort=-1.0) == "a program"
-  assert seen == [0, -1.0]
-  assert look() == before and before[0] > 0 and before[1] == 0.0
+  assert ahead.train_step(setup.parts, setup.stage, level="O0") == "a program"
+  assert seen == [0, "O0"]
+  assert look() == before and before[0] > 0 and before[1] == "UNKNOWN"
 
 
 @needs_libtpu

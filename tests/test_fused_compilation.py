@@ -52,7 +52,9 @@ def arguments(cfg, tokens, rows=None, weights=None):
 
 def test_kernels_lower_for_a_gpu():
   """To Triton's language; only a GPU's compiler turns that into a program."""
-  device = jax.sharding.AbstractDevice("H100", num_cores=None, platform="gpu")
+  device = jax.sharding.AbstractDevice(
+      "NVIDIA H100", num_cores=None, platform="gpu"
+  )
   mesh = jax.sharding.AbstractMesh(
       (1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device
   )
@@ -89,7 +91,7 @@ def compile_for(mesh, program, cfg, tokens):
   traced = jax.jit(run).trace(*arguments(cfg, tokens, rows, mesh))
   with compilation.settings(
       jax_traceback_in_locations_limit=0,
-      jax_exec_time_optimization_effort=-1.0,
+      jax_optimization_level="O0",
   ):
     return traced.lower(lowering_platforms=("tpu",)).compile()
 

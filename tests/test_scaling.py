@@ -112,12 +112,12 @@ def test_a_cell_becomes_the_command_for_it(scaling):
   scaling, _ = scaling
   cell = scaling.Cell("32b", "v5p:4x4x4", 2, 4, 8, 64, 16, slices=2)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scaling, "_EFFORT", type("Flag", (), {"value": -1.0}))
+    patch.setattr(scaling, "_LEVEL", type("Flag", (), {"value": "O0"}))
     found = scaling.command(cell, pathlib.Path("shape"), pathlib.Path("a"))
   assert found[1] == "experiments/compile.py"
   assert {
       "--config=configs/qwen_math.py:7b-gsm8k-to_go",
-      "--topology=v5p:4x4x4", "--slices=2", "--json=a", "--effort=-1.0",
+      "--topology=v5p:4x4x4", "--slices=2", "--json=a", "--level=O0",
       "--config.model.pretrained=shape", "--config.mesh.data=2",
       "--config.mesh.fsdp=4", "--config.mesh.tensor=8",
       "--config.prompts_per_step=64", "--config.loss.micro_batches=16",

@@ -99,8 +99,9 @@ def test_the_head_moves_once_a_pass_not_once_a_chunk(setup, step):
       if x.kind in ("all-gather", "all-reduce", "reduce-scatter")
       if any(math.prod(shape) in sizes for _, shape in x.result)
   ]
-  phases = {"reference", "update"}
-  assert phases <= {p for p in phases for x in moved if p in x.scope}
+  # In the phase `reference`, or once for all of it: then of `ref_params`.
+  places = {"ref", "update"}
+  assert places <= {p for p in places for x in moved if p in x.scope}
   assert {x.times for x in moved} == {1}
 
 
