@@ -36,7 +36,7 @@ setuptools.setup(
         "flax>=0.12.7",
         "grain>=0.2.12",
         "huggingface_hub>=1.31",
-        "jinja2>=3.1",  # escapes untrusted text in pages
+        "jinja2>=3.1.6",  # escapes untrusted text in pages
         "jax>=0.10.1",
         "math-verify[antlr4_13_2]==0.9.*",  # grades would change with it
         "latex2sympy2_extended>=1.11",  # Math-Verify's parser
@@ -49,7 +49,7 @@ setuptools.setup(
         "scipy>=1.14",  # Student's t
         "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.9",
-        "tokenizers>=0.23.1",
+        "tokenizers>=0.23.3",  # counts its words in no time
         "tqdm>=4.66",
         "safetensors>=0.8",
         "transformers>=5.24",  # knows every spelling of a config.json
