@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from iapo_jax import model_config, sharding
-from iapo_jax.models import attention, flash, flash_mosaic, flash_triton
+from iapo_jax.models import attention, flash, flash_mosaic
 from iapo_jax.types import Array
 
 # Keys and values of each segment.
@@ -185,7 +185,12 @@ def _backward_shard(
 
 def _kernels(form: flash.Form) -> types.ModuleType:
   """The functions that `flash` describes."""
-  return flash_triton if form.platform == "gpu" else flash_mosaic
+  if form.platform != "gpu":
+    return flash_mosaic
+  # Not before it is needed: JAX 0.12 says that this backend will be removed.
+  from iapo_jax.models import flash_triton
+
+  return flash_triton
 
 
 class _Layout:
