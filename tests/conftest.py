@@ -29,14 +29,12 @@ os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tracing makes objects by the million, few of them in cycles.
 gc.set_threshold(100_000, 50, 100)
-# Of all workers and those they start: with a size JAX locks what is written.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-  atexit.register(
-      shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
-  )
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
+# Of this process and those it starts: JAX does not lock it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+atexit.register(
+    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+)
 
 
 def pytest_addoption(parser):
