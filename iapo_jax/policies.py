@@ -271,12 +271,11 @@ def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
   Either may have words for ids that the other leaves free. Runs that `starts`
   packed kept no tokenizer.
   """
-  for kept in (folder.TOKENIZER, folder.KEPT):
-    if (workdir / kept).is_dir():
-      break
-  else:
+  places = (workdir / folder.TOKENIZER, workdir / folder.KEPT)
+  kept = next((place for place in places if place.is_dir()), None)
+  if kept is None:
     return
-  theirs = tokenizer.load(workdir / kept).get_vocab()
+  theirs = tokenizer.load(kept).get_vocab()
   ours = parts.task.tokenizer.get_vocab()
   words = {i: word for word, i in theirs.items()}
   for word, i in sorted(ours.items(), key=lambda item: item[1]):

@@ -101,7 +101,9 @@ UNSUPPORTED = {
         "layer_types = 'chunked_attention'",
     ),
     "layers": (
-        "gemma2", {"layer_types": ["full_attention"] * 2}, "num_hidden_layers",
+        "gemma2",
+        {"layer_types": ["full_attention"] * 2},
+        "`num_hidden_layers` (3) must be equal to the number of `layer_types`",
     ),
     "quantised": (
         "qwen2",
