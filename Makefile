@@ -12,7 +12,8 @@ demo: $(VENV)/.installed
 # Everything that is checked: style and the test suite. What needs torch or the
 # compiler for TPUs skips unless it is there: make test EXTRAS=test,parity,tpu
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  --max-worker-restart=0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

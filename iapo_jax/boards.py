@@ -12,9 +12,6 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-
 from iapo_jax import files
 from iapo_jax.errors import ConfigError, fail
 
@@ -35,6 +32,11 @@ class TensorBoard:
 
   def __init__(self, workdir: pathlib.Path) -> None:
     """Begins anew: files that there were are deleted."""
+    # It imports torch where there is one, which takes seconds.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+
+    self._open, self._event = EventsWriter, Event
     self._folder = workdir / _TENSORBOARD
     self._writers: dict[str, EventsWriter] = {}
     shutil.rmtree(self._folder, ignore_errors=True)
@@ -45,8 +47,8 @@ class TensorBoard:
     if stage not in self._writers:
       folder = self._folder / stage
       folder.mkdir(parents=True)
-      self._writers[stage] = EventsWriter(str(folder / "events"))
-    event = event_pb2.Event(step=line["step"], wall_time=line.get(WRITTEN, 0))
+      self._writers[stage] = self._open(str(folder / "events"))
+    event = self._event(step=line["step"], wall_time=line.get(WRITTEN, 0))
     for name, number in line.items():
       if name not in _ABOUT:
         event.summary.value.add(tag=name, simple_value=number)

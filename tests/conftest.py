@@ -27,6 +27,10 @@ if _RELEASE <= (0, 10):
   _FLAGS += ("--xla_cpu_use_fusion_emitters=false",)
 os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A device that waits for the others in a collective takes a thread, and XLA
+# starts collectives that do not depend on each other in any order: with as many
+# threads as devices all of them can come to wait.
+os.environ["PJRT_NPROC"] = "32"
 # Tracing makes objects by the million, few of them in cycles.
 gc.set_threshold(100_000, 50, 100)
 # Of this process and those it starts: JAX does not lock it.

@@ -4,6 +4,8 @@ A family is data: which fields it fixes, and under which names its configuration
 has the others. What a configuration asks for beyond that is refused by name.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """A Hugging Face folder: found, and read but for its weights."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 import shutil
