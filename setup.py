@@ -50,7 +50,7 @@ setuptools.setup(
         "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.23.3",  # counts its words in no time
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "safetensors>=0.8",
         "transformers>=5.24",  # knows every spelling of a config.json
     ],
