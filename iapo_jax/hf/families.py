@@ -4,6 +4,7 @@ A family is data: which fields it fixes, and under which names its configuration
 has the others. What a configuration asks for beyond that is refused by name.
 """
 
+# transformers imports torch, where there is one, to say what its classes are.
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,6 @@
 """A Hugging Face folder: found, and read but for its weights."""
 
+# transformers imports torch, where there is one, to say what its classes are.
 from __future__ import annotations
 
 import dataclasses
