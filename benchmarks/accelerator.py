@@ -53,8 +53,10 @@ import measuring
 import workers
 from absl import flags
 
-from iapo_jax import cli, costs, model_config
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.config import model as model_config
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import costs
 
 _PARTS = ("sampling", "update", "step", "probed_step")
 # Of PyTorch, the parts that go with ours.
@@ -397,4 +399,4 @@ def measure_all(
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

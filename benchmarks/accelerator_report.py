@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from iapo_jax import memory
+from iapo_jax.run import memory
 
 _COLUMNS = (
     "seconds", "min", "max", "tokens/s", "of bandwidth", "of peak", "peak",

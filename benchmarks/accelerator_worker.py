@@ -5,7 +5,7 @@
 The weights are random and made on the device. Programs are `contest.py`'s, and
 so are what they are called with; those that are timed alone run on weights in
 the compute dtype. `configurations` says in which settings a part is tried: the
-first that the library's own account of memory (`iapo_jax.memory`) finds room
+first that the library's own account of memory (`iapo_jax.run.memory`) finds room
 for, or one of the next where the device disagrees.
 """
 
@@ -25,10 +25,10 @@ import numpy as np
 from peers import protocol
 
 import iapo_jax
-from iapo_jax import memory
-from iapo_jax.config import Config
-from iapo_jax.types import Params, PyTree, Rollout, StepOutput
-from iapo_jax.update import Experience, Tokens
+from iapo_jax.config.schema import Config
+from iapo_jax.core.types import Params, PyTree, Rollout, StepOutput
+from iapo_jax.rl.update import Experience, Tokens
+from iapo_jax.run import memory
 
 # Of timed calls, after which no further one is begun.
 _ENOUGH_SECONDS = 30.0

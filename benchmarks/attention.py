@@ -33,11 +33,14 @@ from flax import linen as nn
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from iapo_jax import cli, memory, policy, probes, sharding
-from iapo_jax import config as config_lib
-from iapo_jax.config import Config
+from iapo_jax.cli import command
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array, Params, Prompts, PyTree
 from iapo_jax.models import transformer
-from iapo_jax.types import Array, Params, Prompts, PyTree
+from iapo_jax.rl import policy, probes
+from iapo_jax.run import memory
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Of the TPUs.")
 _DEVICES = flags.DEFINE_integer(
@@ -250,4 +253,4 @@ def _probes(
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

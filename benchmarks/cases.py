@@ -19,11 +19,11 @@ import tokenizers
 import transformers
 from flax import linen as nn
 
-from iapo_jax import costs
+from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.core.types import KeyDomain
 from iapo_jax.hf import families, weights
-from iapo_jax.model_config import ModelConfig, RopeConfig
 from iapo_jax.models import transformer
-from iapo_jax.types import KeyDomain
+from iapo_jax.run import costs
 
 _SEED = 0
 _CHAT = (

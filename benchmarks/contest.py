@@ -32,26 +32,27 @@ from flax import linen as nn
 from peers import protocol
 
 import iapo_jax
-from iapo_jax import config as config_lib
-from iapo_jax import policy, sharding, train_step, update
-from iapo_jax import state as state_lib
-from iapo_jax.config import Config
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import (
+  Array,
+  Grades,
+  KeyDomain,
+  Params,
+  Prompts,
+  PyTree,
+  Rollout,
+  Samples,
+  StepOutput,
+  TrainState,
+  Vocabulary,
+)
 from iapo_jax.hf import folder, weights
 from iapo_jax.models import transformer
-from iapo_jax.optimizer import make_optimizer
-from iapo_jax.types import (
-    Array,
-    Grades,
-    KeyDomain,
-    Params,
-    Prompts,
-    PyTree,
-    Rollout,
-    Samples,
-    StepOutput,
-    TrainState,
-    Vocabulary,
-)
+from iapo_jax.rl import policy, train_step, update
+from iapo_jax.rl import state as state_lib
+from iapo_jax.rl.optimizer import make_optimizer
 
 # As many tokens as Qwen2's tokenizer makes of `</think>\n<answer>`.
 ELICITATION = 6

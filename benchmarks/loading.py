@@ -22,8 +22,8 @@ import numpy as np
 import safetensors.numpy
 from absl import app, flags
 
+from iapo_jax.config.model import ModelConfig
 from iapo_jax.hf import families, folder, names, weights
-from iapo_jax.model_config import ModelConfig
 
 _SIZE = flags.DEFINE_float("gigabytes", 3.0, "Of weights.", lower_bound=1e-3)
 _DTYPE = flags.DEFINE_enum(

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import policy
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core.types import Array, KVSegment, Params, Prompts
 from iapo_jax.models import transformer
-from iapo_jax.types import Array, KVSegment, Params, Prompts
+from iapo_jax.rl import policy
 
 # A longer call pays a few page faults more without being changed by them.
 _LONG_SECONDS = 2.0

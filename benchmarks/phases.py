@@ -38,30 +38,24 @@ import measuring
 from absl import flags
 from ml_collections import config_flags
 
-from iapo_jax import (
-    assembly,
-    cli,
-    credit,
-    policy,
-    probes,
-    sharding,
-    train_step,
-    update,
+from iapo_jax.cli import command
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import (
+  AnswerStatistics,
+  Array,
+  KeyDomain,
+  Params,
+  Prompts,
+  PyTree,
+  Rollout,
+  TrainState,
 )
-from iapo_jax import config as config_lib
-from iapo_jax.assembly import Assembly, Stage
-from iapo_jax.config import Config
 from iapo_jax.data import pipeline
-from iapo_jax.types import (
-    AnswerStatistics,
-    Array,
-    KeyDomain,
-    Params,
-    Prompts,
-    PyTree,
-    Rollout,
-    TrainState,
-)
+from iapo_jax.rl import credit, policy, probes, train_step, update
+from iapo_jax.run import assembly
+from iapo_jax.run.assembly import Assembly, Stage
 
 _ROOT = pathlib.Path(__file__).parent.parent
 config_flags.DEFINE_config_file(
@@ -411,7 +405,7 @@ def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
 
 def main(_: list[str]) -> None:
   """Compiles, measures and reports."""
-  cfg, _ = cli.load_config()
+  cfg, _ = command.load_config()
   setup = build(cfg)
   state = assembly.create_state(setup.parts, setup.stage)
   phases, work = compile_phases(setup, state, first_prompts(setup))
@@ -423,4 +417,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -39,8 +39,9 @@ import probing
 from absl import flags
 from peers import protocol
 
-from iapo_jax import cli, costs
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import costs
 
 _MODEL = flags.DEFINE_enum(
     "model", "small", ("tiny", "small", "large"), "Whose shape."
@@ -238,4 +239,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -15,11 +15,11 @@ import measuring
 import numpy as np
 from flax import linen as nn
 
-from iapo_jax import policy, probes
-from iapo_jax.config import Config
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.schema import Config
+from iapo_jax.core.types import Array, Context, KVSegment, Params, Prompts
 from iapo_jax.models import head, transformer
-from iapo_jax.types import Array, Context, KVSegment, Params, Prompts
+from iapo_jax.rl import policy, probes
 
 # As many positions as the authors' code copies keys and values for at a time.
 _GROUP = 16

@@ -26,8 +26,9 @@ from typing import Any
 import cases
 from absl import flags
 
-from iapo_jax import cli, files, markdown
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.core import files, markdown
+from iapo_jax.core.errors import ConfigError
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _PHASES = ("rollout", "probes", "reference", "update")
@@ -250,4 +251,4 @@ def amounts(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -52,8 +52,9 @@ import workers
 from absl import flags
 from peers import protocol
 
-from iapo_jax import cli, costs
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import costs
 
 _CASE = flags.DEFINE_enum(
     "case", "both", ("tiny", "small", "large", "both"), "Small, large or both."
@@ -291,4 +292,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -27,8 +27,9 @@ import numpy as np
 from absl import flags
 from peers import protocol
 
-from iapo_jax import cli, losses
-from iapo_jax.update import Experience, Tokens
+from iapo_jax.cli import command
+from iapo_jax.rl import losses
+from iapo_jax.rl.update import Experience, Tokens
 
 _MODEL = flags.DEFINE_enum(
     "model", "small", ("tiny", "small", "large"), "Whose shape."
@@ -151,4 +152,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

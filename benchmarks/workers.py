@@ -10,7 +10,7 @@ import sys
 import venv
 from typing import Any
 
-from iapo_jax.errors import ConfigError
+from iapo_jax.core.errors import ConfigError
 
 _HERE = pathlib.Path(__file__).parent
 _STAMP = "installed.txt"

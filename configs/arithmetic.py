@@ -18,7 +18,7 @@ the paper (token mean, clip 0.2 / 0.28).
 
 import ml_collections
 
-from iapo_jax import recipes
+from iapo_jax.config import recipes
 
 VARIANTS = recipes.SUMS
 

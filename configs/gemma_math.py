@@ -16,8 +16,8 @@ run with published weights.
 
 import ml_collections
 
-from iapo_jax import recipes
-from iapo_jax.recipes import Size
+from iapo_jax.config import recipes
+from iapo_jax.config.recipes import Size
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -15,7 +15,7 @@ their solutions those that fit into as many.
 
 import ml_collections
 
-from iapo_jax import config as config_lib
+from iapo_jax.config import parsing as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:

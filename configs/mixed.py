@@ -7,7 +7,7 @@ Variants are those of `configs/arithmetic.py`.
 
 import ml_collections
 
-from iapo_jax import recipes
+from iapo_jax.config import recipes
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -44,8 +44,8 @@ published weights, on TPUs or several GPUs, or about what is learned.
 
 import ml_collections
 
-from iapo_jax import recipes
-from iapo_jax.recipes import Size
+from iapo_jax.config import recipes
+from iapo_jax.config.recipes import Size
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

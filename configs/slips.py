@@ -11,7 +11,7 @@ docs/evidence.md has what comes of it.
 
 import ml_collections
 
-from iapo_jax import recipes
+from iapo_jax.config import recipes
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

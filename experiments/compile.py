@@ -20,7 +20,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from iapo_jax import ahead, assembly, cli, files, plan
+from iapo_jax.cli import command
+from iapo_jax.core import files
+from iapo_jax.run import assembly, plan
+from iapo_jax.tools import ahead
 
 config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon."
@@ -44,7 +47,7 @@ flags.mark_flags_as_required(("config", "topology"))
 def main(_: list[str]) -> None:
   """Compiles and tells."""
   jax.config.update("jax_platforms", "cpu")  # TPUs are described, not started
-  cfg, _ = cli.load_config()
+  cfg, _ = command.load_config()
   devices = ahead.devices(_TOPOLOGY.value, _SLICES.value)
   parts = assembly.assemble(cfg, devices, data=False)
   stage = assembly.reinforcement_stage(parts)
@@ -70,4 +73,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -20,11 +20,14 @@ from typing import Any
 
 from absl import flags
 
-from iapo_jax import cli, comparison, files, logs, markdown, trainer
-from iapo_jax import config as config_lib
-from iapo_jax import workdir as workdir_lib
-from iapo_jax.errors import ConfigError
-from iapo_jax.report import page
+from iapo_jax.cli import command
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import files, markdown
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import logs, trainer
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.tools import comparison
+from iapo_jax.tools.report import page
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo.")
@@ -130,7 +133,7 @@ def _arguments() -> tuple[list[str], list[int]]:
       raise ConfigError(
           f"--methods {method!r}: must be among {', '.join(known)}"
       )
-  seeds = cli.whole_numbers("seeds", _SEEDS.value)
+  seeds = command.whole_numbers("seeds", _SEEDS.value)
   return ["sft", *dict.fromkeys(_METHODS.value)], seeds
 
 
@@ -227,4 +230,4 @@ def _summary(folder: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -16,8 +16,11 @@ import pathlib
 
 from absl import flags
 
-from iapo_jax import cli, comparison, data_config, processes
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.config import data as data_config
+from iapo_jax.core import processes
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.tools import comparison
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", "last, best, or a step of reinforcement learning."
@@ -50,16 +53,16 @@ _PROMPT_TOKENS = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Stem of the files; FIRST_RUN/evaluation[-TASK] by default."
 )
-cli.define_process_flags()
+command.define_process_flags()
 
 
 def main(arguments: list[str]) -> None:
   """Loads, samples, writes."""
-  cli.join_processes()
+  command.join_processes()
   folders = [pathlib.Path(name) for name in arguments[1:]]
   if not folders:
     raise ConfigError("no run: give the folder of one run or of several")
-  seeds = cli.whole_numbers("seeds", _SEEDS.value)
+  seeds = command.whole_numbers("seeds", _SEEDS.value)
   name = f"evaluation-{_TASK.value}" if _TASK.value else "evaluation"
   stem = pathlib.Path(_OUTPUT.value or folders[0] / name)
   contestants = comparison.load(
@@ -92,4 +95,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -17,8 +17,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported
 
 from absl import flags
 
-from iapo_jax import cli, export, policies
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import sources
+from iapo_jax.tools import export
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> None:
   """Finds the checkpoint, writes the folder."""
   if len(arguments) != 2:
     raise ConfigError("give the folder of one run")
-  source = policies.chosen(pathlib.Path(arguments[1]), _CHECKPOINT.value)
+  source = sources.chosen(pathlib.Path(arguments[1]), _CHECKPOINT.value)
   output = pathlib.Path(_OUTPUT.value)
   written = export.export(
       source,
@@ -53,4 +55,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

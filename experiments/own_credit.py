@@ -4,14 +4,14 @@
       --workdir=runs/own_credit
 
 All flags are those of run.py. The function is traced once: it is JAX, of arrays
-whose shapes are in `iapo_jax.own.Evidence`.
+whose shapes are in `iapo_jax.rl.own.Evidence`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import launch
-from iapo_jax.own import Evidence, Own
+from iapo_jax.cli import train as launch
+from iapo_jax.rl.own import Evidence, Own
 
 
 def credit(evidence: Evidence) -> jax.Array:

@@ -7,9 +7,9 @@ All flags are those of run.py. The function is given decoded completions, and
 the gold answer of each; what it raises ends the run.
 """
 
-from iapo_jax import launch
-from iapo_jax.own import Own
+from iapo_jax.cli import train as launch
 from iapo_jax.rewards import grade
+from iapo_jax.rl.own import Own
 
 _LONGEST = 400  # characters
 

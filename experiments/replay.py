@@ -8,8 +8,10 @@ On the same devices the step comes to the same numbers.
 
 import pathlib
 
-from iapo_jax import cli, finite, replay
-from iapo_jax.errors import ConfigError
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.rl import finite
+from iapo_jax.run import replay
 
 
 def main(arguments: list[str]) -> None:
@@ -28,4 +30,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -13,9 +13,10 @@ import pathlib
 
 from absl import flags
 
-from iapo_jax import cli, comparison
-from iapo_jax.errors import ConfigError
-from iapo_jax.report import page
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.tools import comparison
+from iapo_jax.tools.report import page
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of the page; FIRST_RUN/report by default."
@@ -52,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -11,7 +11,7 @@ docs/launch.md. A reward or a credit of one's own is a program like this one:
 docs/own.md.
 """
 
-from iapo_jax import launch
+from iapo_jax.cli import train as launch
 
 if __name__ == "__main__":
   launch.main()

@@ -24,12 +24,14 @@ import pathlib
 import tqdm
 from absl import flags
 
-from iapo_jax import cli, files, score_lines, scoring
-from iapo_jax.data import task, tokenizer
-from iapo_jax.errors import ConfigError
-from iapo_jax.hf import folder, weights
-from iapo_jax.model_config import ModelConfig
-from iapo_jax.report import scores as scores_page
+from iapo_jax.cli import command
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import task
+from iapo_jax.hf import folder, tokenizer, weights
+from iapo_jax.tools import score_lines, scoring
+from iapo_jax.tools.report import scores as scores_page
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name.")
 _INPUT = flags.DEFINE_string("input", None, "Lines of JSON to score.")
@@ -152,4 +154,4 @@ def read_rules(place: pathlib.Path, cfg: ModelConfig) -> score_lines.Rules:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command.run(main)

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from iapo_jax import collectives
+from iapo_jax.tools import collectives
 
 
 def decoding_gathers(text, params, tensor):

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iapo_jax import assembly, credit, policy, sharding, train_step, update
-from iapo_jax import config as config_lib
-from iapo_jax import state as state_lib
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Rollout
 from iapo_jax.models import head, transformer
-from iapo_jax.types import Rollout
+from iapo_jax.rl import credit, policy, train_step, update
+from iapo_jax.rl import state as state_lib
+from iapo_jax.run import assembly
 
 
 def make_config(**overrides):

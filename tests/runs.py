@@ -11,8 +11,8 @@ import types
 
 from tensorboardX.proto import event_pb2
 
-from iapo_jax import logs
-from iapo_jax.report.runs import Group, Run
+from iapo_jax.run import logs
+from iapo_jax.tools.report.runs import Group, Run
 
 ODD_LABELS = [
     r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,

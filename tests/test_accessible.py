@@ -6,7 +6,7 @@ import re
 import pytest
 from matplotlib.colors import to_rgb
 
-from iapo_jax.report import figures
+from iapo_jax.tools.report import figures
 
 TEMPLATES = pathlib.Path(figures.__file__).parent / "templates"
 STYLE = (TEMPLATES / "base.html.j2").read_text(encoding="utf-8")

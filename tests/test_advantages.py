@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from iapo_jax import advantages, mi
+from iapo_jax.rl import advantages, mi
 
 S = 1 / math.sqrt(2)
 

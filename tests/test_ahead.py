@@ -12,8 +12,9 @@ import pytest
 import runs
 from recorded import make_config, make_setup
 
-from iapo_jax import ahead, sharding
-from iapo_jax.errors import ConfigError
+from iapo_jax.core import sharding
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.tools import ahead
 
 ROOT = pathlib.Path(__file__).parent.parent
 PHASES = {"rollout", "probes", "reference", "update"}

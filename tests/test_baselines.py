@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from recorded import learn, make_params, make_setup, record
 
-from iapo_jax import advantages, credit, methods, selection
-from iapo_jax import config as config_lib
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import methods
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.rl import advantages, credit, selection
 
 
 def partial(variant, function, **settings):

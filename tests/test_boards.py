@@ -7,9 +7,9 @@ import pytest
 import wandb
 from runs import read_wandb
 
-from iapo_jax import boards, logs
-from iapo_jax.errors import ConfigError
-from iapo_jax.logs import RunLog
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import boards, logs
+from iapo_jax.run.logs import RunLog
 
 
 def logged(folder):

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 from runs import lines, unfinished_copy
 
-from iapo_jax import assembly, checkpoint, logs, trainer
-from iapo_jax import config as config_lib
-from iapo_jax.checkpoint import Checkpoints, Progress
-from iapo_jax.errors import ConfigError, SaveError
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError, SaveError
+from iapo_jax.run import assembly, checkpoint, logs, trainer
+from iapo_jax.run.checkpoint import Checkpoints, Progress
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import collectives
+from iapo_jax.tools import collectives
 
 PROGRAM = """
 HloModule step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}

@@ -15,8 +15,8 @@ import pytest
 import runs
 import texts
 
-from iapo_jax import config as config_lib
-from iapo_jax import logs
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.run import logs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # In the order in which they are run: later pages use runs of earlier ones.
@@ -41,10 +41,10 @@ ELSEWHERE = {
     "pip install -e .": "test_packaging.py::test_the_wheel_runs_the_smoke",
     "make test|-m pytest tests/": "test_commands.py::test",  # it is this
     "experiments/compile.py": "test_ahead.py::test_one_that_does_not_fit",
-    "experiments/compare.py": "test_compare.py::test_trials_and_what_is",
-    "experiments/evidence.py": "test_contest.py::test_the_page_is_made_of",
-    "experiments/theorem.py": "test_theorem.py::test_evidence_is_what",
-    "experiments/oracle.py": "test_oracle.py::test_evidence_holds_what",
+    "experiments/studies/comparison/compare.py": "test_compare.py::test_trials_and_what_is",
+    "experiments/studies/comparison/evidence.py": "test_contest.py::test_the_page_is_made_of",
+    "experiments/studies/theory/theorem.py": "test_theorem.py::test_evidence_is_what",
+    "experiments/studies/oracle/oracle.py": "test_oracle.py::test_evidence_holds_what",
     "experiments/replay.py": "test_nonfinite.py::test",
     "own_reward.py|own_credit.py": "test_own.py::test_the_programs_of_the_docs",
     "[--checkpoint=best]": "test_export.py::test",

@@ -8,17 +8,20 @@ import jax
 import numpy as np
 import pytest
 import runs
+import starts as starts_lib
+import study
+import trials
 from recorded import make_params, make_setup, record
+from trials import Trial
 
-from iapo_jax import files, policy, sharding, study, train_step, trials
-from iapo_jax import starts as starts_lib
-from iapo_jax.errors import ConfigError
-from iapo_jax.trials import Trial
+from iapo_jax.core import files, sharding
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.rl import policy, train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-misplaced = runs.module("experiments/misplaced.py")
+misplaced = runs.module("experiments/studies/comparison/misplaced.py")
 
 
 def make_study(task, methods, folder):

@@ -13,8 +13,9 @@ from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 from recorded import make_setup
 
-from iapo_jax import checkpoint, compilation, logs, trainer
-from iapo_jax import config as config_lib
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import compilation
+from iapo_jax.run import checkpoint, logs, trainer
 
 STAGES = ("warm_start", "rl")
 # Of the steps and of the evaluation's sampler.

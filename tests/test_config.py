@@ -3,10 +3,11 @@ import json
 
 import pytest
 
-from iapo_jax import config as config_lib
-from iapo_jax import config_rules, sharding
-from iapo_jax.config import Config
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import rules as config_rules
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.errors import ConfigError
 
 
 def flat(**overrides):

@@ -2,14 +2,15 @@
 
 import pathlib
 
+import contest
+import intervals
 import numpy as np
 import pytest
 import runs
+import trials
 
-from iapo_jax import config as config_lib
-from iapo_jax import intervals, trials
-from iapo_jax.errors import ConfigError
-from iapo_jax.report import contest
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -236,7 +237,7 @@ def test_what_began_without_early_answers_is_apart():
 
 
 def test_the_page_is_made_of_the_results():
-  evidence = runs.module("experiments/evidence.py")
+  evidence = runs.module("experiments/studies/comparison/evidence.py")
   pages = evidence.pages(ROOT / "docs")
   assert {page.name for page in pages} == {"evidence.md", "README.md"}
   for page, tables in pages.items():
@@ -279,7 +280,7 @@ def test_the_headline_by_hand():
 
 
 def test_the_figure_is_made_of_the_results(tmp_path):
-  from iapo_jax.report import figures
+  from iapo_jax.tools.report import figures
 
   found = made_up()
   tested, tried = contest.draw(found).axes

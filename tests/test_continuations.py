@@ -3,10 +3,10 @@
 import itertools
 import math
 
+import continuations
+import enumeration
 import numpy as np
 import pytest
-
-from iapo_jax import continuations, enumeration
 
 LOG2 = math.log(2)
 

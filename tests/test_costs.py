@@ -1,7 +1,7 @@
 """The arithmetic of what a step needs, by hand."""
 
-from iapo_jax import costs
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.run import costs
 
 # Two layers of width 4 with two query heads and one key head of width 2, an
 # MLP of width 3, a vocabulary of 5.

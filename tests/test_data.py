@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import config as config_lib
-from iapo_jax.config import Config
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.data import ArithmeticConfig, DataConfig
+from iapo_jax.config.schema import Config
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import arithmetic, pipeline
-from iapo_jax.data_config import ArithmeticConfig, DataConfig
-from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 

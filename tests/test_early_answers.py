@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from recorded import learn, make_params, make_setup, record
 
-from iapo_jax import early_answers, policy, sharding, update
-from iapo_jax.config import Config, LossConfig
+from iapo_jax.config.schema import Config, LossConfig
+from iapo_jax.core import sharding
+from iapo_jax.rl import early_answers, policy, update
 
 
 class CutTest(chex.TestCase):

@@ -3,14 +3,14 @@
 import itertools
 import math
 
+import enumeration
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tabular
 from jax.flatten_util import ravel_pytree
-
-from iapo_jax import enumeration, tabular
-from iapo_jax.tabular import TabularParams
+from tabular import TabularParams
 
 
 @pytest.fixture(autouse=True)

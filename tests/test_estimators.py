@@ -11,10 +11,10 @@ import tiny
 from absl.testing import parameterized
 from test_probes import ELICITATION, GROUP, forward, make_case
 
-from iapo_jax import mi, policy, probes
+from iapo_jax.core.types import AnswerStatistics, TokenStatistics
 from iapo_jax.models import head
 from iapo_jax.rewards import host, token_match
-from iapo_jax.types import AnswerStatistics, TokenStatistics
+from iapo_jax.rl import mi, policy, probes
 
 # Of three, no, one, two, three and two tokens; what follows does not matter.
 ANSWERS = np.array(

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from iapo_jax import assembly, evaluation
-from iapo_jax import config as config_lib
-from iapo_jax.checks import CheckCounts
-from iapo_jax.evaluation import Completions
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.data.steps import CheckCounts
+from iapo_jax.run import assembly, evaluation
+from iapo_jax.run.evaluation import Completions
 
 CORRECT = np.array([
     [1, 0, 0, 0],

@@ -13,20 +13,11 @@ import safetensors.numpy
 import tiny
 import yaml
 
-from iapo_jax import (
-  assembly,
-  checkpoint,
-  comparison,
-  export,
-  logs,
-  policies,
-  trainer,
-  workdir,
-)
-from iapo_jax import config as config_lib
-from iapo_jax.data import tokenizer
-from iapo_jax.errors import ConfigError
-from iapo_jax.hf import folder, weights
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import folder, tokenizer, weights
+from iapo_jax.run import assembly, checkpoint, logs, sources, trainer, workdir
+from iapo_jax.tools import comparison, export
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -121,7 +112,7 @@ def test_ends_and_padding_are_those_of_the_generation_config(model):
 def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
   """Hugging Face -> run -> Hugging Face: the very files again."""
   files = export.export(
-      policies.last(still), tmp_path / "out", max_shard_bytes=60_000
+      sources.last(still), tmp_path / "out", max_shard_bytes=60_000
   )
   shards = [path.name for path in model.glob("*.safetensors")]
   assert len(shards) > 1
@@ -140,7 +131,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
 
 
 def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
-  export.export(policies.last(still), tmp_path / "out", dtype="bfloat16")
+  export.export(sources.last(still), tmp_path / "out", dtype="bfloat16")
   ours = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
   theirs = safetensors.numpy.load_file(GOLDEN / "gemma3" / "model.safetensors")
   assert ours.keys() == theirs.keys()
@@ -162,7 +153,7 @@ def test_a_run_needs_its_model_no_more(model, still, tmp_path):
   assert workdir.is_finished(tmp_path / "run")
   (one,) = comparison.load([tmp_path / "run"], "last")
   assert one.parts.task.vocabulary.eos_ids == (1, 5)
-  export.export(policies.last(tmp_path / "run"), tmp_path / "out")
+  export.export(sources.last(tmp_path / "run"), tmp_path / "out")
   with pytest.raises(ConfigError, match="is no folder, and could not"):
     trainer.train(cfg, tmp_path / "other")
 
@@ -248,8 +239,8 @@ def test_a_tokenizer_of_its_own(model, tmp_path):
   cfg = small(data__tokenizer=str(other), model__pretrained=str(model))
   trainer.train(cfg, tmp_path / "run")
   shutil.rmtree(other)
-  export.export(policies.last(tmp_path / "fresh"), tmp_path / "out1")
-  export.export(policies.last(tmp_path / "run"), tmp_path / "out2")
+  export.export(sources.last(tmp_path / "fresh"), tmp_path / "out1")
+  export.export(sources.last(tmp_path / "run"), tmp_path / "out2")
   for name in ("out1", "out2"):
     assert len(tokenizer.load(tmp_path / name)) == 38
   assert folder.read_tokens(tmp_path / "out1").eos_ids == (2,)
@@ -297,7 +288,7 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   assert yaml.safe_load(header)["library_name"] == "transformers"
   assert "`warm_start/2`" in body
   assert str(tmp_path) not in card
-  source = policies.last(tmp_path / "run")
+  source = sources.last(tmp_path / "run")
   params = export._load(source, workdir.load_config(tmp_path / "run"))
   theirs = folder.read_model(tmp_path / "out")
   again = weights.load(tmp_path / "out", theirs)
@@ -325,7 +316,7 @@ def test_a_size_beside_a_pretrained_model(model):
 
 def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
   with pytest.raises(ConfigError, match="--family = 'qwen3': the model it beg"):
-    export.export(policies.last(still), tmp_path / "out", family="qwen3")
+    export.export(sources.last(still), tmp_path / "out", family="qwen3")
 
 
 def test_exports_that_cannot_be(tmp_path):
@@ -334,7 +325,7 @@ def test_exports_that_cannot_be(tmp_path):
       model__qk_norm="head",
   )  # fmt: skip
   trainer.train(cfg, tmp_path / "run")
-  source = policies.last(tmp_path / "run")
+  source = sources.last(tmp_path / "run")
   with pytest.raises(ConfigError, match="has no models with qk_norm = 'head'"):
     export.export(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()
@@ -345,7 +336,7 @@ def test_exports_that_cannot_be(tmp_path):
   with pytest.raises(ConfigError, match=r"out': cannot be written \(File ex"):
     export.export(source, tmp_path / "file" / "out")
   with pytest.raises(ConfigError, match="holds no checkpoint"):
-    policies.chosen(tmp_path / "nothing", "last")
+    sources.chosen(tmp_path / "nothing", "last")
   done = run_export("--output=x")
   assert (done.returncode, done.stderr.strip()) == (
       2, "error: give the folder of one run",

@@ -15,11 +15,13 @@ import safetensors.numpy
 import tiny
 from flax import linen as nn
 
-from iapo_jax import config as config_lib
-from iapo_jax import logs, policy, rollout, scoring, trainer
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.types import Prompts
 from iapo_jax.hf import folder, weights
 from iapo_jax.models import head, transformer
-from iapo_jax.types import Prompts
+from iapo_jax.rl import policy, rollout
+from iapo_jax.run import logs, trainer
+from iapo_jax.tools import scoring
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 names = pytest.mark.parametrize("name", checkpoints.CONFIGS)

@@ -3,7 +3,7 @@
 import pytest
 from runs import ODD_LABELS, synthetic
 
-from iapo_jax.report import figures
+from iapo_jax.tools.report import figures
 
 
 def drawn_figures(groups):

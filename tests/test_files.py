@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from iapo_jax import files
-from iapo_jax.errors import ConfigError
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

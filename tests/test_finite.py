@@ -8,7 +8,7 @@ import optax
 import pytest
 from absl.testing import parameterized
 
-from iapo_jax import finite
+from iapo_jax.rl import finite
 
 NAN, INF = math.nan, math.inf
 

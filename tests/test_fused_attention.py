@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import config as config_lib
-from iapo_jax import config_rules, policy, probes, sharding
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import rules as config_rules
+from iapo_jax.core import sharding
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.models import attention, fused_attention, transformer
+from iapo_jax.rl import policy, probes
 
 # Rows of queries, new tokens, heads, key/value heads, width; of every segment
 # its rows and slots (None: the new tokens themselves, causal); the cap.

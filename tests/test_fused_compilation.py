@@ -11,9 +11,10 @@ from flax import linen as nn
 from jax.sharding import AxisType
 from test_fused_attention import answers, everything, gradient_of_scores
 
-from iapo_jax import ahead, compilation, sharding
+from iapo_jax.core import compilation, sharding
+from iapo_jax.core.types import Prompts
 from iapo_jax.models import transformer
-from iapo_jax.types import Prompts
+from iapo_jax.tools import ahead
 
 AXES = ("data", "fsdp", "tensor")
 MODEL = dataclasses.replace(

@@ -14,13 +14,13 @@ import safetensors.numpy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import config as config_lib
-from iapo_jax import sharding
-from iapo_jax import state as state_lib
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.core import sharding
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import families, folder, names, weights
-from iapo_jax.model_config import ModelConfig, RopeConfig
-from iapo_jax.optimizer import make_optimizer
+from iapo_jax.rl import state as state_lib
+from iapo_jax.rl.optimizer import make_optimizer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

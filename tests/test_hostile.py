@@ -12,11 +12,13 @@ from hostile import PIECES, golds, pieces, whole
 from hypothesis import strategies as st
 from test_report import Reader
 
-from iapo_jax import comparison, files, logs
-from iapo_jax import config as config_lib
-from iapo_jax.logs import RunLog
-from iapo_jax.report import page
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import files
 from iapo_jax.rewards import grade, spelling, text
+from iapo_jax.run import logs
+from iapo_jax.run.logs import RunLog
+from iapo_jax.tools import comparison
+from iapo_jax.tools.report import page
 
 BATCH = 500
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8)).map("".join)

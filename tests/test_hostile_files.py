@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from test_tokenizer import words
 
-from iapo_jax import files, logs
-from iapo_jax.data import builders, tokenizer
-from iapo_jax.errors import ConfigError
-from iapo_jax.hf import folder, weights
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import builders
+from iapo_jax.hf import folder, tokenizer, weights
+from iapo_jax.run import logs
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

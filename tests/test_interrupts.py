@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from iapo_jax import interrupts
+from iapo_jax.core import interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import runs
 
-from iapo_jax import logs
-from iapo_jax.errors import ConfigError
-from iapo_jax.logs import RunLog
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import logs
+from iapo_jax.run.logs import RunLog
 
 
 def test_lines_come_back(tmp_path):
@@ -145,7 +145,7 @@ def test_tensorboard_is_cut_back_too(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from iapo_jax.logs import RunLog
+from iapo_jax.run.logs import RunLog
 log = RunLog(pathlib.Path(sys.argv[1]))
 for step in range(50):
   log.write("rl", step, {"a": step / 3, "b": 1.0})

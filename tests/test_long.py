@@ -15,8 +15,9 @@ import runs
 from test_debugging import tiny_config
 from test_nonfinite import poisoned
 
-from iapo_jax import files, logs, trainer, workdir
-from iapo_jax.own import Own
+from iapo_jax.core import files
+from iapo_jax.rl.own import Own
+from iapo_jax.run import logs, trainer, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY = 25  # steps between saves
@@ -142,6 +143,6 @@ def test_nan_is_found_in_the_whole_step(tmp_path, request):
     pytest.skip("takes minutes: give --soak=1000")
   cfg = tiny_config(debug=True)
   # The poison is of this test; the step is what called it.
-  where = r"add, in step, iapo_jax/train_step.py:\d+"
+  where = r"add, in step, iapo_jax/rl/train_step.py:\d+"
   with pytest.raises(FloatingPointError, match=where):
     trainer.train(cfg, tmp_path, own=Own(probing=poisoned(lambda _: True)))

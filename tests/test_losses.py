@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from iapo_jax import losses
+from iapo_jax.rl import losses
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 # Rows of 3, 1 and 0 tokens.

@@ -1,4 +1,4 @@
-from iapo_jax import markdown
+from iapo_jax.core import markdown
 
 
 def test_a_table_by_hand():

@@ -4,7 +4,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from iapo_jax import masked
+from iapo_jax.core import masked
 
 JUNK = (np.nan, np.inf, -np.inf, 1e30)
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iapo_jax import mi
+from iapo_jax.rl import mi
 
 
 def make_entropies(lengths, width, seed=0):

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import losses, micro_batches, policy, sharding, update
-from iapo_jax.config import (
-    Config,
-    DataConfig,
-    LossConfig,
-    MeshConfig,
-    RolloutConfig,
+from iapo_jax.config.schema import (
+  Config,
+  DataConfig,
+  LossConfig,
+  MeshConfig,
+  RolloutConfig,
 )
-from iapo_jax.early_answers import EarlyAnswers
+from iapo_jax.core import sharding
+from iapo_jax.rl import losses, micro_batches, policy, update
+from iapo_jax.rl.early_answers import EarlyAnswers
 
 
 class RunTest(chex.TestCase):

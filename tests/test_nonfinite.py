@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 from test_trainer import lines_of, small
 
-from iapo_jax import (
-    assembly,
-    checkpoint,
-    finite,
-    logs,
-    replay,
-    train_step,
-    trainer,
-    workdir,
-)
-from iapo_jax.errors import ConfigError
-from iapo_jax.own import Own
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.rl import finite, train_step
+from iapo_jax.rl.own import Own
+from iapo_jax.run import assembly, checkpoint, logs, replay, trainer, workdir
 
 
 def poisoned(spoils):

@@ -3,8 +3,8 @@ import numpy as np
 import optax
 import pytest
 
-from iapo_jax.config import OptimizerConfig
-from iapo_jax.optimizer import learning_rate, make_optimizer
+from iapo_jax.config.schema import OptimizerConfig
+from iapo_jax.rl.optimizer import learning_rate, make_optimizer
 
 
 def rates(num_steps, count, **settings):

@@ -6,13 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import continuations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle as decoder
 import pytest
-
-from iapo_jax import continuations
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = 3  # completions of each prompt
@@ -231,7 +230,7 @@ def test_evidence_holds_what_the_page_says():
 
 def test_a_small_study_is_no_evidence():
   done = subprocess.run(
-      [sys.executable, "experiments/oracle.py", "--small"],
+      [sys.executable, "experiments/studies/oracle/oracle.py", "--small"],
       cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
   )  # fmt: skip
   assert done.returncode == 2, done.stderr

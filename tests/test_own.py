@@ -11,8 +11,9 @@ import pytest
 import runs
 from test_trainer import small
 
-from iapo_jax import files, logs, trainer, workdir
-from iapo_jax.own import Own
+from iapo_jax.core import files
+from iapo_jax.rl.own import Own
+from iapo_jax.run import logs, trainer, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 

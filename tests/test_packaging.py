@@ -95,8 +95,8 @@ def test_the_wheel_runs_the_smoke_configuration_from_anywhere(built, tmp_path):
 
 def test_nothing_that_imports_torch_is_imported_before_it_is_needed():
   """Whether there is torch or not: it takes seconds of every command."""
-  program = "import sys, iapo_jax.launch; print(*sys.modules)"
+  program = "import sys, iapo_jax.cli.train; print(*sys.modules)"
   loaded = set(call(sys.executable, "-c", program).split())
-  assert {"iapo_jax.boards", "iapo_jax.hf.families", "transformers"} <= loaded
+  assert {"iapo_jax.run.boards", "iapo_jax.hf.families", "transformers"} <= loaded
   importing = {"torch", "tensorboardX", "transformers.modeling_rope_utils"}
   assert not importing & loaded

@@ -11,8 +11,10 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recorded import make_config, make_params, make_setup, record
 
-from iapo_jax import checks, credit, planting, policy, rollout, update
-from iapo_jax.types import Planting, Rollout
+from iapo_jax.core.types import Rollout
+from iapo_jax.data import steps
+from iapo_jax.rl import credit, planting, policy, rollout, update
+from iapo_jax.rl.planting import Planting
 
 GROUP, WIDTH = 3, 12
 # After any of 3 .. 15, one of 10 .. 28 is replaced.
@@ -200,17 +202,17 @@ def test_the_results_of_steps_slip_and_nothing_else(
 ):
   tokens, (count,) = encode(setup, [before])
   (token,) = setup.parts.task.tokenizer.encode(sampled)
-  vocabulary = setup.parts.task.vocabulary
+  task = setup.parts.task
   written, found = planting.plant(
       tokens,
       jnp.int32(count),
       jnp.array([token], jnp.int32),
       row_keys(1),
-      vocabulary.planting,
+      task.planting,
   )
   assert bool(found[0]) == planted
   assert (int(written[0]) != token) == planted
-  assert not planted or int(written[0]) in vocabulary.steps.numbers
+  assert not planted or int(written[0]) in task.steps.numbers
 
 
 def hand_made(planted):
@@ -336,7 +338,7 @@ class CheckCountsTest(chex.TestCase):
     tokens, lengths = encode(setup, self.texts, width=32)
     count = self.variant(
         functools.partial(
-            checks.count_checks, steps=setup.parts.task.vocabulary.steps
+            steps.count_checks, steps=setup.parts.task.steps
         )
     )
     found = count(tokens, jnp.array(lengths))

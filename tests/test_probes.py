@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import policy, probes, rollout
 from iapo_jax.models import head
+from iapo_jax.rl import policy, probes, rollout
 
 GROUP, WIDTH = 2, 8
 ELICITATION = (17, 4, 9)

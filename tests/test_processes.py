@@ -16,15 +16,10 @@ import pytest
 import runs
 import train_across
 
-from iapo_jax import (
-    checkpoint,
-    comparison,
-    files,
-    logs,
-    processes,
-    workdir,
-)
-from iapo_jax.errors import ConfigError
+from iapo_jax.core import files, processes
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import checkpoint, logs, workdir
+from iapo_jax.tools import comparison
 
 HERE = pathlib.Path(__file__).parent
 

@@ -15,16 +15,12 @@ import texts
 import tiny
 from pyarrow import parquet
 
-from iapo_jax import config as config_lib
-from iapo_jax import data_config
-from iapo_jax.data import (
-  builders,
-  examples,
-  published,
-)
+from iapo_jax.config import data as data_config
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import builders, examples, published
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import Download
-from iapo_jax.errors import ConfigError
 
 DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your"

@@ -8,19 +8,13 @@ import runs
 import texts
 from test_published import no_network
 
-from iapo_jax import (
-  assembly,
-  comparison,
-  config_rules,
-  export,
-  logs,
-  policies,
-  recipes,
-  trainer,
-)
-from iapo_jax import config as config_lib
-from iapo_jax.data import tokenizer
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import recipes
+from iapo_jax.config import rules as config_rules
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import tokenizer
+from iapo_jax.run import assembly, logs, sources, trainer
+from iapo_jax.tools import comparison, export
 
 
 def config_file(name):
@@ -301,7 +295,7 @@ def test_it_is_judged_on_its_own_data_only(smoke, tmp_path):
 
 def test_it_is_exported_with_its_tokenizer(smoke, place, tmp_path):
   run, _ = smoke
-  names = export.export(policies.last(run), tmp_path / "model")
+  names = export.export(sources.last(run), tmp_path / "model")
   assert "model.safetensors" in names
   exported = tokenizer.load(tmp_path / "model")
   assert exported.chat_template == texts.CHAT
@@ -314,7 +308,7 @@ def test_the_real_configuration_trains(smoke, place, tmp_path):
   """configs/qwen_math.py: chat template, bf16, remat, probes, grading."""
   run, _ = smoke
   model = tmp_path / "model"
-  export.export(policies.last(run), model)
+  export.export(sources.last(run), model)
   cfg = shrink(
       config_file("qwen_math").get_config(),
       place,
@@ -334,7 +328,7 @@ def test_math500_boxes_its_answers_and_is_said_to_be_split(
 ):
   run, _ = smoke
   model = tmp_path / "model"
-  export.export(policies.last(run), model)
+  export.export(sources.last(run), model)
   rows = [
       {"problem": f"Find ${i}/2$.", "answer": rf"\frac{{{i}}}{{2}}"}
       for i in range(40)

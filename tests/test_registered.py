@@ -3,9 +3,9 @@
 import pytest
 import tensorflow_datasets as tfds
 
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import builders
 from iapo_jax.data.examples import Example
-from iapo_jax.errors import ConfigError
 
 
 class SumsOfTests(tfds.core.GeneratorBasedBuilder):

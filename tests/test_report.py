@@ -13,10 +13,11 @@ import jax
 import pytest
 from runs import ODD_LABELS, edit, synthetic
 
-from iapo_jax import comparison, logs, policies, trainer
-from iapo_jax import config as config_lib
-from iapo_jax.errors import ConfigError
-from iapo_jax.report import page, runs
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import logs, sources, trainer
+from iapo_jax.tools import comparison
+from iapo_jax.tools.report import page, runs
 
 EVIL = "<script>alert('x')</script>"
 
@@ -504,7 +505,7 @@ class TestComparison:
 
   def test_the_best_checkpoint(self, trained):
     (contestant,) = comparison.load([trained / "grpo"], "best")
-    assert contestant.checkpoint == policies.best(trained / "grpo").name
+    assert contestant.checkpoint == sources.best(trained / "grpo").name
 
   def test_the_page_has_what_was_judged(self, judged, trained, tmp_path):
     records = comparison.report(*judged, "test")

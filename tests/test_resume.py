@@ -14,7 +14,7 @@ import jax
 import pytest
 import runs
 
-from iapo_jax import assembly, checkpoint, logs, workdir
+from iapo_jax.run import assembly, checkpoint, logs, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -216,13 +216,13 @@ def test_a_kill_and_a_ctrl_c_change_nothing(
 # (module, function, call) at the beginning of which the process is killed.
 WORST = (
     # Before the first checkpoint, and with one that is not sealed yet.
-    ("iapo_jax.checkpoint", "Checkpoints.save", 1),
-    ("iapo_jax.checkpoint", "seal", 2),
+    ("iapo_jax.run.checkpoint", "Checkpoints.save", 1),
+    ("iapo_jax.run.checkpoint", "seal", 2),
     # Between the stages; between a validation and its checkpoint.
-    ("iapo_jax.trainer", "reinforce", 1),
-    ("iapo_jax.logs", "RunLog.write_evaluation", 2),
+    ("iapo_jax.run.trainer", "reinforce", 1),
+    ("iapo_jax.run.logs", "RunLog.write_evaluation", 2),
     # With everything done but the evaluation.
-    ("iapo_jax.judging", "_judged", 1),
+    ("iapo_jax.run.judging", "_judged", 1),
 )
 
 

@@ -15,12 +15,15 @@ from absl.testing import parameterized
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iapo_jax import config, data_config, sharding
-from iapo_jax.data import arithmetic, tokenizer
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import data as data_config
+from iapo_jax.config import parsing as config
+from iapo_jax.core import sharding
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Grades, Prompts, Rollout
+from iapo_jax.data import arithmetic
+from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import Graded, host, text, token_match
 from iapo_jax.rewards.reward import combine
-from iapo_jax.types import Grades, Prompts, Rollout
 
 WELL_FORMED = (
     "5 + 1 = 6 </think> <answer> 6 </answer>",
@@ -522,7 +525,7 @@ import jax, numpy as np
 from iapo_jax import config, sharding
 from iapo_jax.data import task as task_lib
 from iapo_jax.rewards import host
-from iapo_jax.types import Prompts, Rollout
+from iapo_jax.core.types import Prompts, Rollout
 cfg = config.parse({"prompts_per_step": 8})
 mesh = sharding.make_mesh(cfg)
 task = task_lib.load(cfg, task_lib.read(cfg.data))

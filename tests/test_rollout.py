@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import policy, rollout
 from iapo_jax.models import transformer
+from iapo_jax.rl import policy, rollout
 
 GROUP, WIDTH = 3, 9
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iapo_jax.model_config import ModelConfig, RopeConfig
+from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.models import rotary
 
 

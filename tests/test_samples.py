@@ -5,9 +5,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iapo_jax import samples
-from iapo_jax.data import tokenizer as tokenizer_lib
-from iapo_jax.types import Prompts, Samples
+from iapo_jax.core.types import Prompts, Samples
+from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.run import samples
 
 TEXTS = [
     "hello world, 12 + 3 = 15",

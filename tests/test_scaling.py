@@ -9,10 +9,9 @@ import sys
 import pytest
 import runs
 
-from iapo_jax import config as config_lib
-from iapo_jax import config_rules
-from iapo_jax.data import tokenizer
-from iapo_jax.hf import folder
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import rules as config_rules
+from iapo_jax.hf import folder, tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 

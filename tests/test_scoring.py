@@ -13,11 +13,10 @@ import runs
 import safetensors.numpy
 import tiny
 
-from iapo_jax import score_lines, scoring
-from iapo_jax.data import tokenizer
-from iapo_jax.errors import ConfigError
-from iapo_jax.hf import folder, weights
-from iapo_jax.scoring import Item
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import folder, tokenizer, weights
+from iapo_jax.tools import score_lines, scoring
+from iapo_jax.tools.scoring import Item
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

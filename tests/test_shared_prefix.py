@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import policy
 from iapo_jax.models import head
+from iapo_jax.rl import policy
 
 GROUP, WIDTH, LENGTH = 4, 24, 8
 MODEL = dataclasses.replace(

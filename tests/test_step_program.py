@@ -8,8 +8,10 @@ import programs
 import pytest
 from recorded import make_setup
 
-from iapo_jax import ahead, collectives, policy, rollout, sharding
+from iapo_jax.core import sharding
 from iapo_jax.models import head, transformer
+from iapo_jax.rl import policy, rollout
+from iapo_jax.tools import ahead, collectives
 
 # Sizes that tell arrays apart: a completion is longer than weights are wide,
 # and than the positions of all sequences whose logits may exist at one time.

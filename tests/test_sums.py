@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from iapo_jax import config as config_lib
-from iapo_jax.data import arithmetic, tokenizer
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import arithmetic
 from iapo_jax.data import task as task_lib
-from iapo_jax.data_config import ArithmeticConfig
-from iapo_jax.errors import ConfigError
+from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import text
 
 SLIPS = ArithmeticConfig(
@@ -327,7 +328,7 @@ def test_what_a_compiled_step_is_told_of_slips():
   task = tiny.load_task(
       parsed(slip_rate=0.25, check_rate=0.5, slip_check_rate=0.5)
   )
-  steps, planting = task.vocabulary.steps, task.vocabulary.planting
+  steps, planting = task.steps, task.planting
   decode = task.tokenizer.decode
   assert decode(list(steps.names)) == "b c d"
   assert decode(list(steps.numbers)) == " ".join(map(str, range(16)))
@@ -343,7 +344,7 @@ def test_what_a_compiled_step_is_told_of_slips():
   ]  # fmt: skip
   hash(task.vocabulary)  # static
   plain = tiny.load_task(parsed())
-  assert plain.vocabulary.planting is None
+  assert plain.planting is None
   assert plain.vocabulary.steps is None
   assert plain.tables["test"].levels is None
 

@@ -8,16 +8,11 @@ import pytest
 import texts
 import tiny
 
-from iapo_jax import config as config_lib
-from iapo_jax.data import (
-    examples,
-    prompts,
-    published,
-    splits,
-    tokenizer,
-)
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import examples, prompts, published, splits
 from iapo_jax.data.examples import Example
-from iapo_jax.errors import ConfigError
+from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import text
 
 

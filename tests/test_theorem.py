@@ -1,4 +1,4 @@
-"""The committed results of experiments/theorem.py, computed again in part."""
+"""The committed results of experiments/studies/theory/theorem.py, computed again in part."""
 
 import json
 import pathlib

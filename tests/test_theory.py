@@ -13,13 +13,13 @@ contributes P(s)² ΔQ Δx / 8.
 import functools
 import math
 
+import enumeration
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from iapo_jax import enumeration, tabular
-from iapo_jax.tabular import TabularParams
+import tabular
+from tabular import TabularParams
 
 TWO = math.log(2.0)
 # Logits of an answer that is given for sure, in float64: e^-60 is nothing.

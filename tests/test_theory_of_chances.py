@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tabular
 from test_theory import OPEN, RIGHT, chain, derivatives, double, random_table
 
-from iapo_jax import advantages, mi, tabular
+from iapo_jax.rl import advantages, mi
 
 __all__ = ["double"]  # a fixture for all of these
 

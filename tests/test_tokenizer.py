@@ -7,13 +7,13 @@ import tiny
 import tokenizers
 from tokenizers import processors
 
-from iapo_jax import config as config_lib
-from iapo_jax.data import arithmetic, pipeline, task, tokenizer
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.data import ArithmeticConfig, DataConfig
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Vocabulary
+from iapo_jax.data import arithmetic, pipeline, task
 from iapo_jax.data.arithmetic import Piece
-from iapo_jax.data_config import ArithmeticConfig, DataConfig
-from iapo_jax.errors import ConfigError
-from iapo_jax.hf import folder
-from iapo_jax.types import Vocabulary
+from iapo_jax.hf import folder, tokenizer
 
 QWEN = tiny.SHARED / "qwen2_tokenizer"
 TEMPLATE = (

@@ -17,12 +17,14 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from iapo_jax import config as config_lib
-from iapo_jax import export, policies, rollout, scoring, trainer
-from iapo_jax import workdir as workdir_lib
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.types import Prompts
 from iapo_jax.hf import families, folder, weights
 from iapo_jax.models import head
-from iapo_jax.types import Prompts
+from iapo_jax.rl import rollout
+from iapo_jax.run import sources, trainer
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.tools import export, scoring
 
 names = pytest.mark.parametrize("name", checkpoints.CONFIGS)
 TOKENS = np.random.default_rng(7).integers(3, 61, (2, 48))
@@ -224,7 +226,7 @@ def test_a_runs_export_is_a_model_of_transformers(tmp_path):
   config.model.update({"qkv_bias": True, "family": "qwen2"})
   cfg = config_lib.parse(config)
   trainer.train(cfg, tmp_path / "run")
-  source = policies.last(tmp_path / "run")
+  source = sources.last(tmp_path / "run")
   files = export.export(source, tmp_path / "out")
   assert "model.safetensors" in files
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

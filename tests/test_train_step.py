@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from recorded import learn, make_params, make_setup, record
 
-from iapo_jax import assembly, losses, sharding, state, train_step
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Prompts
 from iapo_jax.data import pipeline
 from iapo_jax.rewards import host
-from iapo_jax.types import Prompts
+from iapo_jax.rl import losses, state, train_step
+from iapo_jax.run import assembly
 
 REQUIRED_METRICS = {
     "reward/total", "reward/correctness", "reward/format", "reward/accuracy",

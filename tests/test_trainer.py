@@ -12,19 +12,12 @@ import numpy as np
 import pytest
 from runs import read_wandb, unfinished_copy
 
-from iapo_jax import (
-    assembly,
-    loop,
-    memory,
-    policies,
-    trainer,
-    workdir,
-)
-from iapo_jax import config as config_lib
-from iapo_jax.checkpoint import Checkpoints
-from iapo_jax.errors import ConfigError
-from iapo_jax.interrupts import Interrupted
-from iapo_jax.warm_start import Demonstrations
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.interrupts import Interrupted
+from iapo_jax.rl.warm_start import Demonstrations
+from iapo_jax.run import assembly, loop, memory, sources, trainer, workdir
+from iapo_jax.run.checkpoint import Checkpoints
 
 
 def small(**overrides):
@@ -173,8 +166,8 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
       warm_start__num_steps=0,
       num_steps=0,
   )
-  ours = policies.load(assembly.assemble(cfg), policies.last(finished))
-  theirs = policies.load(assembly.assemble(small()), policies.last(finished))
+  ours = sources.load(assembly.assemble(cfg), sources.last(finished))
+  theirs = sources.load(assembly.assemble(small()), sources.last(finished))
   chex.assert_trees_all_equal(*jax.device_get((ours, theirs)))
   kernel = ours["layers"]["mlp"]["up_kernel"]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 256)
@@ -188,15 +181,15 @@ def test_another_run_starts_from_the_policy(finished, tmp_path):
 def test_weights_start_a_run_of_another_compute_dtype(finished):
   """They are fp32 in either."""
   cfg = small(init_from=str(finished), model__dtype="bfloat16")
-  ours = policies.load(assembly.assemble(cfg), policies.last(finished))
-  theirs = policies.load(assembly.assemble(small()), policies.last(finished))
+  ours = sources.load(assembly.assemble(cfg), sources.last(finished))
+  theirs = sources.load(assembly.assemble(small()), sources.last(finished))
   chex.assert_trees_all_equal(*jax.device_get((ours, theirs)))
 
 
 def test_another_model_is_refused(finished):
   cfg = small(init_from=str(finished), model__mlp_dim=64)
   with pytest.raises(ConfigError) as error:
-    policies.load(assembly.assemble(cfg), policies.last(finished))
+    sources.load(assembly.assemble(cfg), sources.last(finished))
   assert str(error.value) == (
       f"config.model.mlp_dim = 64: the run in {str(finished)!r} has 256"
   )
@@ -215,20 +208,20 @@ def test_another_vocabulary_of_the_same_size_is_refused(finished):
   parts = assembly.assemble(cfg)
   rule = r"init_from = '.*': token \d+ is 'no' to the run there, and '\w+' to"
   with pytest.raises(ConfigError, match=rule):
-    policies.check_start(parts)
+    sources.check_start(parts)
 
 
 def test_no_checkpoint(tmp_path):
   parts = assembly.assemble(small())
   with pytest.raises(ConfigError, match="must be the folder of a run"):
-    policies.source(str(tmp_path / "nothing"))
+    sources.source(str(tmp_path / "nothing"))
   with workdir.locked(tmp_path / "run"):
     assert not workdir.claim(tmp_path / "run", parts)
-  for find in (policies.last, lambda run: policies.source(str(run))):
+  for find in (sources.last, lambda run: sources.source(str(run))):
     with pytest.raises(ConfigError, match="holds no checkpoint"):
       find(tmp_path / "run")
   with pytest.raises(ConfigError, match="holds no validated checkpoint"):
-    policies.best(tmp_path / "run")
+    sources.best(tmp_path / "run")
 
 
 def test_a_second_interruption_stops_at_once(tmp_path, monkeypatch):
@@ -249,7 +242,7 @@ def test_a_damaged_policy_is_refused(finished, tmp_path):
   victim = next((copy / "checkpoints/rl/2/params").rglob("d/*"))
   victim.write_bytes(victim.read_bytes()[:-1])
   with pytest.raises(ConfigError, match=r"rl/2': is damaged in params/"):
-    policies.load(assembly.assemble(small()), policies.last(copy))
+    sources.load(assembly.assemble(small()), sources.last(copy))
 
 
 def test_the_best_checkpoint_can_be_the_one_that_is_judged(
@@ -259,7 +252,7 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(
       evaluation__checkpoint="best", evaluation__samples=2, num_steps=3
   )
   trainer.train(cfg, tmp_path)
-  best = policies.best(tmp_path).step
+  best = sources.best(tmp_path).step
   points = [x for x in lines_of(tmp_path) if x["stage"] == "validation"]
   # All four validations are among the five best, so the ratio alone decides.
   ratios = {x["step"]: x["efficiency@2"] for x in points}
@@ -273,7 +266,7 @@ def test_the_best_checkpoint_can_be_the_one_that_is_judged(
   capsys.readouterr()
   victim = next((tmp_path / f"checkpoints/rl/{best}/params").rglob("d/*"))
   victim.write_bytes(victim.read_bytes()[:-1])
-  assert ratios[policies.best(tmp_path).step] == max(ratios.values())
+  assert ratios[sources.best(tmp_path).step] == max(ratios.values())
   folder = tmp_path / "checkpoints" / "rl" / str(best)
   said = capsys.readouterr().out
   assert f"the best checkpoint, {folder}, is damaged" in said
@@ -298,12 +291,12 @@ def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
 
 def test_what_a_path_means(finished, tmp_path, monkeypatch):
   monkeypatch.chdir(finished)
-  assert str(policies.source(".")) == "checkpoints/rl/2"
-  assert policies.source("checkpoints/rl/1/").step == 1
+  assert str(sources.source(".")) == "checkpoints/rl/2"
+  assert sources.source("checkpoints/rl/1/").step == 1
   # A run may be kept anywhere.
   odd = tmp_path / "checkpoints" / "rl" / "7"
   shutil.copytree(finished, odd)
-  assert policies.source(str(odd)) == policies.Source(odd, "rl", 2, named=False)
+  assert sources.source(str(odd)) == sources.Source(odd, "rl", 2, named=False)
 
 
 def test_any_checkpoint_can_be_named(finished, tmp_path):
@@ -320,7 +313,7 @@ def test_any_checkpoint_can_be_named(finished, tmp_path):
   trainer.train(cfg, tmp_path / "second")
   parts = assembly.assemble(cfg)
   ours, theirs = (
-      policies.load(parts, policies.source(str(path)))
+      sources.load(parts, sources.source(str(path)))
       for path in (tmp_path / "second" / "checkpoints" / "rl" / "0", start)
   )
   chex.assert_trees_all_equal(ours, theirs)
@@ -445,7 +438,7 @@ def test_a_request_during_the_last_save_of_a_stage_is_heard(
   monkeypatch.setattr(Checkpoints, during, and_ask)
   with pytest.raises(Interrupted, match="saved warm_start step 3 of 3"):
     trainer.train(small(warm_start__num_steps=3), tmp_path)
-  assert policies.last(tmp_path).name == "warm_start/3"
+  assert sources.last(tmp_path).name == "warm_start/3"
   assert not (tmp_path / "checkpoints" / "rl").exists()
 
 

@@ -10,8 +10,8 @@ import pytest
 import tiny
 from absl.testing import parameterized
 
+from iapo_jax.core.types import KVSegment
 from iapo_jax.models import attention, head, transformer
-from iapo_jax.types import KVSegment
 
 CONFIGS = {
     "grouped_tied": tiny.MODEL,

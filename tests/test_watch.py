@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from iapo_jax import watch
+from iapo_jax.run import watch
 
 HEALTHY = {
     "reward/accuracy": 0.5,

@@ -2,8 +2,8 @@ import multiprocessing
 
 import pytest
 
-from iapo_jax import workdir
-from iapo_jax.errors import ConfigError
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import workdir
 
 
 def hold(folder, ready, leave):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from iapo_jax.config import Config
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.schema import Config
+from iapo_jax.core.types import Prompts
 from iapo_jax.data import task
-from iapo_jax.model_config import ModelConfig
 from iapo_jax.models import transformer
-from iapo_jax.types import Prompts
 
 # Real data, where somebody has put it beside the repository.
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 import recorded
 
-from iapo_jax import checkpoint, processes, sharding
+from iapo_jax.core import processes, sharding
+from iapo_jax.run import checkpoint
 
 STEPS = 5
 SETTINGS = {"credit__mode": "to_go", "loss__kl_weight": 0.5}

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data.pipeline import Piece
-from iapo_jax.data_config import ArithmeticConfig
-from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 EOS = "<eos>"

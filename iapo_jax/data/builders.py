@@ -23,11 +23,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 from pyarrow import parquet
 
-from iapo_jax import errors
+from iapo_jax.core import errors
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import published, registered
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import DataSet
-from iapo_jax.errors import ConfigError
 
 _FIELDS = ("question", "answer", "solution")
 _VERSION = "1.0.0"  # of the conversion

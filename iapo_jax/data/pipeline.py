@@ -8,10 +8,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from iapo_jax.data import tokenizer as tokenizer_lib
-from iapo_jax.data_config import DataConfig
-from iapo_jax.errors import ConfigError
-from iapo_jax.types import Prompts, Vocabulary
+from iapo_jax.config.data import DataConfig
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Prompts, Vocabulary
+from iapo_jax.hf import tokenizer as tokenizer_lib
 
 Record = dict[str, np.ndarray]
 

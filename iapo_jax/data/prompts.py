@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from iapo_jax.config.data import DataConfig
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import examples
 from iapo_jax.data.published import DataSet
-from iapo_jax.data_config import DataConfig
-from iapo_jax.errors import ConfigError
 from iapo_jax.rewards import text
 
 Message = dict[str, str]

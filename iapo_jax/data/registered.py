@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from iapo_jax import errors
+from iapo_jax.core import errors
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import examples
 from iapo_jax.data.examples import Example
-from iapo_jax.errors import ConfigError
 
 PREFIX = "tfds:"
 _SPLITS = ("train", "test")

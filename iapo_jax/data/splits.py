@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from iapo_jax.config.data import DataConfig
+from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.data import published
 from iapo_jax.data.examples import Example
-from iapo_jax.data_config import DataConfig
-from iapo_jax.errors import ConfigError, fail
 
 Splits = dict[str, list[Example]]
 _TRAIN_SHARE = 0.8

@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config import Config
+from iapo_jax.config.data import ArithmeticConfig, DataConfig
+from iapo_jax.config.schema import Config
+from iapo_jax.core.errors import ConfigError, fail
+from iapo_jax.core.types import Vocabulary
 from iapo_jax.data import (
-    arithmetic,
-    examples,
-    pipeline,
-    prompts,
-    published,
-    splits,
-    tokenizer,
+  arithmetic,
+  examples,
+  pipeline,
+  prompts,
+  published,
+  splits,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
-from iapo_jax.data_config import ArithmeticConfig, DataConfig
-from iapo_jax.errors import ConfigError, fail
-from iapo_jax.hf import folder
+from iapo_jax.data.steps import StepTokens
+from iapo_jax.hf import folder, tokenizer
 from iapo_jax.rewards import text
-from iapo_jax.types import Planting, StepTokens, Vocabulary
+from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
@@ -43,6 +44,8 @@ class Task:
       short enough; none where there is no warm start.
     fingerprint: of the problems, by split.
     note: what must be said beside any number on them, if anything.
+    steps: the tokens of steps, where results slip and checks are counted.
+    planting: how results slip in rollouts, where they do.
   """
 
   tokenizer: Any
@@ -52,6 +55,8 @@ class Task:
   demonstrable: np.ndarray
   fingerprint: dict[str, str]
   note: str | None
+  steps: StepTokens | None = None
+  planting: Planting | None = None
 
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
@@ -143,8 +148,10 @@ def load(
   if cfg.probe.at == "sentences":
     ends = sentence_ends(tok, cfg.model.vocab_size)
     vocabulary = dataclasses.replace(vocabulary, sentence_ends=ends)
-  if cfg.data.arithmetic.slip_rate:
-    vocabulary = _with_slips(vocabulary, tok, cfg.data.arithmetic)
+  sums, steps, planting = cfg.data.arithmetic, None, None
+  if sums.slip_rate:
+    steps = _step_tokens(tok, sums)
+    planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
   tables, kept = {}, {}
   for name, split in problems.items():
     try:
@@ -167,6 +174,8 @@ def load(
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
       fingerprint=_fingerprint(problems, cfg.data),
       note=splits.note(cfg.data),
+      steps=steps,
+      planting=planting,
   )
 
 
@@ -184,10 +193,8 @@ def _levels(
   return [problem.level for problem in split]
 
 
-def _with_slips(
-    vocabulary: Vocabulary, tok: Any, sums: ArithmeticConfig
-) -> Vocabulary:
-  """With what the environment plants, and what checks are counted by.
+def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
+  """The tokens of the steps of a sum.
 
   Raises:
     ConfigError: where words of the task are not tokens of their own.
@@ -203,7 +210,7 @@ def _with_slips(
         " the task; leave data.tokenizer and model.pretrained empty",
     )
   ids = dict(zip(words, encoded, strict=True))
-  steps = StepTokens(
+  return StepTokens(
       names=tuple(ids[name] for name in arithmetic.step_names(sums.operands)),
       numbers=tuple(ids[word] for word in arithmetic.number_words(sums)),
       plus=ids["+"],
@@ -212,8 +219,6 @@ def _with_slips(
       check=ids["check"],
       max_total=sums.max_total,
   )
-  planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
-  return dataclasses.replace(vocabulary, planting=planting, steps=steps)
 
 
 def _word_tokenizer(data: DataConfig) -> Any:
@@ -353,13 +358,13 @@ def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
   return tuple(sorted(ends, key=lambda end: end != own))
 
 
-def sentence_ends(tok: Any, vocab_size: int) -> tuple[int, ...]:
+def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
   """The tokens after which sentences or lines are over.
 
   Args:
     tok: a Hugging Face tokenizer.
-    vocab_size: of the model, which may know fewer; 0 where it is the
-      tokenizer's.
+    vocab_size: of the model, which may know fewer; None where it is
+      the tokenizer's.
 
   Returns:
     At least one token.

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import transformers
 
-from iapo_jax import model_config
-from iapo_jax.errors import ConfigError
-from iapo_jax.model_config import ModelConfig, RopeConfig
+from iapo_jax.config import model as model_config
+from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.core.errors import ConfigError
 
 # Our names of what every family has, and theirs.
 _COMMON = {

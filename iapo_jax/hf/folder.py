@@ -11,10 +11,11 @@ from typing import Any
 import huggingface_hub
 import transformers
 
-from iapo_jax import config_rules, errors, files
-from iapo_jax.errors import ConfigError
+from iapo_jax.config import rules as config_rules
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import errors, files
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import families
-from iapo_jax.model_config import ModelConfig
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -106,8 +107,6 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
   theirs = read_config(folder)
   try:
     model = families.model_of(theirs)
-    if not model.vocab_size:
-      raise ConfigError("vocab_size = 0: must be at least 1")
     config_rules.check_model(model)
   except ConfigError as error:
     raise ConfigError(f"{str(folder)!r}: {error}") from error

@@ -8,8 +8,8 @@ heads and puts the model width first.
 import dataclasses
 import math
 
+from iapo_jax.config.model import ModelConfig
 from iapo_jax.hf.families import FAMILIES
-from iapo_jax.model_config import ModelConfig
 
 Path = tuple[str, ...]
 

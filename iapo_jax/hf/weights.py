@@ -21,12 +21,12 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from iapo_jax import files
-from iapo_jax.errors import ConfigError
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Params, PyTree
 from iapo_jax.hf import names
 from iapo_jax.hf.names import Part, Path, Tensor
-from iapo_jax.model_config import ModelConfig
-from iapo_jax.types import Params, PyTree
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from iapo_jax import sharding
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array
 from iapo_jax.models import attention
-from iapo_jax.types import Array
 
 # Names of what a rematerialised layer keeps.
 KEPT = ("product",)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from iapo_jax.types import Array
+from iapo_jax.core.types import Array
 
 # Below every score, and still a number: −∞ less −∞ would be none.
 LOWEST = -(2.0**126)

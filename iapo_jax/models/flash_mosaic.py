@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from iapo_jax.core.types import Array
 from iapo_jax.models import flash
 from iapo_jax.models.flash import Blocks, Form
-from iapo_jax.types import Array
 
 _MOST_QUERIES = 256
 _MOST_SLOTS = 512

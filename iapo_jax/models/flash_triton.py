@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from iapo_jax.core.types import Array
 from iapo_jax.models import flash
 from iapo_jax.models.flash import Blocks, Form
-from iapo_jax.types import Array
 
 _QUERIES = 64
 _SLOTS = 64

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import model_config, sharding
+from iapo_jax.config import model as model_config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array
 from iapo_jax.models import attention, flash, flash_mosaic
-from iapo_jax.types import Array
 
 # Keys and values of each segment.
 Pairs = tuple[tuple[Array, Array], ...]

@@ -8,10 +8,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from iapo_jax import sharding
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array, Params, PyTree, TokenStatistics
 from iapo_jax.models import attention, dense
-from iapo_jax.types import Array, Params, PyTree, TokenStatistics
 
 # (log-probabilities [b, c], what else is known [b, c] of each) -> losses [b, c]
 TokenLoss = Callable[[Array, PyTree], Array]

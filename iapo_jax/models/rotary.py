@@ -8,8 +8,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from iapo_jax.model_config import ModelConfig, RopeConfig
-from iapo_jax.types import Array
+from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.core.types import Array
 
 
 def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:

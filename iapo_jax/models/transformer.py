@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from iapo_jax import sharding
-from iapo_jax.model_config import ModelConfig
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array, Context, KVSegment, Params
 from iapo_jax.models import attention, dense, fused_attention, rotary
-from iapo_jax.types import Array, Context, KVSegment, Params
 
 
 def _weight(

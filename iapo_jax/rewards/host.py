@@ -10,13 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax import sharding
-from iapo_jax.data import tokenizer as tokenizer_lib
-from iapo_jax.own import Reward, TextReward
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Grades, Prompts, Rollout
+from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
 from iapo_jax.rewards.grading import Graded
-from iapo_jax.rewards.reward import Grader
-from iapo_jax.types import Grades, Prompts, Rollout
+from iapo_jax.rewards.reward import Grader, Reward, TextReward
 
 # Completions and their gold answers, as many of each.
 Judge = Callable[[list[str], list[str]], list[Graded]]

@@ -3,11 +3,15 @@
 A grader maps (rollout, prompts) to `Grades` inside the compiled step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from iapo_jax.types import Array, Grades, Prompts, Rollout
+from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 
 Grader = Callable[[Rollout, Prompts], Grades]
+# fp32[b] of a rollout, inside the compiled step
+Reward = Callable[[Rollout, Grades, Prompts], Array]
+# texts of completions, gold answers -> as many numbers, on the host
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
 
 
 def combine(

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from iapo_jax.errors import fail
+from iapo_jax.core.errors import fail
+from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 from iapo_jax.rewards import text
 from iapo_jax.rewards.reward import Grader
-from iapo_jax.types import Array, Grades, Prompts, Rollout
 
 
 @struct.dataclass

@@ -1,0 +1,110 @@
+"""Methods compared on a synthetic task: tuned alike, then seeds and intervals.
+
+  python experiments/studies/comparison/compare.py --task=mixed
+  python experiments/studies/comparison/compare.py --task=slips --methods=grpo,dapo,to_go
+  python experiments/studies/comparison/compare.py --task=mixed --collect_only
+
+Every method has four settings (`experiments/studies/comparison/trials.py`), tried from every warm
+start and judged on validation problems. The chosen one is trained from every
+warm start with every seed, and judged on the test problems. Trials are runs
+like those of `run.py`, in folders of their own: interrupted ones go on, and the
+command may be started several times at once: each takes what no other has.
+--methods limits what is run. At the end, or with --collect_only at any time,
+all that is finished, of whatever method, is added to one file, --output, and
+the warm starts are packed beside it. What these files have is not run again, be
+the folders gone.
+"""
+
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Callable
+from typing import Any
+
+import misplaced
+import trials
+from absl import flags
+from ml_collections import ConfigDict
+from study import PLAIN, Study
+
+from iapo_jax.cli import command
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+
+_ROOT = pathlib.Path(__file__).parent.parent
+# Updates of every run. When to check is learned from slips, which are few.
+STEPS = {"mixed": 80, "slips": 160}
+# In accuracy, when settings are chosen. Of slips the question is which checks
+# survive within two points of GRPO.
+SLACK = {"mixed": 0.005, "slips": 0.02}
+_TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Result file; docs/evidence/TASK.json by default."
+)
+_METHODS = flags.DEFINE_list(
+    "methods", [], "Contenders of experiments/studies/comparison/trials.py; all by default."
+)
+_STARTS = flags.DEFINE_integer("starts", 2, "Warm starts.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Of each method and warm start.")
+_COLLECT = flags.DEFINE_bool("collect_only", False, "Run nothing.")
+_SMALL = flags.DEFINE_bool("small", False, "Few steps, to see that it works.")
+
+
+def main(_: list[str]) -> None:
+  """Runs what is missing, and writes what is there."""
+  if _SMALL.value and not _OUTPUT.value:
+    raise ConfigError("--small: needs --output, a file that is no evidence")
+  runs = f"{_TASK.value}-small" if _SMALL.value else _TASK.value
+  output = pathlib.Path(
+      _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
+  )
+
+  def recorded() -> dict[str, Any]:
+    return files.read_json(output) if output.exists() else {}
+
+  study = Study(
+      configure=_configuration_of(_TASK.value),
+      methods=_methods(),
+      folder=pathlib.Path(_WORKDIR.value) / runs,
+      misplaced=misplaced.run_probes,
+      num_steps=STEPS[_TASK.value],
+      slack=SLACK[_TASK.value],
+      recorded=recorded(),
+      packed=str(output.with_suffix("")),
+      starts=_STARTS.value,
+      seeds=_SEEDS.value,
+      small=_SMALL.value,
+  )
+  if not _COLLECT.value:
+    study.run()
+  output.parent.mkdir(parents=True, exist_ok=True)
+  with files.alone(output.parent):
+    # Others may have added to the file meanwhile.
+    study = dataclasses.replace(study, recorded=recorded())
+    found = {"task": _TASK.value} | study.collect()
+    files.write_json(output, found)
+    study.pack()
+  print(f"{len(found['trials'])} trials in {output}")
+
+
+def _methods() -> list[str]:
+  known = trials.contenders()
+  for name in _METHODS.value:
+    if name not in known:
+      rule = f"must be among {', '.join(known)}"
+      raise ConfigError(f"--methods {name!r}: {rule}")
+  chosen = _METHODS.value or list(known)
+  missing = set(PLAIN) - set(chosen)
+  if missing and not _COLLECT.value:
+    rule = f"needs {', '.join(sorted(missing))}: settings are chosen beside it"
+    raise ConfigError(f"--methods {','.join(chosen)!r}: {rule}")
+  return chosen
+
+
+def _configuration_of(task: str) -> Callable[[str], ConfigDict]:
+  return runpy.run_path(str(_ROOT / "configs" / f"{task}.py"))["get_config"]
+
+
+if __name__ == "__main__":
+  command.run(main)

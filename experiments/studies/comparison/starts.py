@@ -1,0 +1,85 @@
+"""Policies that runs begin from, in one small file each.
+
+The same seed gives other weights on another kind of processor or with other
+versions. Whoever is to repeat runs, or to add some that can be compared with
+those that there are, needs the weights that these began from.
+"""
+
+import pathlib
+import shutil
+import tarfile
+import tempfile
+
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import checkpoint, sources
+from iapo_jax.run import workdir as workdir_lib
+
+_ABOUT = ("config.json", workdir_lib.SUMMARY)
+
+
+def pack(run: pathlib.Path, archive: pathlib.Path) -> None:
+  """Writes what another run needs of a finished one to begin from it.
+
+  Its configuration, its result and the policy of its last checkpoint, without
+  the optimizer's moments.
+
+  Args:
+    run: a finished run.
+    archive: the file, a compressed tar.
+
+  Raises:
+    ConfigError: where the run has no intact checkpoint.
+  """
+  last = sources.last(run)
+  if problem := last.fault():
+    raise ConfigError(f"checkpoint {str(last)!r}: {problem}")
+  draft = files.draft_of(archive)
+  with tempfile.TemporaryDirectory() as folder:
+    slim = pathlib.Path(folder) / run.name
+    place = checkpoint.stage_folder(slim, last.stage) / str(last.step)
+    shutil.copytree(last.folder / str(last.step) / "params", place / "params")
+    checkpoint.seal(place)
+    for name in _ABOUT:
+      shutil.copy(run / name, slim / name)
+    with tarfile.open(draft, "w:gz") as tar:
+      tar.add(slim, arcname=run.name, filter=_anybody)
+  draft.rename(archive)
+
+
+def _anybody(member: tarfile.TarInfo) -> tarfile.TarInfo:
+  """Says nothing of who packed it, and when."""
+  member.uid = member.gid = member.mtime = 0
+  member.uname = member.gname = ""
+  return member
+
+
+def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
+  """Makes the finished run of `pack` again, as far as it was packed.
+
+  Args:
+    archive: of `pack`.
+    run: folder that is not there, of the same name as the packed run; one
+      that another process makes meanwhile is left.
+
+  Raises:
+    ConfigError: where the file is something else, or damaged.
+  """
+  run.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=run.parent) as folder:
+    try:
+      with tarfile.open(archive, "r:gz") as tar:
+        tar.extractall(folder, filter="data")
+      found = pathlib.Path(folder) / run.name
+      last = sources.last(found)
+    except (OSError, EOFError, tarfile.TarError, ConfigError) as error:
+      raise ConfigError(
+          f"{str(archive)!r}: is no packed run {run.name} ({error})"
+      ) from error
+    if problem := last.fault():
+      raise ConfigError(f"{str(archive)!r}: its checkpoint {problem}")
+    try:
+      found.rename(run)
+    except OSError:
+      if not run.exists():  # another process was quicker
+        raise

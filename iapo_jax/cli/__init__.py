@@ -1,0 +1,1 @@
+"""The command `iapo`, one file for each of its commands."""

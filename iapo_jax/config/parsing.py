@@ -1,0 +1,143 @@
+"""From a configuration file to a checked `Config`.
+
+A configuration file returns an `ml_collections.ConfigDict`, usually `default()`
+with fields set; `parse` makes frozen dataclasses of it, or names the field, the
+value and the rule that it breaks.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from iapo_jax.config import fields, rules
+from iapo_jax.config.schema import Config
+from iapo_jax.core.errors import fail
+
+# Where data lie; what they hold is compared by itself (`splits.fingerprint`).
+PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
+# Fields that may change while a run goes on.
+FREE = ("debug", "log.wandb", *PLACES_OF_DATA)
+
+
+def default() -> ml_collections.ConfigDict:
+  """The defaults as a ConfigDict, for a configuration file to change."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  config.model.vocab_size = placeholder(int)  # None, but --config may set it
+  return config
+
+
+def parse(config: Mapping[str, Any]) -> Config:
+  """Builds and checks a `Config`.
+
+  Args:
+    config: a ConfigDict or nested mapping; missing fields take defaults.
+
+  Raises:
+    ConfigError: for an unknown field, a wrong type or a broken rule.
+  """
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  parsed = _build(Config, config, "")
+  rules.check(parsed)
+  return parsed
+
+
+def checked(c: Config) -> Config:
+  """A changed configuration, checked like one that a user wrote."""
+  return parse(dataclasses.asdict(c))
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+  """Fills dataclass `cls` from a mapping, checking names and types."""
+  hints = typing.get_type_hints(cls)
+  for name in values:
+    if name not in hints:
+      hint = suggestion(prefix + name)
+      fail(prefix + name, values[name], f"unknown field{hint}")
+  filled = {}
+  for name, value in values.items():
+    kind = hints[name]
+    field = prefix + name
+    if dataclasses.is_dataclass(kind):
+      if not isinstance(value, Mapping):
+        fail(field, value, "must be a group of fields")
+      filled[name] = _build(kind, value, field + ".")
+    else:
+      filled[name] = _convert(field, value, kind)
+  return cls(**filled)
+
+
+def suggestion(name: str) -> str:
+  """What an unknown dotted name may have meant; empty for no idea.
+
+  Fields with the meaning of the name come first (what other trainers call
+  them), then fields of that name in other groups, then similar spellings.
+  """
+  group, _, last = name.rpartition(".")
+  known = list(fields.describe(Config()))
+
+  def of_the_group(x: fields.Described) -> bool:
+    return bool(group) and x.name.startswith(f"{group}.")
+
+  # A name's own group decides between two fields of one meaning.
+  known.sort(key=lambda x: not of_the_group(x))
+  words = (last.lower(), name.lower())
+  same = [x.name for x in known if set(words) & set(x.aliases)]
+  same += [x.name for x in known if x.name.rpartition(".")[2] == last]
+  groups = sorted({x.name.rpartition(".")[0] for x in known} - {""})
+  if not group and last in {x.rpartition(".")[2] for x in groups}:
+    same += [x for x in groups if x.rpartition(".")[2] == last]
+  if not same:
+    names = [*(x.name for x in known), *groups]
+    same = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+  if not same and not group:
+    lasts = {x.name.rpartition(".")[2]: x.name for x in known}
+    close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.8)
+    same = [lasts[x] for x in close]
+  found = " or ".join(f"config.{x}" for x in dict.fromkeys(same[:2]))
+  return f"; did you mean {found}?" if found else "; see `iapo fields`"
+
+
+def _convert(field: str, value: Any, kind: Any) -> Any:
+  """`value` as `kind`; only int -> float and list -> tuple are converted."""
+  if isinstance(kind, types.UnionType):  # int | None
+    if value is None:
+      return None
+    kind = next(x for x in typing.get_args(kind) if x is not type(None))
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, list | tuple):
+      fail(field, value, "must be a list, one entry for each layer")
+    item = typing.get_args(kind)[0]
+    return tuple(
+        _convert(f"{field}[{i}]", entry, item) for i, entry in enumerate(value)
+    )
+  number = isinstance(value, int) and not isinstance(value, bool)
+  if kind is float and number:
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and not number):
+    fail(field, value, f"must be of type {kind.__name__}")
+  if kind is float and not math.isfinite(value):
+    fail(field, value, "must be finite")
+  return value
+
+
+def flatten(c: Config) -> dict[str, Any]:
+  """Every field by its dotted name, as JSON has it (tuples are lists)."""
+
+  def visit(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    for known in dataclasses.fields(node):
+      value = getattr(node, known.name)
+      if dataclasses.is_dataclass(value):
+        yield from visit(f"{prefix}{known.name}.", value)
+      else:
+        as_list = isinstance(value, tuple)
+        yield prefix + known.name, list(value) if as_list else value
+
+  return dict(visit("", c))

@@ -1,0 +1,308 @@
+"""What fields of a configuration must obey together, and on their devices.
+
+The rule of a single field stands at the field. Rules between a configuration
+and its data are where the data is read.
+"""
+
+import dataclasses
+import math
+
+from iapo_jax.config import data as data_config
+from iapo_jax.config import fields
+from iapo_jax.config import model as model_config
+from iapo_jax.config.credits import CREDITS
+from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.config.schema import Config
+from iapo_jax.core.errors import fail
+
+
+def check(c: Config) -> None:
+  """Checks every rule that a configuration must obey by itself."""
+  fields.check(c)
+  check_model(c.model)
+  if c.sequences_per_step % c.loss.micro_batches:
+    fail(
+        "loss.micro_batches",
+        c.loss.micro_batches,
+        "must divide prompts_per_step x group_size ="
+        f" {c.sequences_per_step}; try one of"
+        f" {_divisors(c.sequences_per_step)}",
+    )
+  data_config.check(c.data)
+  e = c.evaluation
+  if e.batch_size % e.samples:
+    fail(
+        "evaluation.batch_size",
+        e.batch_size,
+        f"must be a multiple of evaluation.samples = {e.samples}",
+    )
+  if e.checkpoint == "best" and (not e.every or c.checkpoint.keep_best < 5):
+    fail(
+        "evaluation.checkpoint",
+        e.checkpoint,
+        "needs evaluation.every >= 1, and checkpoint.keep_best >= 5 (it"
+        " chooses among the five best)",
+    )
+  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
+    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
+  _check_probe(c)
+  _check_credit(c)
+  _check_selection(c)
+
+
+def _check_probe(c: Config) -> None:
+  """Rules between what is probed and what is credited."""
+  mode, probe = c.credit.mode, c.probe
+  stride = probe.stride
+  reads = CREDITS[mode].reads_information and c.credit.information != "none"
+  if not stride and reads:
+    fail("probe.stride", stride, f"must be at least 1 with credit.mode {mode}")
+  if probe.at == "sentences" and stride != 1:
+    fail("probe.stride", stride, "must be 1 with probe.at sentences")
+  default = type(probe)()
+  for field in ("estimator", "layers"):
+    value = getattr(probe, field)
+    if not stride and value != getattr(default, field):
+      fail(f"probe.{field}", value, "is of no use without probes; leave it out")
+  unused = probe.estimator == "entropy" and not c.loss.early_weight
+  if unused and probe.answer_tokens != 1:
+    rule = "is of no use to probe.estimator entropy; leave it out"
+    fail("probe.answer_tokens", probe.answer_tokens, rule)
+  if probe.answer_tokens > c.data.max_gold_tokens:
+    rule = f"must be at most data.max_gold_tokens = {c.data.max_gold_tokens}"
+    fail("probe.answer_tokens", probe.answer_tokens, rule)
+  if not c.model.pretrained or c.model.is_read:
+    check_layers(c)
+  if CREDITS[mode].at_every_token:
+    _check_every_token(c)
+
+
+def check_layers(c: Config) -> None:
+  """Whether the decoder has the layers that probes go through."""
+  if c.probe.layers > c.model.num_layers:
+    rule = f"must be at most model.num_layers = {c.model.num_layers}"
+    fail("probe.layers", c.probe.layers, rule)
+
+
+def _check_every_token(c: Config) -> None:
+  """Checks that probes are exact at every token."""
+  probe, rule = c.probe, f"with credit.mode {c.credit.mode}"
+  if probe.at == "sentences":
+    rule += ", which is defined token by token"
+    fail("probe.at", probe.at, f"must be stride {rule}")
+  if probe.stride > 1:
+    rule += ", which is defined token by token"
+    fail("probe.stride", probe.stride, f"must be 1 {rule}")
+  if probe.estimator != "entropy":
+    fail("probe.estimator", probe.estimator, f"must be entropy {rule}")
+  if probe.layers:
+    fail("probe.layers", probe.layers, f"must be 0 {rule}")
+
+
+def _check_credit(c: Config) -> None:
+  """Rules of rewards and credit."""
+  credit, mode = c.credit, CREDITS[c.credit.mode]
+  if credit.information != "realised" and not mode.takes_controls:
+    names = [name for name, known in CREDITS.items() if known.takes_controls]
+    rule = (
+        f"needs credit.mode {' or '.join(names)} (nothing else is credited it)"
+    )
+    fail("credit.information", credit.information, rule)
+  if not credit.only_correct and not mode.gates:
+    rule = f"must be true with credit.mode {credit.mode}"
+    fail("credit.only_correct", False, rule)
+  if credit.normalise and not mode.normalises:
+    rule = (
+        f"must be false with credit.mode {credit.mode}: a division by the"
+        " standard deviation cancels the weight of the penalty"
+    )
+    fail("credit.normalise", True, rule)
+  if c.reward.overlong_tokens > c.rollout.max_tokens:
+    rule = f"must be at most rollout.max_tokens = {c.rollout.max_tokens}"
+    fail("reward.overlong_tokens", c.reward.overlong_tokens, rule)
+
+
+def _check_selection(c: Config) -> None:
+  """Rules of what learns."""
+  select = c.select
+  if select.shortest == 1 or select.shortest > c.group_size:
+    rule = f"must be 0, or 2 to group_size = {c.group_size}"
+    fail("select.shortest", select.shortest, rule)
+  if select.shortest and CREDITS[c.credit.mode].whole_groups:
+    rule = (
+        f"must be 0 with credit.mode {c.credit.mode}, which compares whole"
+        " groups"
+    )
+    fail("select.shortest", select.shortest, rule)
+  if select.first_tokens >= c.rollout.max_tokens:
+    rule = f"must be below rollout.max_tokens = {c.rollout.max_tokens}"
+    fail("select.first_tokens", select.first_tokens, rule)
+  for field in ("short_tokens", "later_share"):
+    value = getattr(select, field)
+    if value and not select.first_tokens:
+      fail(f"select.{field}", value, "needs select.first_tokens >= 1")
+  if bool(select.later_share) != bool(select.short_tokens):
+    rule = "needs select.short_tokens >= 1, and the reverse"
+    fail("select.later_share", select.later_share, rule)
+
+
+def check_model(m: ModelConfig) -> None:
+  """Every rule of the decoder by itself.
+
+  Args:
+    m: the decoder.
+
+  Raises:
+    ConfigError: for a broken rule.
+  """
+  _check_pretrained(m)
+  fields.check(m, "model.")
+  if m.num_heads % m.num_kv_heads:
+    fail(
+        "model.num_kv_heads",
+        m.num_kv_heads,
+        f"must divide model.num_heads = {m.num_heads}",
+    )
+  if m.head_dim % 2:
+    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+  for name in ("rotary", "windows"):
+    value = getattr(m, name)
+    if len(value) not in (0, m.num_layers):
+      rule = f"must have an entry for each of {m.num_layers} layers, or none"
+      fail(f"model.{name}", list(value), rule)
+  for name in ("rope", "local_rope"):
+    _check_rope(f"model.{name}", getattr(m, name), m)
+
+
+def _check_pretrained(m: ModelConfig) -> None:
+  """Whether fields are left to the pretrained model that gives them."""
+  if not m.pretrained or m.is_read:
+    return
+  default = ModelConfig()
+  for field in dataclasses.fields(m):
+    value = getattr(m, field.name)
+    own = field.name in model_config.OF_RUN
+    if not own and value != getattr(default, field.name):
+      rule = f"is read from model.pretrained = {m.pretrained!r}; leave it out"
+      fail(f"model.{field.name}", value, rule)
+
+
+def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
+  width = m.head_dim * rope.fraction
+  if not 0 < rope.fraction <= 1 or width % 2:
+    rule = f"of head_dim = {m.head_dim} must be even, and in (0, 1]"
+    fail(f"{name}.fraction", rope.fraction, rule)
+  if "local" in m.rotary and rope.fraction != m.rope.fraction:
+    rule = f"must be that of model.rope, {m.rope.fraction}"
+    fail(f"{name}.fraction", rope.fraction, rule)
+  if rope.kind in ("llama3", "yarn") and rope.original_positions < 1:
+    rule = f"must be at least 1 with kind {rope.kind}"
+    fail(f"{name}.original_positions", rope.original_positions, rule)
+  if rope.high_freq <= rope.low_freq:
+    rule = f"must be above {name}.low_freq = {rope.low_freq}"
+    fail(f"{name}.high_freq", rope.high_freq, rule)
+
+
+def _divisors(n: int) -> list[int]:
+  return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def check_platform(m: ModelConfig, platform: str) -> None:
+  """Whether the devices can do what the decoder asks for.
+
+  Args:
+    m: the decoder.
+    platform: of the devices: `cpu`, `gpu` or `tpu`.
+
+  Raises:
+    ConfigError: where they cannot.
+  """
+  if m.attention != "fused":
+    return
+  if platform not in model_config.FUSED_PLATFORMS:
+    rule = f"needs GPUs or TPUs, not {platform}; take auto or reference"
+    fail("model.attention", m.attention, rule)
+  if platform == "gpu" and m.head_dim not in (16, 32, 64, 128, 256):
+    rule = (
+        "needs on GPUs a model.head_dim of 16, 32, 64, 128 or 256, not"
+        f" {m.head_dim}; take reference"
+    )
+    fail("model.attention", m.attention, rule)
+
+
+def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
+  """The sizes of (data, fsdp, tensor) on this many devices, checked.
+
+  Args:
+    c: the configuration.
+    devices: how many there are.
+
+  Returns:
+    Devices along each mesh axis.
+
+  Raises:
+    ConfigError: where the sizes do not fit the devices, the heads, the
+      prompts or the micro-batches.
+  """
+  sizes = dataclasses.asdict(c.mesh)
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  shape = {
+      axis: devices // fixed if size == -1 else size
+      for axis, size in sizes.items()
+  }
+  if math.prod(shape.values()) != devices:
+    fail("mesh", sizes, f"must multiply to the {devices} devices there are")
+  tensor = shape["tensor"]
+  split = ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
+  most = math.gcd(*(getattr(c.model, field) for field in split))
+  for field in split:
+    value = getattr(c.model, field)
+    if value % tensor:
+      sizes = [str(n) for n in range(1, most + 1) if most % n == 0]
+      fail(
+          f"model.{field}",
+          value,
+          f"mesh.tensor = {tensor} must divide it; for this model it can be"
+          f" {', '.join(sizes)}",
+      )
+  if c.model.d_model % shape["fsdp"]:
+    fail(
+        "model.d_model",
+        c.model.d_model,
+        f"mesh.fsdp = {shape['fsdp']} must divide it",
+    )
+  shards = shape["data"] * shape["fsdp"]
+  if c.num_steps and c.prompts_per_step % shards:
+    fail(
+        "prompts_per_step",
+        c.prompts_per_step,
+        f"must be a multiple of data x fsdp = {shards}",
+    )
+  sequences = c.sequences_per_step // shards
+  if c.num_steps and sequences % c.loss.micro_batches:
+    fail(
+        "loss.micro_batches",
+        c.loss.micro_batches,
+        f"must divide the {sequences} completions of each of data x fsdp ="
+        f" {shards} shards",
+    )
+  _check_batches(c, shards)
+  return shape["data"], shape["fsdp"], shape["tensor"]
+
+
+def _check_batches(c: Config, shards: int) -> None:
+  """Whether the supervised and the sampled batches split over the devices."""
+  size = c.warm_start.batch_size
+  if c.warm_start.num_steps and size % shards:
+    fail(
+        "warm_start.batch_size",
+        size,
+        f"must be a multiple of data x fsdp = {shards}",
+    )
+  size, unit = c.evaluation.batch_size, shards * c.evaluation.samples
+  if size % unit:
+    fail(
+        "evaluation.batch_size",
+        size,
+        f"must be a multiple of data x fsdp x evaluation.samples = {unit}",
+    )

@@ -1,0 +1,291 @@
+"""The pytrees that flow from prompts to a gradient.
+
+Shape letters, the same everywhere:
+
+  q  prompts                      p  prompt length (padded)
+  g  samples of one prompt        t  completion length (padded)
+  b  sequences, b = q * g         c  elicitation length
+  l  layers                       d  model width
+  n  query heads                  k  key/value heads
+  h  head width                   f  MLP width
+  v  vocabulary                   a  gold answer length (padded)
+  x  new tokens of one `extend`   s  slots of one key/value segment
+  r  rows of a shared segment
+
+Sequences are ordered prompt-major: row `i` belongs to prompt `i // g`.
+Everything is right-padded, and every mask is derived from a length.
+"""
+
+import dataclasses
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Params = Any
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """What the compiled step must know of the tokenizer.
+
+  Attributes:
+    eos_ids: tokens any of which ends a completion.
+    pad_id: fills rows after their end.
+    elicitation: the tokens that end the reasoning and ask for the answer.
+    sentence_ends: tokens that end a sentence or a line.
+  """
+
+  eos_ids: tuple[int, ...]
+  pad_id: int
+  elicitation: tuple[int, ...]
+  sentence_ends: tuple[int, ...] = ()
+
+
+@struct.dataclass
+class Prompts:
+  """A batch of prompts with their gold answers.
+
+  Attributes:
+    tokens: int32[q, p], right-padded.
+    lengths: int32[q], at least 1.
+    gold: int32[q, a], the tokens of the gold answer, right-padded.
+    gold_lengths: int32[q], at least 1.
+  """
+
+  tokens: Array
+  lengths: Array
+  gold: Array
+  gold_lengths: Array
+
+
+@struct.dataclass
+class KVSegment:
+  """Keys and values that new tokens may attend to.
+
+  A segment of `r` rows serves `b` rows of new tokens where `r` divides `b`:
+  consecutive rows share one segment row, so nothing is copied per row. With
+  `rows`, rows of new tokens come in any order, and a layer at a time they have
+  copies.
+
+  Attributes:
+    keys: [l, r, k, h, s] in the compute dtype, rotary position applied. The
+      slots are last: what attention multiplies is then read as it lies.
+    values: [l, r, k, s, h].
+    visible: bool[m, s], which slots a row of new tokens sees, a run of slots
+      without gaps; `m` divides `b` and consecutive rows of new tokens share a
+      row of it.
+    positions: int32[r, s], of the slots: sliding windows go by them.
+    rows: int32[b], which of the segment rows of its data shard a row of new
+      tokens reads; `m` is then `r`.
+  """
+
+  keys: Array
+  values: Array
+  visible: Array
+  positions: Array
+  rows: Array | None = None
+
+
+Context = tuple[KVSegment, ...]
+
+
+@struct.dataclass
+class TokenStatistics:
+  """What one distribution over the vocabulary says of one target token.
+
+  Attributes:
+    logprob: fp32, log-probability of the target, in nats.
+    entropy: fp32, Shannon entropy of the distribution, in nats.
+    hit: bool, whether no token is more probable than the target.
+  """
+
+  logprob: Array
+  entropy: Array
+  hit: Array
+
+
+@struct.dataclass
+class AnswerStatistics:
+  """What early-exit probes say after the prefixes of completions.
+
+  Attributes:
+    logprob: fp32[b, t + 1], of the gold answer's first token, in nats.
+    entropy: fp32[b, t + 1], of the distribution it is from.
+    hit: bool[b, t + 1], whether no token is more probable.
+    answer: log-probabilities and entropies along a whole answer, each token
+      of it after those before, summed, and whether all are hits; None where
+      none was asked for.
+    spent: int32[b], tokens that went through the network for a sequence.
+  """
+
+  logprob: Array
+  entropy: Array
+  hit: Array
+  answer: TokenStatistics | None
+  spent: Array
+
+
+@struct.dataclass
+class Rollout:
+  """Sampled completions and everything later phases reuse of them.
+
+  Attributes:
+    tokens: int32[b, t], `pad_id` after the end.
+    lengths: int32[b], tokens of each completion, its EOS included.
+    ended: bool[b], whether the last token is an EOS.
+    logprobs: fp32[b, t], of the tokens under the policy; 0 after the end.
+    entropies: fp32[b, t], of the distributions sampled from; 0 after the end.
+    context: the prompt segment (q rows, without the last prompt token) and
+      the completion segment (b rows, t + 1 slots: slot 0 holds the last prompt
+      token, slot i the completion's token i).
+    planted: bool[b, t], tokens that the environment wrote; None where it
+      writes none.
+  """
+
+  tokens: Array
+  lengths: Array
+  ended: Array
+  logprobs: Array
+  entropies: Array
+  context: Context
+  planted: Array | None = None
+
+  @property
+  def mask(self) -> Array:
+    """bool[b, t], true on the tokens of each completion."""
+    return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+  @property
+  def chosen(self) -> Array:
+    """bool[b, t], true on the tokens that the policy chose itself."""
+    return self.mask if self.planted is None else self.mask & ~self.planted
+
+
+@struct.dataclass
+class Grades:
+  """What grading says of each completion.
+
+  Attributes:
+    correct: bool[b], whether the answer equals the gold answer.
+    well_formed: bool[b], whether the completion has the asked-for format.
+    reasoning_lengths: int32[b], R: tokens that end before `</think>` begins;
+      without `</think>` the length less the EOS.
+    timed_out: bool[b], whether comparing the answer took too long; it then
+      counts as wrong.
+    answers: int32[b, a], the first tokens of each completion's own answer;
+      None where nobody needs them.
+    answer_lengths: int32[b], how many there are; 0 without an answer.
+  """
+
+  correct: Array
+  well_formed: Array
+  reasoning_lengths: Array
+  timed_out: Array
+  answers: Array | None = None
+  answer_lengths: Array | None = None
+
+
+@struct.dataclass
+class CreditWeights:
+  """Numbers of the credit that one compiled program takes as values.
+
+  Attributes:
+    info: weight of the information term.
+    explore: weight of the exploration term, or of GTPO's entropy term.
+    discount: γ of information-to-go.
+    cost: c of information-to-go, in nats per token.
+    length: weight of a length penalty.
+  """
+
+  info: Array
+  explore: Array
+  discount: Array
+  cost: Array
+  length: Array
+
+
+@struct.dataclass
+class TrainState:
+  """All that training changes, and all that a resumed run needs of it.
+
+  Attributes:
+    step: int32[], batches of the data stream consumed so far.
+    seed: uint32[], every step's key is derived from it and `step`.
+    params: fp32 master weights.
+    opt_state: optax state.
+    weights: the credit's weights; passed through unchanged.
+  """
+
+  step: Array
+  seed: Array
+  params: Params
+  opt_state: PyTree
+  weights: CreditWeights
+
+
+class KeyDomain(enum.IntEnum):
+  """What randomness is for; keys of different domains never coincide."""
+
+  WEIGHTS = 0
+  TRAINING = 1
+  EVALUATION = 2
+
+  def key(self, seed: Array | int) -> Array:
+    """The domain's own PRNG key of a run's seed."""
+    return jax.random.fold_in(jax.random.key(seed), int(self))
+
+
+@struct.dataclass
+class Samples:
+  """Per-token record of one step, for logs and pictures.
+
+  Attributes:
+    tokens: int32[b, t].
+    lengths: int32[b].
+    reasoning_lengths: int32[b].
+    correct: bool[b].
+    well_formed: bool[b].
+    rewards: fp32[b].
+    entropies: fp32[b, t], of the policy.
+    answer_entropies: fp32[b, t + 1], H, or what else `probe.estimator` takes
+      for the uncertainty of the answer; 0 after R (after T for `faithful`).
+    information: fp32[b, t], D; 0 after R.
+    group_advantages: fp32[b], A.
+    advantages: fp32[b, t], A plus the token's credit; 0 after the end.
+    learned: bool[b, t], the tokens that carry loss.
+  """
+
+  tokens: Array
+  lengths: Array
+  reasoning_lengths: Array
+  correct: Array
+  well_formed: Array
+  rewards: Array
+  entropies: Array
+  answer_entropies: Array
+  information: Array
+  group_advantages: Array
+  advantages: Array
+  learned: Array
+
+
+@struct.dataclass
+class StepOutput:
+  """What a training step reports.
+
+  Attributes:
+    metrics: fp32 scalars by name.
+    samples: the per-token record; None for the supervised stage.
+  """
+
+  metrics: dict[str, Array]
+  samples: Samples | None = None
+
+  def numbers(self) -> dict[str, float]:
+    """The metrics, once the devices have them."""
+    return {k: float(v) for k, v in jax.device_get(self.metrics).items()}

@@ -1,0 +1,1 @@
+"""How a prompt becomes a gradient: rollout, probes, credit, loss, update."""

@@ -1,0 +1,76 @@
+"""Early answers that a policy learns while it is being trained.
+
+A probe says what it says because the policy has once learned to answer early.
+Reinforcement learning moves the policy on, and the probe's answers need not
+follow: what is elicited and what the policy would really end with come apart.
+So completions are cut at random and followed by the answer that *they* ended
+with. A policy that knows these distributions by heart has consistent probes:
+π_t(a) is the chance that its completion ends in a.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iapo_jax.core import draws
+from iapo_jax.core.types import Array
+
+
+@struct.dataclass
+class EarlyAnswers:
+  """Completions cut at random, and their own answers.
+
+  Attributes:
+    tokens: int32[b, t]: the beginning of a completion, the elicitation, the
+      answer.
+    lengths: int32[b], at least 1.
+    learned: bool[b, t], the tokens of answers; none where there is no answer,
+      or no room for it.
+  """
+
+  tokens: Array
+  lengths: Array
+  learned: Array
+
+
+def cut(
+    tokens: Array,
+    reasoning_lengths: Array,
+    answers: Array,
+    answer_lengths: Array,
+    elicitation: Array,
+    key: Array,
+) -> EarlyAnswers:
+  """Cuts each completion after 0 .. R tokens, any as likely as the next.
+
+  Args:
+    tokens: int32[b, t].
+    reasoning_lengths: int32[b], R.
+    answers: int32[b, a], that the completions ended with.
+    answer_lengths: int32[b], 0 without an answer.
+    elicitation: int32[c].
+    key: a PRNG key. A row's cut depends on its number and R alone.
+
+  Returns:
+    As many rows.
+  """
+  chex.assert_rank([tokens, answers, elicitation], [2, 2, 1])
+  chex.assert_rank([reasoning_lengths, answer_lengths], 1)
+  rows, width = tokens.shape
+  uniform = jax.vmap(jax.random.uniform)(draws.row_keys(key, rows))
+  at = jnp.floor(uniform * (reasoning_lengths + 1)).astype(jnp.int32)
+  at = jnp.minimum(at, reasoning_lengths)[:, None]
+  begin = at + elicitation.shape[0]
+  end = begin + answer_lengths[:, None]
+  slots = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+  asked = elicitation[jnp.clip(slots - at, 0, elicitation.shape[0] - 1)]
+  place = jnp.clip(slots - begin, 0, answers.shape[1] - 1)
+  answered = jnp.take_along_axis(answers, place, axis=1)
+  text = jnp.where(slots < begin, asked, answered)
+  fits = (end <= width) & (answer_lengths[:, None] > 0)
+  return EarlyAnswers(
+      tokens=jnp.where(slots < at, tokens, text),
+      lengths=jnp.where(fits, end, 1)[:, 0],
+      learned=fits & (slots >= begin) & (slots < end),
+  )

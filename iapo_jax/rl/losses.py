@@ -1,0 +1,145 @@
+"""The policy-gradient loss, token by token, and how tokens are weighted.
+
+Losses are per token; `token_weights` turns an aggregation rule into weights
+computed once over the *whole* batch, so that a loss is Σ weights · loss and
+splitting the sum into micro-batches cannot change it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from iapo_jax.core import masked
+
+Array = jax.Array
+
+# exp(20) is far beyond any clip range and far within fp32.
+_MAX_LOG_RATIO = 20.0
+
+
+def token_weights(
+    mask: Array, *, aggregation: str, constant_length: int = 1
+) -> Array:
+  """Weights w such that the batch's loss is Σ w · loss over all tokens.
+
+  `token_mean`: every token counts 1 / (tokens that learn).
+  `sequence_mean`: every sequence with tokens that learn counts as much, its
+  tokens equally.
+  `constant_length`: every token counts 1 / (b · `constant_length`).
+
+  Args:
+    mask: bool[b, t], the tokens that learn.
+    aggregation: one of `config.schema.AGGREGATIONS`.
+    constant_length: tokens, of the third rule.
+
+  Returns:
+    fp32[b, t], 0 outside `mask`.
+
+  Raises:
+    ValueError: for an unknown aggregation.
+  """
+  chex.assert_rank(mask, 2)
+  valid = mask.astype(jnp.float32)
+  if aggregation == "token_mean":
+    return valid / jnp.maximum(jnp.sum(valid), 1.0)
+  if aggregation == "sequence_mean":
+    lengths = jnp.sum(valid, axis=1, keepdims=True)
+    sequences = jnp.maximum(jnp.sum(lengths > 0), 1)
+    return valid / (sequences * jnp.maximum(lengths, 1.0))
+  if aggregation == "constant_length":
+    return valid / (mask.shape[0] * constant_length)
+  raise ValueError(f"aggregation = {aggregation!r}: not known")
+
+
+def importance_ratio(logprobs: Array, old_logprobs: Array) -> Array:
+  """π(o_t) / π_old(o_t), with the exponent kept within ±20."""
+  chex.assert_equal_shape([logprobs, old_logprobs])
+  difference = logprobs - jax.lax.stop_gradient(old_logprobs)
+  return jnp.exp(jnp.clip(difference, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+
+
+def sequence_log_ratios(
+    logprobs: Array, old_logprobs: Array, mask: Array
+) -> Array:
+  """Mean of log (π(o_t) / π_old(o_t)) over the tokens that learn: log s.
+
+  s is the length-normalised ratio of whole sequences of GSPO, arXiv
+  2507.18071.
+
+  Args:
+    logprobs: fp32[b, t].
+    old_logprobs: fp32[b, t].
+    mask: bool[b, t], the tokens that learn.
+
+  Returns:
+    fp32[b]; 0 of a row without such tokens; a constant for the gradient.
+  """
+  chex.assert_equal_shape([logprobs, old_logprobs, mask])
+  difference = masked.mean(logprobs - old_logprobs, mask)
+  return jax.lax.stop_gradient(difference)
+
+
+def sequence_ratio(logprobs: Array, log_ratios: Array) -> Array:
+  """The value s and the gradient s · ∇ log π(o_t): s · π(o_t) / sg[π(o_t)].
+
+  GSPO-token, arXiv 2507.18071: where the advantages of a sequence
+  are one number, and its tokens weigh the same, this is the gradient of s · A.
+
+  Args:
+    logprobs: fp32[b, t] under the policy that learns.
+    log_ratios: fp32[b, t], log s of each token's sequence; the exponent is
+      kept within ±20.
+
+  Returns:
+    fp32[b, t].
+  """
+  chex.assert_equal_shape([logprobs, log_ratios])
+  log_ratios = jnp.clip(log_ratios, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  value = jnp.exp(jax.lax.stop_gradient(log_ratios))
+  return value * jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
+
+
+def clipped_surrogate(
+    ratio: Array,
+    advantages: Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Array:
+  """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), per token.
+
+  PPO (arXiv 1707.06347) with DAPO's separate upper clip (arXiv 2503.14476).
+
+  Args:
+    ratio: fp32[b, t], ρ: of tokens, or of the sequences they are in.
+    advantages: fp32[b, t], constants for the gradient.
+    clip_low: ε_low.
+    clip_high: ε_high.
+
+  Returns:
+    fp32[b, t].
+  """
+  chex.assert_equal_shape([ratio, advantages])
+  advantages = jax.lax.stop_gradient(advantages)
+  clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  return -jnp.minimum(ratio * advantages, clipped * advantages)
+
+
+def k3_divergence(logprobs: Array, reference_logprobs: Array) -> Array:
+  """exp(Δ) − Δ − 1 with Δ = log π_ref − log π, per token.
+
+  The k3 estimator of KL(π ‖ π_ref) on tokens sampled from π: unbiased, and
+  never negative. The exponent is kept within ±20.
+
+  Args:
+    logprobs: fp32[b, t].
+    reference_logprobs: fp32[b, t], constants for the gradient.
+
+  Returns:
+    fp32[b, t] in nats.
+  """
+  chex.assert_equal_shape([logprobs, reference_logprobs])
+  delta = jax.lax.stop_gradient(reference_logprobs) - logprobs
+  delta = jnp.clip(delta, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  # expm1: near 0, where π is close to π_ref, exp(Δ) − 1 would cancel.
+  return jnp.expm1(delta) - delta

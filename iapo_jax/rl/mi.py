@@ -1,0 +1,125 @@
+"""From probe statistics to the information each token carries.
+
+Early exit means: end the reasoning after token t, ask for the answer, and
+measure how uncertain it is (H_t). What token t resolved is H_{t−1} − H_t.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from iapo_jax.core import draws
+from iapo_jax.core.types import AnswerStatistics
+
+Array = jax.Array
+
+
+def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
+  """How uncertain the answer is after each prefix, in nats.
+
+    entropy         H of the answer's first token
+    gold            −log π(a) of the whole gold answer a
+    own             −log π(a) of the answer a that the completion gave
+    answer_entropy  Σ_j H(a_j | a_<j) along the answer that it gave
+    gold_chance     1 − π(a) of the whole gold answer a, no nats but a chance
+
+  `entropy` is IAPO's (arXiv 2602.19049). `gold` and `own` are pointwise: what
+  a token does to the probability of one answer. `answer_entropy` is the
+  entropy of whole answers, estimated along one of them: the mean over answers
+  drawn from π is that entropy. Where probes are consistent 1 − `gold_chance` is
+  the chance that the completion ends right: the value of its prefix.
+
+  Args:
+    stats: of probes; `.answer` is of the gold answer for `gold` and
+      `gold_chance`, of the completion's own for `own` and `answer_entropy`,
+      unused for `entropy`.
+    estimator: one of `config.schema.ESTIMATORS`.
+
+  Returns:
+    fp32[b, t + 1]; 0 beyond the last probe, and where there is no answer.
+
+  Raises:
+    ValueError: for an unknown estimator.
+  """
+  if estimator == "entropy":
+    return stats.entropy
+  if estimator in ("gold", "own"):
+    return -stats.answer.logprob
+  if estimator == "answer_entropy":
+    return stats.answer.entropy
+  if estimator == "gold_chance":
+    return -jnp.expm1(stats.answer.logprob)
+  raise ValueError(f"estimator = {estimator!r}: not known")
+
+
+def realised_information(
+    answer_entropy: Array, reasoning_mask: Array
+) -> Array:
+  """D_t = H_{t−1} − H_t on reasoning tokens, 0 elsewhere.
+
+  The conditional mutual information of the random token O_t with the answer,
+  given the prefix, is E[H_{t−1} − H_t] over O_t where the elicited answer
+  distributions are consistent (π_{t−1}(a) = E π_t(a)); D_t is its one-sample
+  value and may be negative. The sum over a reasoning of R tokens telescopes to
+  H_0 − H_R. IAPO, arXiv 2602.19049.
+
+  Args:
+    answer_entropy: fp32[b, t + 1], H_0 .. H_t in nats, or another
+      `uncertainty`.
+    reasoning_mask: bool[b, t], true on tokens 1..R.
+
+  Returns:
+    fp32[b, t] in nats; a constant for the gradient.
+  """
+  chex.assert_rank([answer_entropy, reasoning_mask], 2)
+  chex.assert_equal(answer_entropy.shape[1], reasoning_mask.shape[1] + 1)
+  information = answer_entropy[:, :-1] - answer_entropy[:, 1:]
+  return jax.lax.stop_gradient(jnp.where(reasoning_mask, information, 0.0))
+
+
+def shuffled_information(
+    information: Array, reasoning_mask: Array, key: Array
+) -> Array:
+  """The control: each row's information in a random order of its positions.
+
+  Total, mean and spread of a row are kept; which token carries what is lost.
+  What a credit gains over this control is due to *where* information falls.
+
+  Args:
+    information: fp32[b, t].
+    reasoning_mask: bool[b, t], true on tokens 1..R, a prefix of each row.
+    key: a PRNG key. A row's order depends on its number and length alone.
+
+  Returns:
+    fp32[b, t], 0 where `reasoning_mask` is false.
+  """
+  chex.assert_equal_shape([information, reasoning_mask])
+  noise = draws.uniform(key, *information.shape)
+  # Sorting by noise permutes the prefix; what follows it stays behind.
+  order = jnp.argsort(jnp.where(reasoning_mask, noise, 2.0), axis=-1)
+  shuffled = jnp.take_along_axis(information, order, axis=-1)
+  return jnp.where(reasoning_mask, shuffled, 0.0)
+
+
+def reference_surprise(answer_entropy: Array, mask: Array) -> Array:
+  """The per-token term of the authors' published code, with exact probes.
+
+  surprise_i = (E_i + E_{i−1}) / 2 − E_{i+1} belongs to token o_{i+1}, with
+  E_i = H_i for i < T, E_{−1} := 0 and E_T := 0. Its first and last values are
+  therefore entropies, not differences; it is kept for comparison only.
+
+  Args:
+    answer_entropy: fp32[b, t + 1], H at every completion position.
+    mask: bool[b, t], the tokens of each completion.
+
+  Returns:
+    fp32[b, t] in nats, 0 outside `mask`; a constant for the gradient.
+  """
+  chex.assert_rank([answer_entropy, mask], 2)
+  chex.assert_equal(answer_entropy.shape[1], mask.shape[1] + 1)
+  # mask[:, i] says token o_{i+1} exists, that is i < T: where E_i is kept.
+  kept = jnp.where(mask, answer_entropy[:, :-1], 0.0)
+  before = jnp.pad(kept, ((0, 0), (1, 0)))[:, :-1]
+  after = jnp.pad(kept, ((0, 0), (0, 1)))[:, 1:]
+  surprise = (kept + before) / 2.0 - after
+  return jax.lax.stop_gradient(jnp.where(mask, surprise, 0.0))

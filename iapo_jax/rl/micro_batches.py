@@ -1,0 +1,143 @@
+"""A batch in micro-batches: completions of like length, by a budget of tokens.
+
+Programs have fixed shapes and completions have all lengths. So completions are
+sorted by length, on each data shard for itself, and a loop takes them from the
+longest on: those of a micro-batch are cut to the shortest of a few lengths that
+holds them, and the shorter they are the more it has. How many micro-batches a
+batch makes depends on its lengths; the program does not.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array, PyTree
+
+# (a part of the batch, bool[m] which of its rows count, the length that its
+# completions are cut to) -> (what is summed, fp32[m, length])
+Step = Callable[[PyTree, Array, int], tuple[PyTree, Array]]
+
+
+@struct.dataclass
+class _Loop:
+  """The loop's carry.
+
+  Attributes:
+    index: int32[], rows of each shard that were taken.
+    total: what was summed.
+    found: fp32[shards, rows, t], what was found of each token.
+  """
+
+  index: Array
+  total: PyTree
+  found: Array
+
+
+def run(
+    step: Step,
+    total: PyTree,
+    batch: PyTree,
+    lengths: Array,
+    *,
+    parts: int,
+    max_tokens: int,
+) -> tuple[PyTree, Array]:
+  """Runs `step` over a batch, a micro-batch at a time.
+
+  Args:
+    step: of a micro-batch. It must leave rows that do not count out of its
+      sums: they are copies.
+    total: zeros that the sums begin with.
+    batch: arrays with b rows, a multiple of `parts` times the data shards.
+    lengths: int32[b], of the completions.
+    parts: how many micro-batches completions of `max_tokens` make.
+    max_tokens: t.
+
+  Returns:
+    The sums over the batch, and fp32[b, t], 0 beyond what was computed.
+  """
+  shards = sharding.data_shards()
+  local = lengths.shape[0] // shards
+  sizes = cuts(max_tokens)
+  full = local // parts * max_tokens
+  counts = [min(local, full // size) for size in sizes]
+  # A micro-batch may reach beyond the last row.
+  spare = max(counts) - 1 if len(counts) > 1 else 0
+  lengths = lengths.reshape(shards, local)
+  order = jnp.argsort(-lengths, axis=1)
+  needed = jnp.max(jnp.take_along_axis(lengths, order, axis=1), axis=0)
+  ordered = jax.tree.map(
+      functools.partial(_sorted, order=order, spare=spare), batch
+  )
+  branches = [
+      functools.partial(_micro_batch, step, ordered, local, size, count)
+      for size, count in zip(sizes, counts, strict=True)
+  ]
+
+  def body(loop: _Loop) -> _Loop:
+    if len(branches) == 1:
+      return branches[0](loop)
+    fits = jnp.searchsorted(jnp.asarray(sizes), needed[loop.index])
+    return jax.lax.switch(fits, branches, loop)
+
+  found = jnp.zeros((shards, local + spare, max_tokens), jnp.float32)
+  found = sharding.constrain(found, "batch", None, None)
+  loop = jax.lax.while_loop(
+      lambda loop: loop.index < local, body, _Loop(jnp.int32(0), total, found)
+  )
+  back = jnp.argsort(order, axis=1)[..., None]
+  found = jnp.take_along_axis(loop.found, back, axis=1)
+  return loop.total, found.reshape(-1, max_tokens)
+
+
+def _micro_batch(
+    step: Step, ordered: PyTree, rows: int, size: int, count: int, loop: _Loop
+) -> _Loop:
+  """Runs the next `count` of each shard's `rows`, cut to `size` tokens."""
+  shards, _, longest = loop.found.shape
+  there = loop.index + jnp.arange(count) < rows
+  there = jnp.broadcast_to(there, (shards, count)).reshape(-1)
+  part = jax.tree.map(
+      functools.partial(_part, index=loop.index, count=count), ordered
+  )
+  added, found = step(part, there, size)
+  found = found.reshape(shards, count, size)
+  found = jnp.pad(found, [(0, 0), (0, 0), (0, longest - size)])
+  return _Loop(
+      index=loop.index + count,
+      total=jax.tree.map(jnp.add, loop.total, added),
+      found=jax.lax.dynamic_update_slice_in_dim(
+          loop.found, found, loop.index, axis=1
+      ),
+  )
+
+
+def cuts(max_tokens: int) -> list[int]:
+  """To which lengths completions are cut; each is a program of its own.
+
+  Quarters where completions are long, and no cuts where they are short: then
+  what is saved is not worth to wait for the compiler.
+  """
+  parts = 4 if max_tokens >= 256 else 1
+  return [max_tokens * (n + 1) // parts for n in range(parts)]
+
+
+def _sorted(x: Array, order: Array, spare: int) -> Array:
+  """[shards, rows + spare, ...], sorted; copies of the last row fill it up."""
+  shards, rows = order.shape
+  x = x.reshape(shards, rows, *x.shape[1:])
+  index = order.reshape(shards, rows, *(1,) * (x.ndim - 2))
+  x = jnp.take_along_axis(x, index, axis=1)
+  widths = [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2)
+  return jnp.pad(x, widths, mode="edge")
+
+
+def _part(x: Array, index: Array, count: int) -> Array:
+  """[shards · count, ...]: some rows of each shard."""
+  x = jax.lax.dynamic_slice_in_dim(x, index, count, axis=1)
+  x = x.reshape(-1, *x.shape[2:])
+  return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))

@@ -1,0 +1,52 @@
+"""The optimizer of a stage."""
+
+import optax
+
+from iapo_jax.config.schema import OptimizerConfig
+
+
+def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
+  """Linear warm-up, then constant or a cosine to 0 at the stage's end.
+
+  Update i of the warm-up has (i + 1) / warmup_steps of the peak, so that the
+  first one is not wasted.
+
+  Args:
+    c: the stage's optimizer.
+    num_steps: updates of the stage.
+
+  Returns:
+    The schedule.
+  """
+  if c.decay:
+    after = optax.cosine_decay_schedule(
+        c.learning_rate, max(num_steps - c.warmup_steps, 1)
+    )
+  else:
+    after = optax.constant_schedule(c.learning_rate)
+  first = c.learning_rate / max(c.warmup_steps, 1)
+  ramp = optax.linear_schedule(first, c.learning_rate, c.warmup_steps - 1)
+  return optax.join_schedules([ramp, after], [c.warmup_steps])
+
+
+def make_optimizer(
+    c: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformation:
+  """AdamW behind a global-norm clip; moments are fp32 like the weights.
+
+  Args:
+    c: the stage's optimizer.
+    num_steps: updates of the stage.
+
+  Returns:
+    The transformation.
+  """
+  return optax.chain(
+      optax.clip_by_global_norm(c.clip_norm),
+      optax.adamw(
+          learning_rate(c, num_steps),
+          b1=c.b1,
+          b2=c.b2,
+          weight_decay=c.weight_decay,
+      ),
+  )

@@ -1,0 +1,109 @@
+"""Parts of the step that a user's program puts in place of the package's own.
+
+    from iapo_jax import cli
+    from iapo_jax.rl.own import Own
+
+    def reward(completions, golds):
+      return [float(gold in text) for text, gold in zip(completions, golds)]
+
+    if __name__ == "__main__":
+      cli.main("train", own=Own(text_reward=reward))
+
+is a program with all flags of experiments/run.py. A run does not know its
+parts by their code: who goes on with one must bring the same again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from flax import struct
+
+from iapo_jax.config.schema import Config
+from iapo_jax.core.types import (
+  AnswerStatistics,
+  Array,
+  Grades,
+  Params,
+  Prompts,
+  Rollout,
+  Vocabulary,
+)
+from iapo_jax.rewards.reward import Reward, TextReward
+
+
+@struct.dataclass
+class Evidence:
+  """What a credit can be made of.
+
+  Attributes:
+    group_advantages: fp32[b], of `advantages.group_advantages`.
+    rewards: fp32[b].
+    correct: bool[b].
+    information: fp32[b, t], D in nats; 0 outside of the reasoning, and
+      everywhere without probes.
+    entropies: fp32[b, t], of the policy where each token was sampled.
+    mask: bool[b, t], the tokens of each completion.
+    reasoning: bool[b, t], its reasoning tokens.
+  """
+
+  group_advantages: Array
+  rewards: Array
+  correct: Array
+  information: Array
+  entropies: Array
+  mask: Array
+  reasoning: Array
+
+
+# fp32[b, t], the advantage of each token; outside of the mask it is ignored
+Credit = Callable[[Evidence], Array]
+# (weights in the compute dtype, rollout, grades, prompts, configuration,
+# vocabulary) -> statistics, None where nothing is probed
+Probing = Callable[
+    [Params, Rollout, Grades, Prompts, Config, Vocabulary],
+    AnswerStatistics | None,
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+  """Functions of a user; each that is None is the package's own.
+
+  Attributes:
+    reward: of each completion, in place of the sum of `config.reward`'s parts.
+      Which completions are right the grader still says.
+    text_reward: the same of decoded texts, on the host; each process is asked
+      for the completions of its own devices.
+    credit: the advantage of each token, in place of `config.credit.mode`.
+    probing: what is known of the answer after each token.
+  """
+
+  reward: Reward | None = None
+  text_reward: TextReward | None = None
+  credit: Credit | None = None
+  probing: Probing | None = None
+
+  def __post_init__(self) -> None:
+    """Checks what cannot be together.
+
+    Raises:
+      ValueError: where there are two rewards.
+    """
+    if self.reward and self.text_reward:
+      raise ValueError("Own: must have reward or text_reward, not both")
+
+  @property
+  def described(self) -> str:
+    """Which parts there are, by the names of their functions."""
+    named = {
+        field.name.replace("_", " "): getattr(self, field.name)
+        for field in dataclasses.fields(self)
+    }
+    return ", ".join(
+        f"{name} {getattr(part, '__name__', type(part).__name__)}"
+        for name, part in named.items()
+        if part
+    )
+
+
+NOTHING = Own()  # all is the package's own

@@ -1,0 +1,276 @@
+"""Sampling: prefill once per prompt, then one while_loop in lock-step."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core import draws, sharding
+from iapo_jax.core.types import (
+  Array,
+  Context,
+  KVSegment,
+  Params,
+  Prompts,
+  Rollout,
+  TokenStatistics,
+)
+from iapo_jax.models import head, transformer
+from iapo_jax.rl import planting as planting_lib
+from iapo_jax.rl import policy
+
+_PLANTING = 2**32 - 1  # of keys; no row has this number
+
+
+@struct.dataclass
+class _Decoding:
+  """The loop's carry; before iteration i, tokens 1..i are sampled.
+
+  Attributes:
+    index: int32[], i: the slot fed next.
+    token: int32[b], the token of that slot.
+    ended: bool[b], whether an EOS was sampled.
+    lengths: int32[b], tokens sampled so far, EOS included.
+    tokens: int32[b, t].
+    logprobs: fp32[b, t].
+    entropies: fp32[b, t].
+    keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
+    values: [l, b, k, s, h], likewise.
+    planted: bool[b, t]; None where nothing is planted.
+  """
+
+  index: Array
+  token: Array
+  ended: Array
+  lengths: Array
+  tokens: Array
+  logprobs: Array
+  entropies: Array
+  keys: Array
+  values: Array
+  planted: Array | None = None
+
+
+@jax.named_scope("rollout")
+def sample(
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    *,
+    cfg: ModelConfig,
+    group_size: int,
+    max_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float,
+    planting: planting_lib.Planting | None = None,
+) -> Rollout:
+  """Samples `group_size` completions of every prompt.
+
+  Each sequence draws from its own key (the row folded in), so a row's sample
+  depends neither on its neighbours nor on how rows lie on devices. The loop
+  stops when every sequence has ended. Then the last token is fed once more, so
+  that the cache holds every token a probe may look at.
+
+  Args:
+    params: weights in the compute dtype.
+    prompts: q prompts.
+    key: a PRNG key.
+    cfg: the decoder.
+    group_size: g.
+    max_tokens: t.
+    eos_ids: tokens any of which ends a completion.
+    pad_id: fills `tokens` after the end.
+    temperature: divides the logits; 0 takes the most probable token and
+      reports the statistics of the undivided logits.
+    planting: which tokens the environment replaces, by draws of its own. Log-
+      probabilities are then the policy's of what is written; entropies do not
+      depend on it.
+
+  Returns:
+    The rollout of b = q · g sequences.
+  """
+  prompt = policy.prefill(params, prompts, cfg=cfg)
+  start = policy.first_positions(prompts, group_size)
+  rows = start.shape[0]
+  row_keys = draws.row_keys(key, rows)
+  if planting:
+    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), rows)
+
+  feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
+
+  def step(carry: _Decoding) -> _Decoding:
+    hidden, carry = feed(carry)
+    scores = head.logits(
+        params, hidden, cfg=cfg, temperature=temperature or 1.0
+    )
+    scores = sharding.constrain(scores, "batch", "vocab")
+    token, stats = _choose(
+        scores, row_keys, carry.index, greedy=temperature == 0
+    )
+    planted = None
+    if planting:
+      token, planted = planting_lib.plant(
+          carry.tokens, carry.index, token, plant_keys, planting
+      )
+      stats = head.statistics(scores, token)
+    ends = _is_any(token, eos_ids)
+    return _append(carry, token, stats, ends, planted, pad_id)
+
+  carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
+  if planting:
+    carry = carry.replace(planted=jnp.zeros(carry.tokens.shape, bool))
+  carry = _repeat(step, carry, max_tokens)
+  _, carry = feed(carry)
+  return Rollout(
+      tokens=carry.tokens,
+      lengths=carry.lengths,
+      ended=carry.ended,
+      logprobs=carry.logprobs,
+      entropies=carry.entropies,
+      context=_context(prompt, start, carry.replace(index=carry.index + 1)),
+      planted=carry.planted,
+  )
+
+
+def _repeat(
+    step: Callable[[_Decoding], _Decoding], carry: _Decoding, max_tokens: int
+) -> _Decoding:
+  """Steps until all sequences have ended or are full.
+
+  Returns:
+    The carry, its cache of max_tokens + 1 slots.
+  """
+
+  def goes_on(carry: _Decoding, limit: int) -> Array:
+    return (carry.index < limit) & ~jnp.all(carry.ended)
+
+  for limit in policy.stages(max_tokens):
+    carry = jax.lax.while_loop(
+        functools.partial(goes_on, limit=limit), step, _grown(carry, limit)
+    )
+  return _grown(carry, max_tokens + 1)
+
+
+def _grown(carry: _Decoding, slots: int) -> _Decoding:
+  """The carry with a cache of `slots` slots, the new ones zero."""
+  more = slots - carry.values.shape[3]
+  axes = ("layers", "batch", "kv_heads")
+  keys = jnp.pad(carry.keys, [(0, 0)] * 4 + [(0, more)])
+  values = jnp.pad(carry.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
+  return carry.replace(
+      keys=sharding.constrain(keys, *axes, "head_dim", "length"),
+      values=sharding.constrain(values, *axes, "length", "head_dim"),
+  )
+
+
+def _feed(
+    params: Params,
+    prompt: KVSegment,
+    start: Array,
+    carry: _Decoding,
+    *,
+    cfg: ModelConfig,
+) -> tuple[Array, _Decoding]:
+  """Runs the token of slot `index`; stores its keys and values.
+
+  Returns the token's hidden states [b, d] and the carry, the index unchanged.
+  """
+  hidden, new = transformer.extend(
+      params,
+      carry.token[:, None],
+      (start + carry.index)[:, None],
+      _context(prompt, start, carry),
+      cfg=cfg,
+  )
+  write = jax.lax.dynamic_update_slice_in_dim
+  return hidden[:, 0], carry.replace(
+      keys=write(carry.keys, new.keys, carry.index, axis=4),
+      values=write(carry.values, new.values, carry.index, axis=3),
+  )
+
+
+def _append(
+    carry: _Decoding,
+    token: Array,
+    stats: TokenStatistics,
+    ends: Array,
+    planted: Array | None,
+    pad_id: int,
+) -> _Decoding:
+  """The carry with a further token [b] in every row that has not ended."""
+  live = ~carry.ended
+
+  def write(log: Array, value: Array, rest: int | float) -> Array:
+    column = jnp.where(live, value, rest)[:, None]
+    return jax.lax.dynamic_update_slice(log, column, (0, carry.index))
+
+  return carry.replace(
+      index=carry.index + 1,
+      token=token,
+      ended=carry.ended | ends,
+      lengths=carry.lengths + live,
+      tokens=write(carry.tokens, token, pad_id),
+      logprobs=write(carry.logprobs, stats.logprob, 0.0),
+      entropies=write(carry.entropies, stats.entropy, 0.0),
+      planted=planted if planted is None else write(
+          carry.planted, planted, False
+      ),
+  )
+
+
+def _empty(
+    prompts: Prompts,
+    cfg: ModelConfig,
+    group_size: int,
+    max_tokens: int,
+    pad_id: int,
+) -> _Decoding:
+  """The carry before anything was fed: slot 0 is the last prompt token."""
+  token = policy.last_prompt_tokens(prompts, group_size)
+  rows = token.shape[0]
+  heads = (cfg.num_layers, rows, cfg.num_kv_heads)
+  log = jnp.zeros((rows, max_tokens), jnp.float32)
+  return _Decoding(
+      index=jnp.int32(0),
+      token=token,
+      ended=jnp.zeros(rows, bool),
+      lengths=jnp.zeros(rows, jnp.int32),
+      tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
+      logprobs=log,
+      entropies=log,
+      keys=jnp.zeros((*heads, cfg.head_dim, 0), cfg.dtype),
+      values=jnp.zeros((*heads, 0, cfg.head_dim), cfg.dtype),
+  )
+
+
+def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
+  """The prompt, and the written slots of the cache."""
+  at = jnp.arange(carry.values.shape[3])
+  completion = KVSegment(
+      keys=carry.keys,
+      values=carry.values,
+      visible=(at < carry.index)[None],
+      positions=start[:, None] + at,
+  )
+  return prompt, completion
+
+
+def _choose(
+    scores: Array, row_keys: Array, index: Array, *, greedy: bool
+) -> tuple[Array, TokenStatistics]:
+  """A sample of softmax(scores [b, v]), or the most probable: int32[b]."""
+  if greedy:
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return token, head.statistics(scores, token)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, index)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+  return head.draw(scores, uniforms)
+
+
+def _is_any(token: Array, ids: tuple[int, ...]) -> Array:
+  """bool[b]: whether a token is one of `ids`."""
+  return jnp.any(token[:, None] == jnp.asarray(ids, jnp.int32), axis=-1)

@@ -1,0 +1,86 @@
+"""Which completions, and which of their tokens, learn: masks of the loss."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from iapo_jax.core import draws, masked
+
+Array = jax.Array
+
+
+def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
+  """The `keep` shortest members of each group; of equals the earlier ones.
+
+  GFPO, arXiv 2508.09726.
+
+  Args:
+    lengths: int32[b], prompt-major.
+    group_size: samples per prompt.
+    keep: 1 .. `group_size`.
+
+  Returns:
+    bool[b].
+  """
+  chex.assert_rank(lengths, 1)
+  grouped = lengths.reshape(-1, group_size)
+  order = jnp.argsort(grouped, axis=1, stable=True)
+  rank = jnp.argsort(order, axis=1, stable=True)
+  return (rank < keep).reshape(-1)
+
+
+def with_spread(
+    rewards: Array, *, group_size: int, kept: Array | None = None
+) -> Array:
+  """Members of groups whose rewards are not all the same.
+
+  DAPO (arXiv 2503.14476) samples until a batch has none but these; in a
+  program of fixed shapes the others are left out of it.
+
+  Args:
+    rewards: fp32[b], prompt-major.
+    group_size: samples per prompt.
+    kept: bool[b], the members that are compared; all by default.
+
+  Returns:
+    bool[b].
+  """
+  chex.assert_rank(rewards, 1)
+  grouped = rewards.reshape(-1, group_size)
+  there = jnp.ones_like(grouped, bool)
+  if kept is not None:
+    there = kept.reshape(-1, group_size)
+  spread = masked.differ(grouped, there)
+  return jnp.repeat(spread[:, 0], group_size)
+
+
+def truncated(
+    mask: Array,
+    key: Array,
+    *,
+    always: int,
+    short: int,
+    probability: float,
+) -> Array:
+  """Tokens that a stochastic truncation of completions leaves.
+
+  The first `always` tokens stay. Of a completion of fewer than `short` tokens
+  each later one stays with `probability`; of a longer one none does. S-GRPO,
+  arXiv 2504.20834.
+
+  Args:
+    mask: bool[b, t], the tokens of each completion, a prefix of its row.
+    key: a PRNG key. A row's draws depend on its number and the token's alone.
+    always: α in tokens.
+    short: k in tokens.
+    probability: p.
+
+  Returns:
+    bool[b, t], false wherever `mask` is.
+  """
+  chex.assert_rank(mask, 2)
+  at = jnp.arange(mask.shape[1])
+  uniform = draws.uniform(key, *mask.shape)
+  lengths = jnp.sum(mask, axis=1, keepdims=True)
+  late = (lengths < short) & (uniform < probability)
+  return mask & ((at < always) | late)

@@ -1,0 +1,162 @@
+"""Train states, created sharded."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.schema import CreditConfig
+from iapo_jax.core import sharding
+from iapo_jax.core.types import (
+  CreditWeights,
+  KeyDomain,
+  Params,
+  PyTree,
+  TrainState,
+)
+from iapo_jax.models import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+  """What is known of a state before it exists.
+
+  Attributes:
+    shapes: the state as `jax.ShapeDtypeStruct`s.
+    shardings: a tree like it, of `NamedSharding`s.
+    param_axes: logical axes of the parameters.
+  """
+
+  shapes: TrainState
+  shardings: TrainState
+  param_axes: PyTree
+
+
+def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
+  """A policy that never learns: in the compute dtype, where the state lies.
+
+  Args:
+    spec: of the state beside it.
+    dtype: the compute dtype.
+    params: fp32 weights.
+
+  Returns:
+    Weights that score as `params` do.
+  """
+  return jax.jit(
+      lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
+      out_shardings=spec.shardings.params,
+  )(params)
+
+
+def reference_shapes(spec: StateSpec, dtype: str) -> PyTree:
+  """What `reference` returns, as `jax.ShapeDtypeStruct`s."""
+  return jax.eval_shape(
+      lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
+      spec.shapes.params,
+  )
+
+
+def credit_weights(c: CreditConfig) -> CreditWeights:
+  """The configured weights as values of the program."""
+  return CreditWeights(
+      info=jnp.float32(c.info_weight),
+      explore=jnp.float32(c.explore_weight),
+      discount=jnp.float32(c.discount),
+      cost=jnp.float32(c.cost),
+      length=jnp.float32(c.length_weight),
+  )
+
+
+def _fresh(
+    seed: jax.Array,
+    *,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    credit: CreditConfig,
+    params: Params | None = None,
+) -> TrainState:
+  """A state at step 0; boxed unless `params` are given."""
+  if params is None:
+    params = transformer.init(KeyDomain.WEIGHTS.key(seed), model)
+  return TrainState(
+      step=jnp.int32(0),
+      seed=jnp.asarray(seed, jnp.uint32),
+      params=params,
+      opt_state=optimizer.init(params),
+      weights=credit_weights(credit),
+  )
+
+
+def state_spec(
+    mesh: Mesh,
+    *,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    credit: CreditConfig,
+) -> StateSpec:
+  """Shapes and shardings of a state, without creating it.
+
+  Args:
+    mesh: where the state will lie.
+    model: the decoder.
+    optimizer: whose moments lie like the weights they belong to.
+    credit: the credit's weights.
+
+  Returns:
+    The spec.
+  """
+  fresh = functools.partial(
+      _fresh, model=model, optimizer=optimizer, credit=credit
+  )
+  boxed = jax.eval_shape(fresh, jnp.uint32(0))
+  return StateSpec(
+      shapes=nn.unbox(boxed),
+      shardings=sharding.tree_shardings(boxed, mesh),
+      param_axes=sharding.logical_axes(boxed.params),
+  )
+
+
+def create(
+    spec: StateSpec,
+    seed: int,
+    *,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    credit: CreditConfig,
+    params: Params | None = None,
+) -> TrainState:
+  """A state created where it will live, never whole on one device.
+
+  Args:
+    spec: of `state_spec`.
+    seed: of the weights and of every later draw.
+    model: the decoder.
+    optimizer: its moments are made too.
+    credit: the credit's weights.
+    params: weights to start from; copied, so that the state may be donated.
+      Fresh ones by default.
+
+  Returns:
+    The state at step 0.
+  """
+
+  def make(seed: jax.Array, params: Params | None) -> TrainState:
+    if params is not None:
+      params = jax.tree.map(jnp.copy, params)
+    return nn.unbox(
+        _fresh(
+            seed,
+            model=model,
+            optimizer=optimizer,
+            credit=credit,
+            params=params,
+        )
+    )
+
+  return jax.jit(make, out_shardings=spec.shardings)(jnp.uint32(seed), params)

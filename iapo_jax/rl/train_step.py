@@ -1,0 +1,216 @@
+"""One compiled step: rollout, grading, probes, credit, policy gradient."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from iapo_jax.config.schema import OF_OWN_ANSWER, Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import (
+  AnswerStatistics,
+  Array,
+  Grades,
+  KeyDomain,
+  Params,
+  Prompts,
+  Rollout,
+  StepOutput,
+  TrainState,
+  Vocabulary,
+)
+from iapo_jax.rewards.reward import Grader
+from iapo_jax.rl import (
+  credit,
+  early_answers,
+  policy,
+  probes,
+  rollout,
+  update,
+)
+from iapo_jax.rl.own import NOTHING, Own
+from iapo_jax.rl.planting import Planting
+from iapo_jax.rl.state import StateSpec
+
+TrainStep = Callable[
+    [TrainState, Params | None, Prompts], tuple[TrainState, StepOutput]
+]
+
+
+def make_train_step(
+    cfg: Config,
+    mesh: Mesh,
+    *,
+    vocabulary: Vocabulary,
+    grader: Grader,
+    optimizer: optax.GradientTransformation,
+    spec: StateSpec,
+    planting: Planting | None = None,
+    own: Own = NOTHING,
+) -> TrainStep:
+  """The whole step as one jitted, sharded program; the state is donated.
+
+  Args:
+    cfg: the run's configuration.
+    mesh: devices.
+    vocabulary: of the tokenizer.
+    grader: grades inside the program.
+    optimizer: of the policy.
+    spec: of the state.
+    planting: tokens that the environment writes, if it does.
+    own: parts of a user's; its `text_reward` must be a `reward` by now.
+
+  Returns:
+    (state, reference parameters or None where β = 0, prompts) -> (state,
+    output). Calling it twice compiles once.
+  """
+  batch = sharding.batch_sharding(mesh)
+  whole = sharding.replicated(mesh)
+  reference = spec.shardings.params if cfg.loss.kl_weight else None
+  probing = own.probing or run_probes
+
+  def step(
+      state: TrainState, ref_params: Params | None, prompts: Prompts
+  ) -> tuple[TrainState, StepOutput]:
+    with sharding.scope(mesh):
+      key = KeyDomain.TRAINING.key(state.seed)
+      key = jax.random.fold_in(key, state.step)
+      sample_key, credit_key, early_key = jax.random.split(key, 3)
+      frozen = policy.for_decoding(
+          state.params, spec.param_axes, cfg=cfg.model
+      )
+      rolled = sample(
+          frozen, prompts, sample_key, cfg, vocabulary, planting
+      )
+      grades = grader(rolled, prompts)
+      probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
+      reward = own.reward and own.reward(rolled, grades, prompts)
+      samples, metrics = credit.assign(
+          rolled, grades, probe, state.weights, credit_key, cfg,
+          reward=reward, own=own.credit,
+      )  # fmt: skip
+      experience = update.gather_experience(
+          ref_params, prompts, rolled, samples.advantages, samples.learned,
+          cfg,
+      )  # fmt: skip
+      if cfg.loss.early_weight:
+        experience = add_early_answers(
+            experience, rolled, grades, early_key, cfg, vocabulary
+        )
+      state, update_metrics = update.update(
+          state, experience, cfg, optimizer, metrics
+      )
+    return state, StepOutput(metrics | update_metrics, samples)
+
+  return jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(spec.shardings, reference, batch),
+      out_shardings=(spec.shardings, StepOutput(whole, batch)),
+  )
+
+
+def sample(
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    cfg: Config,
+    vocabulary: Vocabulary,
+    planting: Planting | None = None,
+) -> Rollout:
+  """The training rollout."""
+  return rollout.sample(
+      params,
+      prompts,
+      key,
+      cfg=cfg.model,
+      group_size=cfg.group_size,
+      max_tokens=cfg.rollout.max_tokens,
+      eos_ids=vocabulary.eos_ids,
+      pad_id=vocabulary.pad_id,
+      temperature=cfg.rollout.temperature,
+      planting=planting,
+  )
+
+
+def run_probes(
+    params: Params,
+    rolled: Rollout,
+    grades: Grades,
+    prompts: Prompts,
+    cfg: Config,
+    vocabulary: Vocabulary,
+) -> AnswerStatistics | None:
+  """Answer statistics [b, t + 1] against the gold answer's first token.
+
+  Probes run on reasoning tokens; the `faithful` credit, like the authors'
+  code, asks at every completion token. None where nothing is probed.
+  """
+  if not cfg.probe.stride:
+    return None
+  faithful = cfg.credit.mode == "faithful"
+  if cfg.probe.at == "sentences":
+    ends = jnp.zeros(cfg.model.vocab_size, bool)
+    ends = ends.at[jnp.asarray(vocabulary.sentence_ends, jnp.int32)].set(True)
+    marks = probes.after(rolled.tokens, ends)
+  else:
+    marks = probes.strided(cfg.rollout.max_tokens + 1, cfg.probe.stride)
+  context, model = rolled.context, cfg.model
+  if cfg.probe.layers:
+    params, context, model = policy.shallow(
+        params, context, model, cfg.probe.layers
+    )
+  return probes.answer_statistics(
+      params,
+      context,
+      policy.first_positions(prompts, cfg.group_size),
+      rolled.lengths if faithful else grades.reasoning_lengths,
+      marks,
+      jnp.asarray(vocabulary.elicitation, jnp.int32),
+      jnp.repeat(prompts.gold[:, 0], cfg.group_size),
+      cfg=model,
+      answers=_asked_for(grades, prompts, cfg),
+      temperature=cfg.rollout.temperature,
+      most=probes.most(
+          cfg.rollout.max_tokens, at=cfg.probe.at, stride=cfg.probe.stride
+      ),
+      budget=cfg.tokens_per_pass,
+      head_chunk=cfg.loss.head_chunk,
+  )
+
+
+def add_early_answers(
+    experience: update.Experience,
+    rolled: Rollout,
+    grades: Grades,
+    key: Array,
+    cfg: Config,
+    vocabulary: Vocabulary,
+) -> update.Experience:
+  """The experience, and completions cut at random with their own answers."""
+  early = early_answers.cut(
+      rolled.tokens,
+      grades.reasoning_lengths,
+      grades.answers,
+      grades.answer_lengths,
+      jnp.asarray(vocabulary.elicitation, jnp.int32),
+      key,
+  )
+  return update.with_early_answers(
+      experience, early, weight=cfg.loss.early_weight
+  )
+
+
+def _asked_for(
+    grades: Grades, prompts: Prompts, cfg: Config
+) -> tuple[Array, Array] | None:
+  """The answers whose tokens the estimator looks at, and their lengths."""
+  if cfg.probe.estimator == "entropy":
+    return None
+  if cfg.probe.estimator in OF_OWN_ANSWER:
+    return grades.answers, grades.answer_lengths
+  most = cfg.probe.answer_tokens
+  gold = prompts.gold[:, :most], jnp.minimum(prompts.gold_lengths, most)
+  return tuple(jnp.repeat(x, cfg.group_size, axis=0) for x in gold)

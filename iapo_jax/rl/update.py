@@ -1,0 +1,436 @@
+"""Learning from a rollout: loss, micro-batches, optimizer updates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import (
+  Array,
+  KVSegment,
+  Params,
+  Prompts,
+  PyTree,
+  Rollout,
+  TrainState,
+)
+from iapo_jax.models import head
+from iapo_jax.rl import finite, losses, micro_batches, policy
+from iapo_jax.rl.early_answers import EarlyAnswers
+
+
+@struct.dataclass
+class Tokens:
+  """What is known of each token of a rollout.
+
+  Attributes:
+    ids: int32[b, t].
+    old_logprobs: fp32[b, t], of the policy that sampled.
+    reference_logprobs: fp32[b, t]; zeros where β = 0.
+    advantages: fp32[b, t].
+    weights: fp32[b, t], of `losses.token_weights` over the whole batch.
+    log_ratios: fp32[b, t], of the sequence each token is in; None where tokens
+      have ratios of their own.
+    early: fp32[b, t], weights of −log π, of tokens of early answers; None where
+      none are learned.
+  """
+
+  ids: Array
+  old_logprobs: Array
+  reference_logprobs: Array
+  advantages: Array
+  weights: Array
+  log_ratios: Array | None = None
+  early: Array | None = None
+
+
+@struct.dataclass
+class Experience:
+  """A graded, credited rollout: what the updates learn from.
+
+  Attributes:
+    prompts: q prompts.
+    lengths: int32[b], of the completions.
+    tokens: theirs.
+  """
+
+  prompts: Prompts
+  lengths: Array
+  tokens: Tokens
+
+  @property
+  def group_size(self) -> int:
+    """Rows of each prompt."""
+    return self.lengths.shape[0] // self.prompts.lengths.shape[0]
+
+
+def gather_experience(
+    ref_params: Params | None,
+    prompts: Prompts,
+    rolled: Rollout,
+    token_advantages: Array,
+    learned: Array,
+    cfg: Config,
+) -> Experience:
+  """What the updates learn from; scores the rollout under the reference.
+
+  Args:
+    ref_params: of the reference policy; None where β = 0.
+    prompts: q prompts.
+    rolled: their completions.
+    token_advantages: fp32[b, t].
+    learned: bool[b, t], the tokens that carry loss.
+    cfg: the run's configuration.
+
+  Returns:
+    The experience.
+  """
+  reference = jnp.zeros_like(rolled.logprobs)
+  if ref_params is not None:
+    with jax.named_scope("reference"):
+      reference = _logprobs(
+          ref_params, prompts, rolled.tokens, rolled.lengths, cfg
+      )
+  weights = losses.token_weights(
+      learned,
+      aggregation=cfg.loss.aggregation,
+      constant_length=cfg.rollout.max_tokens,
+  )
+  return Experience(
+      prompts=prompts,
+      lengths=rolled.lengths,
+      tokens=Tokens(
+          ids=rolled.tokens,
+          old_logprobs=rolled.logprobs,
+          reference_logprobs=reference,
+          advantages=token_advantages,
+          weights=weights,
+      ),
+  )
+
+
+def with_early_answers(
+    experience: Experience, early: EarlyAnswers, *, weight: float
+) -> Experience:
+  """The experience, and as many rows that teach to answer early.
+
+  The loss then has the mean of −log π(answer) over the rows with an answer,
+  times `weight`.
+
+  Args:
+    experience: of a rollout.
+    early: answers, of the same completions.
+    weight: of this loss.
+
+  Returns:
+    Of each prompt first the completions, then the early answers.
+  """
+  known, zeros = experience.tokens, jnp.zeros(early.tokens.shape, jnp.float32)
+  there = jnp.sum(jnp.any(early.learned, axis=1))
+  each = weight * early.learned / jnp.maximum(there, 1)
+  groups = experience.prompts.lengths.shape[0]
+
+  def beside(x: Array, y: Array) -> Array:
+    parts = [z.reshape(groups, -1, *z.shape[1:]) for z in (x, y)]
+    joined = jnp.concatenate(parts, axis=1)
+    return joined.reshape(-1, *x.shape[1:])
+
+  return Experience(
+      prompts=experience.prompts,
+      lengths=beside(experience.lengths, early.lengths),
+      tokens=Tokens(
+          ids=beside(known.ids, early.tokens),
+          old_logprobs=beside(known.old_logprobs, zeros),
+          reference_logprobs=beside(known.reference_logprobs, zeros),
+          advantages=beside(known.advantages, zeros),
+          weights=beside(known.weights, zeros),
+          early=beside(zeros, each),
+      ),
+  )
+
+
+@struct.dataclass
+class _Rows:
+  """What a completion follows, in any order of completions.
+
+  Attributes:
+    prompts: int32[b], which of the prompts of its data shard.
+    tokens: int32[b], in slot 0.
+    positions: int32[b], of slot 0.
+  """
+
+  prompts: Array
+  tokens: Array
+  positions: Array
+
+  def after(self, prompts: KVSegment) -> policy.Prefix:
+    """The prefix, given all prompts as they are encoded."""
+    return policy.Prefix(
+        prompts=prompts.replace(rows=self.prompts),
+        tokens=self.tokens,
+        positions=self.positions,
+    )
+
+
+def _rows(prompts: Prompts, group_size: int) -> _Rows:
+  """Of a batch in its order."""
+  shards = sharding.data_shards()
+  local = prompts.lengths.shape[0] // shards
+  index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
+  return _Rows(
+      prompts=jnp.tile(index, shards),
+      tokens=policy.last_prompt_tokens(prompts, group_size),
+      positions=policy.first_positions(prompts, group_size),
+  )
+
+
+def _logprobs(
+    params: Params, prompts: Prompts, tokens: Array, lengths: Array, cfg: Config
+) -> Array:
+  """fp32[b, t]: of completions under a policy; a constant for gradients."""
+  encoded = policy.prefill(params, prompts, cfg=cfg.model)
+
+  def score(
+      part: tuple[_Rows, Array], there: Array, length: int
+  ) -> tuple[None, Array]:
+    del there  # nothing is summed
+    rows, ids = part
+    ids = ids[:, :length]
+    hidden, _ = policy.follow(
+        params, rows.after(encoded), ids[:, :-1], cfg=cfg.model
+    )
+    stats = head.token_statistics(
+        params, hidden, ids, **_scoring(cfg, ids.shape[0])
+    )
+    return None, stats.logprob
+
+  _, logprobs = micro_batches.run(
+      score,
+      None,
+      (_rows(prompts, lengths.shape[0] // prompts.lengths.shape[0]), tokens),
+      lengths,
+      parts=cfg.loss.micro_batches,
+      max_tokens=cfg.rollout.max_tokens,
+  )
+  return jax.lax.stop_gradient(logprobs)
+
+
+def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
+  """How so many completions are scored, for `head`.
+
+  No more logits exist at once than those of a micro-batch of full completions.
+  """
+  full = cfg.sequences_per_step // cfg.loss.micro_batches
+  return {
+      "cfg": cfg.model,
+      "temperature": cfg.rollout.temperature,
+      "chunk": max(1, cfg.loss.head_chunk * full // rows),
+  }
+
+
+def experience_loss(
+    params: Params, prefix: policy.Prefix, tokens: Tokens, cfg: Config
+) -> tuple[Array, Array]:
+  """Σ weights · (clipped surrogate + β · KL), and that of early answers.
+
+  Args:
+    params: that learn.
+    prefix: of the part's completions.
+    tokens: theirs, with weights over the whole batch.
+    cfg: the run's configuration.
+
+  Returns:
+    The part's share of the loss; the log-probabilities of its tokens.
+  """
+
+  def weighted(logprobs: Array, known: Tokens) -> Array:
+    terms = _terms(logprobs, known, cfg)
+    per_token = terms["surrogate"]
+    if cfg.loss.kl_weight:
+      per_token += cfg.loss.kl_weight * terms["kl"]
+    if known.early is None:
+      return known.weights * per_token
+    # Rows of early answers have ratios to nothing: those count for nothing.
+    per_token = jnp.where(known.weights > 0, per_token, 0.0)
+    return known.weights * per_token - known.early * logprobs
+
+  hidden, _ = policy.follow(
+      params, prefix, tokens.ids[:, :-1], cfg=cfg.model
+  )
+  loss, stats = head.token_loss(
+      params,
+      hidden,
+      tokens.ids,
+      tokens,
+      loss=weighted,
+      **_scoring(cfg, tokens.ids.shape[0]),
+  )
+  return loss, stats.logprob
+
+
+def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
+  """The terms of the loss, fp32[b, t]."""
+  terms = {
+      "surrogate": losses.clipped_surrogate(
+          _ratios(logprobs, known),
+          known.advantages,
+          clip_low=cfg.loss.clip_low,
+          clip_high=cfg.loss.clip_high,
+      )
+  }
+  if cfg.loss.kl_weight:
+    terms["kl"] = losses.k3_divergence(logprobs, known.reference_logprobs)
+  return terms
+
+
+def _ratios(logprobs: Array, known: Tokens) -> Array:
+  """fp32[b, t]: of tokens, or of the sequences they are in."""
+  if known.log_ratios is None:
+    return losses.importance_ratio(logprobs, known.old_logprobs)
+  return losses.sequence_ratio(logprobs, known.log_ratios)
+
+
+def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
+  """Weighted means over the tokens, and the largest |Δ log-prob|."""
+  ratio = _ratios(logprobs, known)
+  clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
+  terms = _terms(logprobs, known, cfg)
+  terms |= {"ratio": ratio, "clipped": clipped}
+  total = jnp.maximum(jnp.sum(known.weights), 1e-8)
+  means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
+  # Where nothing learns the policy is the one that sampled.
+  means["ratio"] = jnp.where(
+      jnp.any(known.weights > 0), means["ratio"], 1.0
+  )
+  gap = jnp.abs(logprobs - known.old_logprobs)
+  if known.early is not None:
+    total = jnp.sum(known.early * logprobs)
+    means["early_nll"] = -total / cfg.loss.early_weight
+  return means | {
+      "logprob_gap": jnp.max(jnp.where(known.weights > 0, gap, 0.0))
+  }
+
+
+def _compared(
+    params: Params, experience: Experience, cfg: Config
+) -> Experience:
+  """The experience with ratios of sequences, where the loss is of them."""
+  if cfg.loss.ratio == "token":
+    return experience
+  known = experience.tokens
+  logprobs = _logprobs(
+      params, experience.prompts, known.ids, experience.lengths, cfg
+  )
+  ratios = losses.sequence_log_ratios(
+      logprobs, known.old_logprobs, known.weights > 0
+  )
+  ratios = jnp.broadcast_to(ratios[:, None], known.ids.shape)
+  return experience.replace(tokens=known.replace(log_ratios=ratios))
+
+
+def _gradients(
+    params: Params, experience: Experience, cfg: Config
+) -> tuple[Params, Array]:
+  """Of the whole batch's loss; the log-probabilities fp32[b, t].
+
+  Micro-batches are summed: the weights of tokens are over the whole batch.
+  Prompts are encoded once for all of them, and what all of them ask of the
+  prompts' keys and values goes back through that once.
+  """
+
+  def encode(params: Params) -> tuple[tuple[Array, Array], KVSegment]:
+    segment = policy.prefill(params, experience.prompts, cfg=cfg.model)
+    return (segment.keys, segment.values), segment
+
+  cache, pull, segment = jax.vjp(encode, params, has_aux=True)
+
+  def loss(
+      params: Params, cache: tuple[Array, Array], rows: _Rows, tokens: Tokens
+  ) -> tuple[Array, Array]:
+    prompts = segment.replace(keys=cache[0], values=cache[1])
+    return experience_loss(params, rows.after(prompts), tokens, cfg)
+
+  def step(
+      part: tuple[_Rows, Tokens], there: Array, length: int
+  ) -> tuple[tuple[Params, PyTree], Array]:
+    rows, tokens = part
+    tokens = jax.tree.map(lambda x: x[:, :length], tokens)
+    counted = jax.tree.map(
+        lambda x: jnp.where(there[:, None], x, 0.0),
+        (tokens.weights, tokens.early),
+    )
+    tokens = tokens.replace(weights=counted[0], early=counted[1])
+    return jax.grad(loss, (0, 1), has_aux=True)(params, cache, rows, tokens)
+
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, jnp.float32), (params, cache)
+  )
+  (total, to_cache), logprobs = micro_batches.run(
+      step,
+      zeros,
+      (_rows(experience.prompts, experience.group_size), experience.tokens),
+      experience.lengths,
+      parts=cfg.loss.micro_batches,
+      max_tokens=cfg.rollout.max_tokens,
+  )
+  to_cache = jax.tree.map(lambda x, y: x.astype(y.dtype), to_cache, cache)
+  return jax.tree.map(jnp.add, total, *pull(to_cache)), logprobs
+
+
+@jax.named_scope("update")
+def update(
+    state: TrainState,
+    experience: Experience,
+    cfg: Config,
+    optimizer: optax.GradientTransformation,
+    known: Mapping[str, Array] | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+  """`num_updates` optimizer updates, each over the whole batch.
+
+  One whose numbers are not finite is left out, of `finite.apply_update`. The
+  largest |Δ log-prob| between rollout and training pass is the first update's:
+  there both are the same policy.
+
+  Args:
+    state: to learn from.
+    experience: of the rollout.
+    cfg: the run's configuration.
+    optimizer: of the policy.
+    known: metrics of the experience, which must be finite, too.
+
+  Returns:
+    The state one step on, and the metrics of the updates.
+  """
+
+  def one_update(
+      carry: tuple[Params, optax.OptState], _: None
+  ) -> tuple[tuple[Params, optax.OptState], dict[str, Array]]:
+    params, opt_state = carry
+    compared = _compared(params, experience, cfg)
+    grads, logprobs = _gradients(params, compared, cfg)
+    metrics = _metrics(logprobs, compared.tokens, cfg)
+    params, opt_state, more = finite.apply_update(
+        optimizer, grads, params, opt_state, {**(known or {}), **metrics}
+    )
+    return (params, opt_state), metrics | more
+
+  (params, opt_state), metrics = jax.lax.scan(
+      one_update,
+      (state.params, state.opt_state),
+      length=cfg.loss.num_updates,
+  )
+  gap = metrics.pop("logprob_gap")[0]
+  skipped = jnp.sum(metrics.pop("skipped"))
+  metrics = {f"update/{k}": jnp.mean(v) for k, v in metrics.items()}
+  state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+  )
+  return state, metrics | {
+      "update/logprob_gap": gap,
+      "update/skipped": skipped,
+  }

@@ -1,0 +1,118 @@
+"""The supervised stage: maximum likelihood on demonstrations."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from iapo_jax.config.schema import Config
+from iapo_jax.core import masked, sharding
+from iapo_jax.core.types import Array, Params, Prompts, StepOutput, TrainState
+from iapo_jax.rl import finite, losses, policy
+from iapo_jax.rl.state import StateSpec
+
+
+@struct.dataclass
+class Demonstrations:
+  """Prompts with written-out completions.
+
+  Attributes:
+    prompts: b prompts.
+    completion: int32[b, t], right-padded.
+    learned: bool[b, t], the tokens that carry loss.
+  """
+
+  prompts: Prompts
+  completion: Array
+  learned: Array
+
+
+WarmStartStep = Callable[
+    [TrainState, Demonstrations], tuple[TrainState, StepOutput]
+]
+
+
+def demonstration_loss(
+    params: Params, batch: Demonstrations, cfg: Config
+) -> tuple[Array, dict[str, Array]]:
+  """Σ −log π over the learned tokens, over a constant.
+
+  The constant is sequences x longest completion, so that an example that
+  teaches one token counts as one token.
+
+  Args:
+    params: that learn.
+    batch: demonstrations.
+    cfg: the run's configuration.
+
+  Returns:
+    The loss; mean −log π and the share of tokens that are the most probable,
+    over the learned tokens.
+  """
+  weights = losses.token_weights(
+      batch.learned,
+      aggregation="constant_length",
+      constant_length=cfg.rollout.max_tokens,
+  )
+  loss, stats = policy.token_loss(
+      params,
+      batch.prompts,
+      batch.completion,
+      weights,
+      loss=lambda logprobs, weights: -weights * logprobs,
+      cfg=cfg.model,
+      group_size=1,
+      temperature=1.0,
+      head_chunk=cfg.loss.head_chunk,
+  )
+  hits = stats.hit.astype(jnp.float32)
+  return loss, {
+      "sft/nll": -masked.mean(stats.logprob, batch.learned, None),
+      "sft/token_accuracy": masked.mean(hits, batch.learned, None),
+  }
+
+
+def make_warm_start_step(
+    cfg: Config,
+    mesh: Mesh,
+    *,
+    optimizer: optax.GradientTransformation,
+    spec: StateSpec,
+) -> WarmStartStep:
+  """One supervised update as one jitted, sharded program.
+
+  Args:
+    cfg: the run's configuration.
+    mesh: devices.
+    optimizer: of this stage.
+    spec: of the state.
+
+  Returns:
+    (state, demonstrations) -> (state, output); the state is donated.
+  """
+
+  def step(
+      state: TrainState, batch: Demonstrations
+  ) -> tuple[TrainState, StepOutput]:
+    with sharding.scope(mesh):
+      loss = functools.partial(demonstration_loss, cfg=cfg)
+      grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch)
+      params, opt_state, more = finite.apply_update(
+          optimizer, grads, state.params, state.opt_state, metrics
+      )
+      metrics |= {f"update/{name}": value for name, value in more.items()}
+      state = state.replace(
+          step=state.step + 1, params=params, opt_state=opt_state
+      )
+    return state, StepOutput(metrics)
+
+  return jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(spec.shardings, sharding.batch_sharding(mesh)),
+      out_shardings=(spec.shardings, StepOutput(sharding.replicated(mesh))),
+  )

@@ -1,0 +1,493 @@
+"""Orbax: what a stage saves, and which of it can be trusted.
+
+A stage's folder holds one folder a step:
+
+  params/    the policy, an item of its own, so that another run can start
+             from it without the optimizer's moments
+  rest/      all else of the train state
+  progress/  steps done, the position of the data and of the logs
+  metrics/   of the validation at that step, if there was one
+  checksums.json
+
+Orbax commits a step by renaming its folder. The checksums are written after
+that, and a step counts from then on: one without them is half-written, one
+that does not match them is damaged. Neither is ever loaded or overwritten.
+Steps that are kept no longer leave by being renamed, too: a folder that lost
+files is damaged, and never one that was being deleted.
+
+Several processes write a step together, each what its devices keep. All else
+the first one does for them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from iapo_jax.core import files, processes, sharding
+from iapo_jax.core.errors import ConfigError, SaveError
+from iapo_jax.core.types import Params, PyTree, TrainState
+from iapo_jax.rl.state import StateSpec
+from iapo_jax.run import memory
+
+STAGES = ("warm_start", "rl")  # in the order they run
+_CHECKSUMS = "checksums.json"
+# What TensorStore says in an exception that is no OSError.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_SMALL = 2**20  # bytes of a file that is read even in a quick look
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"
+_REMOVED = "removed"  # steps that are kept no longer, until they are deleted
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """Where a stage stood when it was saved.
+
+  Attributes:
+    done: steps of the stage.
+    data: state of the Grain iterator whose next batch is of step `done` + 1.
+    logs: bytes of each log file.
+    skipped: steps in a row without any update, up to `done`.
+  """
+
+  done: int
+  data: dict[str, Any]
+  logs: dict[str, int]
+  skipped: int = 0
+
+
+class Checkpoints:
+  """A stage's checkpoints: its start, the newest few and the best few.
+
+  A step is copied to the host at once and written while training goes on. It
+  counts from the first `poll` that finds it written, or from `settle`.
+  """
+
+  def __init__(
+      self, folder: pathlib.Path, *, keep_last: int, keep_best: int
+  ) -> None:
+    """Opens a stage's folder for writing, and clears half-written steps away.
+
+    Args:
+      folder: created if need be.
+      keep_last: newest checkpoints kept.
+      keep_best: checkpoints kept for their validation accuracy.
+    """
+    self.folder = folder.absolute()
+    processes.on_first(lambda: _clear(self.folder))
+    policy = keep.AnyPreservationPolicy([
+        keep.LatestN(keep_last),
+        keep.CustomSteps([0]),
+        keep.BestN(
+            get_metric_fn=_accuracy,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        ),
+    ])
+    self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_accuracy,  # without it Orbax writes no metrics
+            todelete_subdir=_REMOVED,
+            enable_async_checkpointing=True,
+        ),
+    )
+    self._pending: int | None = None  # a step that does not count yet
+    self._sealed = False  # whether it does, as the first process knows
+
+  def save(
+      self,
+      state: TrainState,
+      progress: Progress,
+      metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Begins to write a checkpoint, after the one before it is written.
+
+    Args:
+      state: to write; its arrays may be donated when this returns.
+      progress: of the stage; its `done` is the checkpoint's step.
+      metrics: of the validation at this step.
+
+    Raises:
+      SaveError: where it, or the one before it, could not be written.
+    """
+    self.settle()
+    processes.everywhere(lambda: self._check_space(state, progress.done))
+    processes.everywhere(lambda: self._begin(state, progress, metrics))
+    self._pending, self._sealed = progress.done, False
+
+  def poll(self) -> None:
+    """Makes the last step count if it is written; waits for nothing.
+
+    Raises:
+      SaveError: where it could not be written.
+    """
+    if self._pending is None or self._sealed or not processes.is_first():
+      return
+    if not self._manager.is_saving_in_progress():
+      self._wait()
+      self._finish()
+
+  def settle(self) -> None:
+    """Returns when the last step is written and counts; all processes ask.
+
+    Raises:
+      SaveError: where it could not be written.
+    """
+    if self._pending is None:
+      return
+    processes.everywhere(self._wait)
+    processes.on_first(self._finish)
+    self._pending = None
+
+  def _begin(
+      self,
+      state: TrainState,
+      progress: Progress,
+      metrics: dict[str, float] | None,
+  ) -> None:
+    """Begins to write this process's part."""
+    with self._explained(progress.done), _quiet():
+      # Orbax warns of every save without metrics.
+      self._manager.save(
+          progress.done,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              rest=ocp.args.StandardSave(state.replace(params=None)),
+              progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+          ),
+          metrics=metrics,
+          force=True,
+      )
+
+  def _wait(self) -> None:
+    """Until this process's part of the pending step is written."""
+    with self._explained(self._pending), _quiet():
+      self._manager.wait_until_finished()
+
+  def _finish(self) -> None:
+    """Makes the pending step, which is written, count; once."""
+    if self._sealed:
+      return
+    with self._explained(self._pending):
+      seal(self.folder / str(self._pending))
+    self._sealed = True
+    # Only now that the newest counts is what it replaces deleted.
+    shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _explained(self, step: int) -> Iterator[None]:
+    """What the system refuses becomes a `SaveError`."""
+    try:
+      yield
+    except Exception as error:
+      reason = _system_error(error)
+      if reason is None:
+        raise
+      raise self._failure(step, reason) from error
+
+  def _check_space(self, state: TrainState, step: int) -> None:
+    """Before TensorStore's threads find out, one error each."""
+    needed = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    )
+    free = shutil.disk_usage(self.folder).free
+    if free < needed:
+      raise self._failure(
+          step,
+          f"it needs {memory.readable(needed)}, the device has"
+          f" {memory.readable(free)} left",
+      )
+
+  def _failure(self, step: int, reason: str) -> SaveError:
+    return SaveError(
+        f"checkpoint {self.folder / str(step)} could not be written ({reason});"
+        " the same command goes on from the one before it, or starts over where"
+        " there is none"
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    if failure is None:
+      self.settle()
+    elif jax.process_count() > 1:
+      return  # The others may be gone: nothing here may wait for them.
+    elif not issubclass(failure, SaveError):
+      self.settle()
+    self._manager.close()
+
+
+def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+  """Where a stage of a run keeps its checkpoints."""
+  return workdir / "checkpoints" / stage
+
+
+def exists(workdir: pathlib.Path) -> bool:
+  """Whether a workdir holds anything of any checkpoint."""
+  return any(_folders(stage_folder(workdir, stage)) for stage in STAGES)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+  """The completely written steps of a stage, in order."""
+  return [
+      step for step in _folders(folder)
+      if (folder / str(step) / _CHECKSUMS).exists()
+  ]  # fmt: skip
+
+
+def _folders(folder: pathlib.Path) -> list[int]:
+  """The steps that have a folder, sealed or not."""
+  if not folder.is_dir():
+    return []
+  return sorted(
+      int(path.name) for path in folder.iterdir() if path.name.isdecimal()
+  )
+
+
+def fault(folder: pathlib.Path, step: int) -> str | None:
+  """What is wrong with a checkpoint.
+
+  Args:
+    folder: of a stage.
+    step: of it, of which every byte is read.
+
+  Returns:
+    A few words, or None where it is as it was written.
+  """
+  try:
+    return _find_fault(folder / str(step))
+  except OSError as error:
+    return f"cannot be read ({error.strerror})"
+
+
+def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
+  """As `fault`; what the system does not let us read is no fault of it.
+
+  Of large files a quick look takes the size alone.
+  """
+  if not path.is_dir():
+    return "is not there"
+  try:
+    expected = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return "was not completely written"
+  except ValueError:
+    return f"has a damaged {_CHECKSUMS}"
+  if not isinstance(expected, dict):
+    return f"has a damaged {_CHECKSUMS}"
+  try:
+    found = _checksums(path, _SMALL if quick else None)
+  except FileNotFoundError:
+    return "is being removed"
+  for name in sorted(expected.keys() | found.keys()):
+    if name not in found:
+      return f"lacks {name}"
+    size, digest = expected.get(name, (None, None))
+    if found[name] not in ((size, digest), (size, None)):
+      return f"is damaged in {name}"
+  return None
+
+
+def newest_intact(folder: pathlib.Path) -> int | None:
+  """The newest checkpoint that is as it was written.
+
+  Those that are not are moved to `checkpoints/damaged`, and said so. Of the
+  older ones only sizes and small files are looked at; whoever loads one reads
+  all of it.
+
+  Args:
+    folder: of a stage; the caller must be its only writer.
+
+  Returns:
+    Its step, or None where there is none.
+
+  Raises:
+    OSError: where one cannot be read. It may be intact: nothing is moved.
+  """
+  newest = None
+  for step in reversed(_folders(folder)):
+    problem = _find_fault(folder / str(step), quick=newest is not None)
+    if problem is None:
+      newest = step if newest is None else newest
+      continue
+    kept = _set_aside(folder / str(step))
+    print(
+        f"warning: checkpoint {folder / str(step)} {problem}; it is not used"
+        f" and lies in {kept} now",
+        flush=True,
+    )
+  return newest
+
+
+def last(workdir: pathlib.Path) -> tuple[str, int]:
+  """Stage and step of a run's last checkpoint.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The stage and the step.
+
+  Raises:
+    ConfigError: where there is no checkpoint.
+  """
+  for stage in reversed(STAGES):
+    found = steps(stage_folder(workdir, stage))
+    if found:
+      return stage, found[-1]
+  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
+
+
+def restore(
+    folder: pathlib.Path, step: int, spec: StateSpec
+) -> tuple[TrainState, Progress]:
+  """A checkpoint, each shard read by the devices that keep it.
+
+  Args:
+    folder: of a stage.
+    step: of an intact checkpoint.
+    spec: of the state.
+
+  Returns:
+    The state and the stage's progress.
+  """
+  wanted = sharding.placed_shapes(spec.shapes, spec.shardings)
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with (
+      _quiet(),
+      ocp.CheckpointManager(folder.absolute(), options=options) as manager,
+  ):
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(wanted.params),
+            rest=ocp.args.StandardRestore(wanted.replace(params=None)),
+            progress=ocp.args.JsonRestore(),
+        ),
+    )
+  state = restored["rest"].replace(params=restored["params"])
+  return state, Progress(**restored["progress"])
+
+
+def load_params(
+    folder: pathlib.Path,
+    step: int,
+    shapes: PyTree,
+    shardings: PyTree,
+    *,
+    verify: bool = True,
+) -> Params:
+  """A checkpoint's policy, each shard read by the devices that keep it.
+
+  Args:
+    folder: of a stage.
+    step: of it.
+    shapes: of the parameters.
+    shardings: where they shall lie.
+    verify: whether to look for faults first; who just did need not again.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    ConfigError: where the checkpoint is missing, half-written or damaged.
+  """
+  problem = fault(folder, step) if verify else None
+  if problem:
+    raise ConfigError(f"checkpoint {str(folder / str(step))!r}: {problem}")
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(
+        folder.absolute() / str(step) / "params",
+        sharding.placed_shapes(shapes, shardings),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Orbax logs what it raises, too: a page for a full disk.
+
+  After an exception its threads still do, so that it stays quiet.
+  """
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  yield
+  logging.set_verbosity(verbosity)
+
+
+def _system_error(error: Exception) -> str | None:
+  """What the system refused, None where it is another kind of error."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  code = _OS_ERROR.search(str(error))
+  return os.strerror(int(code[1])) if code else None
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics["accuracy"]
+
+
+def _checksums(
+    path: pathlib.Path, largest: int | None = None
+) -> dict[str, tuple[int, str | None]]:
+  """Size and SHA-256 of every file of a checkpoint, by its name inside it.
+
+  Files over `largest` bytes are not read: their digest is None.
+  """
+  found = {}
+  for file in sorted(path.rglob("*")):
+    if file.is_file() and file.name != _CHECKSUMS:
+      size, digest = file.stat().st_size, None
+      if largest is None or size <= largest:
+        with file.open("rb") as stream:
+          digest = hashlib.file_digest(stream, "sha256").hexdigest()
+      found[file.relative_to(path).as_posix()] = (size, digest)
+  return found
+
+
+def seal(path: pathlib.Path) -> None:
+  """Writes a checkpoint's checksums, whole or not at all: now it counts.
+
+  Args:
+    path: of the checkpoint, whose files are all there.
+  """
+  files.write_json(path / _CHECKSUMS, _checksums(path))
+
+
+def _clear(folder: pathlib.Path) -> None:
+  """Deletes what never was a checkpoint, or is one no longer."""
+  if not folder.is_dir():
+    return
+  shutil.rmtree(folder / _REMOVED, ignore_errors=True)
+  for path in sorted(folder.iterdir()):
+    if _HALF_WRITTEN in path.name:
+      shutil.rmtree(path)
+      print(
+          f"warning: checkpoint {path} was not completely written; it is"
+          " deleted",
+          flush=True,
+      )
+
+
+def _set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Moves a checkpoint out of its stage's folder; nothing is overwritten."""
+  kept = path.parent.parent / "damaged"
+  kept.mkdir(exist_ok=True)
+  name = kept / f"{path.parent.name}-{path.name}"
+  return path.rename(files.numbered(name, "-"))

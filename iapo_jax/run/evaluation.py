@@ -1,0 +1,311 @@
+"""Sampled evaluation of a policy on held-out problems."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from iapo_jax.config.schema import Config
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Array, Params, Prompts, PyTree, Vocabulary
+from iapo_jax.data.pipeline import PromptTable
+from iapo_jax.data.steps import CheckCounts, StepTokens, count_checks
+from iapo_jax.rewards.reward import Grader
+from iapo_jax.rl import policy, rollout
+from iapo_jax.rl.planting import Planting
+
+Sampler = Callable[[Params, Prompts, Array], dict[str, PyTree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completions:
+  """What n completions of each of m problems were.
+
+  Attributes:
+    correct: bool[m, n].
+    well_formed: bool[m, n].
+    lengths: int[m, n], in tokens, EOS included.
+    reasoning_lengths: int[m, n], R in tokens.
+    timed_out: bool[m, n], answers that took too long to compare.
+    checks: int[m, n], results of steps and those that were checked; None where
+      the task has no slips.
+    levels: int[m], how hard each problem is; None where the task has no levels.
+  """
+
+  correct: np.ndarray
+  well_formed: np.ndarray
+  lengths: np.ndarray
+  reasoning_lengths: np.ndarray
+  timed_out: np.ndarray
+  checks: CheckCounts | None = None
+  levels: np.ndarray | None = None
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> float:
+  """The chance that k completions of a problem hold a correct one.
+
+  Unbiased from n >= k completions, c of them correct (Chen et al. 2021,
+  arXiv 2107.03374): the mean over problems of
+
+    1 - C(n - c, k) / C(n, k)  =  1 - Π_{i = n-c+1..n} (1 - k / i)
+
+  Args:
+    correct: bool[m, n].
+    k: 1 .. n.
+
+  Returns:
+    The mean over problems.
+
+  Raises:
+    ValueError: for a k outside 1 .. n.
+  """
+  n = correct.shape[1]
+  if not 1 <= k <= n:
+    raise ValueError(f"k = {k}: must be in [1, {n}], the samples per problem")
+  factors = np.maximum(1 - k / np.arange(1, n + 1), 0.0)
+  # failing[j]: the product over i = j + 1 .. n.
+  failing = np.append(np.cumprod(factors[::-1])[::-1], 1.0)
+  return float(np.mean(1 - failing[n - np.sum(correct, axis=1)]))
+
+
+def length_at_k(lengths: np.ndarray, k: int) -> float:
+  """Mean tokens of the first k completions of each problem, as the paper.
+
+  Its unbiased form, the expected mean over k of the n completions drawn
+  without replacement, is the mean over all n, whatever k is.
+
+  Args:
+    lengths: int[m, n].
+    k: 1 .. n.
+
+  Returns:
+    The mean over problems.
+  """
+  return float(np.mean(lengths[:, :k]))
+
+
+def powers_of_two(n: int) -> list[int]:
+  """1, 2, 4, ... up to n: the k of pass@k and length@k."""
+  return [2**i for i in range(n.bit_length())]
+
+
+def summarise(results: Completions) -> dict[str, float]:
+  """The metrics of an evaluation; their units are in docs/metrics.md.
+
+  Standard errors are over problems, whose completions are not independent.
+
+  Args:
+    results: of m problems, n completions each.
+
+  Returns:
+    Numbers by name.
+  """
+  problems, samples = results.correct.shape
+  summary = {
+      "accuracy": float(np.mean(results.correct)),
+      "accuracy_se": _standard_error(results.correct),
+      "mean_tokens": float(np.mean(results.lengths)),
+      "mean_tokens_se": _standard_error(results.lengths),
+      "mean_reasoning_tokens": float(np.mean(results.reasoning_lengths)),
+      "format_rate": float(np.mean(results.well_formed)),
+      "timeout_rate": float(np.mean(results.timed_out)),
+      "problems": problems,
+      "samples": samples,
+  }
+  for k in powers_of_two(samples):
+    passed = pass_at_k(results.correct, k)
+    length = length_at_k(results.lengths, k)
+    summary[f"pass@{k}"] = passed
+    summary[f"length@{k}"] = length
+    summary[f"efficiency@{k}"] = passed / length
+  if results.levels is not None:
+    summary |= _by_level(results, results.levels)
+  if results.checks is not None:
+    summary |= _check_rates(results.checks)
+  return summary
+
+
+def _by_level(results: Completions, levels: np.ndarray) -> dict[str, float]:
+  """Accuracy and tokens over the problems of each level that is there."""
+  summary: dict[str, float] = {}
+  for level in np.unique(levels):
+    rows = levels == level
+    summary[f"accuracy/level_{level}"] = float(np.mean(results.correct[rows]))
+    summary[f"tokens/level_{level}"] = float(np.mean(results.lengths[rows]))
+    summary[f"problems/level_{level}"] = int(np.sum(rows))
+  return summary
+
+
+def _check_rates(checks: CheckCounts) -> dict[str, float]:
+  """Shares of all wrong and of all right results; 0 where there are none."""
+  totals = jax.tree.map(lambda x: int(np.sum(x)), checks)
+  return {
+      "check_after_slip": totals.wrong_checked / max(totals.wrong, 1),
+      "check_after_none": totals.right_checked / max(totals.right, 1),
+      "results_wrong": totals.wrong,
+      "results_right": totals.right,
+  }
+
+
+def _standard_error(values: np.ndarray) -> float:
+  return float(np.std(np.mean(values, axis=1)) / math.sqrt(len(values)))
+
+
+def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
+  """The paper's choice of a checkpoint.
+
+  Of the `top` validations with the highest accuracy, the one with the highest
+  pass@k / length@k for the largest k there is. Of equal ratios the more
+  accurate, of equals in both the latest.
+
+  Args:
+    points: validations: `step`, `accuracy`, `samples`, `efficiency@K`.
+    top: how many are looked at.
+
+  Returns:
+    Its step.
+  """
+  latest_first = sorted(points, key=lambda p: -p["step"])
+  best = sorted(latest_first, key=lambda p: -p["accuracy"])[:top]
+  k = powers_of_two(int(best[0]["samples"]))[-1]
+  return int(max(best, key=lambda p: p[f"efficiency@{k}"])["step"])
+
+
+def make_sampler(
+    cfg: Config,
+    mesh: Mesh,
+    *,
+    vocabulary: Vocabulary,
+    grader: Grader,
+    param_axes: PyTree,
+    planting: Planting | None = None,
+    steps: StepTokens | None = None,
+) -> Sampler:
+  """`evaluation.samples` completions a prompt, in one compiled program.
+
+  Args:
+    cfg: the run's configuration.
+    mesh: devices.
+    vocabulary: of the tokenizer.
+    grader: grades inside the program.
+    param_axes: logical axes of the parameters.
+    planting: tokens that the environment writes, if it does.
+    steps: the tokens of steps whose checks are counted, if they are.
+
+  Returns:
+    (fp32 parameters, prompts, key) -> arrays [q, samples] by the names of
+    `Completions`, but for `levels`.
+  """
+  samples = cfg.evaluation.samples
+
+  def run(params: Params, prompts: Prompts, key: Array) -> dict[str, PyTree]:
+    with sharding.scope(mesh):
+      frozen = policy.for_decoding(
+          params, param_axes, cfg=cfg.model
+      )
+      rolled = rollout.sample(
+          frozen,
+          prompts,
+          key,
+          cfg=cfg.model,
+          group_size=samples,
+          max_tokens=cfg.rollout.max_tokens,
+          eos_ids=vocabulary.eos_ids,
+          pad_id=vocabulary.pad_id,
+          temperature=cfg.evaluation.temperature,
+          planting=planting,
+      )
+      grades = grader(rolled, prompts)
+    rows = {
+        "correct": grades.correct,
+        "well_formed": grades.well_formed,
+        "lengths": rolled.lengths,
+        "reasoning_lengths": grades.reasoning_lengths,
+        "timed_out": grades.timed_out,
+    }
+    if steps:
+      rows["checks"] = count_checks(rolled.tokens, rolled.lengths, steps)
+    return {
+        name: jax.tree.map(lambda x: x.reshape(-1, samples), x)
+        for name, x in rows.items()
+    }
+
+  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def batches(
+    table: PromptTable, mesh: Mesh, *, problems: int, batch_prompts: int
+) -> Iterator[tuple[Prompts, int]]:
+  """The first problems of a table, as many at a time as a sampler takes.
+
+  Args:
+    table: of a split.
+    mesh: devices.
+    problems: how many; all where the table has fewer.
+    batch_prompts: prompts per call; the last call is filled up with repeats.
+
+  Yields:
+    The placed prompts, and how many of them count.
+  """
+  count = min(problems, len(table.kept))
+  for start in range(0, count, batch_prompts):
+    rows = np.arange(start, start + batch_prompts) % count
+    prompts = jax.tree.map(lambda x, rows=rows: x[rows], table.prompts)
+    placed = sharding.put_batch(prompts, mesh)
+    yield placed, min(batch_prompts, count - start)
+
+
+def evaluate(
+    sampler: Sampler,
+    params: Params,
+    table: PromptTable,
+    mesh: Mesh,
+    *,
+    problems: int,
+    batch_prompts: int,
+    key: Array,
+) -> Completions:
+  """Samples the first `problems` problems of a table.
+
+  Args:
+    sampler: of `make_sampler`.
+    params: fp32 weights.
+    table: of a split.
+    mesh: devices.
+    problems: how many; all where the table has fewer.
+    batch_prompts: problems per call.
+    key: a PRNG key; the call's number is folded into it.
+
+  Returns:
+    What the completions were.
+  """
+  calls = [
+      counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
+      for i, (prompts, count) in enumerate(
+          batches(table, mesh, problems=problems, batch_prompts=batch_prompts)
+      )
+  ]
+  return concatenate(calls, table)
+
+
+def counted(results: dict[str, PyTree], count: int) -> Completions:
+  """What a sampler returned, without the repeats that fill its last call."""
+  host = jax.device_get(results)
+  return Completions(**jax.tree.map(lambda x: x[:count], host))
+
+
+def concatenate(
+    parts: Sequence[Completions], table: PromptTable
+) -> Completions:
+  """Calls on the first problems of a table as one, with their levels."""
+  fields = [f.name for f in dataclasses.fields(Completions)]
+  whole = jax.tree.map(
+      lambda *arrays: np.concatenate(arrays),
+      *({name: getattr(part, name) for name in fields} for part in parts),
+  )
+  if table.levels is not None:
+    whole["levels"] = table.levels[: len(whole["correct"])]
+  return Completions(**whole)

@@ -1,0 +1,94 @@
+"""A run's policy judged on problems that it does not train on."""
+
+import time
+
+from iapo_jax.core import files, processes
+from iapo_jax.core.types import KeyDomain, Params, TrainState
+from iapo_jax.run import evaluation, sources
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.run.context import Run
+from iapo_jax.run.logs import Metrics
+
+
+def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
+  """Judges validation problems where it is time to, and writes that down.
+
+  Args:
+    run: on its way.
+    state: whose policy is judged.
+    done: steps of reinforcement learning.
+
+  Returns:
+    The metrics; None where it is not time.
+  """
+  every = run.cfg.evaluation.every
+  if not every or (done % every and done != run.cfg.num_steps):
+    return None
+  results = _sample(
+      run, state.params, "validation", run.cfg.evaluation.problems
+  )
+  summary = evaluation.summarise(results)
+  run.log.write("validation", done, summary)
+  run.log.write_evaluation({
+      "step": done,
+      "lengths": results.lengths.tolist(),
+      "reasoning_lengths": results.reasoning_lengths.tolist(),
+      "correct": results.correct.tolist(),
+  })
+  return summary
+
+
+def summarise(run: Run, state: TrainState, start: float) -> None:
+  """Evaluates on the test split; `summary.json` marks the run as finished.
+
+  Args:
+    run: after its last step.
+    state: after its last stage.
+    start: of the command, by `time.perf_counter`.
+  """
+  count = len(run.parts.task.tables["test"].kept)
+  params, name = _judged(run, state)
+  summary = evaluation.summarise(_sample(run, params, "test", count))
+  skipped = run.parts.task.tables["test"].skipped
+  extra = {
+      "skipped": skipped,
+      "checkpoint": name,
+      "seconds": time.perf_counter() - start,
+  }
+  if run.parts.task.note:
+    extra["note"] = run.parts.task.note
+  place = run.workdir / workdir_lib.SUMMARY
+  processes.on_first(lambda: files.write_json(place, summary | extra))
+  print(
+      f"test       accuracy {summary['accuracy']:.3f} ±"
+      f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
+      f" {count} problems, checkpoint {name}"
+  )
+
+
+def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
+  """The policy that the test split judges, and its name."""
+  cfg = run.cfg
+  only_warm = cfg.warm_start.num_steps and not cfg.num_steps
+  stage = "warm_start" if only_warm else "rl"
+  if cfg.evaluation.checkpoint == "last" or stage != "rl":
+    return state.params, f"{stage}/{int(state.step)}"
+  step = processes.on_first(lambda: sources.best(run.workdir).step)
+  best = sources.Source(run.workdir, stage, step)
+  return sources.load(run.parts, best, verify=False), best.name
+
+
+def _sample(
+    run: Run, params: Params, split: str, problems: int
+) -> evaluation.Completions:
+  # The same key each time: points of a curve differ by the policy alone.
+  settings = run.cfg.evaluation
+  return evaluation.evaluate(
+      run.sampler,
+      params,
+      run.parts.task.tables[split],
+      run.parts.mesh,
+      problems=problems,
+      batch_prompts=settings.batch_size // settings.samples,
+      key=KeyDomain.EVALUATION.key(run.cfg.seed),
+  )

@@ -1,0 +1,157 @@
+"""What follows from a configuration and the devices there are."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from iapo_jax.config.schema import Config, CreditConfig
+from iapo_jax.core import compilation
+from iapo_jax.models import fused_attention
+from iapo_jax.rl import micro_batches, probes
+from iapo_jax.rl.state import StateSpec
+from iapo_jax.run import memory
+
+
+def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
+  """What follows from the configuration, for people to read.
+
+  Args:
+    c: the checked configuration, the vocabulary size filled in.
+    mesh: devices.
+    spec: of the state of reinforcement learning.
+
+  Returns:
+    Lines.
+  """
+  m, shape = c.model, mesh.shape
+  weights = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
+  lines = [
+      f"model      {weights:,} weights: {m.num_layers} layers of width"
+      f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
+      f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
+      f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
+      f"attention  {_describe_attention(c, mesh)}",
+      f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
+      f" {c.rollout.max_tokens} tokens",
+  ]
+  if c.warm_start.num_steps:
+    size = c.warm_start.batch_size
+    lines.append(
+        f"warm start {c.warm_start.num_steps} steps of {size} chains, at most"
+        f" {size * c.rollout.max_tokens:,} tokens a step"
+    )
+  if c.num_steps:
+    lines += _describe_step(c, shape["data"] * shape["fsdp"])
+  lines.append(_describe_evaluation(c))
+  for name, needed in memory.programs(c, mesh, spec).items():
+    lines.append(f"memory     {_describe_memory(name, needed)}")
+  return "\n".join(lines)
+
+
+def describe_programs(c: Config, place: str | None) -> str:
+  """Which compiled programs the next start will find.
+
+  Args:
+    c: the checked configuration.
+    place: where they are kept; None for nowhere.
+
+  Returns:
+    A line.
+  """
+  if place is None:
+    return "programs   not kept for the next start: JAX has no cache"
+  line = f"programs   kept in {place} for the next start"
+  if c.reward.grader == "host" and not compilation.keeps_host_calls():
+    names = "rl step and evaluation" if c.num_steps else "evaluation"
+    rule = "cannot be kept (before JAX 0.11): grading calls the host"
+    line += f"; {names} {rule}"
+  return line
+
+
+def _describe_attention(c: Config, mesh: Mesh) -> str:
+  platform = mesh.devices.flat[0].platform
+  if fused_attention.chosen(c.model.attention, platform):
+    return "fused kernels; decoding by the reference"
+  return "reference"
+
+
+def _describe_step(c: Config, shards: int) -> list[str]:
+  """What one step of reinforcement learning is made of."""
+  sequences, micro = c.sequences_per_step, c.loss.micro_batches
+  probed = "none"
+  positions = probes.most(
+      c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
+  )
+  if c.probe.at == "sentences":
+    probed = "at the ends of sentences"
+  elif positions:
+    probed = f"{positions} positions of a completion at most"
+  if positions:
+    probed += f", at most about {c.tokens_per_pass:,} tokens in a pass"
+  whole = len(micro_batches.cuts(c.rollout.max_tokens)) == 1
+  return [
+      f"rl         {c.num_steps} steps of {c.prompts_per_step} prompts x"
+      f" {c.group_size} samples = {sequences} sequences,"
+      f" {sequences // shards} per data shard, at most"
+      f" {sequences * c.rollout.max_tokens:,} sampled tokens a step",
+      f"update     {c.loss.num_updates} per rollout, each of {micro} micro-"
+      f"batch{'es' if micro > 1 else ''} of {c.update_rows // micro} sequences"
+      f"{'' if whole or micro == 1 else ', fewer of short ones'}",
+      f"probes     {probed}",
+      f"credit     {_describe_credit(c.credit)}",
+  ]
+
+
+def _describe_evaluation(c: Config) -> str:
+  e = c.evaluation
+  during = ""
+  if c.num_steps and e.every:
+    during = (
+        f"every {e.every} RL steps on {e.problems} problems, at the end"
+        " on the test split: "
+    )
+  return (
+      f"evaluation {during}{e.samples} sample{'s' if e.samples > 1 else ''} a"
+      f" problem, {e.batch_size} completions per call"
+  )
+
+
+def _describe_memory(name: str, needed: memory.Estimate) -> str:
+  """The total, and where it comes from."""
+  told = {
+      part: f"{part} {memory.readable(size)}"
+      for part, size in dataclasses.asdict(needed).items()
+      if size
+  }
+  parts = [told.pop(part) for part in ("state", "reference") if part in told]
+  update = told.pop("update", None)
+  sampling = " + ".join(told.values())
+  if update and sampling:
+    parts.append(f"the larger of ({sampling}) and ({update})")
+  else:
+    parts.append(update or sampling)
+  total = memory.readable(needed.peak)
+  return f"{name} about {total} a device: {' + '.join(parts)}"
+
+
+def _describe_credit(c: CreditConfig) -> str:
+  """The mode, with the weights that it uses."""
+  used = {
+      "grpo": [],
+      "gtpo": ["explore_weight"],
+      "length_penalty": ["length_weight"],
+      "group_length_penalty": ["length_weight"],
+      "paper": ["info_weight", "explore_weight"],
+      "to_go": ["info_weight", "explore_weight", "discount", "cost"],
+      "faithful": ["info_weight", "explore_weight", "horizon"],
+  }[c.mode]
+  words = [c.mode, *(f"{name} {getattr(c, name):g}" for name in used)]
+  if c.information != "realised":
+    words.append(f"information {c.information} (control)")
+  if not c.normalise:
+    words.append("not normalised")
+  if not c.only_correct:
+    words.append("wrong completions too")
+  return ", ".join(words)

@@ -1,0 +1,191 @@
+"""Steps whose numbers were not finite, kept so that they can be run again.
+
+  replay/STAGE-STEP/state        what the step began with
+  replay/STAGE-STEP/batch.npz    what it was given
+  replay/STAGE-STEP/metrics.json what came of it; null is not finite
+  replay/STAGE-STEP/own.json     which parts were a user's, where some were
+
+A step is a function of its state and batch, so that these two are all of it,
+but for a user's parts: whoever runs it again must bring them again.
+"""
+
+import dataclasses
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from iapo_jax.core import files, processes, sharding
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Prompts, PyTree, TrainState
+from iapo_jax.rl import finite
+from iapo_jax.rl.own import NOTHING, Own
+from iapo_jax.rl.warm_start import Demonstrations
+from iapo_jax.run import assembly, checkpoint, debugging, resumption, workdir
+from iapo_jax.run.assembly import Assembly
+
+_STATE = "state"
+_BATCH = "batch.npz"
+_METRICS = "metrics.json"
+_OWN = "own.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+  """A step that was run again.
+
+  Attributes:
+    metrics: of it.
+    before: of the first time, NaN for what was not finite.
+    place: where in this package NaN appears first; None where there is none,
+      or infinities alone.
+  """
+
+  metrics: dict[str, float]
+  before: dict[str, float]
+  place: str | None
+
+
+def folder(run: pathlib.Path) -> pathlib.Path:
+  """Where a run keeps such steps."""
+  return run / "replay"
+
+
+def keep(
+    place: pathlib.Path,
+    state: TrainState,
+    batch: PyTree,
+    metrics: Mapping[str, float],
+    own: str = "",
+) -> None:
+  """Keeps a step without any update; all processes must call this.
+
+  A step that is kept already is left: it was the same.
+
+  Args:
+    place: folder of the step, STAGE-STEP.
+    state: after it, so that only its count has changed.
+    batch: of it.
+    metrics: of it.
+    own: which of its parts are a user's.
+
+  Raises:
+    OSError: where something cannot be written.
+  """
+  # What is written last is there: so is all else.
+  if processes.on_first((place / _METRICS).exists):
+    return
+  state = state.replace(step=jax.jit(lambda step: step - 1)(state.step))
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(place.absolute() / _STATE, state, force=True)
+  arrays = {
+      jax.tree_util.keystr(path): leaf
+      for path, leaf in jax.tree.leaves_with_path(processes.gather(batch))
+  }
+
+  def write() -> None:
+    np.savez(place / _BATCH, **arrays)
+    if own:
+      files.write_json(place / _OWN, {"own": own})
+    files.write_json(place / _METRICS, finite.as_json(metrics))
+
+  processes.on_first(write)
+
+
+def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
+  """Runs a step again, and looks for the first NaN where it has any.
+
+  Args:
+    place: of `keep`, in the folder of its run.
+    own: the user's parts of the step.
+
+  Returns:
+    What came of it.
+
+  Raises:
+    ConfigError: where nothing is kept there, its run is gone, or it had other
+      parts of a user.
+  """
+  named = re.fullmatch(rf"({'|'.join(checkpoint.STAGES)})-\d+", place.name)
+  if not named or not (place / _METRICS).exists():
+    raise ConfigError(
+        f"{str(place)!r}: must be a step that a stopped run kept,"
+        " RUN/replay/STAGE-STEP"
+    )
+  _check_own(place, own)
+  run = place.absolute().parent.parent
+  parts = assembly.assemble(workdir.load_config(run), home=run)
+  workdir.check_data(parts, run)
+  before = finite.from_json(files.read_json(place / _METRICS))
+  step, arguments = _step_of(parts, run, place, named[1], own)
+  # The step takes the memory of its state, which the search needs, too.
+  state = jax.tree.map(jnp.copy, arguments[0])
+  metrics = step(state, *arguments[1:])[1].numbers()
+  found = None
+  if finite.offenders(metrics):
+    found = debugging.first_nan(step, *arguments)
+  return Replayed(metrics, before, found)
+
+
+def _check_own(place: pathlib.Path, own: Own) -> None:
+  path, theirs = place / _OWN, ""
+  if path.exists():
+    theirs = files.read_json(path)["own"]
+  if own.described != theirs:
+    raise ConfigError(
+        f"{str(place)!r}: the step had {theirs or 'nothing'} of a user's own,"
+        f" and is to be run with {own.described or 'nothing'}; call"
+        " iapo_jax.run.replay.again with the folder and the same iapo_jax.rl.own.Own"
+    )
+
+
+def _step_of(
+    parts: Assembly,
+    run: pathlib.Path,
+    place: pathlib.Path,
+    stage: str,
+    own: Own,
+) -> tuple[Any, tuple[PyTree, ...]]:
+  """The jitted step, and what it is given."""
+  if stage == "rl":
+    made = assembly.reinforcement_stage(parts)
+    batch = _read_batch(place, Prompts(0, 0, 0, 0))
+    train, reference = assembly.train_step_of(parts, made, own), None
+    if parts.cfg.loss.kl_weight:
+      began = resumption.reference(parts, run)
+      reference = assembly.reference_of(parts, made, began)
+    rest = reference, _placed(batch, parts)
+  else:
+    made = assembly.warm_start_stage(parts)
+    batch = _read_batch(place, Demonstrations(Prompts(0, 0, 0, 0), 0, 0))
+    train = assembly.warm_start_step_of(parts, made)
+    rest = (_placed(batch, parts),)
+  return train, (_read_state(place, made), *rest)
+
+
+def _read_state(place: pathlib.Path, stage: assembly.Stage) -> TrainState:
+  wanted = sharding.placed_shapes(stage.spec.shapes, stage.spec.shardings)
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(place.absolute() / _STATE, wanted)
+
+
+def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
+  """NumPy arrays in a tree like another."""
+  try:
+    with np.load(place / _BATCH, allow_pickle=False) as arrays:
+      return jax.tree.map_with_path(
+          lambda path, _: arrays[jax.tree_util.keystr(path)], like
+      )
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    raise ConfigError(f"{str(place / _BATCH)!r}: is damaged") from error
+
+
+def _placed(batch: PyTree, parts: Assembly) -> PyTree:
+  size = len(jax.tree.leaves(batch)[0])
+  return sharding.put_rows(batch, parts.mesh, size)

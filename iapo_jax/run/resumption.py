@@ -1,0 +1,107 @@
+"""Where an interrupted run goes on: its newest state, and what it began with.
+
+Several processes must not judge checkpoints each for itself: the first one
+looks, and all load what it found.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+from iapo_jax.core import processes
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Params, TrainState
+from iapo_jax.run import assembly, checkpoint, sources
+from iapo_jax.run.assembly import Assembly
+from iapo_jax.run.checkpoint import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """Where an interrupted run goes on.
+
+  Attributes:
+    stage: `warm_start` or `rl`.
+    state: as it was saved.
+    progress: of the stage.
+  """
+
+  stage: str
+  state: TrainState
+  progress: Progress
+
+
+def find(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
+  """The newest intact checkpoint of the latest stage that has one.
+
+  Args:
+    parts: of the run.
+    workdir: of the run, locked.
+
+  Returns:
+    It, restored for the run's mesh, whatever mesh it was saved on; None where
+    there is none.
+  """
+  stages = {
+      "warm_start": assembly.warm_start_stage,
+      "rl": assembly.reinforcement_stage,
+  }
+  for name in reversed(checkpoint.STAGES):
+    folder = checkpoint.stage_folder(workdir, name)
+    look = functools.partial(checkpoint.newest_intact, folder)
+    step = processes.on_first(look)
+    if step is not None:
+      print(f"resumes at {name} step {step} of {folder}", flush=True)
+      spec = stages[name](parts).spec
+      return Saved(name, *checkpoint.restore(folder, step, spec))
+  return None
+
+
+def reference(parts: Assembly, workdir: pathlib.Path) -> Params | None:
+  """The policy that an interrupted reinforcement learning began with.
+
+  Args:
+    parts: of the run.
+    workdir: of the run.
+
+  Returns:
+    Its parameters: of the checkpoint at step 0, or, where that is damaged, of
+    what it was copied from.
+
+  Raises:
+    ConfigError: where neither is intact.
+  """
+  intact = processes.on_first(lambda: _intact_reference(parts, workdir))
+  if intact is None:
+    return sources.start(parts)
+  folder, stage, step = intact
+  chosen = sources.Source(pathlib.Path(folder), stage, step)
+  return sources.load(parts, chosen, verify=False)
+
+
+def _intact_reference(
+    parts: Assembly, workdir: pathlib.Path
+) -> tuple[str, str, int] | None:
+  """Workdir, stage and step where it is; None for the pretrained model."""
+  cfg = parts.cfg
+  start = sources.Source(workdir, "rl", 0)
+  problem = start.fault()
+  if not problem:
+    return str(workdir), "rl", 0
+  # What it was copied from is as good.
+  other = None
+  if cfg.warm_start.num_steps:
+    other = sources.Source(workdir, "warm_start", cfg.warm_start.num_steps)
+  elif cfg.init_from:
+    other = sources.source(cfg.init_from)
+  elif cfg.model.pretrained:
+    name = cfg.model.pretrained
+    print(f"warning: checkpoint {start} {problem}; {name} is read instead")
+    return None
+  if other and other.fault() is None:
+    print(f"warning: checkpoint {start} {problem}; {other} is read instead")
+    return str(other.workdir), other.stage, other.step
+  raise ConfigError(
+      f"checkpoint {start} {problem}; the KL penalty needs that policy: start"
+      " over in another --workdir"
+  )

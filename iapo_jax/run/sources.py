@@ -1,0 +1,286 @@
+"""Policies of runs: which checkpoint is meant, and its weights."""
+
+import dataclasses
+import pathlib
+
+from iapo_jax.config import model as model_config
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Params
+from iapo_jax.hf import folder, tokenizer, weights
+from iapo_jax.run import assembly, checkpoint, evaluation, logs
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.run.assembly import Assembly
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A checkpoint of a run.
+
+  Attributes:
+    workdir: of the run.
+    stage: `warm_start` or `rl`.
+    step: of the stage.
+    named: whether somebody chose this very step.
+  """
+
+  workdir: pathlib.Path
+  stage: str
+  step: int
+  named: bool = True
+
+  @property
+  def name(self) -> str:
+    """stage/step."""
+    return f"{self.stage}/{self.step}"
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Of the stage."""
+    return checkpoint.stage_folder(self.workdir, self.stage)
+
+  def fault(self) -> str | None:
+    """What is wrong with it, None where it is as it was written."""
+    return checkpoint.fault(self.folder, self.step)
+
+  def __str__(self) -> str:
+    return str(self.folder / str(self.step))
+
+
+def last(workdir: pathlib.Path) -> Source:
+  """A run's last checkpoint.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where there is none.
+  """
+  return Source(workdir, *checkpoint.last(workdir), named=False)
+
+
+def best(workdir: pathlib.Path) -> Source:
+  """The checkpoint that the paper's rule chooses (`evaluation.best_step`).
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The best of the intact checkpoints of its reinforcement learning.
+
+  Raises:
+    ConfigError: where none was validated and is intact.
+  """
+  points = logs.stage_metrics(workdir, "validation")
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  while points:
+    chosen = Source(workdir, "rl", evaluation.best_step(points))
+    problem = chosen.fault()
+    if problem is None:
+      return chosen
+    print(
+        f"warning: the best checkpoint, {chosen}, {problem}; the best of the"
+        " others is taken",
+        flush=True,
+    )
+    kept = [step for step in kept if step != chosen.step]
+    points = [point for point in points if point["step"] in kept]
+  raise ConfigError(
+      f"workdir {str(workdir)!r}: holds no validated checkpoint to choose the"
+      " best of"
+  )
+
+
+def chosen(workdir: pathlib.Path, which: str) -> Source:
+  """The checkpoint that `--checkpoint` names.
+
+  Args:
+    workdir: of a run.
+    which: `last`, `best` (the last of a run without reinforcement learning) or
+      a step of its reinforcement learning.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where there is no such checkpoint.
+  """
+  newest = last(workdir)
+  if which == "last" or (which == "best" and newest.stage != "rl"):
+    return newest
+  if which == "best":
+    return best(workdir)
+  kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
+  if not which.isdecimal() or int(which) not in kept:
+    raise ConfigError(
+        f"--checkpoint = {which!r}: must be last, best or a kept step of"
+        f" {str(workdir)!r}, which are {kept}"
+    )
+  return Source(workdir, "rl", int(which))
+
+
+def source(text: str) -> Source:
+  """The checkpoint that `config.init_from` names.
+
+  Args:
+    text: the folder of a run, whose last checkpoint is meant, or of one of its
+      checkpoints: RUN/checkpoints/STAGE/STEP.
+
+  Returns:
+    The checkpoint.
+
+  Raises:
+    ConfigError: where a run has none.
+  """
+  path = pathlib.Path(text)
+  if workdir_lib.is_claimed(path):
+    return last(path)
+  *_, kind, stage, step = ("", "", "", *path.parts)
+  run = path.parent.parent.parent
+  named = kind == "checkpoints" and stage in checkpoint.STAGES
+  if named and workdir_lib.is_claimed(run):
+    if not step.isdecimal():
+      raise ConfigError(
+          f"config.init_from = {text!r}: must end in the number of a step"
+      )
+    return Source(run, stage, int(step))
+  raise ConfigError(
+      f"config.init_from = {text!r}: must be the folder of a run, or of one of"
+      " its checkpoints, RUN/checkpoints/STAGE/STEP"
+  )
+
+
+def start(parts: Assembly) -> Params | None:
+  """The policy that a run begins with.
+
+  Args:
+    parts: of the run.
+
+  Returns:
+    Another run's parameters, those of a pretrained model, or None: fresh ones
+    are to be made.
+
+  Raises:
+    ConfigError: where what the configuration names cannot be loaded.
+  """
+  cfg = parts.cfg
+  if cfg.init_from:
+    return load(parts, source(cfg.init_from))
+  if not cfg.model.pretrained:
+    return None
+  spec = assembly.reinforcement_stage(parts).spec
+  return weights.load(
+      folder.find(cfg.model.pretrained),
+      cfg.model,
+      shardings=spec.shardings.params,
+  )
+
+
+def load(
+    parts: Assembly, chosen: Source, *, verify: bool = True
+) -> Params:
+  """A policy of a run, perhaps another one, for this run's mesh.
+
+  Args:
+    parts: of this run.
+    chosen: of any run.
+    verify: whether to look for faults first; who just did need not again.
+
+  Returns:
+    Its parameters.
+
+  Raises:
+    ConfigError: where the checkpoint is missing or damaged, or of another
+      model.
+  """
+  _check_model(parts, chosen.workdir)
+  spec = assembly.reinforcement_stage(parts).spec
+  return checkpoint.load_params(
+      chosen.folder,
+      chosen.step,
+      spec.shapes.params,
+      spec.shardings.params,
+      verify=verify,
+  )
+
+
+def check_start(parts: Assembly) -> None:
+  """Whether `start` will find what it needs, before anything is read or made.
+
+  Args:
+    parts: of the run.
+
+  Raises:
+    ConfigError: as `check_source`; or where a pretrained model's tensors are
+      not those of its configuration.
+  """
+  cfg = parts.cfg
+  if cfg.init_from:
+    check_source(parts, source(cfg.init_from))
+  elif cfg.model.pretrained:
+    reader = weights.Reader(folder.find(cfg.model.pretrained))
+    weights.check(reader, cfg.model)
+
+
+def check_source(parts: Assembly, chosen: Source) -> None:
+  """Whether a run can begin with a policy.
+
+  Args:
+    parts: of the run.
+    chosen: of another run.
+
+  Raises:
+    ConfigError: where that has another model, or another vocabulary; or where
+      the checkpoint is the last only because the run is not finished.
+  """
+  _check_model(parts, chosen.workdir)
+  _check_words(parts, chosen.workdir)
+  if not chosen.named and not workdir_lib.is_finished(chosen.workdir):
+    raise ConfigError(
+        f"config.init_from = {str(chosen.workdir)!r}: is not finished (it has"
+        f" no {workdir_lib.SUMMARY}); name a checkpoint of it, such as"
+        f" {str(chosen)!r}"
+    )
+  if chosen.named and not (chosen.folder / str(chosen.step)).is_dir():
+    raise ConfigError(
+        f"config.init_from = {str(chosen)!r}: no such checkpoint; kept are"
+        f" {checkpoint.steps(chosen.folder)}"
+    )
+
+
+def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
+  theirs = workdir_lib.read_config(workdir)
+  for field, value in config_lib.flatten(parts.cfg).items():
+    group, _, name = field.partition(".")
+    # What is of the run changes nothing of the weights, which are fp32.
+    if group != "model" or name in model_config.OF_RUN:
+      continue
+    if theirs.get(field, value) != value:
+      raise ConfigError(
+          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
+          f" {theirs[field]!r}"
+      )
+
+
+def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether ids mean to this run what they meant to the other.
+
+  Either may have words for ids that the other leaves free. Runs that `starts`
+  packed kept no tokenizer.
+  """
+  places = (workdir / folder.TOKENIZER, workdir / folder.KEPT)
+  kept = next((place for place in places if place.is_dir()), None)
+  if kept is None:
+    return
+  theirs = tokenizer.load(kept).get_vocab()
+  ours = parts.task.tokenizer.get_vocab()
+  words = {i: word for word, i in theirs.items()}
+  for word, i in sorted(ours.items(), key=lambda item: item[1]):
+    if theirs.get(word, i) != i or words.get(i, word) != word:
+      raise ConfigError(
+          f"config.init_from = {parts.cfg.init_from!r}: token {i} is"
+          f" {words.get(i)!r} to the run there, and {word!r} to this one"
+      )

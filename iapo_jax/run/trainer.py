@@ -1,0 +1,408 @@
+"""A run from its configuration to its summary, going on where it was left."""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
+from iapo_jax.core import compilation, processes, sharding
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.interrupts import Interrupted
+from iapo_jax.core.types import Params, Prompts, PyTree, StepOutput, TrainState
+from iapo_jax.data import pipeline, splits
+from iapo_jax.hf import families
+from iapo_jax.rl.own import NOTHING, Own
+from iapo_jax.rl.warm_start import Demonstrations
+from iapo_jax.run import (
+  assembly,
+  checkpoint,
+  debugging,
+  evaluation,
+  judging,
+  logs,
+  loop,
+  memory,
+  plan,
+  replay,
+  resumption,
+  sources,
+  watch,
+)
+from iapo_jax.run import samples as samples_lib
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.run.assembly import Assembly
+from iapo_jax.run.checkpoint import Checkpoints, Progress
+from iapo_jax.run.context import Run
+from iapo_jax.run.logs import Log, Metrics, NoLog, RunLog
+
+
+def train(
+    cfg: Config,
+    workdir: pathlib.Path,
+    *,
+    dry_run: bool = False,
+    programs: pathlib.Path | None = None,
+    own: Own = NOTHING,
+) -> None:
+  """Trains: warm start, then reinforcement learning, as configured.
+
+  Writes the files that `logs` names, `config.json`, `tokenizer/` or
+  `pretrained/`, `checkpoints/` and, last, `summary.json` (the evaluation on
+  the test split) to the workdir. A workdir that holds this very run, finished,
+  is left as it is; an unfinished one is continued from its newest intact
+  checkpoint, and ends as if it had never stopped.
+
+  Where several processes have joined (`processes.join`), all must call this
+  with the same arguments, and the workdir must be one that they share.
+
+  Args:
+    cfg: the checked configuration.
+    workdir: of the run.
+    dry_run: only print the plan; nothing is written or compiled.
+    programs: folder that keeps compiled programs from one start to the next;
+      by default, and where JAX was given one, JAX's own setting holds.
+    own: parts of the train step that are a user's. Whoever goes on with a run
+      must bring the same.
+
+  Raises:
+    ConfigError: for a rule that the data, devices or workdir break.
+    SharedError: for the same, where there are several processes.
+    Interrupted: where somebody asked to stop; it says what is saved.
+    FloatingPointError: where numbers are not finite, step after step.
+    SaveError: where a checkpoint could not be written.
+  """
+  start = time.perf_counter()
+  parts = _assemble(cfg, workdir, dry_run)
+  if dry_run:
+    print(_introduction(parts, programs, own))
+    return
+  with (
+      _claimed(workdir, parts) as finished,
+      compilation.kept(programs),
+      compilation.Meter(start) as meter,
+  ):
+    if finished:
+      print(f"{workdir} holds this run, finished: nothing to do")
+      return
+    print(_introduction(parts, programs, own))
+    _tell_export(parts)
+    saved = resumption.find(parts, workdir)
+    position = saved.progress.logs if saved else None
+    sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
+    try:
+      with _open_log(cfg, workdir, position) as log:
+        run = Run(parts, workdir, log, sampler, meter, own)
+        # Handed over: a name here would keep its weights on the devices.
+        begun, saved = [saved], None
+        judging.summarise(run, _run_stages(run, begun.pop()), start)
+    except KeyboardInterrupt as error:
+      raise Interrupted(
+          signal.SIGINT,
+          "stopped at once; the same command goes on from the last checkpoint,"
+          " if there is one",
+      ) from error
+
+
+def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
+  """The parts, of which all is checked that can be before compiling."""
+  processes.check_same({
+      f"config.{name}": value
+      for name, value in config_lib.flatten(cfg).items()
+      # What these hold is compared below.
+      if name not in config_lib.PLACES_OF_DATA
+  })
+  begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
+
+  def assemble() -> Assembly:
+    parts = assembly.assemble(cfg, home=workdir if begun else None)
+    splits.check_trainable(parts.task.tables, cfg.data)
+    if dry_run or not begun:
+      sources.check_start(parts)
+    return parts
+
+  parts = processes.everywhere(assemble)
+  processes.check_same({
+      f"fingerprint of the {split} problems": value
+      for split, value in parts.task.fingerprint.items()
+  })
+  return parts
+
+
+@contextlib.contextmanager
+def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
+  """Whether the run is finished, while the workdir is the first process's."""
+  with contextlib.ExitStack() as stack:
+
+    def claim() -> bool:
+      stack.enter_context(workdir_lib.locked(workdir))
+      return workdir_lib.claim(workdir, parts)
+
+    finished = processes.on_first(claim)
+    processes.everywhere(lambda: workdir_lib.check_shared(workdir))
+    yield finished
+
+
+def _open_log(
+    cfg: Config, workdir: pathlib.Path, position: Mapping[str, int] | None
+) -> Log:
+  def opened() -> Log:
+    if not processes.is_first():
+      return NoLog()
+    return RunLog(workdir, position, wandb=cfg.log.wandb)
+
+  return processes.everywhere(opened)
+
+
+def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
+  """The state after the configured stages.
+
+  A name that is left here keeps its weights on the devices until the end.
+  """
+  cfg, parts = run.cfg, run.parts
+  stage = assembly.reinforcement_stage(parts)
+  reference = None
+  if saved and saved.stage == "rl":
+    goes_on = saved.progress.done < cfg.num_steps
+    if goes_on and cfg.loss.kl_weight:
+      began = resumption.reference(parts, run.workdir)
+      reference = assembly.reference_of(parts, stage, began)
+      del began
+    return reinforce(run, saved.state, reference, saved.progress)
+  params = None
+  if cfg.warm_start.num_steps:
+    state = warm_start(run, *_begin_warm_start(run, saved))
+    run.meter.mark()  # all that follows is for the next stage
+    if not cfg.num_steps:
+      return state
+    params = state.params
+    del state, saved
+  else:
+    params = sources.start(parts)
+  if params is None:
+    params = assembly.create_state(parts, stage).params
+  if cfg.loss.kl_weight:
+    reference = assembly.reference_of(parts, stage, params)
+  state = assembly.create_state(parts, stage, params)
+  del params
+  return reinforce(run, state, reference, None)
+
+
+def _begin_warm_start(
+    run: Run, saved: resumption.Saved | None
+) -> tuple[TrainState, Progress | None]:
+  if saved:
+    return saved.state, saved.progress
+  stage = assembly.warm_start_stage(run.parts)
+  params = sources.start(run.parts)
+  return assembly.create_state(run.parts, stage, params), None
+
+
+def warm_start(
+    run: Run, state: TrainState, progress: Progress | None
+) -> TrainState:
+  """The supervised stage.
+
+  Args:
+    run: on its way.
+    state: to begin or go on with; donated.
+    progress: where to go on, None at the start.
+
+  Returns:
+    The state after it.
+  """
+  cfg, task = run.cfg, run.parts.task
+  size = cfg.warm_start.batch_size
+  stage = assembly.warm_start_stage(run.parts)
+  step = assembly.warm_start_step_of(run.parts, stage)
+
+  def demonstrate(
+      record: pipeline.Record, rng: np.random.Generator
+  ) -> pipeline.Record:
+    return task.demonstration(int(record["index"]), rng, cfg)
+
+  def place(record: pipeline.Record) -> PyTree:
+    batch = Demonstrations(
+        prompts=pipeline.as_prompts(record),
+        completion=record["completion"],
+        learned=record["learned"],
+    )
+    return sharding.put_rows(batch, run.parts.mesh, size)
+
+  with _checkpoints(run, "warm_start") as checkpoints:
+    todo = loop.Stage(
+        name="warm_start",
+        num_steps=cfg.warm_start.num_steps,
+        compile_step=lambda state, batch: _compiled(
+            run, "warm_start", step, state, batch
+        ),
+        records=pipeline.batches(
+            len(task.demonstrable),
+            lambda index: {"index": task.demonstrable[index]},
+            batch_size=size,
+            seed=cfg.seed,
+            rows=sharding.own_rows(run.parts.mesh, size),
+            augment=demonstrate,
+        ),
+        place=place,
+        checkpoints=checkpoints,
+        meter=run.meter,
+        save_every=cfg.checkpoint.every,
+        max_skipped=cfg.warm_start.optimizer.max_skipped,
+        replays=replay.folder(run.workdir),
+    )
+    return loop.fit(todo, state, run.log, progress)
+
+
+def reinforce(
+    run: Run,
+    state: TrainState,
+    reference: Params | None,
+    progress: Progress | None,
+) -> TrainState:
+  """The reinforcement-learning stage.
+
+  Args:
+    run: on its way.
+    state: to begin or go on with; donated.
+    reference: the policy it began with, of `assembly.reference_of`, where the
+      loss compares with it.
+    progress: where to go on, None at the start.
+
+  Returns:
+    The state after it.
+  """
+  cfg, size = run.cfg, run.cfg.prompts_per_step
+  stage = assembly.reinforcement_stage(run.parts)
+  step = assembly.train_step_of(run.parts, stage, run.own)
+
+  def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
+    compiled = _compiled(run, "rl", step, state, reference, batch)
+    return lambda state, batch: compiled(state, reference, batch)
+
+  table = run.parts.task.tables["train"]
+  with _checkpoints(run, "rl") as checkpoints:
+    todo = loop.Stage(
+        name="rl",
+        num_steps=cfg.num_steps,
+        compile_step=compile_step,
+        records=pipeline.batches(
+            len(table.kept),
+            table.record,
+            batch_size=size,
+            seed=cfg.seed,
+            rows=sharding.own_rows(run.parts.mesh, size),
+        ),
+        place=lambda record: sharding.put_rows(
+            pipeline.as_prompts(record), run.parts.mesh, size
+        ),
+        checkpoints=checkpoints,
+        meter=run.meter,
+        save_every=cfg.checkpoint.every,
+        max_skipped=cfg.optimizer.max_skipped,
+        replays=replay.folder(run.workdir),
+        own=run.own.described,
+        updates=cfg.loss.num_updates,
+        save_start=True,
+        sequences=cfg.sequences_per_step,
+        calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
+        validate=lambda state, done: judging.validate(run, state, done),
+        observe=_Observer(run),
+    )
+    return loop.fit(todo, state, run.log, progress)
+
+
+def _compiled(
+    run: Run, stage: str, step: Any, *arguments: PyTree
+) -> Callable[..., tuple[TrainState, StepOutput]]:
+  """A jitted step, compiled; with `debug` watched."""
+  if run.cfg.debug:
+    return debugging.watched(step, *arguments)
+  compiled = compilation.lower(step, *arguments).compile()
+  needed = memory.compiled_bytes(compiled)
+  if needed is not None:  # to compare with the plan's estimate
+    told = memory.readable(needed)
+    print(f"memory     {stage} step {told} a device, as compiled")
+  return compiled
+
+
+class _Observer:
+  """Writes completions down, and warns of what goes wrong silently."""
+
+  def __init__(self, run: Run) -> None:
+    self._run = run
+    self._watch = watch.Watch()
+    if not processes.is_first():
+      return
+    # A resumed run knows what the interrupted one had seen.
+    for line in logs.stage_metrics(run.workdir, "rl"):
+      self._watch.check(line["step"], line, lambda *_: None)
+
+  def __call__(
+      self, done: int, batch: Prompts, output: StepOutput, metrics: Metrics
+  ) -> None:
+    cfg, log = self._run.cfg, self._run.log
+    self._watch.check(
+        done, metrics, lambda step, text: log.warn("rl", step, text)
+    )
+    every = cfg.log.samples_every
+    if every and (done % every == 0 or done in (1, cfg.num_steps)):
+      rows = samples_lib.fetch(batch, output.samples, cfg.log.samples)
+      tokenizer = self._run.parts.task.tokenizer
+      log.write_samples(
+          samples_lib.records(
+              done, *rows, tokenizer, group_size=cfg.group_size,
+              probed="probe/entropy_first" in metrics,
+          )
+      )
+
+
+def _checkpoints(run: Run, stage: str) -> Checkpoints:
+  kept = run.cfg.checkpoint
+  return Checkpoints(
+      checkpoint.stage_folder(run.workdir, stage),
+      keep_last=kept.keep_last,
+      keep_best=kept.keep_best,
+  )
+
+
+def _tell_export(parts: Assembly) -> None:
+  """A model that no family has trains all the same; better known before."""
+  if not parts.cfg.model.pretrained:
+    try:
+      families.config_of(parts.cfg.model)
+    except ConfigError as error:
+      print(f"warning: it cannot be exported: {error}", flush=True)
+
+
+def _introduction(
+    parts: Assembly, programs: pathlib.Path | None, own: Own
+) -> str:
+  """The derived plan, where programs are kept, and the sizes of the data."""
+  stage = assembly.reinforcement_stage(parts)
+  lines = [
+      plan.describe(parts.cfg, parts.mesh, stage.spec),
+      plan.describe_programs(parts.cfg, compilation.place(programs)),
+  ]
+  lines += [
+      f"{name:<10} {len(table.kept)} prompts, {table.skipped} skipped,"
+      f" {table.truncated} truncated"
+      for name, table in parts.task.tables.items()
+  ]
+  if parts.cfg.warm_start.num_steps:
+    there = len(parts.task.problems["train"])
+    lines.append(
+        f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
+        " have one that fits"
+    )
+  if own.described:
+    lines.append(f"own        {own.described}")
+  if parts.task.note:
+    lines.append(f"note       {parts.task.note}")
+  return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""Looks at the metrics of reinforcement learning for what goes wrong silently.
+
+Nothing here stops a run. Every warning is given once, when its reason has held
+for some steps: one odd batch is no reason.
+"""
+
+import collections
+from collections.abc import Callable
+
+from iapo_jax.rl import finite
+from iapo_jax.run.logs import Metrics
+
+Warn = Callable[[int, str], None]
+
+PATIENCE = 5  # steps in a row before a warning
+WINDOW = 10  # steps whose means are compared for collapse
+LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
+ALL = 1 - 1e-6  # a share of all, whose fp32 mean may round below 1
+LOST_LENGTH = 0.2  # of that window's reasoning length
+MOST_TIMEOUTS = 0.01  # share of answers that may take too long
+LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
+RATIOS = (0.8, 1.25)  # of mean probabilities, before and after updates
+LARGEST_KL = 1.0  # nats a token
+
+
+class Watch:
+  """A function of the metrics seen so far, and of nothing else."""
+
+  def __init__(self) -> None:
+    self._streaks: collections.Counter[str] = collections.Counter()
+    self._given: set[str] = set()
+    self._window: collections.deque[tuple[float, float]] = collections.deque(
+        maxlen=WINDOW
+    )
+    self._best = (0.0, 0.0)
+
+  def check(self, step: int, metrics: Metrics, warn: Warn) -> None:
+    """Looks at one step.
+
+    Args:
+      step: of reinforcement learning.
+      metrics: of it.
+      warn: called with the step and the text of each warning.
+    """
+    if finite.offenders(metrics):
+      return  # the loop says so, and the rest says nothing about other steps
+    found = troubles(metrics)
+    collapse = self._collapse(metrics)
+    for name in self._streaks.keys() - found.keys():
+      self._streaks[name] = 0
+    self._streaks.update(found.keys())
+    ready = {n: t for n, t in found.items() if self._streaks[n] >= PATIENCE}
+    if collapse:
+      ready["collapse"] = collapse
+    for name, text in ready.items():
+      if name not in self._given:
+        self._given.add(name)
+        warn(step, text)
+
+  def _collapse(self, metrics: Metrics) -> str | None:
+    """Reasoning that got shorter while accuracy fell."""
+    self._window.append(
+        (metrics["reward/accuracy"], metrics["length/reasoning"])
+    )
+    if len(self._window) < WINDOW:
+      return None
+    columns = zip(*self._window, strict=True)
+    accuracy, length = (sum(column) / WINDOW for column in columns)
+    self._best = max(self._best, (accuracy, length))
+    best_accuracy, best_length = self._best
+    if (
+        accuracy > best_accuracy - LOST_ACCURACY
+        or length > (1 - LOST_LENGTH) * best_length
+    ):
+      return None
+    return (
+        f"early-exit collapse: over {WINDOW} steps accuracy {accuracy:.2f} and"
+        f" {length:.1f} reasoning tokens, after {best_accuracy:.2f} and"
+        f" {best_length:.1f}; lower credit.info_weight or the learning rate"
+    )
+
+
+def troubles(metrics: Metrics) -> dict[str, str]:
+  """What is wrong with one step, by a short name.
+
+  Args:
+    metrics: of a step of reinforcement learning.
+
+  Returns:
+    Texts for people.
+  """
+  found = {}
+  if metrics["reward/zero_spread_groups"] > ALL:
+    found["spread"] = (
+        "no group has any spread of reward: nothing is learned from rewards;"
+        " are the problems too easy, too hard, or graded wrongly?"
+    )
+  if metrics["length/unfinished"] > ALL:
+    found["cut"] = (
+        "every completion is cut off at rollout.max_tokens without an EOS:"
+        " raise it"
+    )
+  if metrics["reward/accuracy"] == 0:
+    found["zero"] = (
+        "no completion is correct; can the starting policy solve any of the"
+        " problems, and does the grader find its answers?"
+    )
+  if metrics["reward/timeouts"] > MOST_TIMEOUTS:
+    found["timeouts"] = (
+        f"{metrics['reward/timeouts']:.0%} of the answers take too long to"
+        " compare and count as wrong; read them in samples.jsonl"
+    )
+  return found | _probe_troubles(metrics) | _update_troubles(metrics)
+
+
+def _update_troubles(metrics: Metrics) -> dict[str, str]:
+  """Policies that should be near each other and are not."""
+  found = {}
+  gap, ratio = metrics["update/logprob_gap"], metrics["update/ratio"]
+  if gap > LARGEST_GAP:
+    found["mismatch"] = (
+        "sampling and training do not agree about the same policy: a token's"
+        f" log-probability differs by {gap:.2f} nats; try model.dtype float32"
+    )
+  if not RATIOS[0] <= ratio <= RATIOS[1]:
+    found["ratio"] = (
+        f"the policy leaves the one that sampled: mean ratio {ratio:.2f};"
+        " lower optimizer.learning_rate or loss.num_updates"
+    )
+  if metrics.get("update/kl", 0.0) > LARGEST_KL:
+    found["kl"] = (
+        "the policy is far from the one it began with:"
+        f" {metrics['update/kl']:.2f} nats a token; raise loss.kl_weight, or"
+        " lower the learning rate"
+    )
+  return found
+
+
+def _probe_troubles(metrics: Metrics) -> dict[str, str]:
+  if "probe/entropy_first" not in metrics:  # probe.stride is 0
+    return {}
+  found = {}
+  moved = metrics["probe/entropy_first"] - metrics["probe/entropy_last"]
+  gap = metrics["probe/calibration_gap"]
+  if abs(moved) < 0.05:
+    found["still"] = (
+        f"probes do not move (H_0 − H_R = {moved:.3f} nats): is"
+        " probe.elicitation a text the policy can answer?"
+    )
+  if abs(gap) > 0.5:
+    found["gap"] = (
+        "probes are badly calibrated (gold log-likelihood + entropy ="
+        f" {gap:.2f} nats; 0 is calibrated)"
+    )
+  return found

@@ -1,0 +1,279 @@
+"""The folder of a run: one configuration, one writer."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import folder
+from iapo_jax.run import checkpoint
+from iapo_jax.run.assembly import Assembly
+
+SUMMARY = "summary.json"
+PROGRAMS = "compiled"
+_CONFIG = "config.json"
+_ENVIRONMENT = "environment.json"
+_LOCK = "lock"
+_DATA = "data.json"
+
+
+class BusyError(ConfigError):
+  """Another process writes to a workdir."""
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Makes this process the only writer of a workdir.
+
+  The lock goes with the process, however that ends.
+
+  Args:
+    workdir: created if need be.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    BusyError: where another process has it.
+    ConfigError: where it cannot be written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / _LOCK).open("a+", encoding="utf-8")
+  except OSError as error:
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise BusyError(
+          f"workdir {str(workdir)!r}: process {file.read().strip() or '?'}"
+          " writes to it; wait for it, or use another --workdir"
+      ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+
+
+def is_claimed(workdir: pathlib.Path) -> bool:
+  """Whether a folder holds a run."""
+  return (workdir / _CONFIG).exists()
+
+
+def environment(parts: Assembly) -> dict[str, str]:
+  """What the last digits of a run's numbers depend on besides its config."""
+  devices = parts.mesh.devices
+  packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
+  return {
+      "devices": f"{devices.size} x {devices.flat[0].device_kind}",
+      "processes": str(jax.process_count()),
+      "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+      **{name: importlib.metadata.version(name) for name in packages},
+  }
+
+
+def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
+  """Warns where a run goes on elsewhere: it will not repeat itself exactly."""
+  try:
+    theirs = files.read_json(workdir / _ENVIRONMENT)
+  except ConfigError as error:
+    print(f"warning: {error}; where the run began is not known", flush=True)
+    return
+  for name, ours in environment(parts).items():
+    if theirs.get(name, ours) != ours:
+      print(
+          f"warning: {name}: the run began with {theirs[name]!r} and goes on"
+          f" with {ours!r}; the steps from here on may differ in their last"
+          " digits",
+          flush=True,
+      )
+
+
+def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
+  """Makes a locked workdir this run's, or finds that it is.
+
+  Args:
+    workdir: that exists.
+    parts: of the run.
+
+  Returns:
+    Whether it holds this run, finished.
+
+  Raises:
+    ConfigError: where it holds a run with another configuration, or one
+      whose configuration is lost.
+  """
+  ours = config_lib.flatten(parts.cfg)
+  if is_claimed(workdir):
+    # A field that is newer than the run has its default there.
+    _check_same(ours, config_lib.flatten(load_config(workdir)), workdir)
+    check_data(parts, workdir)
+    if is_finished(workdir):
+      return True
+    _compare_environment(workdir, parts)
+    return False
+  if checkpoint.exists(workdir):
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: has checkpoints, but no {_CONFIG} that"
+        " tells of which run; put it back, or use another --workdir"
+    )
+  found = environment(parts)
+  name = parts.cfg.model.pretrained
+  if name:
+    place = folder.find(name)
+    found["model_commit"] = folder.commit(place)
+    folder.copy_all_but_weights(place, workdir / folder.KEPT)
+  files.write_json(workdir / _ENVIRONMENT, found)
+  if parts.cfg.data.tokenizer:
+    chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
+    folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
+  elif not name:
+    parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
+  for kept in (folder.KEPT, folder.TOKENIZER):
+    if (workdir / kept).exists():
+      files.sync(workdir / kept)
+  if parts.task.fingerprint:
+    files.write_json(workdir / _DATA, parts.task.fingerprint)
+  files.write_json(workdir / _CONFIG, ours)
+  return False
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+  """Whether this process sees the workdir that the first one claimed.
+
+  Args:
+    workdir: as the first process has it.
+
+  Raises:
+    ConfigError: where it is another folder here.
+  """
+  if not is_claimed(workdir):
+    raise ConfigError(
+        f"workdir {str(workdir.absolute())!r}: must be a folder that all"
+        f" processes share; the first has written {_CONFIG}, and it is not here"
+    )
+
+
+def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
+  """Whether the problems are still those that the run began with.
+
+  Args:
+    parts: with the problems.
+    workdir: of the run.
+
+  Raises:
+    ConfigError: where they are others.
+  """
+  if not parts.task.fingerprint:
+    return
+  theirs = files.read_json(workdir / _DATA)
+  for split, ours in parts.task.fingerprint.items():
+    if theirs.get(split) != ours:
+      source = parts.cfg.data.source_dir
+      raise ConfigError(
+          f"config.data.source_dir = {source!r}: the {split} problems are not"
+          f" those that the run in {str(workdir)!r} began with; give it its"
+          " files again, or use another --workdir"
+      )
+
+
+def _check_same(
+    ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path
+) -> None:
+  for field in ours | theirs:
+    values = ours.get(field), theirs.get(field)
+    if field in config_lib.FREE:  # `check_data` compares the data
+      continue
+    names = ("init_from", "model.pretrained", "data.tokenizer")
+    if field in names and all(values):
+      # However its path was written.
+      values = tuple(pathlib.Path(value).resolve() for value in values)
+    if values[0] != values[1]:
+      raise ConfigError(
+          f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
+          f" holds a run with {theirs.get(field)!r}; use another --workdir"
+      )
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether a run has its summary, which is written last."""
+  path = workdir / SUMMARY
+  if not path.exists():
+    return False
+  try:
+    files.read_json(path)
+  except ConfigError as error:
+    print(f"warning: {error}; the run is taken as not finished", flush=True)
+    return False
+  return True
+
+
+def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
+  """Whether a workdir's run is the one that a configuration is of.
+
+  Fields that there were none of when it began count with their defaults.
+
+  Args:
+    workdir: of a run.
+    cfg: the checked configuration, its vocabulary size perhaps open.
+
+  Raises:
+    ConfigError: where it is of another run.
+  """
+  theirs = config_lib.flatten(load_config(workdir))
+  ours = config_lib.flatten(cfg)
+  if not cfg.model.is_read:
+    ours["model.vocab_size"] = theirs["model.vocab_size"]
+  _check_same(ours, theirs, workdir)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The configuration of a run, fields by their dotted names.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The fields.
+
+  Raises:
+    ConfigError: where there is none, or it cannot be read.
+  """
+  if not is_claimed(workdir):
+    raise ConfigError(f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})")
+  return files.read_json(workdir / _CONFIG)
+
+
+def load_config(workdir: pathlib.Path) -> config_lib.Config:
+  """The checked configuration of a run.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    ConfigError: where there is none, or it breaks a rule.
+  """
+  nested: dict[str, Any] = {}
+  for name, value in read_config(workdir).items():
+    *groups, field = name.split(".")
+    node = nested
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[field] = value
+  return config_lib.parse(nested)

@@ -1,0 +1,1 @@
+"""What is done with a policy or a run that exists."""

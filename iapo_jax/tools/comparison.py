@@ -1,0 +1,476 @@
+"""Policies of several runs on the same problems, timed side by side."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import tqdm
+
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.schema import MeshConfig
+from iapo_jax.core import files, markdown, processes
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import KeyDomain, Params
+from iapo_jax.run import assembly, evaluation, sources
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.run.assembly import Assembly
+from iapo_jax.run.evaluation import Completions
+
+SPLITS = ("train", "validation", "test")
+_GOLD_TOKENS = 64  # no published answer has more
+SECONDS = "seconds_per_completion"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+  """A policy that is judged.
+
+  Attributes:
+    name: of its run.
+    checkpoint: stage/step.
+    parts: of its run, with the evaluation's settings.
+    sampler: compiled; shared by runs that sample alike.
+    params: fp32 weights.
+  """
+
+  name: str
+  checkpoint: str
+  parts: Assembly
+  sampler: evaluation.Sampler
+  params: Params
+
+
+def load(
+    workdirs: Sequence[pathlib.Path],
+    which: str,
+    *,
+    max_tokens: int | None = None,
+    data: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> list[Contestant]:
+  """Policies of runs.
+
+  Args:
+    workdirs: of the runs.
+    which: `last`, `best` (`evaluation.best_step`; the last of a run without
+      reinforcement learning) or a step of its reinforcement learning.
+    max_tokens: replaces `config.rollout.max_tokens` of the runs.
+    data: fields of `config.data` that replace those of the runs, None leaving
+      one as it is; with another `task` its published problems are taken.
+    **settings: fields of `config.evaluation` that replace those of the runs;
+      None leaves one as it is.
+
+  Returns:
+    The contestants.
+
+  Raises:
+    ConfigError: for a missing or damaged checkpoint, or a broken rule.
+  """
+  shared: dict[Any, tuple[Assembly, evaluation.Sampler]] = {}
+  contestants = []
+  for workdir in workdirs:
+    theirs = workdir_lib.load_config(workdir)
+    cfg = _judging(_reading(theirs, data or {}), max_tokens, settings)
+    # All that shapes the sampler and its data: such runs share one program.
+    alike = (
+        cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
+        cfg.probe.elicitation, cfg.evaluation,
+    )  # fmt: skip
+    if alike not in shared:
+      parts = assembly.assemble(cfg, home=workdir)
+      stage = assembly.reinforcement_stage(parts)
+      shared[alike] = parts, assembly.sampler_of(parts, stage)
+    parts, sampler = shared[alike]
+    if cfg.data.task == theirs.data.task:
+      workdir_lib.check_data(parts, workdir)
+    source = sources.chosen(workdir, which)
+    params = sources.load(parts, source)
+    contestants.append(
+        Contestant(str(workdir), source.name, parts, sampler, params)
+    )
+  _check_alike(contestants)
+  for note in {c.parts.task.note for c in contestants} - {None}:
+    print(f"note       {note}")
+  return contestants
+
+
+def _reading(
+    cfg: config_lib.Config, changes: Mapping[str, Any]
+) -> config_lib.Config:
+  """A configuration that reads other data, or the same from elsewhere.
+
+  The task that a run was trained on keeps its splits: some of the problems
+  that are published as test may have been its train.
+  """
+  given = {k: v for k, v in changes.items() if v is not None}
+  task, place = given.get("task", cfg.data.task), cfg.data.source_dir
+  if task != cfg.data.task:
+    whole = {"split": "published", "first_rows": 0, "test_problems": 0}
+    whole["arithmetic"] = ArithmeticConfig()
+    whole["max_gold_tokens"] = max(cfg.data.max_gold_tokens, _GOLD_TOKENS)
+    if not (pathlib.Path(place).expanduser() / task).is_dir():
+      whole["source_dir"] = ""  # has the other task's files
+    given = whole | given
+  data = dataclasses.replace(cfg.data, **given)
+  return dataclasses.replace(cfg, data=data)
+
+
+def _judging(
+    cfg: config_lib.Config, max_tokens: int | None, settings: dict[str, Any]
+) -> config_lib.Config:
+  """A run's configuration with all that only training needs left out."""
+  given = {k: v for k, v in settings.items() if v is not None}
+  rollout = cfg.rollout
+  if max_tokens is not None:
+    rollout = dataclasses.replace(rollout, max_tokens=max_tokens)
+  default = config_lib.Config()
+  return config_lib.checked(
+      dataclasses.replace(
+          cfg,
+          evaluation=dataclasses.replace(cfg.evaluation, **given),
+          rollout=rollout,
+          mesh=_mesh_here(cfg.mesh),
+          num_steps=0,
+          reward=dataclasses.replace(
+              default.reward, grader=cfg.reward.grader
+          ),
+          probe=dataclasses.replace(
+              default.probe, elicitation=cfg.probe.elicitation
+          ),
+          credit=default.credit,
+          select=default.select,
+          loss=default.loss,
+          warm_start=default.warm_start,
+      )
+  )
+
+
+def _mesh_here(mesh: MeshConfig) -> MeshConfig:
+  """The mesh of a run, or where it does not fit the devices, data parallel."""
+  sizes = dataclasses.astuple(mesh)
+  devices = jax.device_count()
+  fixed = math.prod(size for size in sizes if size != -1)
+  if devices == fixed or (-1 in sizes and devices % fixed == 0):
+    return mesh
+  print(
+      f"mesh       data {devices}: the run's own (data, fsdp, tensor) = {sizes}"
+      " does not fit the devices there are"
+  )
+  return MeshConfig()
+
+
+def _check_alike(contestants: Sequence[Contestant]) -> None:
+  """Whether the contestants can be judged side by side."""
+  first, *others = (c.parts for c in contestants)
+  for other in others:
+    for field in (
+        "evaluation.samples", "evaluation.batch_size",
+        "evaluation.temperature", "rollout.max_tokens",
+    ):  # fmt: skip
+      group, name = field.split(".")
+      ours, theirs = (
+          getattr(getattr(parts.cfg, group), name) for parts in (first, other)
+      )
+      if ours != theirs:
+        raise ConfigError(
+            f"config.{field}: the runs have {ours} and {theirs}; give one with"
+            f" --{name}"
+        )
+
+
+def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
+  """Whether the contestants have the same problems to be judged by."""
+  asked = []
+  for contestant in contestants:
+    table = contestant.parts.task.tables[split]
+    asked.append([
+        row[:length].tolist()  # runs may be padded to other lengths
+        for tokens, lengths in (
+            (table.prompts.tokens, table.prompts.lengths),
+            (table.prompts.gold, table.prompts.gold_lengths),
+        )
+        for row, length in zip(tokens, lengths, strict=True)
+    ])
+  for contestant, other in zip(contestants, asked, strict=True):
+    if other != asked[0]:
+      first = contestants[0].name
+      raise ConfigError(
+          f"run {contestant.name!r}: has other {split} problems than {first!r}"
+      )
+
+
+def judge(
+    contestants: Sequence[Contestant],
+    *,
+    split: str,
+    problems: int,
+    seeds: Sequence[int],
+) -> list[list[dict[str, float]]]:
+  """Samples every contestant on the same problems with the same keys.
+
+  Calls are interleaved, contestant by contestant, so that a busy machine slows
+  all of them alike; each program runs once before anything is timed.
+
+  Args:
+    contestants: to judge.
+    split: of their data.
+    problems: the first so many; all where there are fewer.
+    seeds: of sampling.
+
+  Returns:
+    For every contestant and seed the metrics of `evaluation.summarise` and
+    `seconds_per_completion`: the median time of a call over the completions in
+    it.
+
+  Raises:
+    ConfigError: where one lacks the split, or has other problems in it.
+  """
+  for contestant in contestants:
+    found = contestant.parts.task.tables
+    if split not in found:
+      task = contestant.parts.cfg.data.task
+      rule = f"{task} has only {', '.join(found)} problems"
+      raise ConfigError(f"--split = {split!r}: {rule}")
+  _check_problems(contestants, split)
+  everything: list[list[dict[str, float]]] = [[] for _ in contestants]
+  _warm_up(contestants, split)
+  silent = not processes.is_first()
+  for seed in tqdm.tqdm(seeds, desc="sampling seeds", disable=silent):
+    key = KeyDomain.EVALUATION.key(seed)
+    calls: list[list[Completions]] = [[] for _ in contestants]
+    seconds: list[list[float]] = [[] for _ in contestants]
+    streams = [_batches(c, split, problems) for c in contestants]
+    for number, round_ in enumerate(zip(*streams, strict=True)):
+      call_key = jax.random.fold_in(key, number)
+      for i, (prompts, count) in enumerate(round_):
+        start = time.perf_counter()
+        results = contestants[i].sampler(
+            contestants[i].params, prompts, call_key
+        )
+        calls[i].append(evaluation.counted(results, count))
+        seconds[i].append(time.perf_counter() - start)
+    for i, contestant in enumerate(contestants):
+      size = contestant.parts.cfg.evaluation.batch_size
+      table = contestant.parts.task.tables[split]
+      everything[i].append(
+          evaluation.summarise(evaluation.concatenate(calls[i], table))
+          | {"seed": seed, SECONDS: statistics.median(seconds[i]) / size}
+      )
+  return everything
+
+
+def _batches(contestant: Contestant, split: str, problems: int) -> Any:
+  parts = contestant.parts
+  settings = parts.cfg.evaluation
+  return evaluation.batches(
+      parts.task.tables[split],
+      parts.mesh,
+      problems=problems,
+      batch_prompts=settings.batch_size // settings.samples,
+  )
+
+
+def _warm_up(contestants: Sequence[Contestant], split: str) -> None:
+  """Compiles, and lets every contestant run once."""
+  for contestant in contestants:
+    prompts, _ = next(_batches(contestant, split, 1))
+    key = KeyDomain.EVALUATION.key(0)
+    jax.block_until_ready(
+        contestant.sampler(contestant.params, prompts, key)
+    )
+
+
+def report(
+    contestants: Sequence[Contestant],
+    results: Sequence[Sequence[dict[str, float]]],
+    split: str,
+) -> list[dict[str, Any]]:
+  """Every contestant's metrics, by seed and over the seeds.
+
+  Args:
+    contestants: that were judged.
+    results: of `judge`.
+    split: they were judged on.
+
+  Returns:
+    JSON-ready records: `run`, `checkpoint`, `task`, `split`, `skipped` (too
+    long prompts of it), `batch_size`, `temperature`, `seeds`, of every metric
+    the `mean` and, over several seeds, the standard deviation `std` (ddof 1);
+    and a `note`, where one must be said beside the numbers.
+  """
+  records = []
+  for contestant, runs in zip(contestants, results, strict=True):
+    names = [name for name in runs[0] if name != "seed"]
+    columns = {name: [run[name] for run in runs] for name in names}
+    record = {
+        "run": contestant.name,
+        "checkpoint": contestant.checkpoint,
+        "task": contestant.parts.cfg.data.task,
+        "split": split,
+        "skipped": contestant.parts.task.tables[split].skipped,
+        "batch_size": contestant.parts.cfg.evaluation.batch_size,
+        "temperature": contestant.parts.cfg.evaluation.temperature,
+        "seeds": list(runs),
+        "mean": {k: statistics.mean(v) for k, v in columns.items()},
+    }
+    if contestant.parts.task.note:
+      record["note"] = contestant.parts.task.note
+    if len(runs) > 1:
+      record["std"] = {k: statistics.stdev(v) for k, v in columns.items()}
+    records.append(record)
+  return records
+
+
+def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
+  """STEM.json with everything, and STEM.csv with a row per run and seed.
+
+  Rows whose `seed` is `mean` or `std` are over the seeds before them. A text
+  that a spreadsheet would take for a formula begins with an apostrophe.
+
+  Args:
+    records: of `report`.
+    stem: of both files.
+  """
+  as_json, as_csv = outputs(stem)
+  files.write_json(as_json, {"runs": list(records)})
+  shared = [
+      "run", "checkpoint", "task", "split", "skipped", "batch_size",
+      "temperature",
+  ]  # fmt: skip
+  text = io.StringIO()
+  writer = csv.DictWriter(text, [*shared, "seed", *records[0]["mean"]])
+  writer.writeheader()
+  for record in records:
+    base = {name: _no_formula(record[name]) for name in shared}
+    rows = list(record["seeds"])
+    rows += [
+        {"seed": name} | record[name]
+        for name in ("mean", "std")
+        if name in record
+    ]
+    writer.writerows(base | row for row in rows)
+  files.write_text(as_csv, text.getvalue())
+
+
+def _no_formula(value: Any) -> Any:
+  """A text that no spreadsheet takes for a formula."""
+  formula = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
+  return f"'{value}" if formula else value
+
+
+def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """The JSON and the CSV file of a stem, which can be written.
+
+  Args:
+    stem: of both; its folder is made if need be.
+
+  Returns:
+    Their paths.
+
+  Raises:
+    ConfigError: for a stem without a name or a folder.
+  """
+  if not stem.name:
+    raise ConfigError(f"--output = {str(stem)!r}: must end in a file name")
+  paths = tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
+  try:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(stem)!r}: cannot be written ({error.strerror})"
+    ) from error
+  if not os.access(stem.parent, os.W_OK):
+    raise ConfigError(
+        f"--output = {str(stem)!r}: cannot be written (Permission denied)"
+    )
+  for path in paths:
+    if path.is_dir():
+      raise ConfigError(f"--output = {str(stem)!r}: {path.name} is a folder")
+  return paths
+
+
+def columns(records: Sequence[dict[str, Any]]) -> list[str]:
+  """The heads of the most asked-for numbers, the run's first."""
+  return ["run", *(head for head, *_ in _columns(records))]
+
+
+def cells(
+    record: dict[str, Any], records: Sequence[dict[str, Any]]
+) -> list[str]:
+  """The most asked-for numbers of a record; ± is over sampling seeds.
+
+  Args:
+    record: one of `records`.
+    records: of `report`, that stand in one table.
+
+  Returns:
+    A text for each of `columns`.
+  """
+  numbers = [
+      _cell(record, metric, scale, style)
+      for _, metric, scale, style in _columns(records)
+  ]
+  return [f"{record['run']} {record['checkpoint']}", *numbers]
+
+
+def _columns(
+    records: Sequence[dict[str, Any]],
+) -> list[tuple[str, str, float, str]]:
+  """Head, metric, factor and format."""
+  k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
+  passed = [(f"pass@{k}", f"pass@{k}", 1, ".3f")]
+  return [
+      ("accuracy", "accuracy", 1, ".3f"),
+      *(passed if k > 1 else []),  # pass@1 is the accuracy
+      (f"length@{k} (tokens)", f"length@{k}", 1, ".1f"),
+      (f"pass@{k} / length@{k}", f"efficiency@{k}", 1, ".4f"),
+      ("reasoning (tokens)", "mean_reasoning_tokens", 1, ".1f"),
+      ("format", "format_rate", 1, ".3f"),
+      ("ms per completion", SECONDS, 1e3, ".3f"),
+  ]
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+  """`columns` and `cells` as Markdown."""
+  rows = (cells(record, records) for record in records)
+  return markdown.table(columns(records), rows)
+
+
+def _cell(
+    record: dict[str, Any], name: str, scale: float, style: str
+) -> str:
+  text = format(scale * record["mean"][name], style)
+  if "std" in record:
+    text += f" ± {format(scale * record['std'][name], style)}"
+  return text
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The records that `write` wrote.
+
+  Args:
+    path: of the JSON file.
+
+  Returns:
+    The records.
+
+  Raises:
+    ConfigError: where it was not written by `write`.
+  """
+  records = files.read_json(path).get("runs")
+  needed = {"run", "checkpoint", "split", "batch_size", "seeds", "mean"}
+  if not isinstance(records, list) or not all(
+      isinstance(r, dict) and needed <= r.keys() and SECONDS in r["mean"]
+      for r in records
+  ):
+    raise ConfigError(f"{str(path)!r}: was not written by evaluate.py")
+  return records

@@ -1,0 +1,228 @@
+"""A run's policy as a Hugging Face folder that transformers can load."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any, NoReturn
+
+import jax
+import transformers
+from flax import linen as nn
+
+from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
+from iapo_jax.core import files, markdown
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Params
+from iapo_jax.data import task as task_lib
+from iapo_jax.hf import families, folder, weights
+from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.models import transformer
+from iapo_jax.run import checkpoint, sources
+from iapo_jax.run import workdir as workdir_lib
+
+_CARD = "README.md"
+_CONFIGS = (folder.CONFIG, folder.GENERATION)
+
+
+def export(
+    source: sources.Source,
+    output: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+    family: str = "",
+) -> list[str]:
+  """Writes a checkpoint of a run as a Hugging Face folder, whole or not at all.
+
+  Everything happens on one device; one CPU is enough, whatever trained it.
+
+  Args:
+    source: the checkpoint.
+    output: a folder that does not exist yet.
+    dtype: of the weights; float32 is exactly what was trained.
+    max_shard_bytes: of a file of weights.
+    family: replaces `config.model.family`, of a run that began from nothing.
+
+  Returns:
+    The names of its files.
+
+  Raises:
+    ConfigError: where `output` exists or cannot be written, the checkpoint is
+      damaged, or no family of transformers has such a decoder.
+  """
+  if family and (source.workdir / folder.KEPT).is_dir():
+    raise ConfigError(f"--family = {family!r}: the model it began from has one")
+  if output.exists():
+    raise ConfigError(f"--output = {str(output)!r}: exists already")
+  cfg = workdir_lib.load_config(source.workdir)
+  if family:
+    model = dataclasses.replace(cfg.model, family=family)
+    cfg = dataclasses.replace(cfg, model=model)
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
+    )
+  except OSError as error:
+    _refuse(output, error)
+  try:
+    _write_configs(source.workdir, draft, cfg, dtype)
+    params = _load(source, cfg)
+    weights.save(
+        draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
+    )
+    card = model_card(source, cfg, output.name, dtype)
+    (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+    draft.chmod(0o755)  # temporary folders are their maker's alone
+    draft.rename(output)
+  except OSError as error:
+    _refuse(output, error)
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)
+  return sorted(path.name for path in output.iterdir())
+
+
+def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
+  raise ConfigError(
+      f"--output = {str(output)!r}: cannot be written ({error.strerror})"
+  ) from error
+
+
+def _load(source: sources.Source, cfg: Config) -> Params:
+  """The policy, whole on the first device."""
+  init = functools.partial(transformer.init, cfg=cfg.model)
+  shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  where = jax.tree.map(lambda _: device, shapes)
+  return checkpoint.load_params(source.folder, source.step, shapes, where)
+
+
+def _write_configs(
+    workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
+) -> None:
+  """Configurations and tokenizer: the pretrained model's own, or new ones."""
+  kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
+  if kept.is_dir():
+    folder.copy_all_but_weights(kept, output)
+    if source.is_dir():
+      folder.copy_all_but_weights(source, output, skip=_CONFIGS)
+    raw = files.read_json(kept / folder.CONFIG)
+    # Older versions of transformers know the older name.
+    raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
+    files.write_json(output / folder.CONFIG, raw)
+    return
+  folder.copy_all_but_weights(source, output, skip=_CONFIGS)
+  tok = tokenizer_lib.load(source)
+  vocabulary = task_lib.vocabulary_of(
+      tok, cfg.probe.elicitation, folder.read_tokens(source)
+  )
+  ids = {
+      "bos_token_id": tok.bos_token_id,
+      "eos_token_id": _one_or_all(vocabulary.eos_ids),
+      "pad_token_id": vocabulary.pad_id,
+  }
+  length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
+  length += len(vocabulary.elicitation)
+  model = dataclasses.replace(
+      cfg.model, max_positions=cfg.model.max_positions or length
+  )
+  family = families.family_of(model.family, "config.model.family")
+  theirs = families.config_of(
+      model, dtype=dtype, architectures=[family.architecture], **ids
+  )
+  theirs.save_pretrained(output)
+  generation = transformers.GenerationConfig(
+      do_sample=True, temperature=cfg.rollout.temperature, **ids
+  )
+  generation.save_pretrained(output)
+
+
+def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
+  return ids[0] if len(ids) == 1 else list(ids)
+
+
+def model_card(
+    source: sources.Source, cfg: Config, name: str, dtype: str
+) -> str:
+  """The exported folder's README: what it is, how it was made, how to use it.
+
+  Args:
+    source: the checkpoint.
+    cfg: of its run.
+    name: of the model.
+    dtype: of the weights.
+
+  Returns:
+    Markdown, with the header that the hub reads.
+  """
+  header = {
+      "library_name": "transformers",
+      "pipeline_tag": "text-generation",
+      "tags": ["iapo", "reinforcement-learning", "reasoning"],
+  }
+  lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in header.items()), "---"]
+  credit = cfg.credit
+  lines += [
+      "",
+      f"# {name}",
+      "",
+      f"Checkpoint `{source.name}` (stage/step) of a run of iapo_jax that was"
+      f" to have {cfg.warm_start.num_steps} supervised steps and"
+      f" {cfg.num_steps} steps of reinforcement learning with `{credit.mode}`"
+      f" credit (IAPO, arXiv 2602.19049). It began from {_origin(cfg)}. Weights"
+      f" are {dtype}.",
+      "",
+      "Its licence is that of the model and the data it was trained from.",
+      "",
+      markdown.table(
+          ("setting", "value"),
+          ((field, str(value)) for field, value in _settings(cfg)),
+      ),
+      "",
+      *_result(source),
+      "The reasoning opens with the prompt and ends with `</think>`; the answer"
+      " stands in `<answer>`. Early answers are elicited by"
+      f" {json.dumps(cfg.probe.elicitation)}.",
+      "",
+  ]
+  return "\n".join(lines)
+
+
+def _origin(cfg: Config) -> str:
+  """In words without paths, which are of some machine."""
+  if cfg.init_from:
+    return "the policy of another run"
+  return "a pretrained model" if cfg.model.pretrained else "random weights"
+
+
+def _settings(cfg: Config) -> list[tuple[str, Any]]:
+  """What a reader wants to know first, by the names of the configuration."""
+  flat = config_lib.flatten(cfg)
+  wanted = (
+      "model.family", "model.num_layers", "model.d_model", "model.vocab_size",
+      "prompts_per_step", "group_size", "rollout.max_tokens",
+      "rollout.temperature", "credit.mode", "credit.info_weight",
+      "credit.explore_weight", "credit.discount", "loss.kl_weight",
+      "optimizer.learning_rate", "seed",
+  )  # fmt: skip
+  return [(name, flat[name]) for name in wanted]
+
+
+def _result(source: sources.Source) -> list[str]:
+  """The test result, where it is this very checkpoint's."""
+  path = source.workdir / workdir_lib.SUMMARY
+  if not path.exists():
+    return []
+  found = files.read_json(path)
+  if found["checkpoint"] != source.name:
+    return []
+  return [
+      f"On {found['problems']:.0f} test problems of its task: accuracy"
+      f" {found['accuracy']:.3f} ± {found['accuracy_se']:.3f} (standard error"
+      f" over problems), {found['mean_tokens']:.1f} tokens a completion.",
+      "",
+  ]

@@ -1,0 +1,223 @@
+"""The page itself: figures, a table, and completions token by token.
+
+Whatever a model or a data set wrote is untrusted: Jinja escapes all of it, and
+the page's script reads nothing but attributes of its own elements.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.tools import comparison
+from iapo_jax.tools.report import figures, heat, runs
+from iapo_jax.tools.report.runs import Group
+
+
+def write(
+    folders: Mapping[str, Sequence[pathlib.Path]],
+    output: pathlib.Path,
+    *,
+    title: str,
+    timing: Sequence[Mapping[str, Any]] = (),
+) -> pathlib.Path:
+  """Writes index.html and a PNG of every figure.
+
+  Args:
+    folders: of the runs under each label; several are seeds of one setting.
+    output: folder of the page; made if need be.
+    title: of the page.
+    timing: records of `comparison.report`, judged side by side.
+
+  Returns:
+    The page.
+
+  Raises:
+    ConfigError: where a folder holds no run, or `output` cannot be written.
+  """
+  groups = runs.read_groups(folders)
+  pictures = figures.all_of(groups)
+  html = heat.environment().get_template("page.html.j2").render(
+      title=title,
+      headlines=headlines(groups),
+      rows=[_row(index, group) for index, group in enumerate(groups)],
+      problems=sorted({n for g in groups for n in g.finished("problems")}),
+      pictures=pictures,
+      notes=_notes(groups, timing),
+      warnings=_warnings(groups),
+      chapters=[_chapter(group) for group in groups],
+      judged=_judged(timing),
+      settings=_settings(groups),
+  )
+  page = output / "index.html"
+  try:
+    output.mkdir(parents=True, exist_ok=True)
+    figures.write_pngs(pictures, output)
+    # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
+    files.write_text(page, html, errors="backslashreplace")
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(output)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
+    ) from error
+  return page
+
+
+def headlines(groups: Sequence[Group]) -> list[str]:
+  """The result in a sentence each, as numbers and nothing beyond them."""
+  trained = [
+      group
+      for group in groups
+      if group.runs[0].config["num_steps"] and group.finished("accuracy")
+  ]
+  control = next((group for group in trained if group.is_control), None)
+  if len(trained) == 1:
+    control = None  # there is nothing to compare
+  said = []
+  for group in trained:
+    if group is control:
+      continue
+    tokens, accuracy = _result(group)
+    text = f"{group.label}: {tokens:.1f} tokens at accuracy {accuracy:.3f}"
+    if control:
+      base_tokens, base_accuracy = _result(control)
+      text += (
+          f"; {control.label}: {base_tokens:.1f} at {base_accuracy:.3f}"
+          f" ({_signed(100 * (tokens / base_tokens - 1), 0)} % tokens,"
+          f" {_signed(100 * (accuracy - base_accuracy), 1)} points)"
+      )
+    said.append(text + ".")
+  return said
+
+
+def _result(group: Group) -> tuple[float, float]:
+  return (
+      runs.mean_and_error(group, "mean_tokens")[0],
+      runs.mean_and_error(group, "accuracy")[0],
+  )
+
+
+def _signed(value: float, digits: int) -> str:
+  """With a sign, but for what rounds to zero."""
+  text = f"{value:+.{digits}f}"
+  if float(text) == 0:
+    text = text[1:]
+  return text.replace("-", "−")
+
+
+def _row(index: int, group: Group) -> dict[str, Any]:
+  """A line of the table of test results; also the key to the colours."""
+  cells = {
+      "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
+      "format_rate": ".3f",
+  }  # fmt: skip
+  texts = []
+  for metric, style in cells.items():
+    found = runs.mean_and_error(group, metric)
+    text = "–" if found is None else format(found[0], style)
+    if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
+      text += f" ±\N{NO-BREAK SPACE}{format(found[1], style)}"
+    texts.append(text)
+  members, finished = len(group.runs), len(group.finished("accuracy"))
+  seeds = str(members)
+  if finished < members:
+    seeds = f"{finished} of {members} finished"
+  return {
+      "label": group.label,
+      "light": figures.colour(index, figures.LIGHT),
+      "dark": figures.colour(index, figures.DARK),
+      "cells": [*texts, seeds],
+  }
+
+
+def _warnings(groups: Sequence[Group]) -> list[str]:
+  return [
+      f"{group.label} ({run.folder.name}), {w['stage']} step {w['step']}:"
+      f" {w['warning']}"
+      for group in groups
+      for run in group.runs
+      for w in run.warnings
+  ]
+
+
+def _notes(
+    groups: Sequence[Group], records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+  """What must be said beside numbers, once each."""
+  summaries = [run.summary for group in groups for run in group.runs]
+  notes = [entry.get("note") for entry in [*summaries, *records] if entry]
+  return list(dict.fromkeys(note for note in notes if note))
+
+
+def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The table of an evaluation, and what was sampled for it."""
+  if not records:
+    return {}
+  first = records[0]
+  rows = [comparison.cells(record, records) for record in records]
+  samples = int(first["mean"]["samples"])
+  return {
+      "columns": comparison.columns(records),
+      "rows": [{"label": label, "cells": cells} for label, *cells in rows],
+      "problems": (
+          f"{first['mean']['problems']:.0f} {first['split']} problems of"
+          f" {first['task']}"
+      ),
+      "samples": f"{samples} completion{'s' if samples > 1 else ''}",
+      "seeds": len(first["seeds"]),
+      "batch": first["batch_size"],
+  }
+
+
+def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
+  """The seeds, and the fields in which the groups differ or, of one, all."""
+  configs = [group.runs[0].config for group in groups]
+  seeds = [
+      ", ".join(str(run.config["seed"]) for run in group.runs)
+      for group in groups
+  ]
+  rows = [{"name": "seed", "values": seeds}]
+  for name in dict.fromkeys(name for config in configs for name in config):
+    values = [config.get(name) for config in configs]
+    apart = any(value != values[0] for value in values)
+    if name != "seed" and (apart or len(groups) == 1):
+      rows.append({"name": name, "values": [str(v) for v in values]})
+  return rows
+
+
+def _chapter(group: Group) -> dict[str, Any]:
+  """Examples of a group's first run."""
+  chosen = runs.examples(group.runs[0])
+  return {
+      "label": group.label,
+      "examples": [_example(record) for record in chosen],
+  }
+
+
+def _example(record: Mapping[str, Any]) -> dict[str, Any]:
+  information, group = record["information"], record["group_advantage"]
+  details = [
+      {
+          "entropy": f"{entropy:.3f}",
+          "advantage": f"{advantage:+.3f}",
+          "credit": f"{advantage - group:+.3f}",
+      }
+      for entropy, advantage in zip(
+          record["entropies"], record["advantages"], strict=True
+      )
+  ]
+  return {
+      "step": record["step"],
+      "prompt": record["prompt"],
+      "gold": record["gold"],
+      "correct": record["correct"],
+      "reward": f"{record['reward']:+.1f}",
+      "group": f"{group:+.3f}",
+      "reasoning": record["reasoning_tokens"],
+      "scale": f"{heat.scale_of(information):.2f}" if information else "",
+      "tokens": heat.tokens(
+          record["tokens"], information, record["answer_entropies"], details,
+          reasoning=record["reasoning_tokens"],
+      ),
+  }

@@ -1,0 +1,173 @@
+"""Information scores of completions that exist already."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.core.types import Array, Params, Prompts
+from iapo_jax.data import pipeline
+from iapo_jax.models import head
+from iapo_jax.rl import mi, policy, probes
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """A completion to score, as token ids.
+
+  Attributes:
+    prompt: at least one.
+    completion: T of them, perhaps none.
+    postfix: the elicitation, at least one.
+    reasoning: R, how many of the completion's first tokens are reasoning.
+  """
+
+  prompt: tuple[int, ...]
+  completion: tuple[int, ...]
+  postfix: tuple[int, ...]
+  reasoning: int
+
+  @property
+  def positions(self) -> int:
+    """Of the longest sequence that is run."""
+    return len(self.prompt) + len(self.completion) + len(self.postfix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What a policy says of an item, at temperature 1, in nats.
+
+  Attributes:
+    logprobs: fp32[T], of the completion's tokens.
+    entropies: fp32[T], h, of the distributions they are drawn from.
+    answer_entropies: fp32[R + 1], H.
+    information: fp32[T], D; 0 after R.
+  """
+
+  logprobs: np.ndarray
+  entropies: np.ndarray
+  answer_entropies: np.ndarray
+  information: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "head_chunk"))
+def _statistics(
+    params: Params,
+    prompts: Prompts,
+    tokens: Array,
+    reasoning: Array,
+    postfix: Array,
+    *,
+    cfg: ModelConfig,
+    head_chunk: int,
+) -> tuple[Array, Array, Array, Array]:
+  """The arrays of `Scores` for a batch, padded: [b, t] and H [b, t + 1]."""
+  hidden, context = policy.replay(
+      params, prompts, tokens, cfg=cfg, group_size=1
+  )
+  stats = head.token_statistics(
+      params, hidden[:, :-1], tokens, cfg=cfg, chunk=head_chunk
+  )
+  probe = probes.answer_statistics(
+      params,
+      context,
+      policy.first_positions(prompts, 1),
+      reasoning,
+      probes.strided(tokens.shape[1] + 1, 1),
+      postfix,
+      jnp.zeros_like(reasoning),
+      cfg=cfg,
+      budget=tokens.size,
+      head_chunk=head_chunk,
+  )
+  mask = jnp.arange(tokens.shape[1]) < reasoning[:, None]
+  information = mi.realised_information(probe.entropy, mask)
+  return stats.logprob, stats.entropy, probe.entropy, information
+
+
+def score(
+    params: Params,
+    items: Sequence[Item],
+    *,
+    cfg: ModelConfig,
+    batch_size: int = 8,
+    head_chunk: int = 128,
+) -> Iterator[tuple[int, Scores]]:
+  """Scores items, those of like lengths together.
+
+  Args:
+    params: the decoder's weights, in the compute dtype or float32.
+    items: to score.
+    cfg: the decoder.
+    batch_size: items per call.
+    head_chunk: positions whose logits exist at one time.
+
+  Yields:
+    Each item's index and its scores, in an order of their own.
+  """
+  for alike in _batches(items, batch_size):
+    # Sizes of few kinds, so that programs are few: repeats fill them up.
+    rows = min(batch_size, 2 ** (len(alike) - 1).bit_length())
+    filled = alike + alike[:1] * (rows - len(alike))
+    arrays = _arrays([items[i] for i in filled])
+    found = jax.device_get(
+        _statistics(params, *arrays, cfg=cfg, head_chunk=head_chunk)
+    )
+    for row, i in enumerate(alike):
+      logprobs, entropies, answers, information = (x[row] for x in found)
+      length = len(items[i].completion)
+      yield (
+          i,
+          Scores(
+              logprobs[:length],
+              entropies[:length],
+              answers[: items[i].reasoning + 1],
+              information[:length],
+          ),
+      )
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
+  """Indices of items with one postfix and lengths as like as can be."""
+
+  def key(i: int) -> tuple[tuple[int, ...], int, int]:
+    item = items[i]
+    lengths = _padded(len(item.completion)), _padded(len(item.prompt))
+    return (item.postfix, *lengths)
+
+  order = sorted(range(len(items)), key=key)
+  for _, same in itertools.groupby(order, lambda i: items[i].postfix):
+    together = list(same)
+    for start in range(0, len(together), size):
+      yield together[start : start + size]
+
+
+def _padded(length: int) -> int:
+  """The next of 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter more."""
+  step = 4
+  while 8 * step < length:
+    step *= 2
+  return max(16, -(-length // step) * step)
+
+
+def _arrays(
+    items: Sequence[Item],
+) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray]:
+  """Right-padded arrays; what pads does not matter."""
+
+  def pad(
+      rows: Sequence[Sequence[int]],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    return pipeline.right_pad(rows, _padded(max(map(len, rows))), 0)
+
+  tokens, lengths = pad([item.prompt for item in items])
+  none = np.zeros((len(items), 1), np.int32)
+  prompts = Prompts(tokens, lengths, gold=none, gold_lengths=none[:, 0] + 1)
+  completions, _ = pad([item.completion for item in items])
+  reasoning = np.array([item.reasoning for item in items], np.int32)
+  return prompts, completions, reasoning, np.array(items[0].postfix, np.int32)
