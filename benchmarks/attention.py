@@ -40,7 +40,7 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, Params, Prompts, PyTree
 from iapo_jax.models import transformer
 from iapo_jax.rl import policy, probes
-from iapo_jax.run import memory
+from iapo_jax.run import assembly, memory
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Of the TPUs.")
 _DEVICES = flags.DEFINE_integer(
@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
   devices = _devices()
   print(f"{len(devices)} x {devices[0].device_kind}, {_DTYPE.value}")
   meshes = {
-      kind: sharding.make_mesh(_config(kind), devices)
+      kind: assembly.make_mesh(_config(kind), devices)
       for kind in ("reference", "fused")
   }
   for name, program in (("update", _update), ("probes", _probes)):

@@ -53,6 +53,7 @@ from iapo_jax.models import transformer
 from iapo_jax.rl import policy, train_step, update
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
+from iapo_jax.run import assembly
 
 # As many tokens as Qwen2's tokenizer makes of `</think>\n<answer>`.
 ELICITATION = 6
@@ -132,7 +133,7 @@ class Contestant:
     """Makes the programs; nothing is compiled or loaded yet."""
     self.cfg = configure(job)
     devices = jax.devices()[: _devices(job)]
-    self.mesh = sharding.make_mesh(self.cfg, devices)
+    self.mesh = assembly.make_mesh(self.cfg, devices)
     self.vocabulary = Vocabulary(
         (job["eos_id"],), job["pad_id"], tuple(range(ELICITATION))
     )

@@ -12,8 +12,8 @@ import pytest
 import runs
 from recorded import make_config, make_setup
 
-from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import assembly
 from iapo_jax.tools import ahead
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -218,7 +218,7 @@ def test_a_mesh_may_take_parts_of_a_side(topology, fsdp, tensor):
       evaluation__samples=1, evaluation__batch_size=fsdp,
       warm_start__num_steps=0,
   )  # fmt: skip
-  mesh = sharding.make_mesh(cfg, ahead.devices(topology))
+  mesh = assembly.make_mesh(cfg, ahead.devices(topology))
   assert dict(mesh.shape) == {"data": 1, "fsdp": fsdp, "tensor": tensor}
   assert len({device.id for device in mesh.devices.flat}) == 64
 

@@ -8,6 +8,7 @@ from iapo_jax.config import rules as config_rules
 from iapo_jax.config.schema import Config
 from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import assembly
 
 
 def flat(**overrides):
@@ -199,8 +200,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"optimizer__b1": 1.0},
-            "config.optimizer.b1 = 1.0: must be below 1 (Adam divides by 1 -"
-            " b)",
+            "config.optimizer.b1 = 1.0: must be in [0, 1): Adam divides by 1 -"
+            " b",
         ),
         (
             {"optimizer__learning_rate": -1.0},
@@ -230,14 +231,14 @@ def test_a_broken_rule_is_one_line(overrides, message):
     [
         (
             {"groupsize": 8},
-            "config.groupsize = 8: unknown field; did you mean group_size?",
+            "config.groupsize = 8: unknown field; did you mean config.group_size?",
         ),
         (
             {"credit": {"inf_weight": 1.0}},
             "config.credit.inf_weight = 1.0: unknown field; did you mean"
-            " credit.info_weight?",
+            " config.credit.info_weight?",
         ),
-        ({"zzz": 1}, "config.zzz = 1: unknown field"),
+        ({"zzz": 1}, "config.zzz = 1: unknown field; see `iapo fields`"),
         ({"credit": 3}, "config.credit = 3: must be a group of fields"),
     ],
 )
@@ -315,7 +316,7 @@ def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
 def test_slices_lie_along_the_data_axis(monkeypatch):
   monkeypatch.setattr(sharding, "_slices", lambda _: 3)
   with pytest.raises(ConfigError, match=r"data = 8: must be a multiple of the"):
-    sharding.make_mesh(Config())
+    assembly.make_mesh(Config())
 
 
 def test_the_mesh_takes_what_is_left():

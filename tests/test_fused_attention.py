@@ -20,6 +20,7 @@ from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.models import attention, fused_attention, transformer
 from iapo_jax.rl import policy, probes
+from iapo_jax.run import assembly
 
 # Rows of queries, new tokens, heads, key/value heads, width; of every segment
 # its rows and slots (None: the new tokens themselves, causal); the cap.
@@ -247,4 +248,4 @@ def test_devices_that_cannot(overrides, platform, rule):
 def test_a_mesh_of_cpus_refuses():
   config = config_lib.parse({"model": {"attention": "fused"}})
   with pytest.raises(ConfigError, match="needs GPUs or TPUs, not cpu"):
-    sharding.make_mesh(config, jax.devices()[:1])
+    assembly.make_mesh(config, jax.devices()[:1])

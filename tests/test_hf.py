@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.model import ModelConfig, RopeConfig
-from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import families, folder, names, weights
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
+from iapo_jax.run import assembly
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -381,7 +381,7 @@ def mesh_of(cfg, **axes):
       {"vocab_size": 64, "num_heads": 4, "d_model": cfg.d_model}
   )
   count = int(np.prod([max(v, 1) for v in axes.values()]))
-  return sharding.make_mesh(config_lib.parse(config), jax.devices()[:count])
+  return assembly.make_mesh(config_lib.parse(config), jax.devices()[:count])
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "olmo2", "llama_biases"])

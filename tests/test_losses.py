@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
+from iapo_jax.config.schema import AGGREGATIONS
 from iapo_jax.rl import losses
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
@@ -81,7 +82,7 @@ class TokenWeightsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_an_empty_batch_weighs_nothing(self):
     empty = np.zeros((2, 3), bool)
-    for aggregation in losses.AGGREGATIONS:
+    for aggregation in AGGREGATIONS:
       np.testing.assert_array_equal(
           self.variant(weights_fn(aggregation))(empty), np.zeros((2, 3))
       )
@@ -90,7 +91,7 @@ class TokenWeightsTest(chex.TestCase):
   def test_padding_changes_nothing(self):
     mask = make_batch()["mask"]
     wide = np.pad(mask, ((0, 0), (0, 5)))
-    for aggregation in losses.AGGREGATIONS:
+    for aggregation in AGGREGATIONS:
       weights = self.variant(weights_fn(aggregation, 11))
       np.testing.assert_array_equal(
           weights(wide), np.pad(weights(mask), ((0, 0), (0, 5)))
@@ -120,7 +121,7 @@ class MicroBatchTest(chex.TestCase):
     # Every term positive: no cancellation blurs the comparison.
     batch["advantages"] = -np.abs(batch["advantages"])
     grad = self.variant(jax.value_and_grad(batch_loss))
-    for aggregation in losses.AGGREGATIONS:
+    for aggregation in AGGREGATIONS:
       weights = weights_fn(aggregation, 11)(mask)
       arrays = [*batch.values(), weights]
       whole, gradient = grad(*arrays)

@@ -18,6 +18,7 @@ from iapo_jax.config.schema import (
 from iapo_jax.core import sharding
 from iapo_jax.rl import losses, micro_batches, policy, update
 from iapo_jax.rl.early_answers import EarlyAnswers
+from iapo_jax.run import assembly
 
 
 class RunTest(chex.TestCase):
@@ -174,7 +175,7 @@ def test_gradients_are_those_of_the_whole_batch(devices):
   experience = ragged(params)
   one = MeshConfig(data=1, fsdp=1, tensor=1)
   cfg = CFG if devices == 8 else dataclasses.replace(CFG, mesh=one)
-  mesh = sharding.make_mesh(cfg, jax.devices()[:devices])
+  mesh = assembly.make_mesh(cfg, jax.devices()[:devices])
 
   def run(params, experience):
     with sharding.scope(mesh):

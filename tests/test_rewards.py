@@ -24,6 +24,7 @@ from iapo_jax.data import arithmetic
 from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import Graded, host, text, token_match
 from iapo_jax.rewards.reward import combine
+from iapo_jax.run import assembly
 
 WELL_FORMED = (
     "5 + 1 = 6 </think> <answer> 6 </answer>",
@@ -440,7 +441,7 @@ class MakeGraderTest(chex.TestCase):
   def test_both_graders_agree_in_a_compiled_program(self, devices):
     cfg = config.parse(config.default())
     layout = config.MeshConfig(data=-1, fsdp=min(devices, 2))
-    mesh = sharding.make_mesh(
+    mesh = assembly.make_mesh(
         dataclasses.replace(cfg, mesh=layout), jax.devices()[:devices]
     )
     self.assertLen(mesh.devices.flatten(), devices)
@@ -527,7 +528,7 @@ from iapo_jax.data import task as task_lib
 from iapo_jax.rewards import host
 from iapo_jax.core.types import Prompts, Rollout
 cfg = config.parse({"prompts_per_step": 8})
-mesh = sharding.make_mesh(cfg)
+mesh = assembly.make_mesh(cfg)
 task = task_lib.load(cfg, task_lib.read(cfg.data))
 grade = jax.jit(host.make_grader(task.tokenizer, mesh))
 b, t = 256, 2048

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from recorded import learn, make_params, make_setup, record
 
+from iapo_jax.config.schema import AGGREGATIONS
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Prompts
 from iapo_jax.data import pipeline
 from iapo_jax.rewards import host
-from iapo_jax.rl import losses, state, train_step
+from iapo_jax.rl import state, train_step
 from iapo_jax.run import assembly
 
 REQUIRED_METRICS = {
@@ -174,7 +175,7 @@ def test_a_new_key_every_step():
   np.testing.assert_array_equal(first.samples.tokens, again.samples.tokens)
 
 
-@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_micro_batches_do_not_change_the_update(aggregation):
   results = []
   for parts in (1, 4):

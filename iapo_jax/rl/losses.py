@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from iapo_jax.config.schema import AGGREGATIONS
 from iapo_jax.core import masked
 
 Array = jax.Array
@@ -29,7 +30,7 @@ def token_weights(
 
   Args:
     mask: bool[b, t], the tokens that learn.
-    aggregation: one of `config.schema.AGGREGATIONS`.
+    aggregation: one of `AGGREGATIONS`.
     constant_length: tokens, of the third rule.
 
   Returns:
@@ -48,7 +49,9 @@ def token_weights(
     return valid / (sequences * jnp.maximum(lengths, 1.0))
   if aggregation == "constant_length":
     return valid / (mask.shape[0] * constant_length)
-  raise ValueError(f"aggregation = {aggregation!r}: not known")
+  raise ValueError(
+      f"aggregation = {aggregation!r}: must be one of {AGGREGATIONS}"
+  )
 
 
 def importance_ratio(logprobs: Array, old_logprobs: Array) -> Array:

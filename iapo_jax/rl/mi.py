@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from iapo_jax.config.schema import ESTIMATORS
 from iapo_jax.core import draws
 from iapo_jax.core.types import AnswerStatistics
 
@@ -33,7 +34,7 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
     stats: of probes; `.answer` is of the gold answer for `gold` and
       `gold_chance`, of the completion's own for `own` and `answer_entropy`,
       unused for `entropy`.
-    estimator: one of `config.schema.ESTIMATORS`.
+    estimator: one of `ESTIMATORS`.
 
   Returns:
     fp32[b, t + 1]; 0 beyond the last probe, and where there is no answer.
@@ -49,7 +50,7 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
     return stats.answer.entropy
   if estimator == "gold_chance":
     return -jnp.expm1(stats.answer.logprob)
-  raise ValueError(f"estimator = {estimator!r}: not known")
+  raise ValueError(f"estimator = {estimator!r}: must be one of {ESTIMATORS}")
 
 
 def realised_information(

@@ -1,7 +1,6 @@
 """A run from its configuration to its summary, going on where it was left."""
 
 import contextlib
-import dataclasses
 import pathlib
 import signal
 import time
@@ -24,7 +23,6 @@ from iapo_jax.run import (
   assembly,
   checkpoint,
   debugging,
-  evaluation,
   judging,
   logs,
   loop,

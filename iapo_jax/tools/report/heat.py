@@ -13,7 +13,7 @@ _FAINT = 0.05  # nats: less information than this never has the full colour
 def environment() -> jinja2.Environment:
   """The templates; whatever a model or a data set wrote is escaped."""
   return jinja2.Environment(
-      loader=jinja2.PackageLoader("iapo_jax.report"),
+      loader=jinja2.PackageLoader("iapo_jax.tools.report"),
       autoescape=True,
       undefined=jinja2.StrictUndefined,
       trim_blocks=True,
