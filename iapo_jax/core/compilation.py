@@ -1,12 +1,12 @@
-"""Compiled programs: kept from one start of a run to the next, and their cost.
+"""The cache of compiled programs, and the time that compiling takes.
 
-JAX can write what it compiled to a folder, and reads it there the next time
-that the same program is asked for: the same operations, options and versions on
-the same kind of devices (a CPU's instruction set included). What it reads is
-run as it is, so that such a folder must be as trusted as the code itself.
+JAX can write compiled programs to a folder and read them at the next start. A
+program is found again if its operations, options, versions and kind of device
+(a CPU's instruction set included) are the same. Cached programs are executed:
+such a folder must be as trusted as the code.
 
-A program that calls the host (`reward.grader = host`) is kept by JAX 0.11 and
-later; earlier ones never write it, and compile it at every start.
+JAX 0.11 and later also cache programs that call the host (`reward.grader =
+host`); earlier versions compile these at every start.
 """
 
 import collections
@@ -36,15 +36,9 @@ _COMPILING = "/jax/core/compile/backend_compile_duration"
 
 
 def place(folder: pathlib.Path | None) -> str | None:
-  """Where programs are kept.
+  """Returns the cache folder: JAX_COMPILATION_CACHE_DIR if set, else `folder`.
 
-  Args:
-    folder: of the run; None for none.
-
-  Returns:
-    JAX's own setting, where somebody made one (JAX_COMPILATION_CACHE_DIR),
-    else the folder; None where neither is there, or JAX's cache is turned off
-    (JAX_ENABLE_COMPILATION_CACHE=false).
+  None means no cache, which JAX_ENABLE_COMPILATION_CACHE=false also causes.
   """
   if not jax.config.jax_enable_compilation_cache:
     return None
@@ -53,39 +47,33 @@ def place(folder: pathlib.Path | None) -> str | None:
 
 
 def keeps_host_calls() -> bool:
-  """Whether this JAX keeps programs that call the host."""
+  """Returns whether this JAX version caches programs that call the host."""
   return jax.__version_info__ >= (0, 11)
 
 
 @contextlib.contextmanager
 def kept(folder: pathlib.Path | None) -> Iterator[None]:
-  """Keeps what this process compiles in a folder, and reads it there.
+  """Uses a folder as the compilation cache of this process, all threads.
 
-  JAX has one cache a process, so this holds for all threads. Nothing is
-  changed where somebody has told JAX of a cache. A file that cannot be read is
-  told of and written anew; it stops nothing.
-
-  Args:
-    folder: made when the first program is compiled; None changes nothing.
-
-  Yields:
-    Nothing.
+  Changes nothing if `folder` is None or the user has set a cache folder of
+  JAX. An unreadable file gives a warning and is written again. JAX makes the
+  folder when it compiles the first program.
   """
   if folder is None or jax.config.jax_compilation_cache_dir:
     yield
     return
   cache = {
-      # Wherever the process goes.
+      # Absolute, since the process may change its working directory.
       "jax_compilation_cache_dir": str(folder.resolve()),
-      # JAX leaves out what took less than a second, which on a small model is
-      # most, and on a busy machine something else each time. A run has some
-      # twenty programs, and the small ones are a few kilobytes each.
+      # By default JAX skips programs that compile in under a second: most
+      # programs of a small model, and a different set each time on a busy
+      # machine. A run has about twenty, and small ones are a few kilobytes.
       "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
   with _mending(folder.resolve()):
     try:
       with settings(**cache):
-        compilation_cache.reset_cache()  # it stays with its first folder
+        compilation_cache.reset_cache()  # else JAX keeps its first folder
         yield
     finally:
       compilation_cache.reset_cache()
@@ -93,14 +81,7 @@ def kept(folder: pathlib.Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settings(**values: Any) -> Iterator[None]:
-  """JAX's configuration with other values for a while.
-
-  Args:
-    **values: by their names in `jax.config`.
-
-  Yields:
-    Nothing.
-  """
+  """Sets values of `jax.config` and restores the old ones at exit."""
   before = {name: getattr(jax.config, name) for name in values}
   try:
     for name, value in values.items():
@@ -114,19 +95,11 @@ def settings(**values: Any) -> Iterator[None]:
 def lower(
     program: jax.stages.Wrapped, *arguments: PyTree
 ) -> jax.stages.Lowered:
-  """A program that does not say of which lines of code it is.
+  """Lowers a jitted program for arguments (or their types) without tracebacks.
 
-  Scopes keep their names. The compiler for TPUs (libtpu 0.0.42) puts nested
-  programs together whenever it asks how often a loop runs, and compares their
-  stacks of lines each time: minutes for a step, and for some steps it never
-  ends.
-
-  Args:
-    program: of `jax.jit`.
-    *arguments: of it, or their types.
-
-  Returns:
-    It, for its arguments.
+  Names of scopes stay. With tracebacks, the TPU compiler (libtpu 0.0.42)
+  compares the stacks of nested programs each time it needs a loop's trip
+  count, which takes minutes for a step and for some steps does not end.
   """
   with settings(jax_traceback_in_locations_limit=0):
     return program.lower(*arguments)
@@ -134,11 +107,10 @@ def lower(
 
 @contextlib.contextmanager
 def _mending(folder: pathlib.Path) -> Iterator[None]:
-  """Removes files that JAX cannot read, before it compiles their programs.
+  """Removes cache files that JAX cannot read, so that it writes them again.
 
-  JAX warns, compiles, and writes only where there is no file yet: a damaged one
-  would be read in vain at every start. The warning names the program, not the
-  file; others of the same name are written again when they are compiled again.
+  JAX never overwrites a file: without this, a damaged one would fail at every
+  start. JAX's warning names the program only, so all files of that name go.
   """
   with warnings.catch_warnings():
     warnings.filterwarnings("always", message=_UNREADABLE)
@@ -163,15 +135,15 @@ def _mending(folder: pathlib.Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """What compiling was in a span of time.
+  """Time and counts of compiling in a span of time.
 
   Attributes:
-    seconds: the whole span.
-    tracing: seconds of it in which Python functions became programs.
-    compiling: seconds of it in which programs were compiled or read.
-    programs: how many.
-    read: those of them that were read instead of compiled.
-    written: those of them that were kept.
+    seconds: length of the span.
+    tracing: seconds spent in turning Python functions into programs.
+    compiling: seconds spent in compiling programs or reading them.
+    programs: number of programs compiled or read.
+    read: programs read from the cache.
+    written: programs written to the cache.
   """
 
   seconds: float
@@ -182,7 +154,7 @@ class Account:
   written: int
 
   def __sub__(self, before: "Account") -> "Account":
-    """What came after an earlier account."""
+    """Returns the account of the time since an earlier account."""
     return Account(*(
         getattr(self, f.name) - getattr(before, f.name)
         for f in dataclasses.fields(self)
@@ -190,18 +162,11 @@ class Account:
 
   @property
   def was_read(self) -> bool:
-    """Whether there was something to compile, and nothing had to be."""
+    """Whether all programs, at least one, came from the cache."""
     return 0 < self.programs == self.read
 
   def origin(self, *, calls_host: bool) -> str:
-    """Where a program came from, and whether the next start will have it.
-
-    Args:
-      calls_host: whether it does.
-
-    Returns:
-      Words for people.
-    """
+    """Describes where a program came from and whether it is now cached."""
     if self.was_read:
       return "read from the cache"
     if self.written:
@@ -212,14 +177,10 @@ class Account:
 
 
 class Meter:
-  """Listens to what JAX tells of its compiling, while it is entered."""
+  """A context manager that counts JAX's compilation events and times them."""
 
   def __init__(self, start: float) -> None:
-    """Begins an account.
-
-    Args:
-      start: of its time, of `time.perf_counter`.
-    """
+    """Starts an account at a time of `time.perf_counter`."""
     self._start = start
     self._busy: list[tuple[float, float]] = []
     self._compiling = 0.0
@@ -227,15 +188,15 @@ class Meter:
     self._mark = Account(0.0, 0.0, 0.0, 0, 0, 0)
 
   def mark(self) -> None:
-    """Here the next stage begins."""
+    """Starts the next stage."""
     self._mark = self.read()
 
   def since_mark(self) -> Account:
-    """The account of the stage so far."""
+    """Returns the account since the last `mark`."""
     return self.read() - self._mark
 
   def read(self) -> Account:
-    """The account since the start."""
+    """Returns the account since the start."""
     busy = sum(end - start for start, end in self._busy)
     return Account(
         seconds=time.perf_counter() - self._start,
@@ -243,7 +204,8 @@ class Meter:
         compiling=self._compiling,
         programs=self._events[_COMPILING],
         read=self._events[_CACHE + "cache_hits"],
-        written=self._events[_CACHE + "cache_misses"],  # told when it writes
+        # JAX records a miss when it writes the program.
+        written=self._events[_CACHE + "cache_misses"],
     )
 
   def __enter__(self) -> "Meter":
@@ -259,7 +221,7 @@ class Meter:
     self._events[event] += 1
 
   def _time(self, event: str, seconds: float, **_: Any) -> None:
-    """Spans are told when they end, and one may lie within another."""
+    """Adds a span that ends now; it may contain earlier ones."""
     if event not in (*_TRACING, _COMPILING):
       return
     end = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Random numbers of rows that do not depend on their neighbours."""
+"""Random numbers that do not depend on the number of rows or their length."""
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +7,15 @@ from iapo_jax.core.types import Array
 
 
 def row_keys(key: Array, rows: int) -> Array:
-  """PRNG keys [rows], each of its row's number alone."""
+  """Returns PRNG keys [rows]; each depends only on `key` and its row."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def uniform(key: Array, rows: int, width: int) -> Array:
-  """fp32[rows, width] in [0, 1), each of its row and place alone.
+  """Returns fp32[rows, width] in [0, 1).
 
-  Rows and places that are added change none that were there.
-
-  Args:
-    key: a PRNG key.
-    rows: how many.
-    width: of each.
+  A number depends only on `key`, its row and its column: more rows or columns
+  leave the others as they are.
   """
 
   def of_row(key: Array) -> Array:

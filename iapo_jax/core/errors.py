@@ -1,4 +1,4 @@
-"""What ends a command in one line, for people."""
+"""Errors that end a command with a one-line message."""
 
 import typing
 from typing import Any
@@ -13,11 +13,11 @@ class SaveError(Exception):
 
 
 class SharedError(Exception):
-  """An error of one process that all were told of; the message is one line."""
+  """One process's error, raised in all of them; the message is one line."""
 
 
 def reason(error: Exception) -> str:
-  """The first line of what another program's error says, or else its kind."""
+  """Returns the first line of an error's text, or its type if it has none."""
   return [*str(error).strip().splitlines(), type(error).__name__][0]
 
 

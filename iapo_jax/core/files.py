@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names that are still free."""
+"""Atomic writes, folder locks, JSON files and free file names."""
 
 import contextlib
 import fcntl
@@ -12,19 +12,17 @@ from iapo_jax.core.errors import ConfigError
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """`write_text` of an object."""
+  """Writes a JSON object as `write_text` does."""
   write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(
     path: pathlib.Path, text: str, *, errors: str = "strict"
 ) -> None:
-  """Writes a file whole or not at all, be it that the power goes.
+  """Writes a UTF-8 file atomically: never half-written, even if power fails.
 
-  Args:
-    path: of the file, which may be there.
-    text: as it is, its ends of lines included.
-    errors: of the encoder, UTF-8.
+  Replaces an existing file. Line ends are written as they are in `text`;
+  `errors` is that of `str.encode`.
   """
   draft = draft_of(path)
   with draft.open("w", encoding="utf-8", errors=errors, newline="") as file:
@@ -35,12 +33,12 @@ def write_text(
 
 
 def draft_of(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written until it is whole; no other process does there."""
+  """Returns where this process writes a file before it renames it."""
   return path.with_name(f"{path.name}.{os.getpid()}.draft")
 
 
 def sync(folder: pathlib.Path) -> None:
-  """Waits until the files of a folder would outlast a power cut."""
+  """Waits until a folder and its files are on disk (fsync)."""
   for path in (*folder.iterdir(), folder):
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -51,7 +49,7 @@ def sync(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-  """One process at a time; the others wait."""
+  """Locks a folder; other processes that call this wait."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -61,17 +59,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a file.
-
-  Args:
-    path: of the file.
-
-  Returns:
-    The object.
-
-  Raises:
-    ConfigError: where there is no such file, or something else in it.
-  """
+  """Reads a JSON object; raises `ConfigError` if the file has none."""
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
   except OSError as error:
@@ -84,7 +72,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def numbered(path: pathlib.Path, separator: str) -> pathlib.Path:
-  """The first free one of PATH + separator + 1, 2, 3, ..."""
+  """Returns the first free path of PATH + separator + 1, 2, 3, ..."""
   number = 1
   while (free := path.with_name(f"{path.name}{separator}{number}")).exists():
     number += 1

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until the step is finished and saved."""
+"""Ctrl-C and SIGTERM that take effect after the step is done and saved."""
 
 import contextlib
 import os
@@ -11,24 +11,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-  """A run that was asked to stop, and what it saved before."""
+  """Ends a run that a signal asked to stop."""
 
   def __init__(self, number: int, saved: str) -> None:
-    """Remembers the signal.
-
-    Args:
-      number: of the signal.
-      saved: what was saved and how to go on, for people.
-    """
+    """Takes the signal's number and a message: what is saved, how to resume."""
     super().__init__(saved)
     self.number = number
 
 
 class Request:
-  """Whether somebody asked to stop.
+  """A request to stop.
 
   Attributes:
-    number: of the signal; 0 as long as nobody did.
+    number: the signal's number; 0 until a signal arrives.
   """
 
   def __init__(self) -> None:
@@ -37,12 +32,9 @@ class Request:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Request]:
-  """Turns the first signal into a request; a second one acts at once.
+  """Turns the first signal into a request; a second one acts immediately.
 
-  Outside the main thread Python handles no signals: nothing is changed there.
-
-  Yields:
-    The request.
+  Does nothing outside the main thread, where Python handles no signals.
   """
   request = Request()
   if threading.current_thread() is not threading.main_thread():
@@ -51,7 +43,7 @@ def deferred() -> Iterator[Request]:
   before = {
       number: signal.getsignal(number)
       for number in _SIGNALS
-      # Who starts a run with a signal ignored (nohup does) means it.
+      # A signal that is ignored at the start (nohup) stays ignored.
       if signal.getsignal(number) is not signal.SIG_IGN
   }
 
@@ -63,9 +55,9 @@ def deferred() -> Iterator[Request]:
     request.number = number
     restore()
     name = signal.Signals(number).name
-    # Not print: the signal may have come in the middle of another one.
+    # Not print: the signal may arrive in the middle of another print.
     text = f"\n{name}: finishing the step, then saving; again to stop at once\n"
-    # Ctrl-C ends the reader of a pipe, too: nobody may be listening.
+    # Ctrl-C may also have ended the process that reads our output.
     with contextlib.suppress(OSError):
       os.write(2, text.encode())
 

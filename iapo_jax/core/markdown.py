@@ -1,18 +1,10 @@
-"""Tables that can be pasted into a page."""
+"""Markdown tables."""
 
 from collections.abc import Iterable
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  """A table of Markdown, each row on one line.
-
-  Args:
-    head: names of the columns.
-    rows: their cells; any text.
-
-  Returns:
-    The lines.
-  """
+  """Returns a Markdown table, one line per row; cells may hold any text."""
   head = list(head)
   lines = [_row(head), "|---" * len(head) + "|", *map(_row, rows)]
   return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Statistics over the valid entries of a row, safe where a row has none."""
+"""Statistics over the valid entries of a row; a row may have none."""
 
 import chex
 import jax
@@ -8,15 +8,9 @@ Array = jax.Array
 
 
 def mean(x: Array, mask: Array, axis: int | None = -1) -> Array:
-  """Mean over the entries where `mask` is true; 0 where there are none.
+  """Averages fp32[...] where bool[...] is true; 0 if nowhere.
 
-  Args:
-    x: fp32[...].
-    mask: bool, the shape of `x`.
-    axis: the axis to reduce; None reduces all.
-
-  Returns:
-    fp32, `x` without `axis`.
+  Reduces `axis`, or all axes if it is None.
   """
   chex.assert_equal_shape([x, mask])
   total = jnp.sum(jnp.where(mask, x, 0.0), axis)
@@ -24,16 +18,9 @@ def mean(x: Array, mask: Array, axis: int | None = -1) -> Array:
 
 
 def std(x: Array, mask: Array, axis: int = -1, ddof: int = 0) -> Array:
-  """Standard deviation over the valid entries; 0 for `ddof` or fewer of them.
+  """Computes the standard deviation of fp32[...] where bool[...] is true.
 
-  Args:
-    x: fp32[...].
-    mask: bool, the shape of `x`.
-    axis: the axis to reduce.
-    ddof: the divisor is the number of valid entries less this.
-
-  Returns:
-    fp32, `x` without `axis`.
+  Divides by the number of valid entries less `ddof`; 0 if that is not above 0.
   """
   chex.assert_equal_shape([x, mask])
   centred = x - jnp.expand_dims(mean(x, mask, axis), axis)
@@ -44,14 +31,9 @@ def std(x: Array, mask: Array, axis: int = -1, ddof: int = 0) -> Array:
 
 
 def differ(x: Array, mask: Array) -> Array:
-  """Whether valid entries of a row differ.
+  """Returns bool[q, 1]: whether a row of fp32[q, n] has two valid values.
 
-  Args:
-    x: fp32[q, n].
-    mask: bool[q, n].
-
-  Returns:
-    bool[q, 1]; false where a row has none.
+  False for a row without valid entries.
   """
   chex.assert_equal_shape([x, mask])
   low = jnp.min(jnp.where(mask, x, jnp.inf), axis=-1, keepdims=True)
@@ -60,19 +42,12 @@ def differ(x: Array, mask: Array) -> Array:
 
 
 def unit_zscore(x: Array, mask: Array) -> Array:
-  """Z(x) = (x − μ) / (σ √n) over the n valid entries of each row.
+  """Computes Z(x) = (x − μ) / (σ √n) over the n valid entries of each row.
 
-  The valid entries of a row then have mean 0 and Euclidean norm 1, however
-  many they are. μ and σ (ddof 0) are taken over the last axis. Rows without
-  spread become 0: those with σ √n ≤ n · eps · max |x|, where eps is fp32's,
-  for that is how far rounding of μ alone can carry a constant row.
-
-  Args:
-    x: fp32[..., t].
-    mask: bool[..., t].
-
-  Returns:
-    fp32[..., t], 0 where `mask` is false.
+  The valid entries of a row then have mean 0 and Euclidean norm 1. μ and σ
+  (ddof 0) are over the last axis of fp32[..., t]; invalid entries become 0.
+  Rows without spread become 0: those with σ √n ≤ n · eps · max |x|, eps of
+  fp32, the bound on what rounding μ can add to a constant row.
   """
   chex.assert_equal_shape([x, mask])
   centred = jnp.where(mask, x - mean(x, mask)[..., None], 0.0)

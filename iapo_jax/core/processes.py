@@ -1,9 +1,9 @@
 """Several processes that run the same program, each with its own devices.
 
-JAX's own runtime connects them, one process a host or an accelerator, and a
-compiled program spans all their devices. What is no such program is said here:
-what one process does for all, what all must agree on, and that none waits for
-ever where another one failed. Alone, a process does all of it at no cost.
+JAX connects the processes, and a compiled program spans all their devices. This
+module covers the host side: work that one process does for all, values that
+all must share, and failures, so that no process waits for one that failed. In
+a single process these functions cost nothing.
 """
 
 import faulthandler
@@ -25,9 +25,9 @@ from iapo_jax.core.errors import ConfigError, SaveError, SharedError
 
 T = typing.TypeVar("T")
 
-_HEARTBEAT = 30  # seconds without one, until a process counts as dead
-_SHUTDOWN = 60  # seconds to wait at the end for the others' end
-# What the runtimes say of a peer that is gone; no program of ours fails so.
+_HEARTBEAT = 30  # seconds without one until a process counts as dead
+_SHUTDOWN = 60  # seconds to wait at exit for the other processes
+# Errors of the runtimes that mean a lost peer; our own programs raise none.
 _LOST = re.compile(
     r"gloo|nccl|heartbeat|coordination service|connection (closed|reset)"
     r"|socket closed|unavailable:",
@@ -40,20 +40,20 @@ def join(
     count: int | None = None,
     index: int | None = None,
 ) -> None:
-  """Joins the others, if there are any; before anything else is done with JAX.
+  """Connects this process to the others; call it before any other use of JAX.
 
-  Without arguments the environment tells: that of a TPU VM, of SLURM's `srun`
-  or of Open MPI. Where it tells of no others, nothing is joined. Those that are
-  not the first print nothing but errors from then on.
+  Without arguments, reads the environment of a TPU VM, SLURM's `srun` or Open
+  MPI, and does nothing if it names no other processes. Afterwards every
+  process but the first prints only errors.
 
   Args:
     coordinator: HOST:PORT of the first process.
-    count: of the processes.
-    index: of this one, from 0.
+    count: number of processes.
+    index: this process, from 0.
 
   Raises:
-    ConfigError: where only some arguments are given or they contradict each
-      other, or nobody can be joined.
+    ConfigError: if only some arguments are given, they contradict each other,
+      or the connection fails.
   """
   given = any(x is not None for x in (coordinator, count, index))
   if given:
@@ -70,14 +70,14 @@ def join(
         shutdown_timeout_seconds=_SHUTDOWN,
     )
   except (ValueError, RuntimeError) as error:
-    # One TPU VM may have nobody beside it.
+    # A TPU VM may be the only process.
     if sure or jax.process_count() > 1:
       reason = " ".join(str(error).split())
       raise ConfigError(
           f"the other processes cannot be joined: {reason}"
       ) from error
-  # Where the first process dies, the runtime ends the others: it says so, and
-  # pages of Python's stacks would only hide it.
+  # If the first process dies, the runtime ends the others with a message that
+  # pages of Python stacks would hide.
   faulthandler.disable()
   if not is_first():
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -86,7 +86,7 @@ def join(
 def _check(
     coordinator: str | None, count: int | None, index: int | None
 ) -> None:
-  """Whether the flags say all, and what can be."""
+  """Raises `ConfigError` if the flags are incomplete or impossible."""
   if not coordinator or count is None or index is None:
     raise ConfigError(
         "--coordinator_address, --num_processes and --process_id: must be"
@@ -104,13 +104,13 @@ def _check(
 
 
 def _is_one_of_several() -> bool:
-  """Whether SLURM's `srun` or Open MPI started more than this one."""
+  """Returns whether SLURM's `srun` or Open MPI started several processes."""
   counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
   return any(int(os.environ.get(name) or 1) > 1 for name in counts)
 
 
 def _is_on_tpu() -> bool:
-  """Whether this host has TPUs, of which others may have more."""
+  """Returns whether this host has TPUs, which may be part of a larger slice."""
   platforms = jax.config.jax_platforms or "tpu"
   chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   installed = importlib.util.find_spec("libtpu") is not None
@@ -118,23 +118,16 @@ def _is_on_tpu() -> bool:
 
 
 def is_first() -> bool:
-  """Whether this process writes and prints for all."""
+  """Returns whether this process writes and prints for all."""
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def everywhere(run: Callable[[], T]) -> T:
-  """Runs something in every process; where one fails, all do.
+  """Runs a function in every process and returns this process's result.
 
-  Args:
-    run: of all processes; it may raise a `ConfigError`, `SaveError` or
-      `OSError` in any of them.
-
-  Returns:
-    What it returned here.
-
-  Raises:
-    SharedError: in every process, with what one of them raised. Alone, the
-      error itself is raised.
+  If `run` raises a `ConfigError`, `SaveError` or `OSError` in any process, all
+  raise a `SharedError` with its message; a single process raises the error
+  itself.
   """
   if jax.process_count() == 1:
     return run()
@@ -150,16 +143,9 @@ def everywhere(run: Callable[[], T]) -> T:
 
 
 def on_first(run: Callable[[], T]) -> T:
-  """Runs something in the first process alone; all learn the result.
+  """Runs a function in the first process and returns its result in all.
 
-  Args:
-    run: of the first process; it returns values of JSON.
-
-  Returns:
-    What it returned, in every process.
-
-  Raises:
-    SharedError: as `everywhere`.
+  The result must be JSON. Errors are those of `everywhere`.
   """
   if jax.process_count() == 1:
     return run()
@@ -168,7 +154,7 @@ def on_first(run: Callable[[], T]) -> T:
 
 
 def highest(number: int) -> int:
-  """The highest of the processes' numbers; every process must ask."""
+  """Returns the highest number of all processes; every process must call it."""
   if jax.process_count() == 1:
     return number
   numbers = multihost_utils.process_allgather(np.int32(number))
@@ -176,7 +162,7 @@ def highest(number: int) -> int:
 
 
 def exchange(text: str) -> list[str]:
-  """The texts of all processes, in their order; every process must ask."""
+  """Returns the texts of all processes in order; every process must call it."""
   if jax.process_count() == 1:
     return [text]
   data = np.frombuffer(text.encode(), np.uint8)
@@ -191,18 +177,14 @@ def exchange(text: str) -> list[str]:
 
 
 def gather(tree: Any) -> Any:
-  """Global arrays, whole and as NumPy's; every process must ask."""
+  """Returns global arrays as whole NumPy arrays; every process must call it."""
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def check_same(what: Mapping[str, Any]) -> None:
-  """Whether the processes were started with the same.
+  """Raises `SharedError` if processes were started with different values.
 
-  Args:
-    what: values of JSON by what they are.
-
-  Raises:
-    SharedError: where one has another value than the first has.
+  `what` maps names, used in the message, to JSON values.
   """
 
   def compare() -> None:
@@ -219,18 +201,15 @@ def check_same(what: Mapping[str, Any]) -> None:
 
 
 def is_lost(error: BaseException) -> bool:
-  """Whether it is another process that failed, and not this one."""
+  """Returns whether an error means that another process failed."""
   return jax.process_count() > 1 and bool(_LOST.search(str(error)))
 
 
 def leave(status: int) -> typing.NoReturn:
-  """Ends this process; alone as any other, else at once.
+  """Exits with a status.
 
-  The others find out that it is gone, and end, too. Waiting for them would be
-  waiting for processes that wait for this one.
-
-  Args:
-    status: for the shell.
+  With other processes running, exits immediately so that none waits for this
+  one; the others notice and exit, too.
   """
   if not jax.distributed.is_initialized():
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Which logical axis lies along which mesh axis.
+"""Mapping of logical array axes to mesh axes, and placement of arrays.
 
 Weights and activations are declared with logical axis names; only this file
 knows the mesh. GSPMD (Auto axes) does the partitioning.
@@ -19,7 +19,7 @@ from iapo_jax.core.types import PyTree
 
 BATCH_AXES = ("data", "fsdp")
 
-# Weights: `embed` is the axis FSDP splits. Activations have their own names.
+# FSDP splits axis `embed` of weights; activations use `width` instead.
 _RULES = (
     ("vocab", "tensor"),
     ("embed", "fsdp"),
@@ -37,7 +37,7 @@ _RULES = (
 
 @contextlib.contextmanager
 def scope(mesh: Mesh) -> Iterator[None]:
-  """While tracing: logical constraints mean axes of this mesh."""
+  """Makes logical constraints refer to a mesh while a program is traced."""
   with (
       jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
       nn.logical_axis_rules(_RULES),
@@ -46,32 +46,24 @@ def scope(mesh: Mesh) -> Iterator[None]:
 
 
 def data_shards() -> int:
-  """Over how many shards a batch's rows lie; 1 outside a `scope`."""
+  """Returns the number of shards of a batch's rows; 1 outside a `scope`."""
   shape = jax.sharding.get_abstract_mesh().shape
   return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Places an activation by logical names; outside a `scope` it does nothing.
+  """Shards an activation; `names` has a logical axis or None for each axis.
 
-  Args:
-    x: any array.
-    names: one logical axis name, or None, for each axis of `x`.
-
-  Returns:
-    `x`.
+  Outside a `scope` it does nothing.
   """
   return nn.with_logical_constraint(x, names)
 
 
 def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
-  """[b, ...] of [r, ...]: for each of b rows one of the same data shard.
+  """Gathers rows [b, ...] of [r, ...] within each data shard.
 
-  Gradients of what several rows read are summed in fp32.
-
-  Args:
-    x: [r, ...], its rows on the data shards, as a batch's are.
-    rows: int32[b], of the rows of a shard.
+  `rows`, int32[b], counts from the first row of the shard. Gradients of rows
+  read several times are summed in fp32.
   """
   shards = data_shards()
   parts = x.reshape(shards, -1, *x.shape[1:])
@@ -104,7 +96,7 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 def platform() -> str:
-  """`cpu`, `gpu` or `tpu`: of the `scope`'s mesh, else of the runtime."""
+  """Returns `cpu`, `gpu` or `tpu`, of the `scope`'s mesh or else the runtime."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 
@@ -112,17 +104,15 @@ def platform() -> str:
 def per_shard(
     run: Callable[..., PyTree], inputs: PyTree, outputs: PyTree
 ) -> Callable[..., PyTree]:
-  """`run` on what each device has of its arguments; outside a `scope` on all.
+  """Wraps `run` so that each device runs it on its own shards.
 
-  For programs that the compiler cannot partition.
+  For programs that the compiler cannot partition. Returns `run` itself outside
+  a `scope` or on a single device.
 
   Args:
-    run: of arrays; whatever it needs of its arguments every device has.
+    run: a function of arrays that needs no other device's shards.
     inputs: the logical PartitionSpec of every argument.
-    outputs: that of every result.
-
-  Returns:
-    A function like `run`.
+    outputs: the logical PartitionSpec of every result.
   """
   if jax.sharding.get_abstract_mesh().size <= 1:
     return run
@@ -130,31 +120,24 @@ def per_shard(
       run,
       in_specs=nn.logical_to_mesh(inputs),
       out_specs=nn.logical_to_mesh(outputs),
-      check_vma=False,  # Pallas kernels do not say along what they vary.
+      check_vma=False,  # Pallas kernels do not declare their varying axes.
   )
 
 
 def logical_axes(boxed: PyTree) -> PyTree:
-  """The logical PartitionSpec of every leaf of a boxed tree."""
+  """Returns the logical PartitionSpec of every leaf of a boxed tree."""
   return nn.get_partition_spec(boxed)
 
 
 def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
-  """The sharding of every leaf of a tree of boxed (abstract) arrays."""
+  """Returns the sharding of every leaf of a tree of boxed (abstract) arrays."""
   return nn.logical_to_mesh_sharding(logical_axes(boxed), mesh, _RULES)
 
 
 def in_compute_dtype(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
-  """Weights as the model reads them: every product casts them to this anyway.
+  """Casts fp32 weights to the compute dtype, as every product would.
 
-  Args:
-    params: fp32 weights.
-    axes: their logical axes (`logical_axes`).
-    dtype: the compute dtype.
-
-  Returns:
-    A tree like `params`. Norm weights act in fp32, in rollout and training
-    alike, and stay so.
+  Norm weights stay fp32, as in training. `axes` is `logical_axes` of `params`.
   """
   return jax.tree.map(
       lambda weight, spec: weight if "norm" in spec else weight.astype(dtype),
@@ -164,18 +147,10 @@ def in_compute_dtype(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
 
 
 def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
-  """Weights in the compute dtype, whole along FSDP, split along tensor.
+  """Casts as `in_compute_dtype` and gathers FSDP shards; keeps `tensor` ones.
 
-  Done once a step and outside the decode loop: FSDP shards gathered inside it
-  would move the whole model once per token.
-
-  Args:
-    params: fp32 weights.
-    axes: their logical axes (`logical_axes`).
-    dtype: the compute dtype.
-
-  Returns:
-    A tree like `params`.
+  Call it once per step, outside the decode loop: inside, it would move the
+  whole model for every token.
   """
 
   def place(weight: jax.Array, spec: P) -> jax.Array:
@@ -186,7 +161,7 @@ def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
 
 
 def placed_shapes(shapes: PyTree, shardings: PyTree) -> PyTree:
-  """`jax.ShapeDtypeStruct`s that say where their arrays lie."""
+  """Returns `jax.ShapeDtypeStruct`s with the given shardings."""
   return jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       shapes,
@@ -195,24 +170,20 @@ def placed_shapes(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over the data and fsdp axes."""
+  """Returns a sharding of rows over the data and fsdp axes."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same on every device."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def own_rows(mesh: Mesh, size: int) -> list[int]:
-  """Which rows of a batch this process must have for its devices.
+  """Returns the rows, in order, that this process's devices need of a batch.
 
-  Args:
-    mesh: devices of all processes.
-    size: rows of the whole batch.
-
-  Returns:
-    Their numbers, in order; several processes may need the same ones.
+  `size` counts the rows of the whole batch. Several processes may need the same
+  rows.
   """
   where = batch_sharding(mesh).addressable_devices_indices_map((size,))
   every = range(size)
@@ -220,15 +191,7 @@ def own_rows(mesh: Mesh, size: int) -> list[int]:
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """A batch that every process has whole, as global arrays.
-
-  Args:
-    batch: NumPy arrays whose first axis is rows.
-    mesh: the mesh to place them on.
-
-  Returns:
-    A tree of sharded arrays.
-  """
+  """Shards rows of NumPy arrays that every process holds whole."""
   where = batch_sharding(mesh)
 
   def place(x: np.ndarray) -> jax.Array:
@@ -239,16 +202,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def put_rows(rows: PyTree, mesh: Mesh, size: int) -> PyTree:
-  """A batch as global arrays, of which every process has its own rows.
-
-  Args:
-    rows: NumPy arrays whose first axis is `own_rows` of the batch.
-    mesh: the mesh to place them on.
-    size: rows of the whole batch.
-
-  Returns:
-    A tree of sharded arrays.
-  """
+  """Shards a batch of `size` rows from each process's `own_rows` of it."""
   where = batch_sharding(mesh)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
