@@ -1,1 +1,1 @@
-"""What is done with a policy or a run that exists."""
+"""Tools for policies and runs that already exist."""

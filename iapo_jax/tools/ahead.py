@@ -1,10 +1,9 @@
-"""The train step, compiled for TPUs that are not there.
+"""Compiles the train step for TPUs that this machine does not have.
 
-libtpu describes a topology and compiles for its chips on any machine; nothing
-is allocated and nothing runs. So what is known is what the compiler says: the
-memory of each device and what moves between them. Times are bounds from the
-published peaks of the chips: no program is faster, and how much slower it is
-nobody measured.
+libtpu describes a topology and compiles for its chips on any machine. Nothing
+is allocated or run, so only the compiler's own account is known: the memory of
+each device and the transfers between devices. Times are lower bounds from the
+published peaks of the chips; real programs are slower by an unknown factor.
 """
 
 import dataclasses
@@ -27,15 +26,15 @@ from iapo_jax.run import assembly, costs, memory
 from iapo_jax.run.assembly import Assembly, Stage
 from iapo_jax.tools import collectives
 
-# Read by libtpu: no questions over the network, which there may not be; and
-# several processes at a time, as none of them holds a chip.
+# libtpu must not query the network, which may be missing, and may be loaded by
+# several processes, since none of them holds a chip.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _PHASES = ("rollout", "probes", "reference", "update")
-# What the compiler says when it has tried everything, and when it need not try.
+# The compiler's messages after it has tried everything, and before it tries.
 _TOO_LARGE = (
     re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"),
     re.compile(
@@ -50,11 +49,11 @@ class Chip:
   """Published peaks of one chip, from Google Cloud's pages on its TPUs.
 
   Attributes:
-    flops: operations a second, bfloat16.
+    flops: bfloat16 operations per second.
     memory: bytes of HBM.
-    bandwidth: of it, bytes a second.
-    links: to other chips of the slice, bytes a second that it can send.
-    network: to other slices, bytes a second.
+    bandwidth: bytes per second to and from HBM.
+    links: bytes per second that it can send to other chips of its slice.
+    network: bytes per second that it can send to other slices.
   """
 
   flops: float
@@ -65,7 +64,7 @@ class Chip:
 
 
 def chips() -> dict[str, Chip]:
-  """By the name that a topology begins with."""
+  """Returns the chips by generation, the name before a topology's colon."""
   return {
       "v5e": Chip(197e12, 16e9, 819e9, 200e9, 6.4e12 / 8 / 256),
       "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
@@ -74,17 +73,12 @@ def chips() -> dict[str, Chip]:
 
 
 def devices(topology: str, slices: int = 1) -> list[jax.Device]:
-  """Of a topology, such as `v5e:4x4`: chips that may not be there.
+  """Returns one device per chip of a topology, such as `v5e:4x4`.
 
-  Args:
-    topology: of a slice, as libtpu names it.
-    slices: how many of them a network connects.
-
-  Returns:
-    One device a chip.
+  The chips need not exist. A network connects `slices` copies of the topology.
 
   Raises:
-    ConfigError: where libtpu is not installed or knows no such topology.
+    ConfigError: if libtpu is not installed or knows no such topology.
   """
   generation = topology.partition(":")[0]
   if generation not in chips():
@@ -110,20 +104,17 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
 def train_step(
     parts: Assembly, stage: Stage, *, level: str = "UNKNOWN"
 ) -> jax.stages.Compiled:
-  """The whole step, compiled for the devices of the parts' mesh.
+  """Compiles the whole step for the devices of the mesh in `parts`.
 
   Args:
-    parts: of a run; its data is not looked at.
+    parts: of the run; its data is not read.
     stage: of reinforcement learning.
-    level: JAX's `optimization_level`, the compiler's effort for a fast program;
-      UNKNOWN is what a run gets. With O0 memory differs a little, and decoding
-      weights are gathered before they are cast.
-
-  Returns:
-    The program.
+    level: JAX's `optimization_level`, the compiler's effort; UNKNOWN is the
+      level of a run. With O0 the memory differs a little, and decoding weights
+      are gathered before they are cast.
 
   Raises:
-    ConfigError: where it needs more memory than a device has.
+    ConfigError: if the step needs more memory than a device has.
   """
   step = assembly.train_step_of(parts, stage)
   state, reference, prompts = arguments(parts, stage)
@@ -143,14 +134,10 @@ def train_step(
 def arguments(
     parts: Assembly, stage: Stage
 ) -> tuple[TrainState, Params | None, Prompts]:
-  """The types of a step's arguments, placed as a run places them.
+  """Returns the shapes and placements of a step's arguments.
 
-  Args:
-    parts: of a run; its data is not looked at.
-    stage: of reinforcement learning.
-
-  Returns:
-    The state, the reference policy where the loss has one, and the prompts.
+  These are the state, the reference policy (None if `loss.kl_weight` is 0) and
+  the prompts.
   """
   cfg, spec = parts.cfg, stage.spec
   rows = sharding.batch_sharding(parts.mesh)
@@ -175,17 +162,12 @@ def arguments(
 
 
 def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
-  """Whether a step that was compiled fits what is published of its chip.
+  """Checks a `report` against the published memory of the chip.
 
-  The compiler allows a little more: 15.75 GiB of 16 GB.
-
-  Args:
-    found: of `report`.
-    parts: of the run.
-    stage: of reinforcement learning.
+  The compiler itself allows a little more: 15.75 GiB of 16 GB.
 
   Raises:
-    ConfigError: where it does not.
+    ConfigError: if the step does not fit.
   """
   told = found["memory"]
   if told["peak_bytes"] > told["device_bytes"]:
@@ -196,7 +178,7 @@ def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
 
 
 def _advice(used: str, parts: Assembly, stage: Stage) -> str:
-  """What was too large, what it is made of, and what makes it smaller."""
+  """Says what is too large, what it consists of and how to shrink it."""
   needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
   by_part = ", ".join(
       f"{name} {memory.readable(size)}"
@@ -224,16 +206,9 @@ def _advice(used: str, parts: Assembly, stage: Stage) -> str:
 def report(
     parts: Assembly, stage: Stage, compiled: jax.stages.Compiled, chip: Chip
 ) -> dict[str, Any]:
-  """What is known of a step that was compiled ahead of time.
+  """Returns all that is known about the step that `train_step` compiled.
 
-  Args:
-    parts: of the run.
-    stage: of reinforcement learning.
-    compiled: of `train_step`.
-    chip: that it was compiled for.
-
-  Returns:
-    Values of JSON; bytes, operations and seconds are those of one device.
+  Values are JSON-ready; bytes, operations and seconds are those of one device.
   """
   cfg, mesh = parts.cfg, parts.mesh
   moved = collectives.transfers(
@@ -258,14 +233,7 @@ def report(
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-  """A report for people to read.
-
-  Args:
-    found: of `report`.
-
-  Yields:
-    Lines.
-  """
+  """Formats a `report` for people, line by line."""
   told = found["memory"]
   yield (
       f"memory     {memory.readable(told['peak_bytes'])} of"
@@ -286,7 +254,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
-  """Seconds that a chip needs at least, by phase and by what bounds it."""
+  """Returns least seconds by phase and by the resource that bounds it."""
   return {
       phase: {
           "compute": found["flops"][phase] / chip.flops,
@@ -299,12 +267,11 @@ def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """Bytes of a device.
+  """Returns the memory that the compiled program needs, in bytes per device.
 
-  `temp_bytes` is what JAX reports and counts the gaps between arrays as well,
-  for TPUs more of them than the compiler leaves. The peak is the compiler's
-  own: what lives at the fullest moment, arguments included; to that the
-  program itself is added.
+  `temp_bytes` is JAX's number, which counts the gaps between arrays as well,
+  for TPUs more gaps than the compiler leaves. `peak_bytes` is the
+  compiler's own number, arguments included, plus the size of the program.
   """
   stats = compiled.memory_analysis()
   code = stats.generated_code_size_in_bytes
@@ -319,7 +286,7 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _flops(parts: Assembly) -> dict[str, float]:
-  """Operations of one device by phase: all completions, full and shared out."""
+  """Returns operations per device by phase, for completions of full length."""
   cfg = parts.cfg
   batch = costs.batch_of(cfg)
   forward = costs.pass_flops(batch)
@@ -331,7 +298,8 @@ def _flops(parts: Assembly) -> dict[str, float]:
     model = dataclasses.replace(batch.model, num_layers=layers)
     asked = dataclasses.replace(batch, model=model)
     probed = costs.probe_flops(asked, cfg.probe.stride, width)
-  # Of rows that learn forward and twice back; for a sequence's ratio once more.
+  # A forward pass and a backward pass (2 x) of the rows that learn; a
+  # sequence's ratio needs one more forward pass.
   passes = 3 * cfg.update_rows / cfg.sequences_per_step
   passes += cfg.loss.ratio == "sequence"
   by_phase = {
@@ -344,12 +312,11 @@ def _flops(parts: Assembly) -> dict[str, float]:
 
 
 def _reads(parts: Assembly, stage: Stage) -> dict[str, float]:
-  """Bytes that one device must read from its memory, at least.
+  """Returns the least bytes that one device reads from memory, by phase.
 
-  Decoding reads its weights and its part of the cache at every token; an
-  update reads gradients, weights and moments once and writes them, and the
-  weights in the compute dtype three times a micro-batch. Activations are not
-  counted.
+  Decoding reads its weights and its part of the cache at every token. An update
+  reads and writes gradients, weights and moments once, and reads the weights in
+  the compute dtype three times per micro-batch. Activations are not counted.
   """
   cfg, mesh = parts.cfg, parts.mesh
   batch, width = costs.batch_of(cfg), memory.width(cfg)
@@ -368,16 +335,16 @@ def _reads(parts: Assembly, stage: Stage) -> dict[str, float]:
 
 
 def _phase(scope: str) -> str:
-  """Which phase an operation belongs to, by the scope it was traced in."""
+  """Returns the phase of an operation from the scope that it was traced in."""
   names = re.findall(r"[\w]+", scope)
   return next((x for x in names if x in _PHASES), "rest")
 
 
 def _trips(cfg: Config, scope: str) -> int:
-  """How often a loop runs, by its name, where all completions are full.
+  """Returns how often a loop runs, by its name, for full-length completions.
 
-  The compiler for TPUs does not say of any loop, and of those that end with
-  the data nobody can.
+  The compiler for TPUs states no trip count, and a loop that ends with the data
+  has none before it runs.
   """
   tokens = cfg.rollout.max_tokens
   path = scope.split("/")

@@ -1,10 +1,10 @@
-"""What a compiled program moves between devices, read from its text.
+"""Transfers between devices, read from the text of a compiled program.
 
-XLA writes a program as computations of instructions. Those that move data name
-the shape of their result and the groups of devices that take part; loops name
-their bodies and, where the compiler knows it, how often they run. Nothing else
-tells how many bytes a program sends: the compiler's own analysis counts a loop
-once and no communication.
+XLA writes a program as computations of instructions. An instruction that moves
+data names the shape of its result and its groups of devices. A loop names its
+body and, where the compiler knows it, its trip count. The text is the only
+source for the bytes sent: the compiler's own analysis counts a loop once and
+ignores communication.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-# Bits of a number; what is not here moves nothing.
+# Bits of a number; values of other types, such as tokens, hold no data.
 _BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
     "s32": 32, "u32": 32, "s64": 64, "u64": 64, "f16": 16, "bf16": 16,
     "f32": 32, "f64": 64, "c64": 64, "c128": 128,
     "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8,
 }  # fmt: skip
-# What goes to another slice leaves a TPU's program through its host.
+# Data for another slice leaves a TPU's program through its host.
 _BETWEEN = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 BETWEEN_SLICES = "between-slices"
 _KINDS = (
@@ -59,13 +59,13 @@ class Transfer:
   """One instruction that moves data between devices.
 
   Attributes:
-    kind: `all-gather`, `all-reduce`, ...; `BETWEEN_SLICES` for what leaves a
-      slice, whose devices are reduced or gathered before by others of them.
-    scope: the operation's name, with the scopes it was traced in; of the loop
-      or call around it, where it has none.
-    result: types and shapes of what it makes, on one device.
-    devices: that take part together.
-    times: how often it runs in one call of the program.
+    kind: `all-gather`, `all-reduce`, ...; `BETWEEN_SLICES` for data that leaves
+      a slice (its reduction or gathering within the slice is another transfer).
+    scope: the operation's name with the scopes it was traced in; that of the
+      surrounding loop or call if it has none.
+    result: types and shapes of the results on one device.
+    devices: size of the group that takes part.
+    times: executions per call of the program.
   """
 
   kind: str
@@ -76,7 +76,7 @@ class Transfer:
 
   @property
   def result_bytes(self) -> int:
-    """Bytes of the result on one device."""
+    """Size of the result on one device."""
     return sum(
         _BITS.get(dtype, 0) * math.prod(shape) // 8
         for dtype, shape in self.result
@@ -84,11 +84,11 @@ class Transfer:
 
   @property
   def sent_bytes(self) -> float:
-    """Bytes that each device sends in a call of the program.
+    """Bytes that each device sends per call of the program.
 
-    As rings do it, which is the least that is possible: of n devices each
-    passes on n − 1 parts of what is gathered, scattered or exchanged, and all
-    of that twice to reduce. Between two slices it is all of it once.
+    Assumes rings, which send the least: each of n devices passes on n − 1 parts
+    to gather, scatter or exchange, and twice that to reduce. A transfer between
+    slices sends everything once.
     """
     n, size = self.devices, self.result_bytes
     once = {
@@ -102,18 +102,19 @@ class Transfer:
 
 
 def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
-  """Every instruction of a program that moves data.
+  """Returns every transfer that is reached from the program's entry.
 
-  Of branches the one that sends most is taken. What a TPU does in steps beside
-  other work is written once for every step, all on one channel; it counts once.
+  Only the branch of a conditional that sends most counts. A TPU spreads some
+  transfers over steps beside other work; the text has each step, all on one
+  channel, and they count once.
 
   Args:
     text: of a compiled program, as XLA writes it.
-    trips: how often a loop runs whose trips the compiler does not know, by the
-      name of its operation.
+    trips: maps a loop's operation name to its trip count, for loops whose count
+      the compiler does not know.
 
-  Returns:
-    They, where they are reached from the entry.
+  Raises:
+    ValueError: if replica groups have an unknown notation.
   """
   program = _Program(text, trips)
   found = {}
@@ -123,19 +124,15 @@ def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
 
 
 def shapes(text: str) -> set[tuple[int, ...]]:
-  """The shapes of all arrays that a program names, also of those never stored.
+  """Returns the shape of every array that the program names, per device.
 
-  Args:
-    text: of a compiled program, as XLA writes it.
-
-  Returns:
-    Of each device's part.
+  Arrays inside fusions, which are never stored, are included.
   """
   return {shape for dtype, shape in _arrays(text) if dtype in _BITS}
 
 
 class _Program:
-  """The computations of a text, by name."""
+  """The computations of a program, by name."""
 
   def __init__(self, text: str, trips: Callable[[str], int]) -> None:
     self._trips = trips
@@ -158,12 +155,9 @@ class _Program:
   def walk(
       self, name: str, times: int, around: str = ""
   ) -> Iterator[tuple[int, Transfer]]:
-    """What a computation moves when it runs so often, and by which channel.
+    """Yields (channel, transfer) of a computation that runs `times` times.
 
-    Args:
-      name: of the computation.
-      times: it runs.
-      around: the scope of what calls it.
+    Transfers without a scope take that of the caller, `around`.
     """
     for line in self._moving(name):
       found = _INSTRUCTION.match(line)
@@ -196,10 +190,10 @@ class _Program:
     return self._trips(_scope(line))
 
   def _turns(self, body: str) -> int:
-    """How often a loop runs that multiplies while it passes parts on.
+    """Returns the trips of a loop that multiplies while it passes parts on.
 
-    The compiler makes it of a product with a gathered or scattered factor; all
-    parts of a ring pass a device, some of them in each turn.
+    The compiler makes such a loop from a product with a gathered or scattered
+    factor. All parts of a ring pass each device, several of them per trip.
     """
     passed = [x for x in self._lines[body] if _PAIRS.search(x)]
     if not passed:
@@ -214,7 +208,7 @@ class _Program:
 
   @functools.cache  # noqa: B019 (lives as long as the program is read)
   def _moving(self, name: str) -> list[str]:
-    """The lines of a computation that move data, or call what does."""
+    """Returns the lines that move data or call a computation that does."""
     kept = []
     for line in self._lines.get(name, ()):
       found = _INSTRUCTION.match(line)
@@ -222,28 +216,28 @@ class _Program:
         continue
       called = _CALLED.findall(line) + _branches(line)
       moves = _kind(found["op"], line) in _KINDS
-      # What reduces is called by all-reduce, and moves nothing by itself.
+      # An all-reduce calls its reduction, which moves nothing by itself.
       if moves or any(self._moving(other) for other in called):
         kept.append(line)
     return kept
 
 
 def _kind(operation: str, line: str) -> str:
-  """Of an instruction: what it does, be it in one step or in two."""
+  """Returns the kind of an instruction; one that only starts it counts, too."""
   if operation == "send" and _BETWEEN in line:
     return BETWEEN_SLICES
   return operation.removesuffix("-start")
 
 
 def _branches(line: str) -> list[str]:
-  """The computations of which an instruction runs one; of most none."""
+  """Returns the computations of which a conditional runs one, else none."""
   found = _BRANCHES.search(line)
   names = found[1].split(",") if found else []
   return [name.strip().lstrip("%") for name in names]
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  """Types and shapes, in their order."""
+  """Returns the types and shapes in a text, in order."""
   return [
       (dtype, tuple(int(n) for n in dims.split(",") if n))
       for dtype, dims in _ARRAY.findall(text)
@@ -253,7 +247,7 @@ def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
 def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
   arrays = _arrays(found["type"])
   if kind == BETWEEN_SLICES:
-    arrays = arrays[:1]  # beside what says that it is done
+    arrays = arrays[:1]  # the others are signals
   elif found["op"].endswith("-start") and len(arrays) > 1:
     arrays = _made(kind, arrays)
   return Transfer(kind, _scope(line), tuple(arrays), _group(line), times)
@@ -262,11 +256,11 @@ def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
 def _made(
     kind: str, arrays: list[tuple[str, tuple[int, ...]]]
 ) -> list[tuple[str, tuple[int, ...]]]:
-  """Of what an asynchronous instruction names, the results.
+  """Returns the results among the arrays of an asynchronous instruction.
 
   It names operands, results and, for some kinds, two flags.
   """
-  if kind == "all-reduce":  # names results alone
+  if kind == "all-reduce":  # names only results
     return arrays
   data = [x for x in arrays if x[0] not in ("u32", "s32") or x[1]]
   return data[len(data) // 2 :]
@@ -278,10 +272,10 @@ def _scope(line: str) -> str:
 
 
 def _group(line: str) -> int:
-  """How many devices take part; at least one.
+  """Returns how many devices take part, at least 1.
 
   Raises:
-    ValueError: where groups are written in a way that is not known.
+    ValueError: if the groups have an unknown notation.
   """
   if axes := _AXES.search(line):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))

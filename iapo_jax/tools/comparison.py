@@ -26,18 +26,18 @@ from iapo_jax.run.assembly import Assembly
 from iapo_jax.run.evaluation import Completions
 
 SPLITS = ("train", "validation", "test")
-_GOLD_TOKENS = 64  # no published answer has more
+_GOLD_TOKENS = 64  # enough for every published answer
 SECONDS = "seconds_per_completion"
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-  """A policy that is judged.
+  """A policy to be judged.
 
   Attributes:
-    name: of its run.
+    name: folder of its run.
     checkpoint: stage/step.
-    parts: of its run, with the evaluation's settings.
+    parts: of its run, with the settings of this evaluation.
     sampler: compiled; shared by runs that sample alike.
     params: fp32 weights.
   """
@@ -57,30 +57,27 @@ def load(
     data: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Contestant]:
-  """Policies of runs.
+  """Loads policies of runs.
 
   Args:
-    workdirs: of the runs.
+    workdirs: folders of the runs.
     which: `last`, `best` (`evaluation.best_step`; the last of a run without
       reinforcement learning) or a step of its reinforcement learning.
-    max_tokens: replaces `config.rollout.max_tokens` of the runs.
-    data: fields of `config.data` that replace those of the runs, None leaving
-      one as it is; with another `task` its published problems are taken.
-    **settings: fields of `config.evaluation` that replace those of the runs;
-      None leaves one as it is.
-
-  Returns:
-    The contestants.
+    max_tokens: replaces `config.rollout.max_tokens`.
+    data: replaces fields of `config.data`; a field that is None keeps the run's
+      value. Another `task` means its published problems.
+    **settings: replace fields of `config.evaluation`, None as in `data`.
 
   Raises:
-    ConfigError: for a missing or damaged checkpoint, or a broken rule.
+    ConfigError: if a checkpoint is missing or damaged, the settings break a
+      rule, or runs would be sampled differently.
   """
   shared: dict[Any, tuple[Assembly, evaluation.Sampler]] = {}
   contestants = []
   for workdir in workdirs:
     theirs = workdir_lib.load_config(workdir)
     cfg = _judging(_reading(theirs, data or {}), max_tokens, settings)
-    # All that shapes the sampler and its data: such runs share one program.
+    # These shape the sampler and its data: runs that agree share a program.
     alike = (
         cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
         cfg.probe.elicitation, cfg.evaluation,
@@ -106,10 +103,10 @@ def load(
 def _reading(
     cfg: config_lib.Config, changes: Mapping[str, Any]
 ) -> config_lib.Config:
-  """A configuration that reads other data, or the same from elsewhere.
+  """Returns the configuration with other data, or other files of the same.
 
-  The task that a run was trained on keeps its splits: some of the problems
-  that are published as test may have been its train.
+  A run's own task keeps the run's splits, since some of the published test
+  problems may have been in its train split.
   """
   given = {k: v for k, v in changes.items() if v is not None}
   task, place = given.get("task", cfg.data.task), cfg.data.source_dir
@@ -127,7 +124,7 @@ def _reading(
 def _judging(
     cfg: config_lib.Config, max_tokens: int | None, settings: dict[str, Any]
 ) -> config_lib.Config:
-  """A run's configuration with all that only training needs left out."""
+  """Returns the configuration without the settings that only training needs."""
   given = {k: v for k, v in settings.items() if v is not None}
   rollout = cfg.rollout
   if max_tokens is not None:
@@ -155,7 +152,7 @@ def _judging(
 
 
 def _mesh_here(mesh: MeshConfig) -> MeshConfig:
-  """The mesh of a run, or where it does not fit the devices, data parallel."""
+  """Returns the run's mesh, or a data-parallel one if it does not fit here."""
   sizes = dataclasses.astuple(mesh)
   devices = jax.device_count()
   fixed = math.prod(size for size in sizes if size != -1)
@@ -169,7 +166,7 @@ def _mesh_here(mesh: MeshConfig) -> MeshConfig:
 
 
 def _check_alike(contestants: Sequence[Contestant]) -> None:
-  """Whether the contestants can be judged side by side."""
+  """Raises ConfigError if runs differ in their sampling settings."""
   first, *others = (c.parts for c in contestants)
   for other in others:
     for field in (
@@ -188,7 +185,7 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
 
 
 def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
-  """Whether the contestants have the same problems to be judged by."""
+  """Raises ConfigError if runs differ in their problems."""
   asked = []
   for contestant in contestants:
     table = contestant.parts.task.tables[split]
@@ -217,22 +214,22 @@ def judge(
 ) -> list[list[dict[str, float]]]:
   """Samples every contestant on the same problems with the same keys.
 
-  Calls are interleaved, contestant by contestant, so that a busy machine slows
-  all of them alike; each program runs once before anything is timed.
+  Calls alternate between contestants, so that a busy machine slows all of them
+  alike. Each program runs once before it is timed.
 
   Args:
     contestants: to judge.
-    split: of their data.
-    problems: the first so many; all where there are fewer.
+    split: a key of their problem tables.
+    problems: takes the first so many; all if there are fewer.
     seeds: of sampling.
 
   Returns:
-    For every contestant and seed the metrics of `evaluation.summarise` and
-    `seconds_per_completion`: the median time of a call over the completions in
-    it.
+    For every contestant and seed the metrics of `evaluation.summarise`, the
+    `seed`, and `seconds_per_completion`: the median time of a call, divided by
+    its number of completions.
 
   Raises:
-    ConfigError: where one lacks the split, or has other problems in it.
+    ConfigError: if a run lacks the split or has other problems in it.
   """
   for contestant in contestants:
     found = contestant.parts.task.tables
@@ -280,7 +277,7 @@ def _batches(contestant: Contestant, split: str, problems: int) -> Any:
 
 
 def _warm_up(contestants: Sequence[Contestant], split: str) -> None:
-  """Compiles, and lets every contestant run once."""
+  """Compiles the samplers, and runs each contestant once."""
   for contestant in contestants:
     prompts, _ = next(_batches(contestant, split, 1))
     key = KeyDomain.EVALUATION.key(0)
@@ -294,18 +291,12 @@ def report(
     results: Sequence[Sequence[dict[str, float]]],
     split: str,
 ) -> list[dict[str, Any]]:
-  """Every contestant's metrics, by seed and over the seeds.
+  """Returns one JSON-ready record per contestant.
 
-  Args:
-    contestants: that were judged.
-    results: of `judge`.
-    split: they were judged on.
-
-  Returns:
-    JSON-ready records: `run`, `checkpoint`, `task`, `split`, `skipped` (too
-    long prompts of it), `batch_size`, `temperature`, `seeds`, of every metric
-    the `mean` and, over several seeds, the standard deviation `std` (ddof 1);
-    and a `note`, where one must be said beside the numbers.
+  A record holds `run`, `checkpoint`, `task`, `split`, `skipped` (prompts that
+  were too long), `batch_size`, `temperature`, `seeds` (the metrics of each),
+  the `mean` of every metric, with several seeds its standard deviation `std`
+  (ddof 1), and a `note` if the task has one.
   """
   records = []
   for contestant, runs in zip(contestants, results, strict=True):
@@ -331,14 +322,10 @@ def report(
 
 
 def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
-  """STEM.json with everything, and STEM.csv with a row per run and seed.
+  """Writes STEM.json with everything, and STEM.csv with a row per run and seed.
 
-  Rows whose `seed` is `mean` or `std` are over the seeds before them. A text
-  that a spreadsheet would take for a formula begins with an apostrophe.
-
-  Args:
-    records: of `report`.
-    stem: of both files.
+  Rows whose `seed` is `mean` or `std` summarise the seeds before them. A text
+  that a spreadsheet would take for a formula gets a leading apostrophe.
   """
   as_json, as_csv = outputs(stem)
   files.write_json(as_json, {"runs": list(records)})
@@ -362,22 +349,16 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
 
 
 def _no_formula(value: Any) -> Any:
-  """A text that no spreadsheet takes for a formula."""
+  """Protects a text that a spreadsheet would take for a formula."""
   formula = isinstance(value, str) and value.startswith(tuple("=+-@\t\r"))
   return f"'{value}" if formula else value
 
 
 def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """The JSON and the CSV file of a stem, which can be written.
-
-  Args:
-    stem: of both; its folder is made if need be.
-
-  Returns:
-    Their paths.
+  """Returns the JSON and the CSV path of a stem, after making its folder.
 
   Raises:
-    ConfigError: for a stem without a name or a folder.
+    ConfigError: if the stem has no name, or a file could not be written.
   """
   if not stem.name:
     raise ConfigError(f"--output = {str(stem)!r}: must end in a file name")
@@ -399,22 +380,14 @@ def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def columns(records: Sequence[dict[str, Any]]) -> list[str]:
-  """The heads of the most asked-for numbers, the run's first."""
+  """Returns the table's heads: the run, then the main metrics."""
   return ["run", *(head for head, *_ in _columns(records))]
 
 
 def cells(
     record: dict[str, Any], records: Sequence[dict[str, Any]]
 ) -> list[str]:
-  """The most asked-for numbers of a record; ± is over sampling seeds.
-
-  Args:
-    record: one of `records`.
-    records: of `report`, that stand in one table.
-
-  Returns:
-    A text for each of `columns`.
-  """
+  """Returns the cells of one of `records`, one per head of `columns`."""
   numbers = [
       _cell(record, metric, scale, style)
       for _, metric, scale, style in _columns(records)
@@ -425,7 +398,7 @@ def cells(
 def _columns(
     records: Sequence[dict[str, Any]],
 ) -> list[tuple[str, str, float, str]]:
-  """Head, metric, factor and format."""
+  """Returns head, metric, factor and format of each main metric."""
   k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
   passed = [(f"pass@{k}", f"pass@{k}", 1, ".3f")]
   return [
@@ -440,7 +413,7 @@ def _columns(
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-  """`columns` and `cells` as Markdown."""
+  """Formats records as a Markdown table; ± is over sampling seeds."""
   rows = (cells(record, records) for record in records)
   return markdown.table(columns(records), rows)
 
@@ -455,16 +428,10 @@ def _cell(
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The records that `write` wrote.
-
-  Args:
-    path: of the JSON file.
-
-  Returns:
-    The records.
+  """Returns the records in a JSON file of `write`.
 
   Raises:
-    ConfigError: where it was not written by `write`.
+    ConfigError: if the file is missing, or was not written by `write`.
   """
   records = files.read_json(path).get("runs")
   needed = {"run", "checkpoint", "split", "batch_size", "seeds", "mean"}

@@ -1,4 +1,4 @@
-"""A run's policy as a Hugging Face folder that transformers can load."""
+"""Writes a run's policy as a Hugging Face folder that transformers can load."""
 
 import dataclasses
 import functools
@@ -36,22 +36,23 @@ def export(
     max_shard_bytes: int = 5 * 10**9,
     family: str = "",
 ) -> list[str]:
-  """Writes a checkpoint of a run as a Hugging Face folder, whole or not at all.
+  """Writes a checkpoint as a Hugging Face folder, whole or not at all.
 
-  Everything happens on one device; one CPU is enough, whatever trained it.
+  Everything happens on one device; one CPU is enough for every run.
 
   Args:
     source: the checkpoint.
     output: a folder that does not exist yet.
-    dtype: of the weights; float32 is exactly what was trained.
-    max_shard_bytes: of a file of weights.
-    family: replaces `config.model.family`, of a run that began from nothing.
+    dtype: of the weights; float32 keeps them exactly as trained.
+    max_shard_bytes: largest file of weights.
+    family: replaces `config.model.family`, only for a run that began from
+      random weights.
 
   Returns:
-    The names of its files.
+    The names of the files in the folder.
 
   Raises:
-    ConfigError: where `output` exists or cannot be written, the checkpoint is
+    ConfigError: if `output` exists or cannot be written, the checkpoint is
       damaged, or no family of transformers has such a decoder.
   """
   if family and (source.workdir / folder.KEPT).is_dir():
@@ -77,7 +78,7 @@ def export(
     )
     card = model_card(source, cfg, output.name, dtype)
     (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
-    draft.chmod(0o755)  # temporary folders are their maker's alone
+    draft.chmod(0o755)  # a temporary folder is closed to other users
     draft.rename(output)
   except OSError as error:
     _refuse(output, error)
@@ -93,7 +94,7 @@ def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
 
 
 def _load(source: sources.Source, cfg: Config) -> Params:
-  """The policy, whole on the first device."""
+  """Loads the policy, whole, onto the first device."""
   init = functools.partial(transformer.init, cfg=cfg.model)
   shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -104,14 +105,14 @@ def _load(source: sources.Source, cfg: Config) -> Params:
 def _write_configs(
     workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
 ) -> None:
-  """Configurations and tokenizer: the pretrained model's own, or new ones."""
+  """Writes configurations and tokenizer: of the pretrained model, or new."""
   kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
   if kept.is_dir():
     folder.copy_all_but_weights(kept, output)
     if source.is_dir():
       folder.copy_all_but_weights(source, output, skip=_CONFIGS)
     raw = files.read_json(kept / folder.CONFIG)
-    # Older versions of transformers know the older name.
+    # Older versions of transformers know only torch_dtype.
     raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
     files.write_json(output / folder.CONFIG, raw)
     return
@@ -148,16 +149,9 @@ def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
 def model_card(
     source: sources.Source, cfg: Config, name: str, dtype: str
 ) -> str:
-  """The exported folder's README: what it is, how it was made, how to use it.
+  """Returns the README of the folder, with the header that the hub reads.
 
-  Args:
-    source: the checkpoint.
-    cfg: of its run.
-    name: of the model.
-    dtype: of the weights.
-
-  Returns:
-    Markdown, with the header that the hub reads.
+  It says what the model is, how it was made and how it writes.
   """
   header = {
       "library_name": "transformers",
@@ -193,14 +187,14 @@ def model_card(
 
 
 def _origin(cfg: Config) -> str:
-  """In words without paths, which are of some machine."""
+  """Says where the policy began, without paths of this machine."""
   if cfg.init_from:
     return "the policy of another run"
   return "a pretrained model" if cfg.model.pretrained else "random weights"
 
 
 def _settings(cfg: Config) -> list[tuple[str, Any]]:
-  """What a reader wants to know first, by the names of the configuration."""
+  """Returns the fields of the configuration that the card shows."""
   flat = config_lib.flatten(cfg)
   wanted = (
       "model.family", "model.num_layers", "model.d_model", "model.vocab_size",
@@ -213,7 +207,7 @@ def _settings(cfg: Config) -> list[tuple[str, Any]]:
 
 
 def _result(source: sources.Source) -> list[str]:
-  """The test result, where it is this very checkpoint's."""
+  """Returns the test result, if the run ended with this checkpoint."""
   path = source.workdir / workdir_lib.SUMMARY
   if not path.exists():
     return []

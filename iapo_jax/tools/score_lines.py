@@ -1,7 +1,7 @@
 """Completions to score from lines of JSON, and their scores as lines of JSON.
 
-What a line holds comes from anywhere: every rule is checked, of all lines,
-before the first one is scored, and an error names the line.
+The input is untrusted: every line is checked before the first one is scored,
+and an error names the line.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ _SCORES = (
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What lines are read by.
+  """How lines become token ids.
 
   Attributes:
     vocab_size: token ids are below it.
-    max_positions: the longest sequence; 0 is any.
-    tokenizer: of the model; None where its folder has none.
-    eos_ids: tokens that end a completion and are no reasoning.
-    elicitation: the tokens that ask for the answer; none without a tokenizer.
-    chat: whether prompts are a user's messages in the chat template.
-    date: that chat templates print.
+    max_positions: longest sequence of the model; 0 has no limit.
+    tokenizer: None if the model's folder has none.
+    eos_ids: tokens that end a completion and are not reasoning.
+    elicitation: tokens that ask for the answer; empty without a tokenizer.
+    chat: whether a text prompt is a user's message in the chat template.
+    date: today's date for chat templates, YYYY-MM-DD.
   """
 
   vocab_size: int
@@ -55,18 +55,13 @@ class Rules:
 
 
 def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
-  """The lines of a file, and what is to be scored.
+  """Returns the lines of a file, one JSON object each, and their items.
 
-  Args:
-    path: a JSON object a line; empty lines are passed over.
-    rules: to read them by.
-
-  Returns:
-    Lines and items, one each.
+  Empty lines are skipped.
 
   Raises:
-    ConfigError: where the file cannot be read, or for the first line that
-      breaks a rule.
+    ConfigError: if the file cannot be read, or for the first line that breaks a
+      rule.
   """
   lines, items = [], []
   try:
@@ -101,7 +96,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _placed(line: Line, rules: Rules, where: str) -> Item:
-  """`_item`, whose errors all tell the line."""
+  """Calls `_item`, and puts the line in front of every error."""
   try:
     return _item(line, rules, where)
   except ConfigError as error:
@@ -224,21 +219,14 @@ def _fail(where: str, name: str, value: Any, rule: str) -> NoReturn:
 def scored(
     line: Line, item: Item, scores: Scores, tokenizer: Any | None
 ) -> Line:
-  """A line with its scores.
+  """Returns the line with its scores added.
 
-  Args:
-    line: as it was read; all of it is kept.
-    item: of the line.
-    scores: of the item.
-    tokenizer: of the model, if there is one: tells the tokens' texts.
-
-  Returns:
-    The line and `reasoning_tokens`, `logprobs` [t], `entropies` [t],
-    `answer_entropies` [t + 1] (null after the reasoning, where there is no
-    early answer), `mi` [t], and with a tokenizer `tokens` [t].
+  These are `reasoning_tokens`, `logprobs` [t], `entropies` [t],
+  `answer_entropies` [t + 1] (null after the reasoning, where no early answer
+  exists), `mi` [t], and with a tokenizer the texts `tokens` [t].
 
   Raises:
-    FloatingPointError: where a score is not finite.
+    FloatingPointError: if a score is not finite.
   """
   for array in dataclasses.astuple(scores):
     if not np.isfinite(array).all():
@@ -260,19 +248,19 @@ def scored(
 
 
 def _floats(values: np.ndarray) -> list[float]:
-  """Nine digits: every bit of a float32."""
+  """Keeps nine digits, which preserve every bit of a float32."""
   return [float(f"{value:.9g}") for value in values]
 
 
 class Partial:
   """Scored lines on their way to a file, in the order of the input.
 
-  They lie in OUTPUT.partial, after a line that tells what they were scored
-  with, until all are there; none is kept in memory. What an interrupted command
-  left is gone on with. One process at a time may have it.
+  Until all lines are scored they stay in OUTPUT.partial, below a line with the
+  settings; none is kept in memory. A new process continues after the lines that
+  an interrupted one left. A lock admits one process at a time.
 
   Attributes:
-    count: how many lines are scored.
+    count: number of scored lines.
   """
 
   def __init__(
@@ -281,16 +269,16 @@ class Partial:
       lines: Sequence[Line],
       settings: Mapping[str, Any],
   ) -> None:
-    """Looks for what was left.
+    """Opens OUTPUT.partial and counts the lines in it.
 
     Args:
-      output: that is not there yet.
+      output: must not exist.
       lines: of the input.
-      settings: all that the scores depend on besides the lines.
+      settings: everything else that the scores depend on.
 
     Raises:
-      ConfigError: where what was left is of another input or other settings,
-        or another process is writing it.
+      ConfigError: if OUTPUT.partial belongs to another input or other settings,
+        or another process writes it.
     """
     self._output = output
     self._path = output.with_name(output.name + ".partial")
@@ -304,14 +292,14 @@ class Partial:
       ) from error
     head = (json.dumps(settings) + "\n").encode()
     self.count, end = self._left(head, lines)
-    # The last line may have been cut off while it was written.
+    # An interruption may have cut the last line off.
     self._file.truncate(end)
     if not end:
       self._file.write(head)
       self._file.flush()
 
   def _left(self, head: bytes, lines: Sequence[Line]) -> tuple[int, int]:
-    """How many whole lines there are, and where they end."""
+    """Returns the number of whole lines and the byte at which they end."""
     rows = _whole_rows(self._file)
     first = next(rows, b"")
     fits, count, end = first in (b"", head), 0, len(first)
@@ -329,22 +317,22 @@ class Partial:
     return count, end
 
   def append(self, lines: Iterable[Line]) -> None:
-    """Writes further lines; those before one that fails are kept."""
+    """Writes further lines; if one fails, those before it are kept."""
     try:
       for line in lines:
-        # ASCII: half a surrogate pair has no UTF-8.
+        # json.dumps escapes to ASCII; half a surrogate pair has no UTF-8.
         self._file.write(json.dumps(line).encode() + b"\n")
         self.count += 1
     finally:
       self._file.flush()
 
   def first(self, most: int) -> list[Line]:
-    """The first lines that are scored, so many at most."""
+    """Returns up to `most` of the first scored lines."""
     rows = itertools.islice(_whole_rows(self._file), 1, most + 1)
     return [_parse(row.decode(), str(self._path)) for row in rows]
 
   def finish(self) -> None:
-    """Writes the file, whole or not at all."""
+    """Writes the output, whole or not at all, and removes OUTPUT.partial."""
     draft = files.draft_of(self._output)
     with draft.open("xb") as file:
       rows = _whole_rows(self._file)
@@ -358,6 +346,6 @@ class Partial:
 
 
 def _whole_rows(file: BinaryIO) -> Iterator[bytes]:
-  """The lines of a file from its beginning that have their end."""
+  """Returns the lines of a file that are complete, from its beginning."""
   file.seek(0)
   return itertools.takewhile(lambda row: row.endswith(b"\n"), file)

@@ -1,4 +1,4 @@
-"""Information scores of completions that exist already."""
+"""Information scores of completions that already exist."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class Item:
 
   Attributes:
     prompt: at least one.
-    completion: T of them, perhaps none.
+    completion: T, which may be 0.
     postfix: the elicitation, at least one.
-    reasoning: R, how many of the completion's first tokens are reasoning.
+    reasoning: R <= T, the completion's leading tokens that are reasoning.
   """
 
   prompt: tuple[int, ...]
@@ -34,13 +34,13 @@ class Item:
 
   @property
   def positions(self) -> int:
-    """Of the longest sequence that is run."""
+    """Length of the longest sequence that is run."""
     return len(self.prompt) + len(self.completion) + len(self.postfix)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What a policy says of an item, at temperature 1, in nats.
+  """Scores of one item at temperature 1, in nats.
 
   Attributes:
     logprobs: fp32[T], of the completion's tokens.
@@ -66,7 +66,7 @@ def _statistics(
     cfg: ModelConfig,
     head_chunk: int,
 ) -> tuple[Array, Array, Array, Array]:
-  """The arrays of `Scores` for a batch, padded: [b, t] and H [b, t + 1]."""
+  """Returns the arrays of `Scores`, padded: [b, t], and H [b, t + 1]."""
   hidden, context = policy.replay(
       params, prompts, tokens, cfg=cfg, group_size=1
   )
@@ -98,7 +98,7 @@ def score(
     batch_size: int = 8,
     head_chunk: int = 128,
 ) -> Iterator[tuple[int, Scores]]:
-  """Scores items, those of like lengths together.
+  """Yields each item's index and scores; similar lengths come together.
 
   Args:
     params: the decoder's weights, in the compute dtype or float32.
@@ -106,12 +106,9 @@ def score(
     cfg: the decoder.
     batch_size: items per call.
     head_chunk: positions whose logits exist at one time.
-
-  Yields:
-    Each item's index and its scores, in an order of their own.
   """
   for alike in _batches(items, batch_size):
-    # Sizes of few kinds, so that programs are few: repeats fill them up.
+    # Batch sizes are powers of two, so that programs are few; repeats fill up.
     rows = min(batch_size, 2 ** (len(alike) - 1).bit_length())
     filled = alike + alike[:1] * (rows - len(alike))
     arrays = _arrays([items[i] for i in filled])
@@ -133,7 +130,7 @@ def score(
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
-  """Indices of items with one postfix and lengths as like as can be."""
+  """Yields indices of items with one postfix and similar lengths."""
 
   def key(i: int) -> tuple[tuple[int, ...], int, int]:
     item = items[i]
@@ -148,7 +145,7 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
 
 
 def _padded(length: int) -> int:
-  """The next of 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter more."""
+  """Rounds up to 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter more."""
   step = 4
   while 8 * step < length:
     step *= 2
@@ -158,7 +155,7 @@ def _padded(length: int) -> int:
 def _arrays(
     items: Sequence[Item],
 ) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray]:
-  """Right-padded arrays; what pads does not matter."""
+  """Returns right-padded arrays; the padding does not change the scores."""
 
   def pad(
       rows: Sequence[Sequence[int]],

@@ -1,4 +1,4 @@
-"""The page's pictures: drawn once in light, once in dark, and as PNG."""
+"""The page's figures, each drawn in light, in dark and as PNG."""
 
 import base64
 import dataclasses
@@ -28,11 +28,11 @@ _LABEL = 44  # characters of a line of a label
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-  """Colours that differ between light and dark.
+  """Colours of light or dark mode.
 
   Attributes:
     ink: of text and axes.
-    faint: of the grid, and of what is there for comparison.
+    faint: of the grid, and of data shown only for comparison.
     colours: of the groups.
   """
 
@@ -60,13 +60,13 @@ class Picture:
   """A figure of the page.
 
   Attributes:
-    name: of its PNG file.
+    name: of its PNG file, without the ending.
     title: above it.
-    text: what it shows, for those who do not see it.
+    text: describes the content for people who do not see it.
     size: width and height in CSS pixels.
     light: a data URI.
     dark: a data URI.
-    png: the bytes of the PNG.
+    png: bytes of the PNG file.
   """
 
   name: str
@@ -82,12 +82,12 @@ Draw = Callable[[Axes, Theme], None]
 
 
 def colour(index: int, theme: Theme) -> str:
-  """The colour of a group, by its place; they repeat after the last."""
+  """Returns a group's colour by its place; colours repeat after the last."""
   return theme.colours[index % len(theme.colours)]
 
 
 def line_style(index: int) -> str:
-  """The dashes of a group: they change where the colours repeat."""
+  """Returns a group's dashes, which change where the colours repeat."""
   return ("-", "--", ":", "-.")[index // 7 % 4]
 
 
@@ -96,14 +96,7 @@ def _marker(index: int) -> str:
 
 
 def all_of(groups: Sequence[Group]) -> list[Picture]:
-  """Every figure that the runs have data for.
-
-  Args:
-    groups: of runs; their colours follow their order.
-
-  Returns:
-    The pictures, the telling ones first.
-  """
+  """Draws every figure that the runs have data for, the main ones first."""
   pictures = []
   if any(group.finished("accuracy") for group in groups):
     pictures.append(_trade_off(groups))
@@ -118,7 +111,7 @@ def all_of(groups: Sequence[Group]) -> list[Picture]:
 
 
 def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
-  """Stage, metric, title and unit of what is drawn over steps."""
+  """Returns stage, metric, title and unit of each curve over steps."""
   results = [
       ("validation", "accuracy", "Accuracy (validation)", "share correct"),
       ("validation", "mean_tokens", "Length (validation)",
@@ -142,7 +135,7 @@ def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
 
 
 def _trade_off(groups: Sequence[Group]) -> Picture:
-  """Accuracy against tokens on the test split, a point a group."""
+  """Draws accuracy against tokens on the test split, one point per group."""
   points = [
       (i, group, runs.mean_and_error(group, "mean_tokens"),
        runs.mean_and_error(group, "accuracy"))
@@ -162,11 +155,11 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
           color=colour(i, theme),
           capsize=3,
       )
-      # The legend shows the marker, which bars would hide there.
+      # An own entry for the legend: error bars would hide the marker there.
       axes.plot([], [], linestyle="", marker=_marker(i), markersize=8,
                 color=colour(i, theme), label=_plain(group.label))  # fmt: skip
     axes.set(xlabel="tokens per completion", ylabel="share correct")
-    # With the whole of the widest error bar.
+    # Room for the whole of the widest error bar.
     ends = [tokens[0] + (tokens[1] or 0) for _, _, tokens, _ in points]
     axes.set_xlim(0, 1.1 * max(ends))
     axes.margins(y=0.25)
@@ -180,7 +173,7 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
 
 
 def _keep_to_shares(axes: Axes) -> None:
-  """Shows no shares below 0 or above 1, but for the width of a marker."""
+  """Limits the y axis to [0, 1], plus room for a marker."""
   low, high = axes.get_ylim()
   room = 0.05 * (high - low)
   axes.set_ylim(max(low, -room), min(high, 1 + room))
@@ -226,12 +219,12 @@ def _over_steps(
 
 
 def _dots(steps: Sequence[int], index: int) -> dict[str, Any]:
-  """A line through a single point would not be seen."""
+  """Returns a marker if there is one point, where a line would be invisible."""
   return {"marker": _marker(index)} if len(steps) == 1 else {}
 
 
 def _mean_curve(curves: Curves) -> tuple[list[int], list[float]]:
-  """The mean over runs, at the steps that all of them have."""
+  """Returns the steps that all runs have, and the mean at each."""
   tables = [dict(curve) for curve in curves]
   steps = sorted(set.intersection(*(set(table) for table in tables)))
   return steps, [statistics.mean(t[step] for t in tables) for step in steps]
@@ -275,9 +268,9 @@ def _histogram(
 
 
 def _plain(label: str) -> str:
-  """A label in which matplotlib sees neither mathematics nor a hidden name.
+  """Wraps a label and escapes what matplotlib would not print as it is.
 
-  Nor what has no UTF-8 form, nor more than fits into a line.
+  These are mathematics, a leading underscore and characters without UTF-8.
   """
   label = label.encode("utf-8", "backslashreplace").decode("utf-8")
   label = label.replace("$", r"\$")
@@ -310,7 +303,7 @@ def _figure(draw: Draw, theme: Theme, title: str = "") -> Figure:
 
 
 def dress(axes: Axes, theme: Theme = LIGHT) -> None:
-  """Colours and sizes that all figures share; the title must be set before."""
+  """Applies the shared colours and sizes; set the title before."""
   axes.grid(alpha=0.25, color=theme.faint)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["bottom", "left"]].set_color(theme.faint)
@@ -320,10 +313,9 @@ def dress(axes: Axes, theme: Theme = LIGHT) -> None:
 
 
 def _add_legend(figure: Figure, theme: Theme) -> None:
-  """Below the axes, where it hides nothing, in as many columns as fit.
+  """Puts the legend below the axes, in as many columns as fit.
 
-  Every line beyond the first makes the figure higher: the axes keep their
-  size.
+  Extra lines of the legend make the figure higher; the axes keep their size.
   """
   renderer = FigureCanvasAgg(figure).get_renderer()
 
@@ -363,12 +355,7 @@ def _save(figure: Figure, kind: str) -> bytes:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a figure on white; the same one gives the same bytes.
-
-  Args:
-    figure: to be written.
-    path: of an SVG file.
-  """
+  """Writes a figure as SVG; the same figure gives the same bytes."""
   with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):
     figure.savefig(path, metadata={"Date": None})
 

@@ -7,11 +7,11 @@ from typing import Any
 import jinja2
 
 _MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
-_FAINT = 0.05  # nats: less information than this never has the full colour
+_FAINT = 0.05  # nats; less information than this never gets full colour
 
 
 def environment() -> jinja2.Environment:
-  """The templates; whatever a model or a data set wrote is escaped."""
+  """Returns the templates; they escape everything that is inserted."""
   return jinja2.Environment(
       loader=jinja2.PackageLoader("iapo_jax.tools.report"),
       autoescape=True,
@@ -22,7 +22,7 @@ def environment() -> jinja2.Environment:
 
 
 def scale_of(information: Sequence[float]) -> float:
-  """Nats that have the full colour: every completion has a scale of its own."""
+  """Returns the nats that get full colour, for one completion."""
   known = [abs(value) for value in information if math.isfinite(value)]
   return max([*known, _FAINT])
 
@@ -35,17 +35,14 @@ def tokens(
     *,
     reasoning: int,
 ) -> list[dict[str, Any]]:
-  """What the template needs of each token.
+  """Returns what the template shows of each of T tokens.
 
   Args:
-    texts: T of them.
-    information: of the first R tokens; of none, where there were no probes.
-    answer_entropies: R + 1, or none.
-    details: T of them: what else is told of a token, by name.
-    reasoning: R.
-
-  Returns:
-    T of them.
+    texts: T.
+    information: of the first R tokens; empty without probes.
+    answer_entropies: R + 1; empty without probes.
+    details: T; further values of each token, by name.
+    reasoning: R, the leading tokens that are reasoning.
   """
   scale, found = scale_of(information), []
   for i, text in enumerate(texts):

@@ -1,7 +1,7 @@
-"""The page itself: figures, a table, and completions token by token.
+"""The report page: figures, tables, and completions token by token.
 
-Whatever a model or a data set wrote is untrusted: Jinja escapes all of it, and
-the page's script reads nothing but attributes of its own elements.
+Texts from models and data sets are untrusted. Jinja escapes all of them, and
+the page's script reads only attributes of the page's own elements.
 """
 
 import pathlib
@@ -22,19 +22,16 @@ def write(
     title: str,
     timing: Sequence[Mapping[str, Any]] = (),
 ) -> pathlib.Path:
-  """Writes index.html and a PNG of every figure.
+  """Writes index.html and a PNG of every figure; returns the page's path.
 
   Args:
-    folders: of the runs under each label; several are seeds of one setting.
-    output: folder of the page; made if need be.
+    folders: runs by label; several runs of one label are seeds of one setting.
+    output: folder of the page, created if missing.
     title: of the page.
-    timing: records of `comparison.report`, judged side by side.
-
-  Returns:
-    The page.
+    timing: records of `comparison.report` from one judgement.
 
   Raises:
-    ConfigError: where a folder holds no run, or `output` cannot be written.
+    ConfigError: if a folder holds no run, or `output` cannot be written.
   """
   groups = runs.read_groups(folders)
   pictures = figures.all_of(groups)
@@ -65,7 +62,7 @@ def write(
 
 
 def headlines(groups: Sequence[Group]) -> list[str]:
-  """The result in a sentence each, as numbers and nothing beyond them."""
+  """States each result in a sentence, against plain GRPO if it is there."""
   trained = [
       group
       for group in groups
@@ -99,7 +96,7 @@ def _result(group: Group) -> tuple[float, float]:
 
 
 def _signed(value: float, digits: int) -> str:
-  """With a sign, but for what rounds to zero."""
+  """Formats with a sign, except for zero after rounding."""
   text = f"{value:+.{digits}f}"
   if float(text) == 0:
     text = text[1:]
@@ -107,7 +104,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _row(index: int, group: Group) -> dict[str, Any]:
-  """A line of the table of test results; also the key to the colours."""
+  """Returns a group's row of test results; its colour is the figures' key."""
   cells = {
       "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
       "format_rate": ".3f",
@@ -144,14 +141,14 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
 def _notes(
     groups: Sequence[Group], records: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-  """What must be said beside numbers, once each."""
+  """Returns the notes that the numbers need, once each."""
   summaries = [run.summary for group in groups for run in group.runs]
   notes = [entry.get("note") for entry in [*summaries, *records] if entry]
   return list(dict.fromkeys(note for note in notes if note))
 
 
 def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The table of an evaluation, and what was sampled for it."""
+  """Returns the table of an evaluation and a description of its samples."""
   if not records:
     return {}
   first = records[0]
@@ -171,7 +168,7 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
-  """The seeds, and the fields in which the groups differ or, of one, all."""
+  """Returns the seeds, and the fields that differ; all of a single group."""
   configs = [group.runs[0].config for group in groups]
   seeds = [
       ", ".join(str(run.config["seed"]) for run in group.runs)
@@ -187,7 +184,7 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _chapter(group: Group) -> dict[str, Any]:
-  """Examples of a group's first run."""
+  """Returns the examples of a group's first run."""
   chosen = runs.examples(group.runs[0])
   return {
       "label": group.label,

@@ -1,4 +1,4 @@
-"""What the page needs to know of runs, read from their folders."""
+"""The data of runs that the page shows, read from their folders."""
 
 import dataclasses
 import pathlib
@@ -17,16 +17,16 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run's files.
+  """The files of one run.
 
   Attributes:
     folder: of the run.
     config: fields by their dotted names.
     lines: of metrics.jsonl, by stage.
-    samples: of samples.jsonl.
-    evaluations: of evaluations.jsonl.
-    warnings: of warnings.jsonl.
-    summary: of the test split; None while the run is not finished.
+    samples: lines of samples.jsonl.
+    evaluations: lines of evaluations.jsonl.
+    warnings: lines of warnings.jsonl.
+    summary: test results; None while the run is not finished.
   """
 
   folder: pathlib.Path
@@ -40,18 +40,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that differ by their seed alone, shown as one.
-
-  Attributes:
-    label: for people.
-    runs: at least one.
-  """
+  """Runs that differ only in their seed, at least one, shown as one."""
 
   label: str
   runs: tuple[Run, ...]
 
   def curve(self, stage: str, metric: str) -> list[list[tuple[int, float]]]:
-    """(step, value) of every run that has the metric."""
+    """Returns the (step, value) points of every run that has the metric."""
     curves = [
         [(line["step"], line[metric]) for line in run.lines.get(stage, [])
          if metric in line]
@@ -60,7 +55,7 @@ class Group:
     return [curve for curve in curves if curve]
 
   def finished(self, metric: str) -> list[float]:
-    """A number of the test split, of every finished run."""
+    """Returns a test result of every finished run."""
     return [run.summary[metric] for run in self.runs if run.summary]
 
   @property
@@ -71,16 +66,10 @@ class Group:
 
 
 def read(folder: pathlib.Path) -> Run:
-  """A run from its folder.
-
-  Args:
-    folder: of a run, finished or not.
-
-  Returns:
-    The run.
+  """Reads a run, finished or not.
 
   Raises:
-    ConfigError: where the folder holds no run, or one of an older version.
+    ConfigError: if the folder holds no run, or one of an older version.
   """
   lines: dict[str, list[Record]] = {}
   config = config_lib.flatten(workdir_lib.load_config(folder))
@@ -108,16 +97,10 @@ def read(folder: pathlib.Path) -> Run:
 def read_groups(
     folders: Mapping[str, Sequence[pathlib.Path]],
 ) -> list[Group]:
-  """Groups of runs.
-
-  Args:
-    folders: of the runs that share a label.
-
-  Returns:
-    The groups, in that order.
+  """Reads runs by label, in order.
 
   Raises:
-    ConfigError: where a folder holds no run, or runs of one label differ in
+    ConfigError: if a folder holds no run, or if runs of one label differ in
       more than their seed.
   """
   groups = [
@@ -130,7 +113,7 @@ def read_groups(
 
 
 def _check_seeds(group: Group) -> None:
-  """Only runs that differ by their seed are averaged."""
+  """Raises ConfigError if the runs differ in more than their seed."""
   first, *others = group.runs
   seeds = [run.config["seed"] for run in group.runs]
   if len(set(seeds)) < len(seeds):
@@ -140,7 +123,7 @@ def _check_seeds(group: Group) -> None:
     )
   for other in others:
     for field, value in first.config.items():
-      # Each seed has its own start, too.
+      # Each seed starts from its own warm start.
       if field not in ("seed", "init_from") and other.config[field] != value:
         raise ConfigError(
             f"runs labelled {group.label!r}: differ in config.{field},"
@@ -151,15 +134,10 @@ def _check_seeds(group: Group) -> None:
 def mean_and_error(
     group: Group, metric: str
 ) -> tuple[float, float | None] | None:
-  """A test result over the seeds of a group.
+  """Returns the mean of a test result over seeds, and its standard error.
 
-  Args:
-    group: of runs.
-    metric: of their summaries.
-
-  Returns:
-    The mean, and its standard error: over seeds where there are several, else
-    over problems where the summary has it. None where no run is finished.
+  The error is over seeds if there are several, else over problems, or None if
+  the summary lacks it. Without a finished run the result is None.
   """
   values = group.finished(metric)
   if not values:
@@ -174,7 +152,7 @@ def mean_and_error(
 
 
 def before_and_after(group: Group) -> tuple[list[int], list[int]] | None:
-  """Completion lengths at the first and the last validation, all seeds."""
+  """Returns completion lengths of the first and last validation, all seeds."""
   before: list[int] = []
   after: list[int] = []
   for run in group.runs:
@@ -185,15 +163,10 @@ def before_and_after(group: Group) -> tuple[list[int], list[int]] | None:
 
 
 def examples(run: Run, *, correct: int = 2, wrong: int = 1) -> list[Record]:
-  """Recorded completions worth showing.
+  """Returns recorded completions worth showing.
 
-  Args:
-    run: of which.
-    correct: how many correct ones of the last record.
-    wrong: how many others of it.
-
-  Returns:
-    The first of the first record, then those of the last.
+  These are the first record of the run, then so many correct and wrong ones of
+  its last recorded step.
   """
   if not run.samples:
     return []

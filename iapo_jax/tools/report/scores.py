@@ -9,15 +9,9 @@ from iapo_jax.tools.report import heat
 def draw(
     lines: Sequence[Mapping[str, Any]], *, title: str, total: int
 ) -> str:
-  """Draws scored lines.
+  """Returns an HTML page about lines of `score_lines.scored`.
 
-  Args:
-    lines: of `score_lines.scored`.
-    title: of the page.
-    total: how many lines there are, perhaps more than are drawn.
-
-  Returns:
-    The page, HTML.
+  `total` counts all lines; `lines` may be only the first of them.
   """
   note = f"{total} completions"
   if len(lines) < total:
