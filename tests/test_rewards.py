@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.config import data as data_config
 from iapo_jax.config import parsing as config
+from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Grades, Prompts, Rollout
@@ -440,7 +441,7 @@ class MakeGraderTest(chex.TestCase):
   @parameterized.parameters(1, 8)
   def test_both_graders_agree_in_a_compiled_program(self, devices):
     cfg = config.parse(config.default())
-    layout = config.MeshConfig(data=-1, fsdp=min(devices, 2))
+    layout = MeshConfig(data=-1, fsdp=min(devices, 2))
     mesh = assembly.make_mesh(
         dataclasses.replace(cfg, mesh=layout), jax.devices()[:devices]
     )
@@ -523,11 +524,13 @@ def test_words_that_the_tokenizer_does_not_have_must_be_seen():
 
 _LARGE = """
 import jax, numpy as np
-from iapo_jax import config, sharding
+from iapo_jax.config import parsing
+from iapo_jax.core import sharding
+from iapo_jax.core.types import Prompts, Rollout
 from iapo_jax.data import task as task_lib
 from iapo_jax.rewards import host
-from iapo_jax.core.types import Prompts, Rollout
-cfg = config.parse({"prompts_per_step": 8})
+from iapo_jax.run import assembly
+cfg = parsing.parse({"prompts_per_step": 8})
 mesh = assembly.make_mesh(cfg)
 task = task_lib.load(cfg, task_lib.read(cfg.data))
 grade = jax.jit(host.make_grader(task.tokenizer, mesh))

@@ -345,7 +345,7 @@ def test_what_a_compiled_step_is_told_of_slips():
   hash(task.vocabulary)  # static
   plain = tiny.load_task(parsed())
   assert plain.planting is None
-  assert plain.vocabulary.steps is None
+  assert plain.steps is None
   assert plain.tables["test"].levels is None
 
 
