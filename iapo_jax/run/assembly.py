@@ -1,4 +1,4 @@
-"""The parts of a run, put together from its configuration."""
+"""The parts of a run, built from its configuration."""
 
 import dataclasses
 import pathlib
@@ -28,13 +28,11 @@ from iapo_jax.run import evaluation
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-  """What every stage of a run shares.
+  """What all stages of a run share.
 
   Attributes:
-    cfg: the checked configuration, the vocabulary size filled in.
-    task: what is read.
-    mesh: devices.
-    grader: grades inside compiled programs.
+    cfg: the checked configuration with the vocabulary size filled in.
+    grader: grades completions inside compiled programs.
   """
 
   cfg: Config
@@ -45,12 +43,7 @@ class Assembly:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """What is particular to a stage: its optimizer and the state with it.
-
-  Attributes:
-    optimizer: of the stage.
-    spec: of its state.
-  """
+  """A stage's optimizer and the layout of its state."""
 
   optimizer: optax.GradientTransformation
   spec: state_lib.StateSpec
@@ -63,20 +56,12 @@ def assemble(
     home: pathlib.Path | None = None,
     data: bool = True,
 ) -> Assembly:
-  """Everything that can fail on user input, before any compilation.
+  """Builds the parts and makes every check of user input before compiling.
 
-  Args:
-    cfg: the checked configuration.
-    devices: all of the runtime's by default.
-    home: folder of the run, if it has begun: it keeps all of a pretrained
-      model but the weights.
-    data: whether there shall be problems; to compile nobody needs them.
-
-  Returns:
-    The parts.
-
-  Raises:
-    ConfigError: for a rule that the data, tokenizer or devices break.
+  Takes all devices of the runtime by default. `home` is the folder of a run
+  that has begun: it keeps all files of a pretrained model but the weights.
+  `data=False` reads no problems, which compiling does not need. Raises
+  `ConfigError` if the data, the tokenizer or the devices break a rule.
   """
   pretrained, chosen, problems = _find(cfg, home, data)
   if pretrained:
@@ -100,20 +85,11 @@ def assemble(
 def make_mesh(
     config: Config, devices: list[jax.Device] | None = None
 ) -> Mesh:
-  """The (data, fsdp, tensor) mesh of a configuration.
+  """Returns the (data, fsdp, tensor) mesh of a configuration, with Auto axes.
 
-  Slices of a TPU, which a slower network connects, lie along the data axis
-  alone: between them nothing moves but sums, nearly all of them of gradients.
-
-  Args:
-    config: the run's configuration.
-    devices: all of the runtime's by default.
-
-  Returns:
-    A mesh with Auto axes.
-
-  Raises:
-    ConfigError: where the sizes do not fit.
+  Takes all devices of the runtime by default. TPU slices, which a slower
+  network connects, lie along the data axis only: almost nothing but sums of
+  gradients moves between them. Raises `ConfigError` if the sizes do not fit.
   """
   devices = devices or jax.devices()
   config_rules.check_platform(config.model, devices[0].platform)
@@ -123,7 +99,7 @@ def make_mesh(
   if shape[0] % slices:
     fail("mesh.data", shape[0], f"must be a multiple of the {slices} slices")
   inside = (shape[0] // slices, *shape[1:])
-  # An axis may take a part of one side of a slice: of 8 x 8 chips, 4.
+  # An axis may take part of a side of a slice: 4 of 8 x 8 chips.
   if slices == 1:
     placed = mesh_utils.create_device_mesh(
         inside, devices, allow_split_physical_axes=True
@@ -136,20 +112,20 @@ def make_mesh(
 
 
 def _slices(devices: list[jax.Device]) -> int:
-  """Of how many TPU slices they are; other devices know of none."""
+  """Counts the TPU slices; other devices count as one."""
   if devices[0].platform != "tpu":
     return 1
   return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def warm_start_stage(parts: Assembly) -> Stage:
-  """The supervised stage."""
+  """Returns the supervised stage."""
   stage = parts.cfg.warm_start
   return _stage(parts, stage.optimizer, stage.num_steps)
 
 
 def reinforcement_stage(parts: Assembly) -> Stage:
-  """The reinforcement-learning stage."""
+  """Returns the reinforcement-learning stage."""
   cfg = parts.cfg
   return _stage(parts, cfg.optimizer, cfg.num_steps * cfg.loss.num_updates)
 
@@ -157,7 +133,7 @@ def reinforcement_stage(parts: Assembly) -> Stage:
 def create_state(
     parts: Assembly, stage: Stage, params: Params | None = None
 ) -> TrainState:
-  """A stage's state at step 0, from fresh weights or a copy of `params`."""
+  """Returns a stage's state at step 0, with a copy of `params` if given."""
   return state_lib.create(
       stage.spec,
       parts.cfg.seed,
@@ -169,23 +145,14 @@ def create_state(
 
 
 def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
-  """The policy that the loss compares with, from fp32 weights."""
+  """Casts fp32 weights to the policy that the KL penalty compares with."""
   return state_lib.reference(stage.spec, parts.cfg.model.dtype, params)
 
 
 def train_step_of(
     parts: Assembly, stage: Stage, own: Own = NOTHING
 ) -> TrainStep:
-  """The compiled step of reinforcement learning, perhaps with a user's parts.
-
-  Args:
-    parts: of the run.
-    stage: of reinforcement learning.
-    own: what is a user's.
-
-  Returns:
-    The step.
-  """
+  """Returns the jitted reinforcement-learning step, with the user's parts."""
   if own.text_reward:
     reward = host.make_reward(
         own.text_reward, parts.task.tokenizer, parts.mesh
@@ -204,14 +171,14 @@ def train_step_of(
 
 
 def warm_start_step_of(parts: Assembly, stage: Stage) -> WarmStartStep:
-  """The compiled step of the supervised stage."""
+  """Returns the jitted supervised step."""
   return make_warm_start_step(
       parts.cfg, parts.mesh, optimizer=stage.optimizer, spec=stage.spec
   )
 
 
 def sampler_of(parts: Assembly, stage: Stage) -> evaluation.Sampler:
-  """The compiled sampler of evaluation."""
+  """Returns the jitted sampler of evaluations."""
   return evaluation.make_sampler(
       parts.cfg,
       parts.mesh,
@@ -239,9 +206,10 @@ def _stage(
 def _find(
     cfg: Config, home: pathlib.Path | None, data: bool
 ) -> tuple[pathlib.Path | None, pathlib.Path | None, task_lib.Problems]:
-  """Model folder, tokenizer folder and problems, or all that is missing.
+  """Returns model folder, tokenizer folder and problems.
 
-  A newcomer without a network shall not find that out one by one.
+  Collects all that is missing into one error, so that a user without a network
+  does not find it out piece by piece.
   """
   folders = (
       (cfg.model.pretrained, folder.KEPT, "model.pretrained"),
@@ -267,15 +235,14 @@ def _find(
 
 
 def _kept(home: pathlib.Path | None, name: str) -> pathlib.Path | None:
-  """What a run that has begun keeps under a name, if it does."""
+  """Returns the folder of this name that a begun run keeps, if there is one."""
   return home / name if home and (home / name).is_dir() else None
 
 
 def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
-  """The pretrained model's architecture, with what is left to the run.
+  """Returns the configuration with the pretrained model's architecture.
 
-  Raises:
-    ConfigError: where a run was made with another architecture.
+  Raises `ConfigError` if the run was made with another architecture.
   """
   ours = cfg.model
   own = {field: getattr(ours, field) for field in model_config.OF_RUN}
@@ -288,7 +255,7 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
 
 
 def _check_ids(cfg: Config, task: task_lib.Task) -> None:
-  """Whether the embedding has every token, and the model every position.
+  """Checks that the model has every token and every position.
 
   A tokenizer may know more tokens than the model has; none of them may occur.
   """
@@ -316,7 +283,7 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
 
 
 def _fill_vocabulary(cfg: Config, size: int) -> Config:
-  """The vocabulary size of the tokenizer, where the config leaves it open."""
+  """Fills an open vocabulary size in from the tokenizer."""
   if cfg.model.vocab_size is None:
     model = dataclasses.replace(cfg.model, vocab_size=size)
     return dataclasses.replace(cfg, model=model)

@@ -1,7 +1,7 @@
-"""Metrics once more, for programs that draw them: TensorBoard, W&B.
+"""Metrics for drawing programs: TensorBoard and Weights & Biases.
 
-Both are given the lines of metrics.jsonl and know nothing that these do not: a
-run that resumes hands them the lines that are left anew.
+Both get the lines of metrics.jsonl and hold nothing else: a resumed run gives
+them all lines again.
 """
 
 import importlib
@@ -23,16 +23,16 @@ _NAME = "wandb.json"
 
 
 class TensorBoard:
-  """Event files, a folder for each stage.
+  """Event files, one folder per stage.
 
-  Not by tensorboardX's SummaryWriter: its thread loses what it has not written
-  when the process is killed, and hangs it where the disk is full; and it
-  changes names (pass@1 to pass_1).
+  Does not use tensorboardX's SummaryWriter: its thread loses unwritten events
+  when the process is killed, hangs when the disk is full, and renames metrics
+  (pass@1 to pass_1).
   """
 
   def __init__(self, workdir: pathlib.Path) -> None:
-    """Begins anew: files that there were are deleted."""
-    # It imports torch where there is one, which takes seconds.
+    """Begins anew: deletes existing event files."""
+    # Imports torch if it is installed, which takes seconds.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
 
@@ -56,34 +56,28 @@ class TensorBoard:
     self._writers[stage].flush()
 
   def close(self) -> None:
-    """Ends the files."""
+    """Closes the files."""
     for writer in self._writers.values():
       writer.close()
 
 
 class WeightsAndBiases:
-  """A run of W&B: `STAGE/NAME` of every metric, over `STAGE/step`.
+  """A W&B run: `STAGE/NAME` for every metric, over `STAGE/step`.
 
-  Its step is the number of the line. What is on their server stays there, and a
-  resumed run repeats the lines after its checkpoint identically: those that the
-  server has are not sent again. Offline, the run is written anew.
+  Its step is the number of the line. A resumed run repeats the lines after its
+  checkpoint identically, so lines that the server has are not sent again.
+  Offline, the run is written anew.
   """
 
   def __init__(
       self, workdir: pathlib.Path, mode: str, *, anew: bool = True
   ) -> None:
-    """Opens the run of a workdir.
+    """Opens the W&B run of a workdir; `mode` is `offline` or `online`.
 
-    WANDB_PROJECT, WANDB_ENTITY and the rest of W&B's variables hold; the
-    project is `iapo_jax` by default.
-
-    Args:
-      workdir: of the run.
-      mode: `offline` or `online`.
-      anew: whether it is another run than the one that the workdir had.
-
-    Raises:
-      ConfigError: where W&B is not installed, or does not start.
+    `anew` begins another W&B run than the one that the workdir had. W&B's
+    environment variables (WANDB_PROJECT, WANDB_ENTITY, ...) hold; the default
+    project is `iapo_jax`. Raises `ConfigError` if W&B is not installed or does
+    not start.
     """
     try:
       wandb = importlib.import_module("wandb")
@@ -128,12 +122,12 @@ class WeightsAndBiases:
     self._run.log(values, step=number, commit=True)
 
   def close(self) -> None:
-    """Waits until all is sent, or on the disk."""
+    """Waits until everything is sent or on disk."""
     self._run.finish()
 
 
 def _name_of(workdir: pathlib.Path, anew: bool) -> str:
-  """What W&B knows the run by; the same after a resumption."""
+  """Returns the id of the W&B run, which a resumed run keeps."""
   path = workdir / _NAME
   if anew or not path.exists():
     files.write_json(path, {"id": uuid.uuid4().hex[:12]})

@@ -1,22 +1,22 @@
-"""Orbax: what a stage saves, and which of it can be trusted.
+"""Orbax checkpoints of a stage, and which of them can be trusted.
 
-A stage's folder holds one folder a step:
+A stage's folder holds one folder per step:
 
-  params/    the policy, an item of its own, so that another run can start
-             from it without the optimizer's moments
-  rest/      all else of the train state
-  progress/  steps done, the position of the data and of the logs
+  params/    the policy alone, so that another run can start from it without
+             the optimizer's moments
+  rest/      the rest of the train state
+  progress/  steps done, positions in the data and in the logs
   metrics/   of the validation at that step, if there was one
   checksums.json
 
 Orbax commits a step by renaming its folder. The checksums are written after
-that, and a step counts from then on: one without them is half-written, one
-that does not match them is damaged. Neither is ever loaded or overwritten.
-Steps that are kept no longer leave by being renamed, too: a folder that lost
-files is damaged, and never one that was being deleted.
+that, and from then on the step counts: a step without checksums is
+half-written, a step that does not match them is damaged. Neither is ever loaded
+or overwritten. Orbax also renames the steps that it deletes, so a folder that
+lacks files is damaged and not in the middle of a deletion.
 
-Several processes write a step together, each what its devices keep. All else
-the first one does for them.
+Several processes write a step together, each the shards of its devices. The
+first process does everything else.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from iapo_jax.run import memory
 
 STAGES = ("warm_start", "rl")  # in the order they run
 _CHECKSUMS = "checksums.json"
-# What TensorStore says in an exception that is no OSError.
+# In messages of TensorStore's exceptions, which are not OSErrors.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-_SMALL = 2**20  # bytes of a file that is read even in a quick look
+_SMALL = 2**20  # bytes; files up to this size are read even in a quick look
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
-_REMOVED = "removed"  # steps that are kept no longer, until they are deleted
+_REMOVED = "removed"  # holds steps that Orbax drops until they are deleted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Progress:
     done: steps of the stage.
     data: state of the Grain iterator whose next batch is of step `done` + 1.
     logs: bytes of each log file.
-    skipped: steps in a row without any update, up to `done`.
+    skipped: steps in a row, up to `done`, without any update.
   """
 
   done: int
@@ -70,19 +70,18 @@ class Progress:
 class Checkpoints:
   """A stage's checkpoints: its start, the newest few and the best few.
 
-  A step is copied to the host at once and written while training goes on. It
-  counts from the first `poll` that finds it written, or from `settle`.
+  `save` copies a step to the host and returns; writing goes on while training
+  continues. The step counts from the first `poll` that finds it written, or
+  from `settle`.
   """
 
   def __init__(
       self, folder: pathlib.Path, *, keep_last: int, keep_best: int
   ) -> None:
-    """Opens a stage's folder for writing, and clears half-written steps away.
+    """Opens a stage's folder for writing and deletes half-written steps.
 
-    Args:
-      folder: created if need be.
-      keep_last: newest checkpoints kept.
-      keep_best: checkpoints kept for their validation accuracy.
+    Keeps the `keep_last` newest checkpoints and the `keep_best` ones with the
+    highest validation accuracy.
     """
     self.folder = folder.absolute()
     processes.on_first(lambda: _clear(self.folder))
@@ -104,8 +103,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
         ),
     )
-    self._pending: int | None = None  # a step that does not count yet
-    self._sealed = False  # whether it does, as the first process knows
+    self._pending: int | None = None  # the step that is being written
+    self._sealed = False  # whether it counts; known in the first process
 
   def save(
       self,
@@ -113,15 +112,11 @@ class Checkpoints:
       progress: Progress,
       metrics: dict[str, float] | None = None,
   ) -> None:
-    """Begins to write a checkpoint, after the one before it is written.
+    """Begins to write checkpoint `progress.done`; first settles the one before.
 
-    Args:
-      state: to write; its arrays may be donated when this returns.
-      progress: of the stage; its `done` is the checkpoint's step.
-      metrics: of the validation at this step.
-
-    Raises:
-      SaveError: where it, or the one before it, could not be written.
+    The arrays of `state` may be donated after the call. `metrics` are those of
+    the validation at this step. Raises `SaveError` if this checkpoint or the
+    one before it cannot be written.
     """
     self.settle()
     processes.everywhere(lambda: self._check_space(state, progress.done))
@@ -129,10 +124,9 @@ class Checkpoints:
     self._pending, self._sealed = progress.done, False
 
   def poll(self) -> None:
-    """Makes the last step count if it is written; waits for nothing.
+    """Makes the last step count if it is written; does not wait.
 
-    Raises:
-      SaveError: where it could not be written.
+    Raises `SaveError` if the step could not be written.
     """
     if self._pending is None or self._sealed or not processes.is_first():
       return
@@ -141,10 +135,10 @@ class Checkpoints:
       self._finish()
 
   def settle(self) -> None:
-    """Returns when the last step is written and counts; all processes ask.
+    """Waits until the last step is written and counts.
 
-    Raises:
-      SaveError: where it could not be written.
+    All processes must call it. Raises `SaveError` if the step could not be
+    written.
     """
     if self._pending is None:
       return
@@ -173,23 +167,23 @@ class Checkpoints:
       )
 
   def _wait(self) -> None:
-    """Until this process's part of the pending step is written."""
+    """Waits until this process's part of the pending step is written."""
     with self._explained(self._pending), _quiet():
       self._manager.wait_until_finished()
 
   def _finish(self) -> None:
-    """Makes the pending step, which is written, count; once."""
+    """Makes the written pending step count, once."""
     if self._sealed:
       return
     with self._explained(self._pending):
       seal(self.folder / str(self._pending))
     self._sealed = True
-    # Only now that the newest counts is what it replaces deleted.
+    # Deletes replaced steps only after the newest step counts.
     shutil.rmtree(self.folder / _REMOVED, ignore_errors=True)
 
   @contextlib.contextmanager
   def _explained(self, step: int) -> Iterator[None]:
-    """What the system refuses becomes a `SaveError`."""
+    """Turns errors of the operating system into `SaveError`."""
     try:
       yield
     except Exception as error:
@@ -199,7 +193,7 @@ class Checkpoints:
       raise self._failure(step, reason) from error
 
   def _check_space(self, state: TrainState, step: int) -> None:
-    """Before TensorStore's threads find out, one error each."""
+    """Checks the free space before each of TensorStore's threads reports it."""
     needed = sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(state)
@@ -228,24 +222,24 @@ class Checkpoints:
     if failure is None:
       self.settle()
     elif jax.process_count() > 1:
-      return  # The others may be gone: nothing here may wait for them.
+      return  # The other processes may be gone: do not wait for them.
     elif not issubclass(failure, SaveError):
       self.settle()
     self._manager.close()
 
 
 def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
-  """Where a stage of a run keeps its checkpoints."""
+  """Returns the folder of a stage's checkpoints."""
   return workdir / "checkpoints" / stage
 
 
 def exists(workdir: pathlib.Path) -> bool:
-  """Whether a workdir holds anything of any checkpoint."""
+  """Returns whether a workdir holds anything of any checkpoint."""
   return any(_folders(stage_folder(workdir, stage)) for stage in STAGES)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-  """The completely written steps of a stage, in order."""
+  """Returns the completely written steps of a stage, in order."""
   return [
       step for step in _folders(folder)
       if (folder / str(step) / _CHECKSUMS).exists()
@@ -253,7 +247,7 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def _folders(folder: pathlib.Path) -> list[int]:
-  """The steps that have a folder, sealed or not."""
+  """Returns the steps that have a folder, sealed or not."""
   if not folder.is_dir():
     return []
   return sorted(
@@ -262,14 +256,9 @@ def _folders(folder: pathlib.Path) -> list[int]:
 
 
 def fault(folder: pathlib.Path, step: int) -> str | None:
-  """What is wrong with a checkpoint.
+  """Reads every byte of a checkpoint and describes its fault in a few words.
 
-  Args:
-    folder: of a stage.
-    step: of it, of which every byte is read.
-
-  Returns:
-    A few words, or None where it is as it was written.
+  Returns None if the checkpoint is as it was written.
   """
   try:
     return _find_fault(folder / str(step))
@@ -278,9 +267,9 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
 
 
 def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
-  """As `fault`; what the system does not let us read is no fault of it.
+  """Does the work of `fault`; raises `OSError` if a file cannot be read.
 
-  Of large files a quick look takes the size alone.
+  A quick look compares only the sizes of large files.
   """
   if not path.is_dir():
     return "is not there"
@@ -306,20 +295,12 @@ def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
 
 
 def newest_intact(folder: pathlib.Path) -> int | None:
-  """The newest checkpoint that is as it was written.
+  """Returns the newest checkpoint of a stage that is as it was written, if any.
 
-  Those that are not are moved to `checkpoints/damaged`, and said so. Of the
-  older ones only sizes and small files are looked at; whoever loads one reads
-  all of it.
-
-  Args:
-    folder: of a stage; the caller must be its only writer.
-
-  Returns:
-    Its step, or None where there is none.
-
-  Raises:
-    OSError: where one cannot be read. It may be intact: nothing is moved.
+  Moves damaged ones to `checkpoints/damaged` and prints that. Of older ones it
+  compares only sizes and small files; loading one reads all of it. The caller
+  must be the only writer of the folder. Raises `OSError` if a checkpoint cannot
+  be read: it may be intact, so nothing is moved.
   """
   newest = None
   for step in reversed(_folders(folder)):
@@ -337,16 +318,9 @@ def newest_intact(folder: pathlib.Path) -> int | None:
 
 
 def last(workdir: pathlib.Path) -> tuple[str, int]:
-  """Stage and step of a run's last checkpoint.
+  """Returns the stage and step of a run's last checkpoint.
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    The stage and the step.
-
-  Raises:
-    ConfigError: where there is no checkpoint.
+  Raises `ConfigError` if there is none.
   """
   for stage in reversed(STAGES):
     found = steps(stage_folder(workdir, stage))
@@ -358,16 +332,7 @@ def last(workdir: pathlib.Path) -> tuple[str, int]:
 def restore(
     folder: pathlib.Path, step: int, spec: StateSpec
 ) -> tuple[TrainState, Progress]:
-  """A checkpoint, each shard read by the devices that keep it.
-
-  Args:
-    folder: of a stage.
-    step: of an intact checkpoint.
-    spec: of the state.
-
-  Returns:
-    The state and the stage's progress.
-  """
+  """Restores an intact checkpoint; each device reads only its own shards."""
   wanted = sharding.placed_shapes(spec.shapes, spec.shardings)
   options = ocp.CheckpointManagerOptions(read_only=True)
   with (
@@ -394,20 +359,11 @@ def load_params(
     *,
     verify: bool = True,
 ) -> Params:
-  """A checkpoint's policy, each shard read by the devices that keep it.
+  """Loads a checkpoint's policy; each device reads only its own shards.
 
-  Args:
-    folder: of a stage.
-    step: of it.
-    shapes: of the parameters.
-    shardings: where they shall lie.
-    verify: whether to look for faults first; who just did need not again.
-
-  Returns:
-    The parameters.
-
-  Raises:
-    ConfigError: where the checkpoint is missing, half-written or damaged.
+  `verify=False` skips the search for faults, for a caller that has just done
+  it. Raises `ConfigError` if the checkpoint is missing, half-written or
+  damaged.
   """
   problem = fault(folder, step) if verify else None
   if problem:
@@ -421,9 +377,9 @@ def load_params(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Orbax logs what it raises, too: a page for a full disk.
+  """Silences Orbax, which also logs what it raises: a page for a full disk.
 
-  After an exception its threads still do, so that it stays quiet.
+  Stays quiet after an exception, because Orbax's threads still log then.
   """
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
@@ -432,7 +388,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> str | None:
-  """What the system refused, None where it is another kind of error."""
+  """Returns the operating system's reason, None for another kind of error."""
   if isinstance(error, OSError):
     return error.strerror or str(error)
   code = _OS_ERROR.search(str(error))
@@ -446,9 +402,9 @@ def _accuracy(metrics: dict[str, float]) -> float:
 def _checksums(
     path: pathlib.Path, largest: int | None = None
 ) -> dict[str, tuple[int, str | None]]:
-  """Size and SHA-256 of every file of a checkpoint, by its name inside it.
+  """Returns size and SHA-256 of every file of a checkpoint, by relative name.
 
-  Files over `largest` bytes are not read: their digest is None.
+  Does not read files over `largest` bytes: their digest is None.
   """
   found = {}
   for file in sorted(path.rglob("*")):
@@ -462,16 +418,12 @@ def _checksums(
 
 
 def seal(path: pathlib.Path) -> None:
-  """Writes a checkpoint's checksums, whole or not at all: now it counts.
-
-  Args:
-    path: of the checkpoint, whose files are all there.
-  """
+  """Writes a checkpoint's checksums atomically: from now on it counts."""
   files.write_json(path / _CHECKSUMS, _checksums(path))
 
 
 def _clear(folder: pathlib.Path) -> None:
-  """Deletes what never was a checkpoint, or is one no longer."""
+  """Deletes half-written steps and the rest of deleted ones."""
   if not folder.is_dir():
     return
   shutil.rmtree(folder / _REMOVED, ignore_errors=True)
@@ -486,7 +438,7 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _set_aside(path: pathlib.Path) -> pathlib.Path:
-  """Moves a checkpoint out of its stage's folder; nothing is overwritten."""
+  """Moves a checkpoint out of its stage's folder; overwrites nothing."""
   kept = path.parent.parent / "damaged"
   kept.mkdir(exist_ok=True)
   name = kept / f"{path.parent.name}-{path.name}"

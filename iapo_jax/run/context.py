@@ -1,4 +1,4 @@
-"""A run on its way: what its stages and its evaluations share."""
+"""What the stages and evaluations of a running run share."""
 
 import dataclasses
 import pathlib
@@ -13,15 +13,13 @@ from iapo_jax.run.logs import Log
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run on its way.
+  """A run in progress.
 
   Attributes:
-    parts: what it is made of.
     workdir: its folder, locked by the first process.
-    log: its log files, which are that process's.
-    sampler: of its evaluations.
-    meter: of what compiling costs.
-    own: parts of the train step that are a user's.
+    log: its log files; writes nothing in other processes.
+    meter: measures what compiling costs.
+    own: the user's parts of the train step.
   """
 
   parts: Assembly

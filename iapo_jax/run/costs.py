@@ -1,8 +1,8 @@
 """What a step needs by arithmetic: operations, and bytes that must be read.
 
-A multiplication and an addition count as two operations, matrix products only.
-What a program does beyond that, in padding, masked scores or prompts encoded
-again, is not counted. Completions have all their tokens.
+Counts a multiplication and an addition as two operations, and matrix products
+only. Leaves out what a program does beyond that: padding, masked scores,
+prompts encoded again. Counts every completion with its most tokens.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ class Batch:
   """A model and the batch of a step.
 
   Attributes:
-    model: the decoder.
     prompts: q.
-    group: g, samples of each.
+    group: g, samples per prompt.
     prompt_tokens: p, of every prompt.
     new_tokens: t, of every completion.
   """
@@ -31,17 +30,17 @@ class Batch:
 
   @property
   def sequences(self) -> int:
-    """b, of a step."""
+    """b, completions of a step."""
     return self.prompts * self.group
 
   @property
   def tokens(self) -> int:
-    """Of all completions."""
+    """Tokens of all completions."""
     return self.sequences * self.new_tokens
 
 
 def batch_of(c: Config) -> Batch:
-  """The batch of a configuration, filled up."""
+  """Returns the full batch of a configuration."""
   return Batch(
       c.model,
       c.prompts_per_step,
@@ -52,7 +51,7 @@ def batch_of(c: Config) -> Batch:
 
 
 def layer_weights(m: ModelConfig) -> int:
-  """Factors of the products in all layers."""
+  """Returns the number of weights in the matrices of all layers."""
   width = m.num_heads * m.head_dim
   keys = 2 * m.num_kv_heads * m.head_dim
   layer = m.d_model * (2 * width + keys) + 3 * m.d_model * m.mlp_dim
@@ -60,22 +59,16 @@ def layer_weights(m: ModelConfig) -> int:
 
 
 def attended_flops(m: ModelConfig) -> int:
-  """Operations of a token for each that it attends to: scores and sums."""
+  """Returns a token's operations per attended token: scores and sums."""
   return 4 * m.num_layers * m.num_heads * m.head_dim
 
 
 def pass_flops(batch: Batch) -> float:
-  """Operations of one forward pass.
+  """Returns the operations of one forward pass.
 
   A token costs twice the weights of its layers, twice those of the head where
   it predicts, and 4 · layers · heads · head width for each token it attends to.
   Prompts are needed once a group and predict nothing.
-
-  Args:
-    batch: its prompts and completions pass.
-
-  Returns:
-    How many.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   layers, head = layer_weights(m), m.vocab_size * m.d_model
@@ -86,7 +79,7 @@ def pass_flops(batch: Batch) -> float:
 
 
 def step_flops(batch: Batch) -> float:
-  """Operations that one step needs without probes.
+  """Returns the operations of one step without probes.
 
   A pass is needed once to generate completions, once for the reference and
   three times for the update (the backward pass costs two forward passes).
@@ -95,16 +88,9 @@ def step_flops(batch: Batch) -> float:
 
 
 def probe_flops(batch: Batch, stride: int, width: int) -> float:
-  """Operations that probing needs.
+  """Returns the operations of probes at 0, stride, 2 · stride, ... and the end.
 
-  Args:
-    batch: whose completions are probed, at positions 0, stride, 2 · stride, ...
-      and the last.
-    stride: between probes.
-    width: c, tokens of a probe; only what follows the last is predicted.
-
-  Returns:
-    How many.
+  A probe has `width` tokens and predicts only what follows the last of them.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   at = [*range(0, t, stride), t]
@@ -115,14 +101,10 @@ def probe_flops(batch: Batch, stride: int, width: int) -> float:
 
 
 def weight_reads(batch: Batch, width: int) -> float:
-  """Bytes of weights that decoding reads, once a token for the whole batch.
+  """Returns the bytes of weights that decoding reads.
 
-  Args:
-    batch: what is sampled.
-    width: bytes of a number in the compute dtype.
-
-  Returns:
-    How many.
+  All weights are read once per token for the whole batch, in numbers of `width`
+  bytes.
   """
   m = batch.model
   factors = layer_weights(m) + m.vocab_size * m.d_model
@@ -130,17 +112,10 @@ def weight_reads(batch: Batch, width: int) -> float:
 
 
 def cache_reads(batch: Batch, width: int) -> float:
-  """Bytes of keys and values that decoding reads.
+  """Returns the bytes of keys and values that decoding reads.
 
-  At every token those of the prompts once a group, and those of the
-  completions' tokens so far.
-
-  Args:
-    batch: what is sampled.
-    width: bytes of a number in the compute dtype.
-
-  Returns:
-    How many.
+  Every token reads those of the prompts once a group, and those of its
+  completion so far, in numbers of `width` bytes.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   slots = batch.prompts * t * p + batch.sequences * t * (t + 1) / 2

@@ -1,4 +1,4 @@
-"""What `--config.debug` looks at: slow, and the numbers are the same."""
+"""Checks of `--config.debug`: slow, and the numbers stay the same."""
 
 import gc
 import pathlib
@@ -21,26 +21,20 @@ _PACKAGE = pathlib.Path(__file__).parent
 
 
 def watched(step: Any, *arguments: PyTree) -> Step:
-  """The compiled step, which says where something is wrong.
+  """Returns a compiled step that says where something is wrong.
 
-  It is traced while JAX looks for tracers that leak. Each call raises
+  The step is traced while JAX looks for leaked tracers, which raises JAX's own
+  error. Each call of the result keeps a copy of the state and raises
 
-  * JAX's own error where anything moves between host and devices that nobody
-    asked for;
-  * `FloatingPointError` where a metric is not finite, with the place of the
-    first NaN;
-  * `AssertionError` where a weight is not finite, or the state has not the
-    shapes and dtypes that it had.
+  * JAX's error if something moves implicitly between host and devices;
+  * `FloatingPointError` if a metric is not finite, with the place of the first
+    NaN;
+  * `AssertionError` if a weight is not finite, or the state's shapes or dtypes
+    have changed.
 
   Args:
     step: a jitted function that donates its first argument, a state.
-    arguments: of its types.
-
-  Returns:
-    It, compiled. Between calls a copy of the state is kept.
-
-  Raises:
-    Exception: JAX's, where something keeps a tracer.
+    arguments: arguments of the step, or arrays of their types.
   """
   _find_leaks(step, *arguments)
   compiled = compilation.lower(step, *arguments).compile()
@@ -48,7 +42,7 @@ def watched(step: Any, *arguments: PyTree) -> Step:
   def run(
       state: TrainState, *rest: PyTree
   ) -> tuple[TrainState, StepOutput]:
-    # The step takes the memory of the state.
+    # The step is donated the state.
     before = jax.tree.map(jnp.copy, state)
     with jax.transfer_guard("disallow"):
       state, output = compiled(state, *rest)
@@ -64,11 +58,11 @@ def watched(step: Any, *arguments: PyTree) -> Step:
 
 
 def _find_leaks(step: Any, *arguments: PyTree) -> None:
-  """Traces a step; raises JAX's error where something keeps a tracer.
+  """Traces a step; raises JAX's error if something keeps a tracer.
 
-  For every suspicion JAX collects garbage, all of it but what is frozen: here
-  what was there before, most of it by far. An error would not tell who of those
-  keeps the tracer; then tracing is done once more, the slow way.
+  For every suspicion JAX collects all garbage that is not frozen. Freezing what
+  existed before, by far most of it, makes this fast, but hides the owner of the
+  tracer from the error; so a failing trace is repeated without freezing.
   """
   with jax.checking_leaks():
     gc.freeze()
@@ -84,14 +78,10 @@ def _find_leaks(step: Any, *arguments: PyTree) -> None:
 
 
 def first_nan(step: Any, *arguments: PyTree) -> str | None:
-  """Where NaN appears first in what a jitted function computes.
+  """Returns the operation that makes the first NaN, and its place in the code.
 
-  Args:
-    step: compiled anew, with a look at every operation; nothing is donated.
-    arguments: of it.
-
-  Returns:
-    The operation and its place in this package; None where there is no NaN.
+  Compiles `step` again with a check of every operation and donates nothing.
+  Returns None if there is no NaN.
   """
   checked = checkify.checkify(step.__wrapped__, errors=checkify.nan_checks)
   found = jax.jit(checked)(*arguments)[0].get_exception()
@@ -99,7 +89,7 @@ def first_nan(step: Any, *arguments: PyTree) -> str | None:
 
 
 def _origin(found: checkify.JaxRuntimeError) -> str:
-  """The innermost place in this package that an operation is from."""
+  """Returns the innermost place in this package that made an operation."""
   frames = [
       frame
       for frame in traceback.extract_tb(

@@ -22,7 +22,7 @@ Sampler = Callable[[Params, Prompts, Array], dict[str, PyTree]]
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
-  """What n completions of each of m problems were.
+  """Results of n completions of each of m problems.
 
   Attributes:
     correct: bool[m, n].
@@ -30,9 +30,9 @@ class Completions:
     lengths: int[m, n], in tokens, EOS included.
     reasoning_lengths: int[m, n], R in tokens.
     timed_out: bool[m, n], answers that took too long to compare.
-    checks: int[m, n], results of steps and those that were checked; None where
+    checks: int[m, n] each, the results of steps and the checked ones; None if
       the task has no slips.
-    levels: int[m], how hard each problem is; None where the task has no levels.
+    levels: int[m], difficulty of each problem; None if the task has no levels.
   """
 
   correct: np.ndarray
@@ -45,7 +45,7 @@ class Completions:
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
-  """The chance that k completions of a problem hold a correct one.
+  """Estimates the probability that k completions hold a correct one.
 
   Unbiased from n >= k completions, c of them correct (Chen et al. 2021,
   arXiv 2107.03374): the mean over problems of
@@ -56,9 +56,6 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
     correct: bool[m, n].
     k: 1 .. n.
 
-  Returns:
-    The mean over problems.
-
   Raises:
     ValueError: for a k outside 1 .. n.
   """
@@ -66,42 +63,34 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
   if not 1 <= k <= n:
     raise ValueError(f"k = {k}: must be in [1, {n}], the samples per problem")
   factors = np.maximum(1 - k / np.arange(1, n + 1), 0.0)
-  # failing[j]: the product over i = j + 1 .. n.
+  # failing[j] is the product over i = j + 1 .. n.
   failing = np.append(np.cumprod(factors[::-1])[::-1], 1.0)
   return float(np.mean(1 - failing[n - np.sum(correct, axis=1)]))
 
 
 def length_at_k(lengths: np.ndarray, k: int) -> float:
-  """Mean tokens of the first k completions of each problem, as the paper.
+  """Returns the mean tokens of the first k completions, as in the paper.
 
-  Its unbiased form, the expected mean over k of the n completions drawn
-  without replacement, is the mean over all n, whatever k is.
+  The unbiased form, the expected mean over k of the n completions drawn without
+  replacement, is the mean over all n, whatever k is.
 
   Args:
     lengths: int[m, n].
     k: 1 .. n.
-
-  Returns:
-    The mean over problems.
   """
   return float(np.mean(lengths[:, :k]))
 
 
 def powers_of_two(n: int) -> list[int]:
-  """1, 2, 4, ... up to n: the k of pass@k and length@k."""
+  """Returns 1, 2, 4, ... up to n: the k of pass@k and length@k."""
   return [2**i for i in range(n.bit_length())]
 
 
 def summarise(results: Completions) -> dict[str, float]:
-  """The metrics of an evaluation; their units are in docs/metrics.md.
+  """Returns the metrics of an evaluation; docs/metrics.md gives their units.
 
-  Standard errors are over problems, whose completions are not independent.
-
-  Args:
-    results: of m problems, n completions each.
-
-  Returns:
-    Numbers by name.
+  Standard errors are over problems, because the completions of one problem are
+  not independent.
   """
   problems, samples = results.correct.shape
   summary = {
@@ -129,7 +118,7 @@ def summarise(results: Completions) -> dict[str, float]:
 
 
 def _by_level(results: Completions, levels: np.ndarray) -> dict[str, float]:
-  """Accuracy and tokens over the problems of each level that is there."""
+  """Returns accuracy, tokens and number of problems of each level."""
   summary: dict[str, float] = {}
   for level in np.unique(levels):
     rows = levels == level
@@ -140,7 +129,7 @@ def _by_level(results: Completions, levels: np.ndarray) -> dict[str, float]:
 
 
 def _check_rates(checks: CheckCounts) -> dict[str, float]:
-  """Shares of all wrong and of all right results; 0 where there are none."""
+  """Returns shares of all wrong and all right results; 0 if there are none."""
   totals = jax.tree.map(lambda x: int(np.sum(x)), checks)
   return {
       "check_after_slip": totals.wrong_checked / max(totals.wrong, 1),
@@ -155,18 +144,14 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
-  """The paper's choice of a checkpoint.
+  """Returns the step of the checkpoint that the paper chooses.
 
-  Of the `top` validations with the highest accuracy, the one with the highest
-  pass@k / length@k for the largest k there is. Of equal ratios the more
-  accurate, of equals in both the latest.
+  Takes the `top` validations with the highest accuracy, and from them the one
+  with the highest pass@k / length@k for the largest k. Equal ratios go to the
+  higher accuracy, then to the latest step.
 
   Args:
     points: validations: `step`, `accuracy`, `samples`, `efficiency@K`.
-    top: how many are looked at.
-
-  Returns:
-    Its step.
   """
   latest_first = sorted(points, key=lambda p: -p["step"])
   best = sorted(latest_first, key=lambda p: -p["accuracy"])[:top]
@@ -184,20 +169,15 @@ def make_sampler(
     planting: Planting | None = None,
     steps: StepTokens | None = None,
 ) -> Sampler:
-  """`evaluation.samples` completions a prompt, in one compiled program.
+  """Returns a jitted program that samples and grades completions of prompts.
+
+  It maps (fp32 parameters, prompts, key) to arrays [q, `evaluation.samples`],
+  named like the fields of `Completions` but for `levels`.
 
   Args:
-    cfg: the run's configuration.
-    mesh: devices.
-    vocabulary: of the tokenizer.
-    grader: grades inside the program.
     param_axes: logical axes of the parameters.
-    planting: tokens that the environment writes, if it does.
-    steps: the tokens of steps whose checks are counted, if they are.
-
-  Returns:
-    (fp32 parameters, prompts, key) -> arrays [q, samples] by the names of
-    `Completions`, but for `levels`.
+    planting: tokens that the environment writes, if any.
+    steps: the tokens of steps whose checks are counted, if any.
   """
   samples = cfg.evaluation.samples
 
@@ -239,16 +219,10 @@ def make_sampler(
 def batches(
     table: PromptTable, mesh: Mesh, *, problems: int, batch_prompts: int
 ) -> Iterator[tuple[Prompts, int]]:
-  """The first problems of a table, as many at a time as a sampler takes.
+  """Yields the first problems of a table as placed prompts, a call at a time.
 
-  Args:
-    table: of a split.
-    mesh: devices.
-    problems: how many; all where the table has fewer.
-    batch_prompts: prompts per call; the last call is filled up with repeats.
-
-  Yields:
-    The placed prompts, and how many of them count.
+  Also yields how many of the call's `batch_prompts` prompts count: repeats fill
+  the last call. A table with fewer than `problems` problems gives all of them.
   """
   count = min(problems, len(table.kept))
   for start in range(0, count, batch_prompts):
@@ -268,19 +242,9 @@ def evaluate(
     batch_prompts: int,
     key: Array,
 ) -> Completions:
-  """Samples the first `problems` problems of a table.
+  """Samples the first `problems` problems of a table, or all if it has fewer.
 
-  Args:
-    sampler: of `make_sampler`.
-    params: fp32 weights.
-    table: of a split.
-    mesh: devices.
-    problems: how many; all where the table has fewer.
-    batch_prompts: problems per call.
-    key: a PRNG key; the call's number is folded into it.
-
-  Returns:
-    What the completions were.
+  Folds the number of the sampler call into `key`. `params` are fp32 weights.
   """
   calls = [
       counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
@@ -292,7 +256,7 @@ def evaluate(
 
 
 def counted(results: dict[str, PyTree], count: int) -> Completions:
-  """What a sampler returned, without the repeats that fill its last call."""
+  """Drops the repeats that fill a sampler's last call."""
   host = jax.device_get(results)
   return Completions(**jax.tree.map(lambda x: x[:count], host))
 
@@ -300,7 +264,7 @@ def counted(results: dict[str, PyTree], count: int) -> Completions:
 def concatenate(
     parts: Sequence[Completions], table: PromptTable
 ) -> Completions:
-  """Calls on the first problems of a table as one, with their levels."""
+  """Joins calls on the first problems of a table and adds their levels."""
   fields = [f.name for f in dataclasses.fields(Completions)]
   whole = jax.tree.map(
       lambda *arrays: np.concatenate(arrays),

@@ -1,4 +1,4 @@
-"""A run's policy judged on problems that it does not train on."""
+"""Evaluations within a run, on problems that it does not train on."""
 
 import time
 
@@ -11,15 +11,10 @@ from iapo_jax.run.logs import Metrics
 
 
 def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
-  """Judges validation problems where it is time to, and writes that down.
+  """Evaluates on the validation split if it is time to, and logs the result.
 
-  Args:
-    run: on its way.
-    state: whose policy is judged.
-    done: steps of reinforcement learning.
-
-  Returns:
-    The metrics; None where it is not time.
+  `done` is the number of finished steps of reinforcement learning. Returns the
+  metrics, None if it is not time.
   """
   every = run.cfg.evaluation.every
   if not every or (done % every and done != run.cfg.num_steps):
@@ -41,10 +36,7 @@ def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
 def summarise(run: Run, state: TrainState, start: float) -> None:
   """Evaluates on the test split; `summary.json` marks the run as finished.
 
-  Args:
-    run: after its last step.
-    state: after its last stage.
-    start: of the command, by `time.perf_counter`.
+  `start` is the start of the command, in seconds of `time.perf_counter`.
   """
   count = len(run.parts.task.tables["test"].kept)
   params, name = _judged(run, state)
@@ -67,7 +59,7 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
 
 
 def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
-  """The policy that the test split judges, and its name."""
+  """Returns the policy that the test split evaluates, and its name."""
   cfg = run.cfg
   only_warm = cfg.warm_start.num_steps and not cfg.num_steps
   stage = "warm_start" if only_warm else "rl"
@@ -81,7 +73,7 @@ def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
 def _sample(
     run: Run, params: Params, split: str, problems: int
 ) -> evaluation.Completions:
-  # The same key each time: points of a curve differ by the policy alone.
+  # The key never changes: points of a curve differ only by the policy.
   settings = run.cfg.evaluation
   return evaluation.evaluate(
       run.sampler,

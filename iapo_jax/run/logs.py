@@ -1,15 +1,15 @@
-"""What a run writes down: metrics, completions, evaluations, warnings.
+"""The log files of a run: metrics, completions, evaluations, warnings.
 
-  metrics.jsonl       a line a step: stage, step, metrics by name
+  metrics.jsonl       a line per step: stage, step, metrics by name
   samples.jsonl       whole completions, token by token
   evaluations.jsonl   lengths and correctness of every validation completion
-  warnings.jsonl      what was warned of
-  tensorboard/STAGE, wandb/   metrics.jsonl once more, of `boards`
+  warnings.jsonl      all warnings
+  tensorboard/STAGE, wandb/   metrics.jsonl again, written by `boards`
 
-Names and units are in docs/metrics.md. Lines are flushed one by one. A number
-that is not finite is null in them, and NaN when they are read. A run that
-resumes cuts the files back to its checkpoint: the steps after it are repeated
-identically, so that no line is missing or there twice.
+docs/metrics.md gives names and units. Every line is flushed. A number that is
+not finite is written as null and read as NaN. A resumed run cuts the files back
+to its checkpoint: it repeats the steps after that identically, so no line is
+missing or doubled.
 """
 
 import json
@@ -37,7 +37,7 @@ Board = TensorBoard | WeightsAndBiases
 
 
 class RunLog:
-  """The log files of a workdir, which is this process's own."""
+  """The log files of a workdir, written by this process alone."""
 
   def __init__(
       self,
@@ -50,14 +50,13 @@ class RunLog:
 
     Args:
       workdir: of the run.
-      position: bytes of each file to keep, of `position`. By default the logs
-        begin anew, and what there was is renamed to NAME.1, NAME.2, ...
-        (TensorBoard's files are deleted: they say nothing that the lines do
-        not).
+      position: bytes of each file to keep, from `RunLog.position`. None begins
+        the logs anew and renames existing ones to NAME.1, NAME.2, ... (existing
+        TensorBoard files are deleted: they repeat the lines).
       wandb: `off`, `offline` or `online`.
 
     Raises:
-      ConfigError: where a file is shorter than that, or W&B does not start.
+      ConfigError: if a file is shorter than its position or W&B does not start.
     """
     self._workdir = workdir
     for name in FILES:
@@ -82,7 +81,7 @@ class RunLog:
     Args:
       stage: `warm_start`, `rl` or `validation`.
       step: of the stage, counted from 1; 0 is before the first.
-      metrics: by name.
+      metrics: numbers by name.
     """
     line = {"stage": stage, "step": step} | metrics | {WRITTEN: time.time()}
     self._append(METRICS, line)
@@ -90,27 +89,21 @@ class RunLog:
       board.write(line)
 
   def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
-    """Appends completions, of `samples.records`."""
+    """Appends completions, made by `samples.records`."""
     for record in records:
       self._append(SAMPLES, record)
 
   def write_evaluation(self, record: dict[str, Any]) -> None:
-    """Appends what every completion of an evaluation was."""
+    """Appends the results of every completion of an evaluation."""
     self._append(EVALUATIONS, record)
 
   def warn(self, stage: str, step: int, text: str) -> None:
-    """Shows a warning, and keeps it.
-
-    Args:
-      stage: it is about.
-      step: of the stage.
-      text: for people.
-    """
+    """Prints and logs a warning about a step of a stage."""
     tqdm.tqdm.write(f"warning: {stage} step {step}: {text}")
     self._append(WARNINGS, {"stage": stage, "step": step, "warning": text})
 
   def position(self) -> dict[str, int]:
-    """Bytes of each file, once they are on the disk."""
+    """Syncs the files to disk and returns the bytes of each."""
     for file in self._files.values():
       os.fsync(file.fileno())
     return {name: file.tell() for name, file in self._files.items()}
@@ -131,48 +124,41 @@ class RunLog:
 
 
 class NoLog:
-  """Of a process that is not the first: that one writes down for all."""
+  """A log that writes nothing; used by every process but the first."""
 
   def write(self, stage: str, step: int, metrics: Metrics) -> None:
-    """As `RunLog.write`."""
+    """Does nothing."""
 
   def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
-    """As `RunLog.write_samples`."""
+    """Does nothing."""
 
   def write_evaluation(self, record: dict[str, Any]) -> None:
-    """As `RunLog.write_evaluation`."""
+    """Does nothing."""
 
   def warn(self, stage: str, step: int, text: str) -> None:
-    """As `RunLog.warn`."""
+    """Does nothing."""
 
   def position(self) -> dict[str, int]:
-    """Of files that are not its own."""
+    """Returns no positions."""
     return {}
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_: object) -> None:
-    """Nothing was opened."""
+    """Does nothing."""
 
 
-# Of any process.
+# The log of any process.
 Log = RunLog | NoLog
 
 
 def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
-  """The lines of a log file.
+  """Returns the records of a log file, `name` being one of `FILES`.
 
-  Args:
-    workdir: of a run.
-    name: one of `FILES`.
-
-  Returns:
-    Its records; none where there is no such file. A last line without its
-    end, which a killed run may leave, is not counted.
-
-  Raises:
-    ConfigError: for a line that is no JSON object.
+  Returns none if there is no such file. Leaves out a last line without its end,
+  which a killed run may leave. Raises `ConfigError` for a line that is not a
+  JSON object.
   """
   path = workdir / name
   if not path.exists():
@@ -191,23 +177,15 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
 
 
 def stage_metrics(workdir: pathlib.Path, stage: str) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl of a stage.
+  """Returns the lines of metrics.jsonl of a stage, in order.
 
-  Args:
-    workdir: of a run.
-    stage: `warm_start`, `rl` or `validation`.
-
-  Returns:
-    Its records, in order.
-
-  Raises:
-    ConfigError: for a line that is no JSON object.
+  `stage` is `warm_start`, `rl` or `validation`. Raises as `read`.
   """
   return [line for line in read(workdir, METRICS) if line["stage"] == stage]
 
 
 def _cut(path: pathlib.Path, size: int) -> None:
-  """Shortens a file to what a checkpoint knows of it."""
+  """Cuts a file back to the size that a checkpoint recorded."""
   found = path.stat().st_size if path.exists() else 0
   if found < size:
     raise ConfigError(

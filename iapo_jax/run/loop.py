@@ -1,4 +1,4 @@
-"""The loop of a stage: step, log, validate, save; and stop when asked to."""
+"""The loop of a stage: step, log, validate, save; and stop on request."""
 
 import dataclasses
 import pathlib
@@ -23,27 +23,27 @@ Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """What a loop runs.
+  """What `fit` runs.
 
   Attributes:
     name: `warm_start` or `rl`.
-    num_steps: of the whole stage, those before a restart included.
-    compile_step: the compiled step, from a state and a batch of its shapes.
+    num_steps: of the whole stage, including those before a restart.
+    compile_step: compiles the step for a state and a batch of these shapes.
     records: endless batches of the train split.
     place: puts a batch on the mesh.
-    checkpoints: of the stage.
-    meter: of what compiling costs; marked where the stage begins.
-    save_every: steps between saves; 0 adds none.
-    max_skipped: steps in a row without any update, until the stage stops.
-    replays: folder that keeps the step it stops at.
-    own: which parts of the step are a user's.
-    updates: of the optimizer, in a step.
+    meter: measures what compiling costs; marked where the stage begins.
+    save_every: steps between saves; 0 saves only at the end, at validations and
+      on request.
+    max_skipped: steps in a row without any update after which the stage stops.
+    replays: folder that keeps the step at which it stops.
+    own: names the user's parts of the step.
+    updates: of the optimizer, per step.
     save_start: whether the state before the first step is saved too.
-    sequences: completions a step samples; 0 where it samples none.
-    calls_host: whether the step does.
-    validate: metrics of the state after so many steps, None where it is not
-      the time for it.
-    observe: looks at a step: its number, batch, output and metrics.
+    sequences: completions sampled per step; 0 if the step samples none.
+    calls_host: whether the step calls the host.
+    validate: returns metrics of the state after so many steps, None if it is
+      not time to validate.
+    observe: looks at a finished step: number, batch, output, metrics.
   """
 
   name: str
@@ -70,20 +70,20 @@ class Stage:
 def fit(
     stage: Stage, state: TrainState, log: Log, progress: Progress | None
 ) -> TrainState:
-  """Runs a stage, from its start or from where it was saved.
+  """Runs a stage from its start, or from where it was saved, and saves the end.
 
   Args:
     stage: what to run.
-    state: at its start, or restored.
-    log: of metrics.
+    state: at the start of the stage, or restored; donated.
+    log: gets the metrics.
     progress: restored with the state; None at the start.
 
   Returns:
-    The state after the stage, which is saved.
+    The state after the stage.
 
   Raises:
-    Interrupted: where somebody asked to stop; the state is saved.
-    FloatingPointError: where too many steps in a row had no update.
+    Interrupted: if a signal asked to stop; the state is saved.
+    FloatingPointError: if `max_skipped` steps in a row had no update.
   """
   skipped = progress.skipped if progress else 0
   if progress:
@@ -95,7 +95,7 @@ def fit(
     return state
   batch = stage.place(next(stage.records))
   step, was_read = _compile(stage, state, batch)
-  # Without a terminal every refresh is a line: few of them.
+  # Without a terminal every refresh prints a line: refresh rarely.
   interval = 0.5 if sys.stderr.isatty() else 15.0
   with (
       interrupts.deferred() as request,
@@ -110,7 +110,8 @@ def fit(
     for done in range(first, stage.num_steps + 1):
       start = time.perf_counter()
       state, output = step(state, batch)
-      # While the devices work; the checkpoint's position is before it.
+      # Reads the next batch while the devices work. A checkpoint stores the
+      # position before that batch.
       position = stage.records.get_state()
       following = stage.place(next(stage.records))
       metrics = _fetch(output, start, stage.sequences)
@@ -126,11 +127,11 @@ def fit(
       batch = following
       stage.checkpoints.poll()
       validation = stage.validate(state, done)
-      # Whichever process was asked, all stop, and after the same step.
+      # All processes stop after the same step, whichever got the signal.
       asked = processes.highest(request.number)
       if validation or asked or _save_is_due(stage, done):
         _save(stage, state, log, done, validation, position, skipped)
-        # Perhaps only since it was saved.
+        # A signal may have come while saving.
         asked = processes.highest(request.number)
       if asked:
         break
@@ -139,9 +140,9 @@ def fit(
 
 
 def _settle(stage: Stage, done: int, request: interrupts.Request) -> None:
-  """Waits until all is saved; raises where somebody asked to stop until then.
+  """Waits until all is saved; raises if a signal has asked to stop by then.
 
-  Whoever asks while the last step is written must wait for that, too.
+  A stop that is requested while the last step is written waits for that, too.
   """
   stage.checkpoints.settle()
   asked = processes.highest(request.number)
@@ -152,11 +153,11 @@ def _settle(stage: Stage, done: int, request: interrupts.Request) -> None:
 def _compile(
     stage: Stage, state: TrainState, batch: PyTree
 ) -> tuple[Step, bool]:
-  """The compiled step, and whether it was read instead."""
+  """Returns the compiled step, and whether it was read from the cache."""
   before = stage.meter.read()
   step = stage.compile_step(state, batch)
   account = stage.meter.read() - before
-  # Not over the bar of the next line, and there to read in a file too.
+  # Flushed, so that the progress bar does not overwrite it.
   print(
       f"{stage.name}: compiled in {account.seconds:.1f} s,"
       f" {account.tracing:.1f} of them tracing"
@@ -167,7 +168,7 @@ def _compile(
 
 
 def _first_step(stage: Stage, was_read: bool) -> Metrics:
-  """How long the stage took until its first step was done; also told."""
+  """Prints and returns how long the stage took until its first step ended."""
   account = stage.meter.since_mark()
   rest = account.seconds - account.tracing - account.compiling
   tqdm.tqdm.write(
@@ -228,7 +229,7 @@ def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
 def _count_skipped(
     stage: Stage, done: int, metrics: Metrics, log: Log, before: int
 ) -> int:
-  """How many steps in a row had no update; tells of every one that misses."""
+  """Returns how many steps in a row had no update; warns of skipped updates."""
   count = round(metrics["update/skipped"])
   if not count:
     return 0
@@ -244,7 +245,7 @@ def _count_skipped(
 def _stopped(
     stage: Stage, done: int, state: TrainState, batch: PyTree, metrics: Metrics
 ) -> FloatingPointError:
-  """Why a run stops that learns nothing any longer, which is kept."""
+  """Keeps the last step for a replay; returns the error that ends the run."""
   stage.checkpoints.settle()
   kept = stage.replays / f"{stage.name}-{done}"
   told = f"python experiments/replay.py {kept} runs it again"
@@ -267,7 +268,7 @@ def _stopped(
 
 
 def _last_good(stage: Stage) -> str:
-  """How another run starts from the last checkpoint of this one."""
+  """Says how another run starts from the last checkpoint of this one."""
   saved = checkpoint.steps(stage.checkpoints.folder)
   if not saved:
     return "the same start"
@@ -278,7 +279,7 @@ def _last_good(stage: Stage) -> str:
 
 
 def _shown(metrics: Metrics) -> dict[str, str]:
-  """What the progress bar shows."""
+  """Returns what the progress bar shows."""
   shown = {
       "s": ("time/step_seconds", ".2f"),
       "tok/s": ("time/tokens_per_second", ".0f"),

@@ -1,9 +1,9 @@
-"""How much memory the programs of a run need, before they are compiled.
+"""Estimated memory of a run's programs, before they are compiled.
 
-Weights, moments and cache are counted exactly. Activations are a model of what
-the compiler keeps, and it may fuse or reorder better or worse: the estimate is
-for choosing a mesh and micro-batches. The compiled program's own account is
-printed when there is one.
+Weights, moments and cache are counted exactly. Activations follow a model of
+what the compiler keeps, which may fuse or reorder better or worse: use the
+estimate to choose a mesh and micro-batches. After compiling, the program's
+reported size is printed too.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Estimate:
   """Bytes on each device while a program runs.
 
   Attributes:
-    state: weights and moments, for as long as the stage lasts.
-    reference: the starting policy in the compute dtype, where the loss
-      compares with it.
+    state: weights and moments, held throughout the stage.
+    reference: the starting policy in the compute dtype, if the loss compares
+      with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
     probes: activations of one pass of probes, and the cache of a part.
@@ -45,21 +45,15 @@ class Estimate:
 
   @property
   def peak(self) -> int:
-    """What lives throughout, and the larger of the two phases."""
+    """Bytes held throughout plus the larger of the two phases."""
     held = self.state + self.reference
     return held + max(self.decoding + self.cache + self.probes, self.update)
 
 
 def programs(c: Config, mesh: Mesh, spec: StateSpec) -> dict[str, Estimate]:
-  """The estimate of every program that a run will compile.
+  """Estimates every program that a run will compile.
 
-  Args:
-    c: the checked configuration.
-    mesh: devices.
-    spec: of the state.
-
-  Returns:
-    `warm start`, `rl step` and `evaluation`, those that will run.
+  Returns those of `warm start`, `rl step` and `evaluation` that will run.
   """
   found = {}
   if c.warm_start.num_steps:
@@ -70,7 +64,7 @@ def programs(c: Config, mesh: Mesh, spec: StateSpec) -> dict[str, Estimate]:
 
 
 def of_warm_start(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
-  """The estimate for one supervised step; arguments as in `programs`."""
+  """Estimates one supervised step."""
   rows = c.warm_start.batch_size // _shards(mesh)
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -79,7 +73,7 @@ def of_warm_start(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
 
 
 def of_evaluation(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
-  """The estimate for one call of the sampler, beside what training holds."""
+  """Estimates one call of the sampler, beside what training holds."""
   sequences = c.evaluation.batch_size
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -90,22 +84,13 @@ def of_evaluation(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
 
 
 def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
-  """The estimate for one step of reinforcement learning.
-
-  Args:
-    c: the checked configuration.
-    mesh: devices.
-    spec: of the state.
-
-  Returns:
-    Bytes on each device, by purpose.
-  """
+  """Estimates one step of reinforcement learning."""
   m, tensor = c.model, mesh.shape["tensor"]
   rows = c.sequences_per_step // _shards(mesh)
-  # Tokens of a probe, about: the tokenizer is not asked.
+  # Approximate tokens of a probe, without asking the tokenizer.
   elicitation = 4 + c.probe.shown_tokens
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
-  asked = copied = 0  # in a pass; of the cache, for a part of the batch
+  asked = copied = 0  # probed tokens in a pass; cache of a part of the batch
   positions = probes.most(
       c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
   )
@@ -142,7 +127,7 @@ def _shards(mesh: Mesh) -> int:
 
 
 def width(c: Config) -> int:
-  """Bytes of a number in the compute dtype."""
+  """Returns the bytes of a number in the compute dtype."""
   return 2 if c.model.dtype == "bfloat16" else 4
 
 
@@ -173,7 +158,7 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
 def _update_bytes(
     c: Config, mesh: Mesh, spec: StateSpec, prompts: int, rows: int
 ) -> int:
-  """What so many prompts keep, and a micro-batch of so many completions needs.
+  """Returns bytes to hold `prompts` and update on a micro-batch of `rows`.
 
   Gradients are there twice: of the micro-batch, and summed.
   """
@@ -186,19 +171,19 @@ def _update_bytes(
 
 
 def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
-  """Activations of one token in one layer: residuals, heads, MLP, scores."""
+  """Returns activations of a token in a layer: residual, heads, MLP, scores."""
   m, tensor = c.model, mesh.shape["tensor"]
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = 2 * m.num_heads // tensor * context * _FP32
   if fused_attention.chosen(m.attention, mesh.devices.flat[0].platform):
-    # Of scores only blocks exist; two segments have an output each.
+    # Only blocks of scores exist; each of two segments has an output.
     scores = 2 * m.num_heads // tensor * m.head_dim * _FP32
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
   return dense * width(c) + scores
 
 
 def _kept_bytes(c: Config, tensor: int) -> int:
-  """What a layer keeps of one token for its backward pass."""
+  """Returns what a layer keeps of one token for its backward pass."""
   m = c.model
   if m.remat:
     return m.d_model * width(c)
@@ -208,18 +193,18 @@ def _kept_bytes(c: Config, tensor: int) -> int:
 
 
 def _stored_bytes(c: Config, rows: int, mesh: Mesh) -> int:
-  """What the backward pass of one micro-batch needs of the forward pass."""
+  """Returns what a micro-batch's backward pass needs of its forward pass."""
   m, tensor = c.model, mesh.shape["tensor"]
   tokens = rows * c.rollout.max_tokens
   layers = m.num_layers * _kept_bytes(c, tensor)
-  # One layer at a time is computed once more: its values and their gradients.
+  # One layer at a time is recomputed: its values and their gradients.
   layers += 2 * _layer_bytes(c, _context(c), mesh)
   chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
   return tokens * layers + 3 * chunk * (m.vocab_size // tensor) * _FP32
 
 
 def tree_bytes(shapes: PyTree, shardings: PyTree) -> int:
-  """Bytes of a tree on one device."""
+  """Returns the bytes of a tree on one device."""
   sizes = jax.tree.map(
       lambda x, where: (
           math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
@@ -231,7 +216,7 @@ def tree_bytes(shapes: PyTree, shardings: PyTree) -> int:
 
 
 def readable(count: float) -> str:
-  """Bytes for people: 13.4 MiB."""
+  """Formats bytes for people, such as 13.4 MiB."""
   units = ("B", "KiB", "MiB", "GiB", "TiB")
   power = 0
   while count >= 1024 and power < len(units) - 1:
@@ -240,7 +225,7 @@ def readable(count: float) -> str:
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """What a compiled program needs on each device; None where it cannot say."""
+  """Returns a compiled program's bytes on each device, None if unknown."""
   stats = compiled.memory_analysis()
   if stats is None:
     return None

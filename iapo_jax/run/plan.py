@@ -1,4 +1,4 @@
-"""What follows from a configuration and the devices there are."""
+"""The plan of a run: what follows from its configuration and devices."""
 
 import dataclasses
 import math
@@ -15,15 +15,10 @@ from iapo_jax.run import memory
 
 
 def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
-  """What follows from the configuration, for people to read.
+  """Describes the plan in lines for people.
 
-  Args:
-    c: the checked configuration, the vocabulary size filled in.
-    mesh: devices.
-    spec: of the state of reinforcement learning.
-
-  Returns:
-    Lines.
+  `c` has its vocabulary size filled in; `spec` is of the state of reinforcement
+  learning.
   """
   m, shape = c.model, mesh.shape
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
@@ -51,14 +46,9 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
 
 
 def describe_programs(c: Config, place: str | None) -> str:
-  """Which compiled programs the next start will find.
+  """Says which compiled programs the next start will find.
 
-  Args:
-    c: the checked configuration.
-    place: where they are kept; None for nowhere.
-
-  Returns:
-    A line.
+  `place` is the folder that keeps them; None for nowhere.
   """
   if place is None:
     return "programs   not kept for the next start: JAX has no cache"
@@ -78,7 +68,7 @@ def _describe_attention(c: Config, mesh: Mesh) -> str:
 
 
 def _describe_step(c: Config, shards: int) -> list[str]:
-  """What one step of reinforcement learning is made of."""
+  """Describes one step of reinforcement learning."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
   probed = "none"
   positions = probes.most(
@@ -119,7 +109,7 @@ def _describe_evaluation(c: Config) -> str:
 
 
 def _describe_memory(name: str, needed: memory.Estimate) -> str:
-  """The total, and where it comes from."""
+  """Describes the total and its parts."""
   told = {
       part: f"{part} {memory.readable(size)}"
       for part, size in dataclasses.asdict(needed).items()
@@ -137,7 +127,7 @@ def _describe_memory(name: str, needed: memory.Estimate) -> str:
 
 
 def _describe_credit(c: CreditConfig) -> str:
-  """The mode, with the weights that it uses."""
+  """Describes the mode and the weights that it uses."""
   used = {
       "grpo": [],
       "gtpo": ["explore_weight"],

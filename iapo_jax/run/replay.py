@@ -1,12 +1,12 @@
-"""Steps whose numbers were not finite, kept so that they can be run again.
+"""Steps whose numbers were not finite, kept to run again.
 
-  replay/STAGE-STEP/state        what the step began with
-  replay/STAGE-STEP/batch.npz    what it was given
-  replay/STAGE-STEP/metrics.json what came of it; null is not finite
-  replay/STAGE-STEP/own.json     which parts were a user's, where some were
+  replay/STAGE-STEP/state        the state before the step
+  replay/STAGE-STEP/batch.npz    its batch
+  replay/STAGE-STEP/metrics.json its metrics; null is not finite
+  replay/STAGE-STEP/own.json     names of the user's parts, if there were any
 
-A step is a function of its state and batch, so that these two are all of it,
-but for a user's parts: whoever runs it again must bring them again.
+A step is a function of its state and batch, so these are enough, except for the
+user's parts: running it again needs the same ones.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ class Replayed:
   """A step that was run again.
 
   Attributes:
-    metrics: of it.
+    metrics: of the second time.
     before: of the first time, NaN for what was not finite.
-    place: where in this package NaN appears first; None where there is none,
-      or infinities alone.
+    place: where in this package NaN appears first; None if there is none, or
+      only infinities.
   """
 
   metrics: dict[str, float]
@@ -53,7 +53,7 @@ class Replayed:
 
 
 def folder(run: pathlib.Path) -> pathlib.Path:
-  """Where a run keeps such steps."""
+  """Returns the folder of a run's kept steps."""
   return run / "replay"
 
 
@@ -66,19 +66,17 @@ def keep(
 ) -> None:
   """Keeps a step without any update; all processes must call this.
 
-  A step that is kept already is left: it was the same.
+  Leaves a step alone that is kept already: it was the same. Raises `OSError` if
+  something cannot be written.
 
   Args:
     place: folder of the step, STAGE-STEP.
-    state: after it, so that only its count has changed.
-    batch: of it.
-    metrics: of it.
-    own: which of its parts are a user's.
-
-  Raises:
-    OSError: where something cannot be written.
+    state: after the step, so that only its count has changed.
+    batch: of the step.
+    metrics: of the step.
+    own: names the user's parts of the step.
   """
-  # What is written last is there: so is all else.
+  # The metrics are written last: if they exist, so does the rest.
   if processes.on_first((place / _METRICS).exists):
     return
   state = state.replace(step=jax.jit(lambda step: step - 1)(state.step))
@@ -99,18 +97,11 @@ def keep(
 
 
 def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
-  """Runs a step again, and looks for the first NaN where it has any.
+  """Runs a kept step again and looks for the first NaN.
 
-  Args:
-    place: of `keep`, in the folder of its run.
-    own: the user's parts of the step.
-
-  Returns:
-    What came of it.
-
-  Raises:
-    ConfigError: where nothing is kept there, its run is gone, or it had other
-      parts of a user.
+  `place` is a folder that `keep` wrote, still inside its run. Raises
+  `ConfigError` if nothing is kept there, its run is gone, or the step had other
+  user's parts.
   """
   named = re.fullmatch(rf"({'|'.join(checkpoint.STAGES)})-\d+", place.name)
   if not named or not (place / _METRICS).exists():
@@ -124,7 +115,7 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   workdir.check_data(parts, run)
   before = finite.from_json(files.read_json(place / _METRICS))
   step, arguments = _step_of(parts, run, place, named[1], own)
-  # The step takes the memory of its state, which the search needs, too.
+  # The step is donated its state, which the search needs too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
   found = None
@@ -141,7 +132,8 @@ def _check_own(place: pathlib.Path, own: Own) -> None:
     raise ConfigError(
         f"{str(place)!r}: the step had {theirs or 'nothing'} of a user's own,"
         f" and is to be run with {own.described or 'nothing'}; call"
-        " iapo_jax.run.replay.again with the folder and the same iapo_jax.rl.own.Own"
+        " iapo_jax.run.replay.again with the folder and the same"
+        " iapo_jax.rl.own.Own"
     )
 
 
@@ -152,7 +144,7 @@ def _step_of(
     stage: str,
     own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
-  """The jitted step, and what it is given."""
+  """Returns the jitted step and its arguments."""
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
     batch = _read_batch(place, Prompts(0, 0, 0, 0))
@@ -176,7 +168,7 @@ def _read_state(place: pathlib.Path, stage: assembly.Stage) -> TrainState:
 
 
 def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
-  """NumPy arrays in a tree like another."""
+  """Reads NumPy arrays into a tree like `like`."""
   try:
     with np.load(place / _BATCH, allow_pickle=False) as arrays:
       return jax.tree.map_with_path(

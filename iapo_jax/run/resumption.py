@@ -1,7 +1,7 @@
-"""Where an interrupted run goes on: its newest state, and what it began with.
+"""Where an interrupted run continues: its newest state and its reference.
 
-Several processes must not judge checkpoints each for itself: the first one
-looks, and all load what it found.
+The first process looks for checkpoints and all processes load what it found,
+so that they never disagree.
 """
 
 import dataclasses
@@ -18,13 +18,7 @@ from iapo_jax.run.checkpoint import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """Where an interrupted run goes on.
-
-  Attributes:
-    stage: `warm_start` or `rl`.
-    state: as it was saved.
-    progress: of the stage.
-  """
+  """Where an interrupted run continues; `stage` is `warm_start` or `rl`."""
 
   stage: str
   state: TrainState
@@ -32,15 +26,10 @@ class Saved:
 
 
 def find(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
-  """The newest intact checkpoint of the latest stage that has one.
+  """Restores the newest intact checkpoint of the latest stage that has one.
 
-  Args:
-    parts: of the run.
-    workdir: of the run, locked.
-
-  Returns:
-    It, restored for the run's mesh, whatever mesh it was saved on; None where
-    there is none.
+  The workdir must be locked. The state is placed on the run's mesh, even if it
+  was saved on another one. Returns None if there is no checkpoint.
   """
   stages = {
       "warm_start": assembly.warm_start_stage,
@@ -58,18 +47,10 @@ def find(parts: Assembly, workdir: pathlib.Path) -> Saved | None:
 
 
 def reference(parts: Assembly, workdir: pathlib.Path) -> Params | None:
-  """The policy that an interrupted reinforcement learning began with.
+  """Returns the policy that interrupted reinforcement learning began with.
 
-  Args:
-    parts: of the run.
-    workdir: of the run.
-
-  Returns:
-    Its parameters: of the checkpoint at step 0, or, where that is damaged, of
-    what it was copied from.
-
-  Raises:
-    ConfigError: where neither is intact.
+  Loads the checkpoint at step 0 or, if that is damaged, its original. Raises
+  `ConfigError` if neither is intact.
   """
   intact = processes.on_first(lambda: _intact_reference(parts, workdir))
   if intact is None:
@@ -82,13 +63,13 @@ def reference(parts: Assembly, workdir: pathlib.Path) -> Params | None:
 def _intact_reference(
     parts: Assembly, workdir: pathlib.Path
 ) -> tuple[str, str, int] | None:
-  """Workdir, stage and step where it is; None for the pretrained model."""
+  """Returns workdir, stage and step of it; None for the pretrained model."""
   cfg = parts.cfg
   start = sources.Source(workdir, "rl", 0)
   problem = start.fault()
   if not problem:
     return str(workdir), "rl", 0
-  # What it was copied from is as good.
+  # Its original is as good.
   other = None
   if cfg.warm_start.num_steps:
     other = sources.Source(workdir, "warm_start", cfg.warm_start.num_steps)

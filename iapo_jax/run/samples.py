@@ -1,4 +1,4 @@
-"""Completions as records that people and the report page can read."""
+"""Completions as records for people and the report page."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,16 +13,11 @@ from iapo_jax.core.types import Prompts, Samples
 def fetch(
     prompts: Prompts, samples: Samples, count: int
 ) -> tuple[Prompts, Samples]:
-  """The first completions of a step and their prompts, for every process.
+  """Gathers the first `count` completions and their prompts in every process.
 
-  Args:
-    prompts: q of them.
-    samples: b of them, prompt-major, of all processes.
-    count: completions wanted; the first of the batch, so that the members of a
-      group stay together.
-
-  Returns:
-    NumPy arrays; of all completions, where there are no more.
+  `samples` holds the completions of all processes, prompt-major, so that the
+  members of a group stay together. Returns NumPy arrays; all completions if
+  there are fewer than `count`.
   """
   group = len(samples.lengths) // len(prompts.lengths)
   count = min(count, len(samples.lengths))
@@ -42,19 +37,10 @@ def records(
     group_size: int,
     probed: bool,
 ) -> Iterator[dict[str, Any]]:
-  """Completions of a step, token by token.
+  """Yields a step's completions as JSON-ready records, token by token.
 
-  Args:
-    step: of reinforcement learning.
-    prompts: of `fetch`.
-    samples: of `fetch`.
-    tokenizer: a Hugging Face tokenizer.
-    group_size: completions of a prompt.
-    probed: whether there were probes; without them no answer's entropy and no
-      information is known.
-
-  Yields:
-    JSON-ready records; docs/metrics.md tells their fields.
+  `prompts` and `samples` come from `fetch`; docs/metrics.md describes the
+  fields. Without probes (`probed`), answer entropies and information are empty.
   """
   for i in range(len(samples.lengths)):
     q = i // group_size
@@ -81,21 +67,14 @@ def records(
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-  """What each token adds to the text of those before it.
+  """Returns what each token adds to the text of the tokens before it.
 
-  Joined they are the decoded text. A token that ends inside a character adds
-  nothing; the one that completes the character adds all of it.
-
-  Args:
-    ids: of a completion.
-    tokenizer: a Hugging Face tokenizer.
-
-  Returns:
-    As many texts as ids.
+  Joined, the texts are the decoded text. A token that ends inside a character
+  adds nothing; the one that completes the character adds all of it.
   """
   texts: list[str] = []
-  # Decoding every prefix would be quadratic: a few tokens of context decide
-  # about white space, and characters have at most four bytes.
+  # Decoding every prefix would be quadratic. A few tokens of context are
+  # enough for white space, and a character has at most four bytes.
   start, told = 0, ""
   for end in range(1, len(ids) + 1):
     text = decoded(tokenizer, ids[start:end])
@@ -111,12 +90,12 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
 
 
 def decoded(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
-  """The text of tokens, all of it: special tokens and blanks, too."""
+  """Decodes tokens, keeping special tokens and blanks."""
   return tokenizer.decode(
       ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
   )
 
 
 def _floats(values: np.ndarray) -> list[float]:
-  """Six digits: enough for pictures, a third of the bytes."""
+  """Rounds to six digits: enough for pictures, a third of the bytes."""
   return [float(f"{value:.6g}") for value in values]

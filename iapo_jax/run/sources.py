@@ -1,4 +1,4 @@
-"""Policies of runs: which checkpoint is meant, and its weights."""
+"""Checkpoints as sources of policies: which one is meant, and its weights."""
 
 import dataclasses
 import pathlib
@@ -18,10 +18,8 @@ class Source:
   """A checkpoint of a run.
 
   Attributes:
-    workdir: of the run.
     stage: `warm_start` or `rl`.
-    step: of the stage.
-    named: whether somebody chose this very step.
+    named: whether the user chose this very step.
   """
 
   workdir: pathlib.Path
@@ -31,16 +29,16 @@ class Source:
 
   @property
   def name(self) -> str:
-    """stage/step."""
+    """STAGE/STEP."""
     return f"{self.stage}/{self.step}"
 
   @property
   def folder(self) -> pathlib.Path:
-    """Of the stage."""
+    """Folder of the stage's checkpoints."""
     return checkpoint.stage_folder(self.workdir, self.stage)
 
   def fault(self) -> str | None:
-    """What is wrong with it, None where it is as it was written."""
+    """Returns what is wrong with it, None if it is as it was written."""
     return checkpoint.fault(self.folder, self.step)
 
   def __str__(self) -> str:
@@ -48,31 +46,15 @@ class Source:
 
 
 def last(workdir: pathlib.Path) -> Source:
-  """A run's last checkpoint.
-
-  Args:
-    workdir: of the run.
-
-  Returns:
-    The checkpoint.
-
-  Raises:
-    ConfigError: where there is none.
-  """
+  """Returns a run's last checkpoint; raises `ConfigError` if there is none."""
   return Source(workdir, *checkpoint.last(workdir), named=False)
 
 
 def best(workdir: pathlib.Path) -> Source:
-  """The checkpoint that the paper's rule chooses (`evaluation.best_step`).
+  """Returns the checkpoint that the paper's rule chooses (`best_step`).
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    The best of the intact checkpoints of its reinforcement learning.
-
-  Raises:
-    ConfigError: where none was validated and is intact.
+  Chooses from the intact checkpoints of reinforcement learning. Raises
+  `ConfigError` if none of them was validated.
   """
   points = logs.stage_metrics(workdir, "validation")
   kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
@@ -95,18 +77,11 @@ def best(workdir: pathlib.Path) -> Source:
 
 
 def chosen(workdir: pathlib.Path, which: str) -> Source:
-  """The checkpoint that `--checkpoint` names.
+  """Returns the checkpoint that `--checkpoint` names.
 
-  Args:
-    workdir: of a run.
-    which: `last`, `best` (the last of a run without reinforcement learning) or
-      a step of its reinforcement learning.
-
-  Returns:
-    The checkpoint.
-
-  Raises:
-    ConfigError: where there is no such checkpoint.
+  `which` is `last`, `best` (the last for a run without reinforcement learning)
+  or a step of reinforcement learning. Raises `ConfigError` if there is no such
+  checkpoint.
   """
   newest = last(workdir)
   if which == "last" or (which == "best" and newest.stage != "rl"):
@@ -123,17 +98,10 @@ def chosen(workdir: pathlib.Path, which: str) -> Source:
 
 
 def source(text: str) -> Source:
-  """The checkpoint that `config.init_from` names.
+  """Returns the checkpoint that `config.init_from` names.
 
-  Args:
-    text: the folder of a run, whose last checkpoint is meant, or of one of its
-      checkpoints: RUN/checkpoints/STAGE/STEP.
-
-  Returns:
-    The checkpoint.
-
-  Raises:
-    ConfigError: where a run has none.
+  The text is the folder of a run, for its last checkpoint, or of a checkpoint:
+  RUN/checkpoints/STAGE/STEP. Raises `ConfigError` if it is neither.
   """
   path = pathlib.Path(text)
   if workdir_lib.is_claimed(path):
@@ -154,17 +122,10 @@ def source(text: str) -> Source:
 
 
 def start(parts: Assembly) -> Params | None:
-  """The policy that a run begins with.
+  """Loads the policy that a run begins with.
 
-  Args:
-    parts: of the run.
-
-  Returns:
-    Another run's parameters, those of a pretrained model, or None: fresh ones
-    are to be made.
-
-  Raises:
-    ConfigError: where what the configuration names cannot be loaded.
+  Returns another run's parameters, those of a pretrained model, or None if
+  fresh ones are to be made. Raises `ConfigError` if they cannot be loaded.
   """
   cfg = parts.cfg
   if cfg.init_from:
@@ -182,19 +143,11 @@ def start(parts: Assembly) -> Params | None:
 def load(
     parts: Assembly, chosen: Source, *, verify: bool = True
 ) -> Params:
-  """A policy of a run, perhaps another one, for this run's mesh.
+  """Loads a policy of this or another run for this run's mesh.
 
-  Args:
-    parts: of this run.
-    chosen: of any run.
-    verify: whether to look for faults first; who just did need not again.
-
-  Returns:
-    Its parameters.
-
-  Raises:
-    ConfigError: where the checkpoint is missing or damaged, or of another
-      model.
+  `verify=False` skips the search for faults, for a caller that has just done
+  it. Raises `ConfigError` if the checkpoint is missing, damaged or of another
+  model.
   """
   _check_model(parts, chosen.workdir)
   spec = assembly.reinforcement_stage(parts).spec
@@ -208,14 +161,10 @@ def load(
 
 
 def check_start(parts: Assembly) -> None:
-  """Whether `start` will find what it needs, before anything is read or made.
+  """Checks, before anything is loaded or made, that `start` will succeed.
 
-  Args:
-    parts: of the run.
-
-  Raises:
-    ConfigError: as `check_source`; or where a pretrained model's tensors are
-      not those of its configuration.
+  Raises `ConfigError` as `check_source`, or if a pretrained model's tensors do
+  not fit its configuration.
   """
   cfg = parts.cfg
   if cfg.init_from:
@@ -226,15 +175,10 @@ def check_start(parts: Assembly) -> None:
 
 
 def check_source(parts: Assembly, chosen: Source) -> None:
-  """Whether a run can begin with a policy.
+  """Checks that a run can begin with another run's policy.
 
-  Args:
-    parts: of the run.
-    chosen: of another run.
-
-  Raises:
-    ConfigError: where that has another model, or another vocabulary; or where
-      the checkpoint is the last only because the run is not finished.
+  Raises `ConfigError` if that run has another model or vocabulary, if there is
+  no such checkpoint, or if it is only the last one so far of an unfinished run.
   """
   _check_model(parts, chosen.workdir)
   _check_words(parts, chosen.workdir)
@@ -255,7 +199,7 @@ def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
   theirs = workdir_lib.read_config(workdir)
   for field, value in config_lib.flatten(parts.cfg).items():
     group, _, name = field.partition(".")
-    # What is of the run changes nothing of the weights, which are fp32.
+    # Fields of the run (`OF_RUN`) do not change the weights, which are fp32.
     if group != "model" or name in model_config.OF_RUN:
       continue
     if theirs.get(field, value) != value:
@@ -266,10 +210,10 @@ def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
 
 
 def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
-  """Whether ids mean to this run what they meant to the other.
+  """Checks that no token id means something else to the other run.
 
   Either may have words for ids that the other leaves free. Runs that `starts`
-  packed kept no tokenizer.
+  packed have no tokenizer.
   """
   places = (workdir / folder.TOKENIZER, workdir / folder.KEPT)
   kept = next((place for place in places if place.is_dir()), None)

@@ -1,4 +1,4 @@
-"""A run from its configuration to its summary, going on where it was left."""
+"""A run from its configuration to its summary, resumed where it stopped."""
 
 import contextlib
 import pathlib
@@ -51,30 +51,29 @@ def train(
 ) -> None:
   """Trains: warm start, then reinforcement learning, as configured.
 
-  Writes the files that `logs` names, `config.json`, `tokenizer/` or
-  `pretrained/`, `checkpoints/` and, last, `summary.json` (the evaluation on
-  the test split) to the workdir. A workdir that holds this very run, finished,
-  is left as it is; an unfinished one is continued from its newest intact
-  checkpoint, and ends as if it had never stopped.
+  Writes the log files (see `logs`), `config.json`, `tokenizer/` or
+  `pretrained/`, `checkpoints/` and, last, `summary.json` (the evaluation on the
+  test split) to the workdir. Leaves a finished run as it is. Continues an
+  unfinished one from its newest intact checkpoint; it ends as if it had never
+  stopped.
 
-  Where several processes have joined (`processes.join`), all must call this
-  with the same arguments, and the workdir must be one that they share.
+  If several processes have joined (`processes.join`), all must call this with
+  the same arguments and a workdir that they share.
 
   Args:
     cfg: the checked configuration.
     workdir: of the run.
     dry_run: only print the plan; nothing is written or compiled.
     programs: folder that keeps compiled programs from one start to the next;
-      by default, and where JAX was given one, JAX's own setting holds.
-    own: parts of the train step that are a user's. Whoever goes on with a run
-      must bring the same.
+      JAX's own setting takes precedence, and holds by default.
+    own: the user's parts of the train step; a resumed run needs the same ones.
 
   Raises:
-    ConfigError: for a rule that the data, devices or workdir break.
-    SharedError: for the same, where there are several processes.
-    Interrupted: where somebody asked to stop; it says what is saved.
-    FloatingPointError: where numbers are not finite, step after step.
-    SaveError: where a checkpoint could not be written.
+    ConfigError: if the data, devices or workdir break a rule.
+    SharedError: for the same, with several processes.
+    Interrupted: if a signal asked to stop; the message says what is saved.
+    FloatingPointError: if numbers are not finite, step after step.
+    SaveError: if a checkpoint could not be written.
   """
   start = time.perf_counter()
   parts = _assemble(cfg, workdir, dry_run)
@@ -97,7 +96,7 @@ def train(
     try:
       with _open_log(cfg, workdir, position) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
-        # Handed over: a name here would keep its weights on the devices.
+        # A name that stays here would keep the weights on the devices.
         begun, saved = [saved], None
         judging.summarise(run, _run_stages(run, begun.pop()), start)
     except KeyboardInterrupt as error:
@@ -109,11 +108,11 @@ def train(
 
 
 def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
-  """The parts, of which all is checked that can be before compiling."""
+  """Builds the parts and makes all checks that need no compiling."""
   processes.check_same({
       f"config.{name}": value
       for name, value in config_lib.flatten(cfg).items()
-      # What these hold is compared below.
+      # Their content is compared below.
       if name not in config_lib.PLACES_OF_DATA
   })
   begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
@@ -135,7 +134,7 @@ def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
 
 @contextlib.contextmanager
 def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
-  """Whether the run is finished, while the workdir is the first process's."""
+  """Locks the workdir in the first process; yields if the run is finished."""
   with contextlib.ExitStack() as stack:
 
     def claim() -> bool:
@@ -159,7 +158,7 @@ def _open_log(
 
 
 def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
-  """The state after the configured stages.
+  """Runs the configured stages and returns the state after them.
 
   A name that is left here keeps its weights on the devices until the end.
   """
@@ -176,7 +175,7 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   params = None
   if cfg.warm_start.num_steps:
     state = warm_start(run, *_begin_warm_start(run, saved))
-    run.meter.mark()  # all that follows is for the next stage
+    run.meter.mark()  # what follows counts for the next stage
     if not cfg.num_steps:
       return state
     params = state.params
@@ -205,15 +204,9 @@ def _begin_warm_start(
 def warm_start(
     run: Run, state: TrainState, progress: Progress | None
 ) -> TrainState:
-  """The supervised stage.
+  """Runs the supervised stage from `state`, which is donated.
 
-  Args:
-    run: on its way.
-    state: to begin or go on with; donated.
-    progress: where to go on, None at the start.
-
-  Returns:
-    The state after it.
+  `progress` says where to continue; None at the start.
   """
   cfg, task = run.cfg, run.parts.task
   size = cfg.warm_start.batch_size
@@ -264,17 +257,11 @@ def reinforce(
     reference: Params | None,
     progress: Progress | None,
 ) -> TrainState:
-  """The reinforcement-learning stage.
+  """Runs the reinforcement-learning stage from `state`, which is donated.
 
-  Args:
-    run: on its way.
-    state: to begin or go on with; donated.
-    reference: the policy it began with, of `assembly.reference_of`, where the
-      loss compares with it.
-    progress: where to go on, None at the start.
-
-  Returns:
-    The state after it.
+  `reference` is the policy that the stage began with, from
+  `assembly.reference_of`, if the loss compares with it. `progress` says where
+  to continue; None at the start.
   """
   cfg, size = run.cfg, run.cfg.prompts_per_step
   stage = assembly.reinforcement_stage(run.parts)
@@ -319,7 +306,7 @@ def reinforce(
 def _compiled(
     run: Run, stage: str, step: Any, *arguments: PyTree
 ) -> Callable[..., tuple[TrainState, StepOutput]]:
-  """A jitted step, compiled; with `debug` watched."""
+  """Compiles a jitted step; with `debug` the result checks every call."""
   if run.cfg.debug:
     return debugging.watched(step, *arguments)
   compiled = compilation.lower(step, *arguments).compile()
@@ -331,14 +318,14 @@ def _compiled(
 
 
 class _Observer:
-  """Writes completions down, and warns of what goes wrong silently."""
+  """Logs completions and warnings about the metrics."""
 
   def __init__(self, run: Run) -> None:
     self._run = run
     self._watch = watch.Watch()
     if not processes.is_first():
       return
-    # A resumed run knows what the interrupted one had seen.
+    # A resumed run has seen all steps before its checkpoint.
     for line in logs.stage_metrics(run.workdir, "rl"):
       self._watch.check(line["step"], line, lambda *_: None)
 
@@ -371,7 +358,7 @@ def _checkpoints(run: Run, stage: str) -> Checkpoints:
 
 
 def _tell_export(parts: Assembly) -> None:
-  """A model that no family has trains all the same; better known before."""
+  """Warns before training if no model family can hold the model."""
   if not parts.cfg.model.pretrained:
     try:
       families.config_of(parts.cfg.model)
@@ -382,7 +369,7 @@ def _tell_export(parts: Assembly) -> None:
 def _introduction(
     parts: Assembly, programs: pathlib.Path | None, own: Own
 ) -> str:
-  """The derived plan, where programs are kept, and the sizes of the data."""
+  """Returns the plan, where programs are kept, and the sizes of the data."""
   stage = assembly.reinforcement_stage(parts)
   lines = [
       plan.describe(parts.cfg, parts.mesh, stage.spec),

@@ -1,7 +1,7 @@
-"""Looks at the metrics of reinforcement learning for what goes wrong silently.
+"""Warnings about metrics of reinforcement learning that go wrong silently.
 
-Nothing here stops a run. Every warning is given once, when its reason has held
-for some steps: one odd batch is no reason.
+Nothing here stops a run. Every warning is given once, after its reason has held
+for some steps: one odd batch is not enough.
 """
 
 import collections
@@ -14,9 +14,9 @@ Warn = Callable[[int, str], None]
 
 PATIENCE = 5  # steps in a row before a warning
 WINDOW = 10  # steps whose means are compared for collapse
-LOST_ACCURACY = 0.1  # below the best window's, in absolute terms
-ALL = 1 - 1e-6  # a share of all, whose fp32 mean may round below 1
-LOST_LENGTH = 0.2  # of that window's reasoning length
+LOST_ACCURACY = 0.1  # absolute, below the best window
+ALL = 1 - 1e-6  # a share; an fp32 mean of ones may round below 1
+LOST_LENGTH = 0.2  # relative, of the best window's reasoning length
 MOST_TIMEOUTS = 0.01  # share of answers that may take too long
 LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
 RATIOS = (0.8, 1.25)  # of mean probabilities, before and after updates
@@ -24,7 +24,7 @@ LARGEST_KL = 1.0  # nats a token
 
 
 class Watch:
-  """A function of the metrics seen so far, and of nothing else."""
+  """The state of the warnings: a function of the metrics seen so far."""
 
   def __init__(self) -> None:
     self._streaks: collections.Counter[str] = collections.Counter()
@@ -35,15 +35,9 @@ class Watch:
     self._best = (0.0, 0.0)
 
   def check(self, step: int, metrics: Metrics, warn: Warn) -> None:
-    """Looks at one step.
-
-    Args:
-      step: of reinforcement learning.
-      metrics: of it.
-      warn: called with the step and the text of each warning.
-    """
+    """Looks at one step and calls `warn` with the step and each new warning."""
     if finite.offenders(metrics):
-      return  # the loop says so, and the rest says nothing about other steps
+      return  # the loop warns of these
     found = troubles(metrics)
     collapse = self._collapse(metrics)
     for name in self._streaks.keys() - found.keys():
@@ -58,7 +52,7 @@ class Watch:
         warn(step, text)
 
   def _collapse(self, metrics: Metrics) -> str | None:
-    """Reasoning that got shorter while accuracy fell."""
+    """Returns a warning if reasoning got shorter while accuracy fell."""
     self._window.append(
         (metrics["reward/accuracy"], metrics["length/reasoning"])
     )
@@ -81,14 +75,7 @@ class Watch:
 
 
 def troubles(metrics: Metrics) -> dict[str, str]:
-  """What is wrong with one step, by a short name.
-
-  Args:
-    metrics: of a step of reinforcement learning.
-
-  Returns:
-    Texts for people.
-  """
+  """Returns what is wrong with one step: texts for people by short names."""
   found = {}
   if metrics["reward/zero_spread_groups"] > ALL:
     found["spread"] = (
@@ -114,7 +101,7 @@ def troubles(metrics: Metrics) -> dict[str, str]:
 
 
 def _update_troubles(metrics: Metrics) -> dict[str, str]:
-  """Policies that should be near each other and are not."""
+  """Returns warnings about policies that should be near each other."""
   found = {}
   gap, ratio = metrics["update/logprob_gap"], metrics["update/ratio"]
   if gap > LARGEST_GAP:
@@ -137,7 +124,7 @@ def _update_troubles(metrics: Metrics) -> dict[str, str]:
 
 
 def _probe_troubles(metrics: Metrics) -> dict[str, str]:
-  if "probe/entropy_first" not in metrics:  # probe.stride is 0
+  if "probe/entropy_first" not in metrics:  # no probes
     return {}
   found = {}
   moved = metrics["probe/entropy_first"] - metrics["probe/entropy_last"]

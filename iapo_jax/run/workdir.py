@@ -31,19 +31,10 @@ class BusyError(ConfigError):
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Makes this process the only writer of a workdir.
+  """Makes this process the only writer of a workdir; creates it if missing.
 
-  The lock goes with the process, however that ends.
-
-  Args:
-    workdir: created if need be.
-
-  Yields:
-    Nothing.
-
-  Raises:
-    BusyError: where another process has it.
-    ConfigError: where it cannot be written.
+  The lock ends with the process, however that ends. Raises `BusyError` if
+  another process has it, `ConfigError` if the folder cannot be written.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -69,12 +60,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def is_claimed(workdir: pathlib.Path) -> bool:
-  """Whether a folder holds a run."""
+  """Returns whether a folder holds a run."""
   return (workdir / _CONFIG).exists()
 
 
 def environment(parts: Assembly) -> dict[str, str]:
-  """What the last digits of a run's numbers depend on besides its config."""
+  """Returns what decides the last digits of a run besides its configuration."""
   devices = parts.mesh.devices
   packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
   return {
@@ -86,7 +77,7 @@ def environment(parts: Assembly) -> dict[str, str]:
 
 
 def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
-  """Warns where a run goes on elsewhere: it will not repeat itself exactly."""
+  """Warns if a run continues where it will not repeat itself exactly."""
   try:
     theirs = files.read_json(workdir / _ENVIRONMENT)
   except ConfigError as error:
@@ -103,22 +94,15 @@ def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
 
 
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
-  """Makes a locked workdir this run's, or finds that it is.
+  """Makes a locked workdir this run's, or finds that it already is.
 
-  Args:
-    workdir: that exists.
-    parts: of the run.
-
-  Returns:
-    Whether it holds this run, finished.
-
-  Raises:
-    ConfigError: where it holds a run with another configuration, or one
-      whose configuration is lost.
+  Returns whether the workdir holds this run, finished. Raises `ConfigError` if
+  it holds a run with another configuration, or one whose configuration is
+  lost.
   """
   ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
-    # A field that is newer than the run has its default there.
+    # Fields that are newer than the run have their defaults.
     _check_same(ours, config_lib.flatten(load_config(workdir)), workdir)
     check_data(parts, workdir)
     if is_finished(workdir):
@@ -152,13 +136,9 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
 
 
 def check_shared(workdir: pathlib.Path) -> None:
-  """Whether this process sees the workdir that the first one claimed.
+  """Checks that this process sees the workdir that the first one claimed.
 
-  Args:
-    workdir: as the first process has it.
-
-  Raises:
-    ConfigError: where it is another folder here.
+  Raises `ConfigError` if it is another folder here.
   """
   if not is_claimed(workdir):
     raise ConfigError(
@@ -168,14 +148,9 @@ def check_shared(workdir: pathlib.Path) -> None:
 
 
 def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
-  """Whether the problems are still those that the run began with.
+  """Checks that the problems are still those that the run began with.
 
-  Args:
-    parts: with the problems.
-    workdir: of the run.
-
-  Raises:
-    ConfigError: where they are others.
+  Raises `ConfigError` if they are not.
   """
   if not parts.task.fingerprint:
     return
@@ -199,7 +174,7 @@ def _check_same(
       continue
     names = ("init_from", "model.pretrained", "data.tokenizer")
     if field in names and all(values):
-      # However its path was written.
+      # The same folder may be written as several paths.
       values = tuple(pathlib.Path(value).resolve() for value in values)
     if values[0] != values[1]:
       raise ConfigError(
@@ -209,7 +184,7 @@ def _check_same(
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-  """Whether a run has its summary, which is written last."""
+  """Returns whether a run has its summary, which is written last."""
   path = workdir / SUMMARY
   if not path.exists():
     return False
@@ -222,16 +197,10 @@ def is_finished(workdir: pathlib.Path) -> bool:
 
 
 def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
-  """Whether a workdir's run is the one that a configuration is of.
+  """Checks that a workdir holds the run of a configuration.
 
-  Fields that there were none of when it began count with their defaults.
-
-  Args:
-    workdir: of a run.
-    cfg: the checked configuration, its vocabulary size perhaps open.
-
-  Raises:
-    ConfigError: where it is of another run.
+  Fields that did not exist when the run began count with their defaults. The
+  vocabulary size of `cfg` may be open. Raises `ConfigError` for another run.
   """
   theirs = config_lib.flatten(load_config(workdir))
   ours = config_lib.flatten(cfg)
@@ -241,16 +210,9 @@ def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  """The configuration of a run, fields by their dotted names.
+  """Returns the configuration of a run, fields by their dotted names.
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    The fields.
-
-  Raises:
-    ConfigError: where there is none, or it cannot be read.
+  Raises `ConfigError` if there is none or it cannot be read.
   """
   if not is_claimed(workdir):
     raise ConfigError(f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})")
@@ -258,16 +220,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def load_config(workdir: pathlib.Path) -> config_lib.Config:
-  """The checked configuration of a run.
+  """Returns the checked configuration of a run.
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    The configuration.
-
-  Raises:
-    ConfigError: where there is none, or it breaks a rule.
+  Raises `ConfigError` if there is none or it breaks a rule.
   """
   nested: dict[str, Any] = {}
   for name, value in read_config(workdir).items():
