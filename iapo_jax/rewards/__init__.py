@@ -1,7 +1,6 @@
-"""Grading of completions: in the compiled program, or on decoded text.
+"""Grading of completions, in the compiled step or on decoded text.
 
-`grade` grades texts. Nothing here imports JAX but the graders of the compiled
-step (`host`, `token_match`) and `reward`.
+`grade` grades texts. Only `host`, `token_match` and `reward` import JAX.
 """
 
 from iapo_jax.rewards.grading import Graded, grade

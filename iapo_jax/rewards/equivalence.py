@@ -1,9 +1,9 @@
-r"""Whether two answers mean the same.
+r"""Comparison of answers by meaning, in two stages.
 
-Two stages. `settle` decides at once, by spelling and exact numbers, and is safe
-to call anywhere. What it leaves open goes to `equivalent`, which takes lists,
-tuples, intervals, sets and matrices apart and asks Math-Verify about their
-parts: it may run for ever, and belongs into a process that can be killed.
+`settle` decides at once, by spelling and exact numbers, and is safe to call
+anywhere. `equivalent` decides the rest: it takes lists, tuples, intervals, sets
+and matrices apart and compares their parts with Math-Verify. It may run
+forever, so it belongs in a process that can be killed.
 """
 
 import functools
@@ -26,7 +26,7 @@ _NEXT_CHOICE = re.compile(
     r"(?=\s*(?:$|[.,;:)\]/&]))"
 )
 _WORDS_GOLD = re.compile(r"\\text\s*\{[^{}]*[A-Za-z][^{}]*\}|[A-Za-z]{2,}")
-# A computer algebra system would write these numbers out.
+# Numbers that a computer algebra system would write out.
 _ENDLESS = re.compile(
     r"\^[\s{(]*[-+]?\d{5,}|\d{401,}|\d{4,}[\s)}]*!|![\s)}]*!"
     r"|(?:\^[\s{(]*[-+]?\d+[\s})]*){3}"
@@ -42,7 +42,7 @@ _TEXT_UNIT = re.compile(
     r"\s*\\text\s*\{\s*([A-Za-z][A-Za-z .]*)\}(?:\s*\^\s*\{?[23]\}?)?$"
 )
 _PLAIN_UNIT = re.compile(r"(?<=[\d})])\s+([A-Za-z]{2,}(?: [A-Za-z]{2,})*)$")
-# What the parser passes over, or takes for something else.
+# Marks that the parser ignores or misreads.
 _MARKS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -62,7 +62,7 @@ _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = re.compile(
     r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim|simeq|cong|to)(?![A-Za-z])"
 )
-# What an answer may be called: letters, a function, a point, words.
+# Names of an answer: letters, a function, a point, words.
 _NAMED = re.compile(
     r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w{1,3}\}?)?'?(?:\([\w,\s]{1,20}\))?"
     r"|[A-Za-z](?:\s*[-+]\s*[A-Za-z])+"
@@ -92,14 +92,9 @@ _ASSIGNED = re.compile(
 
 
 def settle(answer: str, gold: str) -> bool | None:
-  """Whether an answer is right, where its spelling shows it.
+  """Returns whether an answer is right; None if its spelling leaves it open.
 
-  Args:
-    answer: of at most `spelling.LONGEST` characters.
-    gold: the gold answer.
-
-  Returns:
-    None where it does not.
+  `answer` has at most `spelling.LONGEST` characters.
   """
   mine, theirs = spelling.normalise(answer), _normalised(gold)
   if not mine:
@@ -131,13 +126,13 @@ def _gold_candidates(gold: str) -> frozenset:
 
 
 def _squeezed(text: str) -> str:
-  """Without blanks that separate nothing."""
+  """Removes blanks that separate nothing."""
   text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)
   return re.sub(r"(\^|_)\{(\w)\}", r"\1\2", text)
 
 
 def _chosen(text: str) -> str | None:
-  """The letter of the one choice that a text names."""
+  """Returns the letter of the choice that a text names, if it names one."""
   found = _CHOICE.match(text)
   if not found or _NEXT_CHOICE.match(text, found.end()):
     return None
@@ -145,7 +140,7 @@ def _chosen(text: str) -> str | None:
 
 
 def _words(text: str) -> str:
-  """Words to compare, without what only introduces them."""
+  """Returns words to compare, without an introduction or an article."""
   text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
   words = " ".join(text.casefold().replace("-", " ").split()).strip(" .")
   words = re.sub(r"^(?:it|the [a-z]+) (?:is|was) (?!not\b)", "", words)
@@ -153,7 +148,7 @@ def _words(text: str) -> str:
 
 
 def _is_endless(text: str) -> bool:
-  """Whether it may take for ever to write out its powers and factorials."""
+  """Returns whether powers or factorials may take forever to write out."""
   if _ENDLESS.search(text):
     return True
   return any(
@@ -163,7 +158,7 @@ def _is_endless(text: str) -> bool:
 
 
 def _depth(text: str) -> int:
-  """How deep brackets nest."""
+  """Returns how deep brackets nest."""
   deepest = depth = 0
   for character in text:
     depth += (character in _OPENING) - (character in _CLOSING)
@@ -172,15 +167,12 @@ def _depth(text: str) -> int:
 
 
 def equivalent(answer: str, gold: str, prose: str) -> bool:
-  """Whether two answers are mathematically the same; may not come to an end.
+  """Returns whether two answers are mathematically equal; may never return.
 
   Args:
-    answer: as for `settle`, which left it open.
+    answer: one that `settle` left open.
     gold: the gold answer.
-    prose: a text in which Math-Verify may look for another answer; or empty.
-
-  Returns:
-    Whether they are.
+    prose: text in which Math-Verify may find another answer; empty for none.
   """
   if _same(spelling.normalise(answer), _normalised(gold)):
     return True
@@ -224,7 +216,7 @@ def _same(mine: str, theirs: str) -> bool:
 
 
 def _set_and_list(mine: str, theirs: str) -> bool | None:
-  """Whether a set in braces and a list without are the same; else None."""
+  """Compares a set in braces with a list; None if it is another pair."""
   kinds = [_bracketed(mine), _bracketed(theirs)]
   if sum(kind is not None and kind[0] == "{}" for kind in kinds) != 1:
     return None
@@ -237,7 +229,7 @@ def _set_and_list(mine: str, theirs: str) -> bool | None:
 
 
 def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
-  """Whether one is the other in some order."""
+  """Returns whether both have the same members, in any order."""
   left = list(theirs)
   for item in mine:
     match = next((x for x in left if _same(item, x)), None)
@@ -248,17 +240,17 @@ def _same_members(mine: Sequence[str], theirs: Sequence[str]) -> bool:
 
 
 def _same_set(mine: Sequence[str], theirs: Sequence[str]) -> bool:
-  """Whether each holds all members of the other."""
+  """Returns whether each holds all members of the other."""
   return all(any(_same(x, y) for y in theirs) for x in mine) and all(
       any(_same(x, y) for x in mine) for y in theirs
   )
 
 
 def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
-  """Without `x =` or `x ∈` where the other one lacks it.
+  """Removes `x =` or `x ∈` if the other answer lacks it.
 
-  Equations of both are compared as such. Of a chain that ends in the answer,
-  `2 + 3 = 5`, the end counts, if its parts are equal.
+  Two equations stay equations. A chain such as `2 + 3 = 5` becomes its last
+  part, if its parts are equal.
   """
   both = "=" in mine and "=" in theirs
   mine, theirs = (_MEMBER.sub("", x, count=1) for x in (mine, theirs))
@@ -276,7 +268,7 @@ def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
 
 
 def _right_side(text: str) -> str:
-  """What a chain of equations ends in; the text where it is none."""
+  """Returns the end of a chain of equations; the text if it is no chain."""
   if _RELATION.search(text):
     return text
   first, *rest = (part.strip() for part in _split(text, "="))
@@ -290,12 +282,12 @@ def _right_side(text: str) -> str:
 
 
 def _uncounted(text: str) -> str:
-  """Without signs of currency and the commas of thousands."""
+  """Removes dollar signs and the commas of thousands."""
   return re.sub(r"(?<=\d),(?=\d{3})|\\?\$", "", text)
 
 
 def _split(text: str, separator: str) -> list[str]:
-  """Parts between separators that stand outside of all brackets."""
+  """Splits at the separators outside of all brackets."""
   parts, depth, start, at = [], 0, 0, 0
   for token in _TOKEN.findall(text):
     depth += (token in _OPENING) - (token in _CLOSING)
@@ -311,7 +303,7 @@ def _unions(text: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str]:
-  """The members of a list without brackets; `a ± b` are two."""
+  """Returns the members of a list without brackets; `a ± b` are two."""
   if _MATRIX.search(text):
     return [text]
   parts = _split(_JOINING.sub(", ", text), ",")
@@ -327,7 +319,7 @@ def _both_signs(text: str) -> list[str]:
 
 
 def _bracketed(text: str) -> tuple[str, list[str]] | None:
-  """Kind and entries of a tuple, an interval, a set or a matrix."""
+  """Returns kind and entries of a tuple, an interval, a set or a matrix."""
   if matrix := _MATRIX.fullmatch(text):
     rows = [row for row in _ROW.split(matrix.group(2)) if row.strip()]
     columns = len(rows[0].split("&")) if rows else 0
@@ -354,7 +346,7 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
 
 
 def _interval(text: str) -> str:
-  """The interval that an inequality of one letter says, or the text."""
+  """Returns an inequality of one letter as an interval; else the text."""
   if match := _DESCENDING.fullmatch(text):
     high, second, letter, first, low = match.groups()
     turned = {">": "<", r"\ge": r"\le"}
@@ -375,7 +367,7 @@ def _interval(text: str) -> str:
 
 
 def _is_closed(inner: str) -> bool:
-  """Whether its brackets pair up, whatever their kinds."""
+  """Returns whether brackets pair up, of whatever kinds."""
   depth = 0
   for token in _TOKEN.findall(inner):
     depth += (token in _OPENING) - (token in _CLOSING)
@@ -385,12 +377,12 @@ def _is_closed(inner: str) -> bool:
 
 
 def _same_leaf(mine: str, theirs: str) -> bool:
-  """Whether two single expressions are the same."""
+  """Returns whether two single expressions are equal."""
   decided = settle(mine, theirs)
   if decided is not None:
     return decided
   if based := _IN_BASE.fullmatch(theirs):
-    # A problem that asks for a base may be answered without saying it again.
+    # If the problem asks for a base, an answer need not repeat it.
     written = _IN_BASE.fullmatch(mine)
     mine = mine.strip("()")
     return (written.groups() if written else (mine, based[2])) == based.groups()
@@ -409,7 +401,7 @@ def _same_leaf(mine: str, theirs: str) -> bool:
 
 
 def _drop_unit(text: str, pattern: re.Pattern[str]) -> str:
-  """Without the words after an expression, if they are a unit."""
+  """Removes the words after an expression, if they are a unit."""
   unit = pattern.search(text)
   if unit and not numbers.is_other_number(unit.group(1)):
     return text[: unit.start()].strip()
@@ -418,10 +410,10 @@ def _drop_unit(text: str, pattern: re.Pattern[str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> list:
-  """What Math-Verify's parser reads in a formula; nothing where it cannot.
+  """Parses a formula with Math-Verify's parser; [] if it cannot be parsed.
 
-  By default it drops what may be units and writes capitals small, which makes
-  other expressions of `3R^2` and `2x + 3t`.
+  The parser's defaults drop possible units and lower capitals, which would
+  turn `3R^2` and `2x + 3t` into other expressions.
   """
   import latex2sympy2_extended as parser
   from latex2sympy2_extended import latex2sympy2
@@ -450,5 +442,5 @@ def _parse(text: str) -> list:
             ),
         )
     ]
-  except Exception:  # what it raises on what is no formula
+  except Exception:  # it raises anything on text that is no formula
     return []

@@ -1,4 +1,4 @@
-"""Grading texts by their answers: the one public door."""
+"""`grade`, the public function of this package."""
 
 import atexit
 import dataclasses
@@ -16,13 +16,13 @@ _HARD_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-  """What came of one completion.
+  """The grade of one completion.
 
   Attributes:
-    correct: whether its answer is the gold one.
-    answer: as it was found; None where there is none.
-    timed_out: whether comparing took too long, or ended its process twice; it
-      is then wrong.
+    correct: whether its answer means the same as the gold answer.
+    answer: as the completion spells it; None if it has none.
+    timed_out: whether the comparison took too long, or ended its process
+      twice; the answer then counts as wrong.
   """
 
   correct: bool
@@ -36,14 +36,14 @@ def grade(
     *,
     need_tags: bool = False,
 ) -> list[Graded]:
-  r"""Grades completions.
+  r"""Grades completions; any thread may call it.
 
-  The answer is what the last complete `<answer>...</answer>` holds, or the last
-  complete `\boxed{...}` within. A text without any answer tag may have it
-  after its last `</think>`: in its last `\boxed{...}`, after its last "answer
-  is", as a whole, or where else Math-Verify finds one. Answers are compared by
-  spelling and exact numbers, then by Math-Verify in processes that are killed
-  where they take too long. It may be called from any thread.
+  The answer is the content of the last complete `<answer>...</answer>`, or of
+  the last complete `\boxed{...}` in it. In a text without any answer tag, it
+  is searched after the last `</think>`: the last `\boxed{...}`, the text after
+  the last "answer is", the whole text, or what Math-Verify finds. Answers are
+  compared by spelling and exact numbers, then by Math-Verify in processes that
+  are killed if they take too long.
 
   Args:
     completions: n texts.
@@ -51,12 +51,9 @@ def grade(
     need_tags: whether a text without answer tags has no answer, as in
       training.
 
-  Returns:
-    n results.
-
   Raises:
-    ValueError: where the numbers of both differ.
-    RuntimeError: where no grading process can be started.
+    ValueError: if the lengths differ.
+    RuntimeError: if no grading process can be started.
   """
   if len(completions) != len(golds):
     raise ValueError(
@@ -87,7 +84,7 @@ def start() -> None:
 def _decide(
     tasks: Sequence[Task],
 ) -> dict[Task, bool | None]:
-  """Decisions on distinct (answer, gold, prose); None for no time left."""
+  """Decides distinct tasks; None means that one took too long."""
   decisions: dict[Task, bool | None] = {}
   open_tasks = []
   for task in tasks:
@@ -104,7 +101,7 @@ def _decide(
 
 
 def _pool() -> Pool:
-  """This process's own: a fork shares no pipes with its parent."""
+  """Returns the pool of this process; a fork gets one of its own."""
   return _pool_of(os.getpid())
 
 

@@ -1,4 +1,4 @@
-"""Grading decoded text on the host, from inside the compiled step."""
+"""Graders and rewards that decode text on the host, called by the step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from iapo_jax.rewards import grading, text
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Grader, Reward, TextReward
 
-# Completions and their gold answers, as many of each.
+# n completions, n gold answers -> n grades
 Judge = Callable[[list[str], list[str]], list[Graded]]
 by_meaning: Judge = functools.partial(grading.grade, need_tags=True)
 
@@ -25,15 +25,13 @@ by_meaning: Judge = functools.partial(grading.grade, need_tags=True)
 def make_grader(
     tokenizer: Any, mesh: Mesh, answer_tokens: int = 0
 ) -> Grader:
-  """A grader that calls back to the host, where answers count by meaning.
+  """Makes a grader that calls the host and compares answers by meaning.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
-    mesh: of the step.
-    answer_tokens: a, of each completion's own answer that are given, too.
-
-  Returns:
-    The grader.
+    mesh: the mesh of the step.
+    answer_tokens: a, how many tokens of each completion's own answer the
+      grades hold; 0 for none.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -47,7 +45,7 @@ def make_grader(
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    grading.start()  # now, as the program is traced: they come up meanwhile
+    grading.start()  # at tracing, so that processes are up when needed
     return Grades(*ask(rollout, prompts))
 
   return grade
@@ -56,16 +54,10 @@ def make_grader(
 def make_reward(
     function: TextReward, tokenizer: Any, mesh: Mesh
 ) -> Reward:
-  """A reward of texts as one of the compiled step, which calls the host.
+  """Turns a reward of texts into one of the compiled step.
 
-  Args:
-    function: of completions and gold answers, as many of each.
-    tokenizer: a Hugging Face tokenizer.
-    mesh: of the step.
-
-  Returns:
-    The reward; its program ends in an error where the function raises one, or
-    gives another number of rewards.
+  The step fails if `function` raises, or returns another number of rewards
+  than there are completions.
   """
 
   def on_host(*columns: np.ndarray) -> tuple[np.ndarray]:
@@ -81,7 +73,7 @@ def make_reward(
   ask = _caller(mesh, on_host, [((), jnp.float32)])
 
   def reward(rollout: Rollout, grades: Grades, prompts: Prompts) -> jax.Array:
-    del grades  # of texts alone
+    del grades  # the reward depends on texts alone
     return ask(rollout, prompts)[0]
 
   return reward
@@ -92,20 +84,17 @@ def _caller(
     on_host: Callable[..., tuple[np.ndarray, ...]],
     columns: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Callable[[Rollout, Prompts], tuple[jax.Array, ...]]:
-  """Calls the host about completions.
+  """Makes a function of the compiled step that calls the host.
 
-  The callback runs under `shard_map` over the data axes: every process decodes
-  and judges the rows of its own devices, and no row leaves them. Of devices
-  along the tensor axis, which all have the same rows, the first one asks.
+  The callback runs under `shard_map` over the data axes: each process decodes
+  and judges the rows of its own devices, and no row leaves them. Devices along
+  the tensor axis hold the same rows, so only the first one calls.
 
   Args:
-    mesh: of the step.
-    on_host: of tokens, lengths, ended, gold and gold lengths; it gives an array
+    mesh: the mesh of the step.
+    on_host: maps tokens, lengths, ended, gold and gold lengths to one array
       for each column.
-    columns: shape of a row, and dtype.
-
-  Returns:
-    A function of the compiled step.
+    columns: for each column the shape of a row, and dtype.
   """
 
   def call(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
@@ -141,7 +130,7 @@ def _caller(
   spec = P(sharding.BATCH_AXES)
 
   def run(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
-    # The cache stays where it is; only tokens travel.
+    # Only tokens are sent to the host, not the cache.
     light = rollout.replace(context=())
     return jax.shard_map(
         call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
@@ -151,17 +140,17 @@ def _caller(
 
 
 def _from_first(x: jax.Array) -> jax.Array:
-  """The first device's array along the tensor axis; the others have zeros."""
+  """Copies the first tensor device's array to the others, which hold zeros."""
   if x.dtype != jnp.bool_:
     return jax.lax.psum(x, "tensor")
   return jax.lax.psum(x.astype(jnp.int32), "tensor").astype(jnp.bool_)
 
 
 def _blocks(tokens: jax.Array) -> list[jax.Array]:
-  """Rows in blocks of at most 64 KiB (a longer row is a block of its own).
+  """Cuts rows into blocks of at most 64 KiB, or of one longer row.
 
-  With several CPU devices a callback that reads a larger argument can wait for
-  ever: JAX 0.10 copies those on the thread that the callback occupies.
+  With several CPU devices a callback that reads a larger argument can hang:
+  JAX 0.10 copies it on the thread that the callback occupies.
   """
   rows = max(1, 2**16 // (tokens.dtype.itemsize * tokens.shape[1]))
   return [
@@ -188,14 +177,13 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
-    judge: says which answers are right.
-    answer_tokens: of own answers, which become tokens as gold ones do; 0
-      gives none.
+    judge: compares answers with gold answers.
+    answer_tokens: a, how many tokens of own answers to return; 0 for none.
 
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
-    lengths int32[b], timed_out bool[b]; and if asked for answers int32[b, a]
-    and their lengths int32[b].
+    lengths int32[b], timed_out bool[b]; with `answer_tokens` also answers
+    int32[b, a] and their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   rows, completions, golds = _texts(
@@ -219,7 +207,7 @@ def _texts(
     gold: np.ndarray,
     gold_lengths: np.ndarray,
 ) -> tuple[list[list[int]], list[str], list[str]]:
-  """Of b completions the ids and texts, without EOS, and the gold answers."""
+  """Returns b completions as ids and as texts, without EOS, and b golds."""
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   golds = [
       decode(row[:n].tolist()).strip()
@@ -237,7 +225,7 @@ def _texts(
 def _own(
     tokenizer: Any, completions: list[str], answer_tokens: int
 ) -> tuple[np.ndarray, ...]:
-  """The first tokens of each completion's answer, and how many."""
+  """Returns the first tokens of each completion's answer, and their count."""
   if not answer_tokens:
     return ()
   answers = np.zeros((len(completions), answer_tokens), np.int32)

@@ -1,4 +1,4 @@
-r"""Exact numbers of normalised answers."""
+r"""Exact numbers in normalised answers."""
 
 import re
 from fractions import Fraction
@@ -35,9 +35,8 @@ _SHORT_UNITS = (
     "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
     "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
-# Words are taken whole, and something stands between them: otherwise a text
-# that is no unit could be split in exponentially many ways. Letters right after
-# a number are rather its factors.
+# Words match whole and need a separator; otherwise a text that is no unit could
+# be split in exponentially many ways. Letters right after a number are factors.
 _LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
 _WORD = (
     rf"(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?:{_SHORT_UNITS})\b\.?"
@@ -49,7 +48,7 @@ _UNIT = re.compile(
     rf"|/{_WORD})*"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )
-# What may stand in the unit of a gold answer, whose letters are mathematics.
+# The unit of a gold answer; other letters there are mathematics.
 _GOLD_UNIT = re.compile(
     r"\s*(?:\\text\s*\{[^{}\\\d]*\}|(?<=\s)[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*)"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
@@ -59,7 +58,7 @@ _SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
-# Words after a number that make it another one, or none.
+# Words that turn the number before them into another number, or into none.
 _OTHER_NUMBER = re.compile(
     r"(?:and|or|to|pi|sqrt|squared|cubed|half|halves|halved|doubled|tripled"
     r"|thirds?|quarters?|[a-z]+(?:th|nd|rd)s|plus|minus|times|over|divided|mod"
@@ -71,17 +70,14 @@ _OTHER_NUMBER = re.compile(
 
 
 def candidates(text: str, *, gold: bool = False) -> frozenset[Fraction]:
-  """The numbers that a normalised answer may stand for.
+  """Returns the numbers that a normalised answer may stand for, at most two.
 
-  Units are left out of account, as problems leave them out; 50 % may be meant
-  as 50 (its problem asks for percent) or as 1/2.
+  Units are ignored, since problems state them. `50 %` may mean 50, where the
+  problem asks for percent, or 1/2. An answer that is no number gives none.
 
   Args:
-    text: of `spelling.normalise`.
+    text: from `spelling.normalise`.
     gold: whether it is a gold answer, where `2k` and `6s^2` are mathematics.
-
-  Returns:
-    At most two numbers; none where the answer is something else.
   """
   if match := _POWER_OF_TEN.fullmatch(text):
     value = _power_of_ten(match.group("braced") or match.group("bare"))
@@ -100,17 +96,17 @@ def candidates(text: str, *, gold: bool = False) -> frozenset[Fraction]:
 
 
 def _repeating(sign: str, whole: str, once: str, again: str) -> Fraction:
-  """A decimal that ends in the same digits again and again."""
+  """Returns the value of a repeating decimal."""
   value = Fraction(f"{whole or 0}.{once or 0}")
   value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(once))
   return -value if sign == "-" else value
 
 
 def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
-  """A number with what follows it."""
+  """Applies the text after a number: a scale, a percent sign, a unit."""
   if rest.lstrip().startswith("(") and rest.endswith(")"):
     rest = " " + rest.strip()[1:-1]
-  # With the words in \text, without the names of commands.
+  # Words inside \text count, names of commands do not.
   words = re.findall(r"[a-z]+", re.sub(r"\\[a-z]+", " ", rest.lower()))
   scale = 1
   if words and words[0] in _SCALES and rest.lstrip()[:1].isalpha():
@@ -126,7 +122,7 @@ def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
 
 
 def is_other_number(words: str) -> bool:
-  """Whether words after a number make it another one, or none."""
+  """Returns whether the words after a number make it another one, or none."""
   return any(map(_OTHER_NUMBER.fullmatch, words.lower().split()))
 
 
@@ -137,7 +133,7 @@ def _is_unit(rest: str, words: list[str], gold: bool) -> bool:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-  """The number that `_NUMBER` matched; None for a division by zero."""
+  """Returns the number that `_NUMBER` matched; None if it divides by zero."""
   group = match.group
   try:
     if group("ratio"):
@@ -179,18 +175,15 @@ def equal(
     numbers: frozenset[Fraction],
     golds: frozenset[Fraction],
 ) -> bool:
-  """Whether an answer's number is a gold one.
+  """Returns whether an answer's number equals a gold one.
 
-  A gold without end in decimals (1/3) is also met by six or more of its
-  digits, rightly rounded or cut.
+  A gold with infinitely many decimals, such as 1/3, also accepts six or more
+  of its digits, correctly rounded or cut.
 
   Args:
     answer: the normalised answer.
     numbers: its `candidates`.
-    golds: those of the gold answer.
-
-  Returns:
-    Whether it is right.
+    golds: the `candidates` of the gold answer.
   """
   if numbers & golds:
     return True
@@ -207,14 +200,14 @@ def equal(
 
 
 def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
-  """Whether it is the gold one, rounded or cut to units of `last`."""
+  """Returns whether `number` is `gold` rounded or cut to units of `last`."""
   error = abs(number - gold)
   cut = abs(number) < abs(gold) and error < last
   return error <= last / 2 or cut
 
 
 def _never_ends(number: Fraction) -> bool:
-  """Whether its decimals never end."""
+  """Returns whether a number has infinitely many decimals."""
   rest = number.denominator
   for prime in (2, 5):
     while rest % prime == 0:

@@ -1,7 +1,7 @@
 """A pool of processes that compare answers and can be killed.
 
-Processes are spawned, never forked (JAX has threads), and speak lines of text:
-nothing is pickled, and the main program is not imported a second time.
+Processes are spawned, never forked, since JAX has threads. They exchange lines
+of text: nothing is pickled, and the main program is not imported again.
 """
 
 import collections
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing import connection
 from typing import IO
 
-Task = tuple[str, str, str]  # answer, gold answer, prose around the first
+Task = tuple[str, str, str]  # answer, gold answer, prose around the answer
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MODULE = "iapo_jax.rewards.worker"
@@ -27,17 +27,17 @@ _MOST_FAILED_STARTS = 4
 
 
 class Pool:
-  """Processes that are started when first needed."""
+  """Processes that start when they are first needed."""
 
   def __init__(
       self, workers: int, *, soft_seconds: float, hard_seconds: float
   ) -> None:
-    """Makes a pool.
+    """Makes a pool of so many processes.
 
     Args:
-      workers: how many processes.
-      soft_seconds: CPU time for one answer; the process survives it.
-      hard_seconds: wall-clock time for one answer; the process does not.
+      workers: their number.
+      soft_seconds: CPU time for one answer, after which the process gives up.
+      hard_seconds: wall-clock time, after which the process is killed.
     """
     self._size = workers
     self._limits = soft_seconds, hard_seconds
@@ -53,23 +53,17 @@ class Pool:
       self._fill()
 
   def compare(self, tasks: Sequence[Task]) -> list[bool | None]:
-    """Compares answers with gold answers.
-
-    Args:
-      tasks: n of them.
-
-    Returns:
-      n decisions; None where one took too long.
+    """Compares answers with gold answers; None means it took too long.
 
     Raises:
-      RuntimeError: where no process can be started.
+      RuntimeError: if no process can be started.
     """
     with self._lock:
       self._fill()
       try:
         return self._run(tasks)
       except BaseException:
-        # Their replies would be taken for those of the next batch.
+        # Otherwise their replies would count for the next batch.
         busy = [w for w in self._workers if w.task is not None]
         for worker in busy:
           worker.kill()
@@ -77,12 +71,12 @@ class Pool:
         raise
 
   def close(self) -> None:
-    """Ends all processes; new ones are started should they be needed.
+    """Ends all processes; later calls start new ones.
 
-    A comparison that is on its way ends in a RuntimeError.
+    A comparison in progress raises RuntimeError.
     """
     if os.getpid() != self._owner:
-      return  # a fork's copy: they are not its own
+      return  # a fork; the processes belong to its parent
     self._closing = True
     for worker in list(self._workers):
       worker.signal()
@@ -100,7 +94,7 @@ class Pool:
     waiting = collections.deque(enumerate(tasks))
     results: list[bool | None] = [None] * len(tasks)
     left = len(tasks)
-    again = set(range(len(tasks)))  # may be tried on another process
+    again = set(range(len(tasks)))  # may be retried on another process
     while left:
       for worker in self._workers:
         if worker.is_idle and waiting:
@@ -146,19 +140,18 @@ class Pool:
 
 
 class _Worker:
-  """One process.
+  """A grading process.
 
   Attributes:
-    task: the index of what it works on.
+    task: the index of its task; None if it has none.
     deadline: by the monotonic clock, when it is given up.
     due: the deadline of its last task.
     was_ready: whether it ever came up.
-    is_dead: whether it has ended.
   """
 
   def __init__(self, soft_seconds: float, hard_seconds: float) -> None:
     self._seconds = hard_seconds
-    # Its own watchdog is the second one: it shall not outlive this process.
+    # A second watchdog inside it, so that it never outlives this process.
     arguments = ["-m", _MODULE, str(soft_seconds), str(hard_seconds + 1)]
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
@@ -171,7 +164,7 @@ class _Worker:
           stdout=subprocess.PIPE,
           stderr=subprocess.DEVNULL,
           env={**os.environ, "PYTHONPATH": path},
-          start_new_session=True,  # Ctrl-C is the main program's
+          start_new_session=True,  # Ctrl-C reaches only the main program
       )
     except (OSError, TypeError) as error:
       raise RuntimeError(
@@ -185,7 +178,7 @@ class _Worker:
 
   @property
   def replies(self) -> IO[bytes]:
-    """What it writes to."""
+    """The stream that it writes its replies to."""
     return self._process.stdout
 
   @property
@@ -194,18 +187,18 @@ class _Worker:
     return self.was_ready and self.task is None
 
   def send(self, index: int, task: Task) -> None:
-    """Hands it a task."""
+    """Sends a task."""
     answer, gold, prose = task
     request = {"answer": answer, "gold": gold, "prose": prose}
     self.task = index
     self.deadline = self.due = time.monotonic() + self._seconds
-    # Should it have ended, `receive` will find out.
+    # If the process has ended, `receive` finds out.
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(request).encode() + b"\n")
       self._process.stdin.flush()
 
   def receive(self) -> bool | None:
-    """Reads its reply: a decision, or None for none in time."""
+    """Reads a reply: a decision, or None if there was none in time."""
     reply = self.replies.readline().decode().strip()
     if reply == "ready":
       self.was_ready = True
@@ -216,15 +209,15 @@ class _Worker:
     return {"yes": True, "no": False}.get(reply)
 
   def signal(self) -> None:
-    """Tells the system to end it, from any thread."""
+    """Kills the process without waiting; any thread may call it."""
     self._process.kill()
 
   def kill(self) -> None:
-    """Ends it, whatever it does."""
+    """Kills the process and waits for its end."""
     self._process.kill()
     self._process.wait()
     for stream in (self._process.stdin, self._process.stdout):
-      with contextlib.suppress(OSError):  # of what it never read
+      with contextlib.suppress(OSError):  # from data that it never read
         stream.close()
     self.task = None
     self.is_dead = True

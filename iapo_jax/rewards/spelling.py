@@ -1,14 +1,14 @@
 r"""One spelling of an answer: LaTeX without wrappers, cosmetics and synonyms.
 
-Every pattern is applied to at most `LONGEST` characters, and none can go back
-over what it matched more than a constant number of times.
+Every pattern reads at most `LONGEST` characters, and backtracks over each match
+at most a constant number of times.
 """
 
 import re
 import unicodedata
 
-# Longer answers are wrong, unread. The longest gold answer of GSM8K, MATH-500,
-# DAPO-Math-17k and AIME has fewer than 80 characters.
+# Longer answers count as wrong without being read. The longest gold answer of
+# GSM8K, MATH-500, DAPO-Math-17k and AIME has fewer than 80 characters.
 LONGEST = 1000
 
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
@@ -93,15 +93,11 @@ _WRAPPERS = (
 
 
 def normalise(text: str) -> str:
-  r"""One spelling of what means the same to any reader.
+  r"""Normalises an answer of at most `LONGEST` characters.
 
-  Args:
-    text: an answer of at most `LONGEST` characters.
-
-  Returns:
-    LaTeX with single blanks: fractions as `\frac{a}{b}`, roots as
-    `\sqrt{a}`, products as `\times`, words as `\text{...}` where they were
-    in any such command, degrees, spacing and size commands gone.
+  The result is LaTeX with single blanks: fractions as `\frac{a}{b}`, roots as
+  `\sqrt{a}`, products as `\times`, words of any text command as `\text{...}`,
+  degrees as `^\circ`; commands of spacing and size are gone.
   """
   text = _INVISIBLE.sub("", text)
   text = _VULGAR.sub(_spell_vulgar, text)
@@ -111,7 +107,7 @@ def normalise(text: str) -> str:
   text = unicodedata.normalize("NFKC", text)
   text = _unwrap(_BOLD.sub(r"\1", text))
   text = _PARENTHESISED.sub(r"\1", _INLINE.sub(r"\1", text))
-  if "\\begin" not in text:  # where they end rows
+  if "\\begin" not in text:  # in a matrix, `\\` ends a row
     text = _DOUBLED.sub(r"\\", text)
   for pattern, relation in _RELATIONS:
     text = pattern.sub(relation, text)
@@ -140,13 +136,13 @@ def _plain(text: str) -> str:
 
 
 def _spell_vulgar(match: re.Match[str]) -> str:
-  """½ as a fraction; after digits it is the rest of a mixed number."""
+  """Writes ½ as a fraction; after digits it is part of a mixed number."""
   above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
   return rf" \frac{{{above}}}{{{below}}}"
 
 
 def _brace_fraction(match: re.Match[str]) -> str:
-  r"""LaTeX's short forms: \frac12, \frac1{23}, \frac{12}3."""
+  r"""Adds the braces that \frac12, \frac1{23} and \frac{12}3 leave out."""
   if match.group(1):
     return rf"\frac{{{match.group(1)}}}{{{match.group(2)}}}"
   if match.group(3):
@@ -155,7 +151,7 @@ def _brace_fraction(match: re.Match[str]) -> str:
 
 
 def _unwrap(text: str) -> str:
-  """Without what surrounds an answer: markup, quotes, stops, lead-ins."""
+  """Removes markup, quotes, stops and lead-ins around an answer."""
   while True:
     before = text
     text = _LEAD_IN.sub("", text.strip()).strip().removeprefix("=")
@@ -171,9 +167,9 @@ def _unwrap(text: str) -> str:
 
 
 def _strip_stops(text: str) -> str:
-  """Without the full stops and commas that end a sentence."""
+  """Removes the punctuation that ends a sentence."""
   stripped = text.rstrip(" .,;:")
-  if re.search(r"[A-Za-z]!$", stripped):  # after a number it is a factorial
+  if re.search(r"[A-Za-z]!$", stripped):  # after a digit, ! is a factorial
     stripped = stripped[:-1]
-  # A backslash makes a space of the comma or the semicolon after it.
+  # A removed `,` or `;` after a backslash was a space command.
   return stripped[:-1] if stripped.endswith("\\") else stripped

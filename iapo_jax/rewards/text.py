@@ -1,14 +1,15 @@
-r"""Format and answers of texts. Completions are untrusted: all is linear.
+r"""Format and answers of texts.
 
-The prompt opens `<think>`, so a completion begins inside the reasoning and is
-well formed when it reads
+Completions are untrusted, so every function takes linear time.
+
+The prompt opens `<think>`, so a completion begins inside the reasoning. It is
+well formed if it reads
 
     reasoning </think> <answer> answer </answer>
 
-with nothing but white space between and after the tags, no further tag, and
-neither part blank. The answer is what stands between the last `<answer>` and
-`</answer>` that have no other answer tag between them, or in there the last
-`\boxed{...}`.
+with only white space between and after the tags, no further tag, and neither
+part blank. The answer stands between the last `<answer>` and `</answer>` that
+have no other answer tag between them, or in the last `\boxed{...}` there.
 """
 
 import dataclasses
@@ -30,14 +31,7 @@ _LAST_NUMBERS = re.compile(r"[-−]?\d+(?:[.,/]\d+)*")
 
 
 def is_well_formed(text: str) -> bool:
-  """Whether a completion has the asked-for format.
-
-  Args:
-    text: the decoded completion without its EOS.
-
-  Returns:
-    Whether it is well formed.
-  """
+  """Returns whether a completion, without EOS, has the required format."""
   tags = list(_TAGS.finditer(text))
   if [t.group() for t in tags] != [THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]:
     return False
@@ -51,14 +45,7 @@ def is_well_formed(text: str) -> bool:
 
 
 def extract_answer(text: str) -> str | None:
-  """The last complete answer, stripped; None where there is none.
-
-  Args:
-    text: the decoded completion without its EOS.
-
-  Returns:
-    The answer's text.
-  """
+  """Returns the last complete answer in tags, stripped; None if none."""
   answer, opened = None, None
   for tag in _TAGS.finditer(text):
     if tag.group() == ANSWER_OPEN:
@@ -72,12 +59,11 @@ def extract_answer(text: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A text's answer.
+  """The answer of a text.
 
   Attributes:
-    text: it, stripped; not blank.
-    prose: where nothing marks the answer, the text that it was found in, or
-      its end.
+    text: stripped and not blank.
+    prose: the text around an answer that nothing marks, or its end; else "".
   """
 
   text: str
@@ -85,18 +71,16 @@ class Answer:
 
 
 def find_answer(text: str, *, need_tags: bool) -> Answer | None:
-  r"""The answer of a text.
+  r"""Finds the answer of a text; None if there is none, or a blank one.
+
+  It is the content of the last complete answer, or of the last complete
+  `\boxed{...}` in it. In a text without any answer tag, it is searched after
+  the last `</think>`: the last `\boxed{...}`, the text after the last "answer
+  is", the whole of one short line, or the last number.
 
   Args:
-    text: any, without an EOS.
-    need_tags: whether it must stand in answer tags.
-
-  Returns:
-    The content of the last complete answer, or of the last complete
-    `\boxed{...}` in it. Of a text without any answer tag, and after its last
-    `</think>`, that of the last `\boxed{...}`; else what follows its last
-    "answer is", the whole of one short line, or its last number. None where
-    there is none, or a blank one.
+    text: any, without EOS.
+    need_tags: whether the answer must stand in answer tags.
   """
   answer = extract_answer(text)
   tagged = answer is not None
@@ -114,7 +98,7 @@ def find_answer(text: str, *, need_tags: bool) -> Answer | None:
 
 
 def _guess(prose: str) -> str:
-  """What a text without marks seems to answer."""
+  """Guesses the answer of a text without marks."""
   told = list(_TOLD.finditer(prose))
   if told and (said := _SENTENCE.match(prose, told[-1].end()).group().strip()):
     return said
@@ -125,17 +109,10 @@ def _guess(prose: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The content of the last complete `\boxed{...}` without another in it.
-
-  Args:
-    text: any.
-
-  Returns:
-    The content; None where there is none.
-  """
+  r"""Returns the content of the last complete innermost `\boxed{...}`."""
   found = None
-  opened: list[tuple[int, bool]] = []  # where, and whether it is a box
-  innermost = -1  # where the last complete box began
+  opened: list[tuple[int, bool]] = []  # start, and whether it is a box
+  innermost = -1  # start of the last complete box
   for brace in _BRACES.finditer(text):
     token = brace.group()
     if token == "}" and opened:
@@ -150,18 +127,15 @@ def last_boxed(text: str) -> str | None:
 def reasoning_length(
     ids: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> int:
-  """R: how many tokens end before the text `</think>` begins.
+  """Returns R, the number of tokens that end before `</think>` begins.
 
-  Tags merge with their neighbours in byte-pair vocabularies, so the boundary
-  is found in the text; a token that straddles it is not reasoning.
+  Byte-pair vocabularies merge tags with their neighbours, so the boundary is
+  found in the text. A token across the boundary is not reasoning. Without
+  `</think>` all tokens are.
 
   Args:
-    ids: the completion's tokens without its EOS.
-    decode: tokens to text; the text of a prefix is never longer than the
-      text of more tokens.
-
-  Returns:
-    The number of reasoning tokens; all where there is no `</think>`.
+    ids: the tokens of a completion, without EOS.
+    decode: maps tokens to text; more tokens never give a shorter text.
   """
   boundary = decode(ids).find(THINK_CLOSE)
   if boundary < 0:

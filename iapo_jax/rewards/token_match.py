@@ -1,8 +1,9 @@
-"""Grading in the compiled program, for tokenizers whose ids are the text.
+"""Grading of token ids inside the compiled step.
 
-Where every tag is one token that nothing else can spell, and text is tokens
-joined by white space, the rules of `rewards.text` can be followed on ids and
-give the same results, where answers must be the gold ones token by token.
+It needs a tokenizer with one token for each tag, no other token that spells
+part of a tag, and text that is tokens joined by blanks. The rules of
+`rewards.text` then give the same results on ids; an answer is right if it has
+the tokens of the gold answer.
 """
 
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from iapo_jax.rewards.reward import Grader
 
 @struct.dataclass
 class Tags:
-  """The ids of the four tags."""
+  """Token ids of the four tags."""
 
   think_open: int = struct.field(pytree_node=False)
   think_close: int = struct.field(pytree_node=False)
@@ -28,17 +29,11 @@ class Tags:
 
 
 def tags_of(tokenizer: Any) -> Tags:
-  """The tags of a tokenizer that allows token matching.
-
-  Args:
-    tokenizer: a Hugging Face tokenizer.
-
-  Returns:
-    Its tag ids.
+  """Returns the tag ids of a Hugging Face tokenizer.
 
   Raises:
-    ConfigError: where a tag is not one token, where another token could spell
-      part of a tag, or where text is not tokens joined by white space.
+    ConfigError: if a tag is not one token, another token could spell part of
+      a tag, or text is not tokens joined by blanks.
   """
   names = (
       text.THINK_OPEN,
@@ -71,14 +66,12 @@ def _refuse(rule: str) -> NoReturn:
 
 
 def make_grader(tags: Tags, answer_tokens: int = 0) -> Grader:
-  """A grader that runs in the compiled program.
+  """Makes a grader that runs in the compiled step.
 
   Args:
-    tags: of `tags_of`.
-    answer_tokens: a, of each completion's own answer that are given, too.
-
-  Returns:
-    The grader.
+    tags: from `tags_of`.
+    answer_tokens: a, how many tokens of each completion's own answer the
+      grades hold; 0 for none.
   """
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
@@ -104,24 +97,21 @@ def grade_tokens(
     tags: Tags,
     answer_tokens: int = 0,
 ) -> Grades:
-  """The rules of `rewards.text` on ids.
+  """Applies the rules of `rewards.text` to ids.
 
   Args:
     tokens: int32[b, t].
     lengths: int32[b], the EOS not counted.
     gold: int32[b, a].
     gold_lengths: int32[b].
-    tags: the ids of the tags.
-    answer_tokens: of own answers; 0 gives none.
-
-  Returns:
-    Grades [b].
+    tags: from `tags_of`.
+    answer_tokens: how many tokens of own answers to return; 0 for none.
   """
   slots = jnp.arange(tokens.shape[1])
   live = slots < lengths[:, None]
 
   def where_is(tag: int) -> tuple[Array, Array, Array]:
-    """bool[b, t] hits, int32[b] count and first index (t where none)."""
+    """Returns hits bool[b, t], and count and first index int32[b] (or t)."""
     hits = live & (tokens == tag)
     first = jnp.min(jnp.where(hits, slots, tokens.shape[1]), axis=1)
     return hits, jnp.sum(hits, axis=1), first
@@ -143,7 +133,7 @@ def grade_tokens(
   start, end = _last_answer(opens, closes)
 
   def answers(width: int) -> Array:
-    """The first tokens of each answer; what follows it, too."""
+    """Returns the `width` tokens from the start of each answer, [b, width]."""
     index = start[:, None] + jnp.arange(width)
     return jnp.take_along_axis(
         tokens, jnp.clip(index, 0, tokens.shape[1] - 1), axis=1
@@ -166,23 +156,17 @@ def grade_tokens(
 
 
 def _last_answer(opens: Array, closes: Array) -> tuple[Array, Array]:
-  """Begin and end of the last complete answer's content; -1, -2 for none.
+  """Returns start and end of the last complete answer, int32[b] each.
 
-  A closing tag completes an answer when the nearest answer tag before it is an
-  opening one.
-
-  Args:
-    opens: bool[b, t], the opening tags.
-    closes: bool[b, t], the closing tags.
-
-  Returns:
-    Two int32[b].
+  A closing tag completes an answer if the nearest answer tag before it is an
+  opening one. Without an answer, start is -1 and end is -2. `opens` and
+  `closes`, bool[b, t], mark the tags.
   """
   slots = jnp.arange(opens.shape[1])
   at_open = jnp.where(opens, slots, -1)
   at_close = jnp.where(closes, slots, -1)
   last_open = jax.lax.cummax(at_open, axis=1)
-  # The nearest closing tag strictly before each slot.
+  # Index of the nearest closing tag strictly before each slot.
   earlier = jnp.pad(at_close, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
   last_close = jax.lax.cummax(earlier, axis=1)
   complete = closes & (last_open > last_close)

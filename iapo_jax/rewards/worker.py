@@ -1,7 +1,7 @@
-"""A process that compares answers, and may be killed at any time.
+"""The program of a process that compares answers and may be killed.
 
-It reads one request a line, JSON, and writes one word a line: `ready` once,
-then `yes`, `no` or `late` for each.
+It reads one JSON request a line and writes one word a line: first `ready`, then
+`yes`, `no` or `late` for each request.
 """
 
 import faulthandler
@@ -18,7 +18,7 @@ _MOST_MEMORY = 4 * 2**30  # bytes, address space
 
 
 class _LateError(BaseException):
-  """Past the libraries' `except Exception`."""
+  """Raised when time is up; passes every `except Exception` of libraries."""
 
 
 def _expire(*_: object) -> NoReturn:
@@ -27,33 +27,33 @@ def _expire(*_: object) -> NoReturn:
 
 def _answer(request: dict, seconds: float) -> str:
   try:
-    # CPU time: a busy machine shall not make an answer wrong. Again and again,
-    # should a library swallow the exception.
+    # CPU time, so that a busy machine makes no answer wrong; repeated, in case
+    # a library swallows the exception.
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
       return "yes" if equivalence.equivalent(**request) else "no"
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
   except (_LateError, MemoryError):
-    signal.setitimer(signal.ITIMER_PROF, 0)  # should it have come in `finally`
+    signal.setitimer(signal.ITIMER_PROF, 0)  # if it was raised in `finally`
     return "late"
-  except Exception:  # what the libraries raise on what is no mathematics
+  except Exception:  # libraries raise anything on text that is no mathematics
     return "no"
 
 
 def main() -> None:
-  """Serves until its standard input ends."""
+  """Serves requests until standard input ends."""
   soft, hard = map(float, sys.argv[1:])
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-  os.dup2(2, 1)  # whatever a library prints is no reply
+  os.dup2(2, 1)  # keeps prints of libraries out of the replies
   _, most = resource.getrlimit(resource.RLIMIT_AS)
   if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
   signal.signal(signal.SIGPROF, _expire)
-  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")  # imports what it needs
+  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")  # imports all it needs
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
-    # From a thread of C: ends this process should nobody else.
+    # A C thread that ends this process even if Python is stuck.
     faulthandler.dump_traceback_later(hard, exit=True)
     reply = _answer(json.loads(line), soft)
     faulthandler.cancel_dump_traceback_later()
