@@ -214,10 +214,10 @@ def test_another_vocabulary_of_the_same_size_is_refused(finished):
 def test_no_checkpoint(tmp_path):
   parts = assembly.assemble(small())
   with pytest.raises(ConfigError, match="must be the folder of a run"):
-    sources.source(str(tmp_path / "nothing"))
+    sources.named(str(tmp_path / "nothing"))
   with workdir.locked(tmp_path / "run"):
     assert not workdir.claim(tmp_path / "run", parts)
-  for find in (sources.last, lambda run: sources.source(str(run))):
+  for find in (sources.last, lambda run: sources.named(str(run))):
     with pytest.raises(ConfigError, match="holds no checkpoint"):
       find(tmp_path / "run")
   with pytest.raises(ConfigError, match="holds no validated checkpoint"):
@@ -291,12 +291,12 @@ def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
 
 def test_what_a_path_means(finished, tmp_path, monkeypatch):
   monkeypatch.chdir(finished)
-  assert str(sources.source(".")) == "checkpoints/rl/2"
-  assert sources.source("checkpoints/rl/1/").step == 1
+  assert str(sources.named(".")) == "checkpoints/rl/2"
+  assert sources.named("checkpoints/rl/1/").step == 1
   # A run may be kept anywhere.
   odd = tmp_path / "checkpoints" / "rl" / "7"
   shutil.copytree(finished, odd)
-  assert sources.source(str(odd)) == sources.Source(odd, "rl", 2, named=False)
+  assert sources.named(str(odd)) == sources.Source(odd, "rl", 2, named=False)
 
 
 def test_any_checkpoint_can_be_named(finished, tmp_path):
@@ -313,7 +313,7 @@ def test_any_checkpoint_can_be_named(finished, tmp_path):
   trainer.train(cfg, tmp_path / "second")
   parts = assembly.assemble(cfg)
   ours, theirs = (
-      sources.load(parts, sources.source(str(path)))
+      sources.load(parts, sources.named(str(path)))
       for path in (tmp_path / "second" / "checkpoints" / "rl" / "0", start)
   )
   chex.assert_trees_all_equal(ours, theirs)
@@ -417,8 +417,8 @@ def test_a_vocabulary_smaller_than_the_tokenizer():
   with pytest.raises(ConfigError) as error:
     assembly.assemble(small(model__vocab_size=20))
   assert str(error.value) == (
-      "config.model.vocab_size = 20: must be at least the tokenizer's 37, or 0"
-      " to take it"
+      "config.model.vocab_size = 20: must be at least the tokenizer's 37, or"
+      " left out to take it"
   )
 
 

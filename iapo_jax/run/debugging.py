@@ -17,7 +17,7 @@ from iapo_jax.rl import finite
 
 Step = Callable[..., tuple[TrainState, StepOutput]]
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def watched(step: Any, *arguments: PyTree) -> Step:

@@ -74,7 +74,7 @@ def _intact_reference(
   if cfg.warm_start.num_steps:
     other = sources.Source(workdir, "warm_start", cfg.warm_start.num_steps)
   elif cfg.init_from:
-    other = sources.source(cfg.init_from)
+    other = sources.named(cfg.init_from)
   elif cfg.model.pretrained:
     name = cfg.model.pretrained
     print(f"warning: checkpoint {start} {problem}; {name} is read instead")

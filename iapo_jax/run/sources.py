@@ -97,7 +97,7 @@ def chosen(workdir: pathlib.Path, which: str) -> Source:
   return Source(workdir, "rl", int(which))
 
 
-def source(text: str) -> Source:
+def named(text: str) -> Source:
   """Returns the checkpoint that `config.init_from` names.
 
   The text is the folder of a run, for its last checkpoint, or of a checkpoint:
@@ -129,7 +129,7 @@ def start(parts: Assembly) -> Params | None:
   """
   cfg = parts.cfg
   if cfg.init_from:
-    return load(parts, source(cfg.init_from))
+    return load(parts, named(cfg.init_from))
   if not cfg.model.pretrained:
     return None
   spec = assembly.reinforcement_stage(parts).spec
@@ -168,7 +168,7 @@ def check_start(parts: Assembly) -> None:
   """
   cfg = parts.cfg
   if cfg.init_from:
-    check_source(parts, source(cfg.init_from))
+    check_source(parts, named(cfg.init_from))
   elif cfg.model.pretrained:
     reader = weights.Reader(folder.find(cfg.model.pretrained))
     weights.check(reader, cfg.model)
