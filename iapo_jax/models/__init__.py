@@ -1,1 +1,1 @@
-"""The policy: one decoder, used purely through `transformer.extend`."""
+"""The decoder, whose one primitive is `transformer.extend`."""

@@ -14,17 +14,17 @@ Array = jax.Array
 # (keys [r, k, h, s], values [r, k, s, h], visible bool[m, x or 1, s])
 Segment = tuple[Array, Array, Array]
 
-# Names of what a rematerialised layer keeps: output and logarithms.
+# Names of the arrays that a rematerialised layer keeps.
 KEPT = ("attention_output", "attention_lse")
 
 
 @struct.dataclass
 class Part:
-  """A softmax over the slots of one segment, not divided by its sum.
+  """An unnormalised softmax over the slots of one segment.
 
   Attributes:
     output: fp32[b, x, n, h], the sum over slots of exp(score − peak) · value.
-    peak: fp32[b, x, n], the largest score; −∞ where no slot is visible.
+    peak: fp32[b, x, n], the largest score; −∞ if no slot is visible.
     total: fp32[b, x, n], the sum over slots of exp(score − peak).
   """
 
@@ -34,16 +34,10 @@ class Part:
 
 
 def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
-  """While tracing: float32 products are products of float32.
+  """Keeps products in float32 if that is the compute dtype, while tracing.
 
   Accelerators by default round the factors of a float32 product to bfloat16
-  or TF32, and "float32" would then say less than it promises.
-
-  Args:
-    dtype: the compute dtype.
-
-  Returns:
-    A context manager.
+  or TF32.
   """
   return jax.default_matmul_precision(
       "float32" if dtype == "float32" else "default"
@@ -53,11 +47,11 @@ def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
 def windowed(
     visible: Array, window: Array, queries: Array, slots: Array
 ) -> Array:
-  """bool[b, x, s]: the visible slots that lie in a query's window.
+  """Returns bool[b, x, s]: the visible slots inside a query's window.
 
   Args:
     visible: bool[m, x or 1, s], m dividing b.
-    window: int32[], how many tokens a token sees, itself included; 0 is all.
+    window: int32[], the number of tokens seen, itself included; 0 means all.
     queries: int32[b, x], positions of the new tokens.
     slots: int32[r, s], positions of a segment's slots, r dividing b.
   """
@@ -74,24 +68,22 @@ def attend(
     scale: float,
     cap: float = 0.0,
 ) -> Array:
-  """One softmax over the slots of all segments.
+  """Attends with one softmax over the slots of all segments.
 
-  A score is scale · query · key, and c · tanh(score / c) where there is a cap.
+  A score is scale · query · key, and with a cap c > 0 it becomes
+  c · tanh(score / c). Scores, softmax and sums are fp32. Every query must see
+  at least one slot of some segment.
 
-  A segment of r rows is read by b query rows where r divides b, as one matrix
-  product per segment row: keys are never copied. Each segment is reduced by
-  itself and what is left is merged, so that no scores change their layout.
-  Scores, softmax and sums are fp32. Every query must see at least one slot of
-  some segment.
-
-  The backward pass computes the weights once more, from the scores and the
-  logarithm of their sum over all segments, instead of keeping them.
+  The r rows of a segment divide the b rows of queries. Each segment row takes
+  one matrix product, so keys are never copied. Each segment is reduced alone
+  and the results are merged, so scores never change their layout. The backward
+  pass recomputes the weights from the scores and their log-sum-exp.
 
   Args:
     queries: [b, x, n, h].
-    segments: their keys, values and visibility.
-    scale: times the products.
-    cap: c; 0 leaves the scores.
+    segments: keys, values and visibility of each.
+    scale: factor of the products.
+    cap: c; 0 means none.
 
   Returns:
     [b, x, n, h] in the dtype of `queries`.
@@ -110,7 +102,7 @@ def _attend(
 def _forward(
     scale: float, cap: float, queries: Array, segments: tuple[Segment, ...]
 ) -> tuple[Array, tuple]:
-  """The output, and what the backward pass needs."""
+  """Returns the output and the residuals of the backward pass."""
   parts = [_part(queries, *segment, scale, cap) for segment in segments]
   output, lse = merge(parts)
   output = checkpoint_name(output.astype(queries.dtype), KEPT[0])
@@ -121,11 +113,11 @@ def _forward(
 def _backward(
     scale: float, cap: float, saved: tuple, gradient: Array
 ) -> tuple[Array, tuple]:
-  """The gradients of queries, and of each segment's keys and values.
+  """Computes the gradients of queries and of each segment's keys and values.
 
   With softmax weights w and an output o = Σ w · value, the gradient of a score
-  is w · (gradient · value − gradient · o): of the other segments it needs
-  nothing but what they contribute to o and to the sum that divides w.
+  is w · (gradient · value − gradient · o). Other segments enter only through o
+  and through the sum that divides w.
   """
   queries, segments, output, lse = saved
   wide = output.astype(jnp.float32) * gradient.astype(jnp.float32)
@@ -145,13 +137,12 @@ _attend.defvjp(_forward, _backward)
 
 
 def merge(parts: list[Part]) -> tuple[Array, Array]:
-  """Σ e^(peak − top) · output / Σ e^(peak − top) · total.
+  """Computes Σ e^(peak − top) · output / Σ e^(peak − top) · total.
 
-  Args:
-    parts: of disjoint sets of slots; `top` is the largest of their peaks.
+  The sums run over parts with disjoint slots; `top` is the largest peak.
 
   Returns:
-    fp32[b, x, n, h]; fp32[b, x, n], the logarithm of the sum of exp(score).
+    fp32[b, x, n, h]; fp32[b, x, n], the log-sum-exp of the scores.
   """
   top = parts[0].peak
   for part in parts[1:]:
@@ -173,11 +164,11 @@ def _part(
     scale: float,
     cap: float,
 ) -> Part:
-  """The softmax over one segment; arguments as of `attend`."""
+  """Computes the softmax over one segment; arguments as in `attend`."""
   grouped = _by_segment_row(queries, *keys.shape[:2])
   scores = _scores(grouped, keys, visible, scale, cap)
   peak = jnp.max(scores, axis=-1)
-  # Where nothing is visible the peak is no number to subtract.
+  # Without a visible slot the peak is −∞, and −∞ − −∞ is NaN.
   finite = jnp.where(jnp.isfinite(peak), peak, 0.0)
   weights = jnp.exp(scores - finite[..., None])
   output = jnp.einsum(
@@ -201,21 +192,11 @@ def _part_gradients(
     scale: float,
     cap: float,
 ) -> tuple[Array, Array, Array]:
-  """What one segment contributes to the backward pass.
+  """Computes the gradients of queries (fp32), keys and values for one segment.
 
-  Args:
-    queries: [b, x, n, h].
-    gradient: [b, x, n, h], of the output.
-    lse: fp32[b, x, n], of all segments.
-    delta: fp32[b, x, n], Σ gradient · output.
-    keys: as of `attend`, as are all that follow.
-    values: likewise.
-    visible: likewise.
-    scale: likewise.
-    cap: likewise.
-
-  Returns:
-    Of the queries fp32[b, x, n, h], of keys and values in their dtypes.
+  `gradient` [b, x, n, h] is that of the output, `lse` fp32[b, x, n] the
+  log-sum-exp over all segments, and `delta` fp32[b, x, n] is
+  Σ gradient · output. Other arguments are those of `attend`.
   """
   over = functools.partial(_by_segment_row, r=keys.shape[0], k=keys.shape[1])
   multiply = functools.partial(
@@ -227,7 +208,7 @@ def _part_gradients(
   to_weights = multiply("rkmjxh,rksh->rkmjxs", pulled, values)
   to_scores = scale * weights * (to_weights - over(delta[..., None]))
   if cap:
-    # Where nothing is seen the weight is 0, and the score no number.
+    # An invisible slot has weight 0 and score −∞; 0 · −∞ would be NaN.
     capped = jnp.where(weights > 0, scores, 0.0)
     to_scores *= 1.0 - (capped / cap) ** 2
   narrow = to_scores.astype(keys.dtype)
@@ -243,7 +224,7 @@ def _part_gradients(
 def _scores(
     grouped: Array, keys: Array, visible: Array, scale: float, cap: float
 ) -> Array:
-  """fp32[r, k, m, j, x, s]: the scores of a segment, −∞ where not visible."""
+  """Computes scores fp32[r, k, m, j, x, s], −∞ for invisible slots."""
   scores = jnp.einsum(
       "rkmjxh,rkhs->rkmjxs",
       grouped,
@@ -256,26 +237,26 @@ def _scores(
 
 
 def _by_segment_row(y: Array, r: int, k: int) -> Array:
-  """[b, x, n, ...] -> [r, k, m, j, x, ...] with m = b / r and j = n / k."""
+  """Maps [b, x, n, ...] to [r, k, m, j, x, ...], m = b / r and j = n / k."""
   b, x, n, *rest = y.shape
   y = y.reshape(r, b // r, x, k, n // k, *rest)
   return y.transpose(0, 3, 1, 4, 2, *range(5, y.ndim))
 
 
 def _by_query(y: Array) -> Array:
-  """The inverse of `_by_segment_row`."""
+  """Inverts `_by_segment_row`."""
   r, k, m, j, x, *rest = y.shape
   y = y.transpose(0, 2, 4, 1, 3, *range(5, y.ndim))
   return y.reshape(r * m, x, k * j, *rest)
 
 
 def _visible_by_segment_row(visible: Array, b: int, r: int) -> Array:
-  """bool[m, x or 1, s] as [r, 1, b / r, 1, x or 1, s]."""
+  """Maps bool[m, x or 1, s] to [r, 1, b / r, 1, x or 1, s]."""
   m, x, s = visible.shape
   rows = jnp.broadcast_to(visible[:, None], (m, b // m, x, s))
   return rows.reshape(r, 1, b // r, 1, x, s)
 
 
 def soft_cap(scores: Array, cap: float) -> Array:
-  """C · tanh(scores / c), which stays within ±c; `scores` where c is 0."""
+  """Computes cap · tanh(scores / cap); a cap of 0 returns `scores`."""
   return cap * jnp.tanh(scores / cap) if cap else scores

@@ -1,8 +1,8 @@
-"""What is done with weights: products, look-ups, sums.
+"""Operations with weights: products, look-ups and bias sums.
 
-Each has a gradient of its own, which is summed over tokens in the weight's
-dtype. JAX's would sum many of them in the compute dtype: in bfloat16 a sum of
-some hundred terms of like size no longer grows.
+Each defines its own gradient, summed over tokens in the weight's dtype. JAX
+would sum many of them in the compute dtype: in bfloat16, a sum of a few hundred
+similar terms no longer grows.
 """
 
 import functools
@@ -16,23 +16,21 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Array
 from iapo_jax.models import attention
 
-# Names of what a rematerialised layer keeps.
+# Names of the arrays that a rematerialised layer keeps.
 KEPT = ("product",)
 
 
 def product(x: Array, kernel: Array, axes: int = 1) -> Array:
-  """Σ x[..., i] · kernel[i, ...] over the last `axes` axes of x.
+  """Computes Σ x[..., i] · kernel[i, ...] over the last `axes` axes of x.
 
-  Differentiating a product as JAX does it computes the transpose of the
-  weight's gradient with the activations' gradient on the left, where a CPU
-  wants the tokens last: the elementwise operations before it are then done
-  column by column. Written out, what is transposed is the narrower of the two,
-  and the gradient is summed in the weight's own dtype.
+  The weight's gradient transposes the narrower factor and is summed in the
+  weight's dtype. JAX's own puts the activations' gradient on the left, which
+  makes a CPU compute the elementwise operations before it column by column.
 
   Args:
     x: [..., i] in the compute dtype.
     kernel: fp32[i, ...]; it is cast to the dtype of `x`.
-    axes: how many axes i stands for.
+    axes: number of axes that i stands for.
 
   Returns:
     [..., ...] in the dtype of `x`, named for rematerialisation.
@@ -59,7 +57,7 @@ def _backward(
   batch = tuple(range(x.ndim - axes))
   inputs = tuple(range(len(batch), gradient.ndim))
   outputs = tuple(range(axes, kernel.ndim))
-  # Traced outside of any context of the forward pass.
+  # JAX traces this outside the contexts of the forward pass.
   with attention.matmul_precision(x.dtype.name):
     to_x = jnp.tensordot(gradient, kernel.astype(x.dtype), (inputs, outputs))
     to_kernel = _by_tokens(x, gradient, len(batch), kernel.dtype)
@@ -71,11 +69,9 @@ _product.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def scores(hidden: Array, table: Array) -> Array:
-  """fp32[..., v]: Σ hidden[..., d] · table[v, d], as `product` computes it.
+  """Computes fp32[..., v] = Σ hidden[..., d] · table[v, d], as `product` does.
 
-  Args:
-    hidden: [..., d] in the compute dtype.
-    table: fp32[v, d]; it is cast to the dtype of `hidden`.
+  `table` is fp32 and is cast to the dtype of `hidden`.
   """
   with attention.matmul_precision(hidden.dtype.name):
     return jnp.einsum(
@@ -108,15 +104,9 @@ scores.defvjp(_scores_forward, _scores_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def look_up(table: Array, ids: Array, dtype: str) -> Array:
-  """[..., d]: the rows of a table in the compute dtype.
+  """Looks up rows [..., d] of fp32[v, d] for int32[...], cast to `dtype`.
 
-  The table is whole along FSDP like any weight in use, so that the look-up
-  needs no rearranging of activations.
-
-  Args:
-    table: fp32[v, d]; it is cast to `dtype`.
-    ids: int32[...].
-    dtype: of the result.
+  The table is whole along FSDP, so that activations need not be rearranged.
   """
   return sharding.constrain(table.astype(dtype), "vocab", "width")[ids]
 
@@ -141,15 +131,7 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 @jax.custom_vjp
 def biased(x: Array, bias: Array) -> Array:
-  """The sum x + bias.
-
-  Args:
-    x: [..., *s] in the compute dtype.
-    bias: fp32[*s]; it is cast to the dtype of `x`.
-
-  Returns:
-    [..., *s] in the dtype of `x`.
-  """
+  """Adds fp32[*s] to [..., *s], in the latter's dtype."""
   return x + bias.astype(x.dtype)
 
 
@@ -166,13 +148,10 @@ biased.defvjp(_biased_forward, _biased_backward)
 
 
 def scores_of_few(hidden: Array, table: Array) -> Array:
-  """fp32[b, v]: `scores` of so few tokens that a CPU wants the table first.
+  """Computes `scores` of [b, d] on a CPU, for few tokens.
 
-  Its products copy what is on their right, which would be all of a vocabulary.
-
-  Args:
-    hidden: [b, d] in the compute dtype.
-    table: [v, d]; it is cast to the dtype of `hidden`.
+  A CPU copies the right factor of a product: here that is the hidden states
+  and not the table.
   """
   with attention.matmul_precision(hidden.dtype.name):
     found = jnp.einsum(
@@ -181,7 +160,7 @@ def scores_of_few(hidden: Array, table: Array) -> Array:
         hidden,
         preferred_element_type=jnp.float32,
     )
-  # Else the compiler turns the product round again.
+  # Without barriers the compiler swaps the factors again.
   found = jax.lax.optimization_barrier(found)
   return jax.lax.optimization_barrier(found.T)
 
@@ -189,15 +168,15 @@ def scores_of_few(hidden: Array, table: Array) -> Array:
 def _by_tokens(
     x: Array, gradient: Array, batch: int, dtype: jnp.dtype
 ) -> Array:
-  """[i, ...]: the sum of x[..., i] · gradient[..., ...] over `batch` axes."""
+  """Sums x[..., i] · gradient[..., ...] over the `batch` axes to [i, ...]."""
   over = tuple(range(batch)), tuple(range(batch))
   summed = functools.partial(
       jnp.tensordot, axes=over, preferred_element_type=dtype
   )
   inputs = x.shape[batch:]
   narrow = math.prod(inputs) <= math.prod(gradient.shape[batch:])
-  # XLA makes one product of a product and its transpose, and on a CPU has none
-  # of bfloat16 that is summed in float32 in that order.
+  # XLA fuses a product with its transpose, and on a CPU it has no such product
+  # of bfloat16 factors that is summed in float32.
   if narrow or x.dtype != dtype:
     return summed(x, gradient)
   outputs = gradient.ndim - batch

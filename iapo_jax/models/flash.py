@@ -1,10 +1,10 @@
-"""Attention of a block of queries to a block of slots, as kernels compute it.
+"""Attention of a block of queries to a block of slots, shared by the kernels.
 
-Scores exist for one block of queries and slots only. They are kept with the
-slots first, [slots, queries], so that the sums and maxima of a query run down
-the sublanes of a TPU, its statistics are rows, and keys are read as they lie.
+Scores exist for one block of queries and slots at a time, as [slots, queries]:
+the sums and maxima of a query then run along the sublanes of a TPU, its
+statistics are rows, and keys are read in their memory order.
 
-What a query sees is a run of slots, low <= slot < high. Below m are the queries
+A query sees a run of slots, low <= slot < high. Below, m counts the queries
 that read one row and one key/value head of a segment; `flash_mosaic` (TPU) and
 `flash_triton` (GPU) have the same three functions for all blocks of a segment:
 
@@ -16,10 +16,10 @@ that read one row and one key/value head of a segment; `flash_mosaic` (TPU) and
   backward_segment(form, the same)
       -> the gradients of keys and values
 
-`lse` is the logarithm of the sum of exp(score), `LOWEST` where nothing is seen
-(the output is then 0). Backward it is that of all segments together; `delta`
-fp32[r, k, 1, m] is the sum of output · gradient, and `gradient` [r, k, h, m]
-that of the output. m is a multiple of `LANES`.
+`lse` is log Σ exp(score); a query that sees nothing has `LOWEST` and output 0.
+In the backward functions it is that of all segments together. `gradient`
+[r, k, h, m] is that of the output, and `delta` fp32[r, k, 1, m] is
+Σ output · gradient. m is a multiple of `LANES`.
 """
 
 import dataclasses
@@ -30,25 +30,26 @@ from jax.experimental import pallas as pl
 
 from iapo_jax.core.types import Array
 
-# Below every score, and still a number: −∞ less −∞ would be none.
+# Below every score but finite: −∞ − −∞ is NaN.
 LOWEST = -(2.0**126)
-# Of the vector registers of a TPU.
+# Lanes of a TPU's vector registers.
 LANES = 128
 
-# Of a block of queries, so far: the largest score and Σ exp(score − largest),
-# fp32[1, queries], and Σ exp(score − largest) · value, fp32[h, queries].
+# Running sums of a block of queries: the largest score and
+# Σ exp(score − largest), fp32[1, queries], and
+# Σ exp(score − largest) · value, fp32[h, queries].
 Softmax = tuple[Array, Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What is fixed when a kernel is compiled.
+  """Static options of a kernel.
 
   Attributes:
-    scale: times the products of queries and keys.
-    cap: c of scores c · tanh(score / c); 0 leaves them.
-    platform: whose kernels.
-    interpret: run the kernel's steps as JAX operations, on any platform.
+    scale: factor of the products of queries and keys.
+    cap: c of scores c · tanh(score / c); 0 means none.
+    platform: `gpu` or `tpu`, which kernels to use.
+    interpret: whether to run the kernel as JAX operations on any platform.
   """
 
   scale: float
@@ -59,11 +60,11 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """How a segment is cut.
+  """Block sizes of a segment.
 
   Attributes:
-    queries: of one block; divides m.
-    slots: of one block.
+    queries: per block; divides m.
+    slots: per block.
     length: s.
   """
 
@@ -73,17 +74,17 @@ class Blocks:
 
   @property
   def ragged(self) -> bool:
-    """Whether the last block of slots reaches beyond the segment."""
+    """Whether the last block of slots extends beyond the segment."""
     return bool(self.length % self.slots)
 
   @property
   def across(self) -> int:
-    """Blocks of slots."""
+    """The number of blocks of slots."""
     return pl.cdiv(self.length, self.slots)
 
 
 def empty(width: int, queries: int) -> Softmax:
-  """The softmax over no slots."""
+  """Returns the softmax over no slots."""
   return (
       jnp.full((1, queries), LOWEST, jnp.float32),
       jnp.zeros((1, queries), jnp.float32),
@@ -100,7 +101,7 @@ def add(
     start: Array,
     so_far: Softmax,
 ) -> Softmax:
-  """The softmax over further slots.
+  """Adds a block of slots to a softmax.
 
   Args:
     form: static.
@@ -108,8 +109,8 @@ def add(
     keys: [h, slots].
     values: [slots, h].
     bounds: low and high, int32[1, queries].
-    start: int32[], the number of the first slot.
-    so_far: over the slots before.
+    start: int32[], the first slot of the block.
+    so_far: the softmax over the slots before.
   """
   peak, total, summed = so_far
   scores, seen = _scores(form, queries, keys, bounds, start)
@@ -122,7 +123,7 @@ def add(
 
 
 def finish(so_far: Softmax) -> tuple[Array, Array]:
-  """The output fp32[h, queries] and lse fp32[1, queries]."""
+  """Returns the output fp32[h, queries] and lse fp32[1, queries]."""
   peak, total, summed = so_far
   weight = jnp.where(total > 0, total, 1.0)
   lse = jnp.where(total > 0, peak + jnp.log(weight), LOWEST)
@@ -140,22 +141,11 @@ def gradients(
     gradient: Array,
     start: Array,
 ) -> tuple[Array, Array]:
-  """What the backward pass needs of a block.
+  """Returns a block's softmax weights and the gradients of its scores.
 
-  Args:
-    form: static.
-    queries: as in `add`.
-    keys: as in `add`.
-    values: as in `add`.
-    bounds: as in `add`.
-    lse: fp32[1, queries].
-    delta: fp32[1, queries].
-    gradient: [h, queries], of the output.
-    start: as in `add`.
-
-  Returns:
-    fp32[slots, queries] twice: the weights of the softmax, and the gradients
-    of scale · query · key.
+  Both are fp32[slots, queries]; the gradients are those of
+  scale · query · key. `lse` and `delta` are fp32[1, queries], `gradient`
+  [h, queries] is that of the output, and other arguments are as in `add`.
   """
   scores, seen = _scores(form, queries, keys, bounds, start)
   weights = jnp.where(seen, jnp.exp(scores - lse), 0.0)
@@ -172,7 +162,7 @@ def _scores(
     bounds: tuple[Array, Array],
     start: Array,
 ) -> tuple[Array, Array]:
-  """fp32[slots, queries], `LOWEST` where not seen; bool, where seen."""
+  """Returns scores fp32[slots, queries], `LOWEST` if unseen, and bool: seen."""
   scores = form.scale * product(keys, queries, 0, 0)
   if form.cap:
     scores = form.cap * jnp.tanh(scores / form.cap)
@@ -183,7 +173,7 @@ def _scores(
 
 
 def product(left: Array, right: Array, i: int, j: int) -> Array:
-  """fp32: the sum over axis i of one matrix and axis j of the other."""
+  """Contracts axis i of one matrix with axis j of the other, in fp32."""
   exact = left.dtype == jnp.float32
   return jax.lax.dot_general(
       left,

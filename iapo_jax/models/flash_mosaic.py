@@ -1,6 +1,6 @@
-"""The kernels of `flash` for TPUs: blocks of slots are steps of the grid.
+"""The kernels of `flash` for TPUs, whose grid steps over blocks of slots.
 
-Blocks that no query of a block sees are neither fetched nor computed.
+A block of slots that no query of a block sees is neither fetched nor computed.
 """
 
 import functools
@@ -26,7 +26,7 @@ def forward(
     bounds: Array,
     dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = _blocks(queries, keys)
   width, m = queries.shape[2:]
   spec = _Specs(blocks, width)
@@ -65,7 +65,7 @@ def backward_queries(
     delta: Array,
     gradient: Array,
 ) -> Array:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = _blocks(queries, keys)
   width, m = queries.shape[2:]
   spec = _Specs(blocks, width)
@@ -101,7 +101,7 @@ def backward_segment(
     delta: Array,
     gradient: Array,
 ) -> tuple[Array, Array]:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = _blocks(queries, keys)
   width, m = queries.shape[2:]
   spec = _Specs(blocks, width, slots_outside=True)
@@ -134,23 +134,23 @@ def backward_segment(
 
 
 def _blocks(queries: Array, keys: Array) -> Blocks:
-  """Large blocks: a step of the grid has a cost of its own."""
+  """Returns large blocks, since each grid step has a fixed cost."""
   m, length = queries.shape[-1], keys.shape[-1]
   wide = _MOST_QUERIES if m % _MOST_QUERIES == 0 else flash.LANES
   return Blocks(wide, min(length, _MOST_SLOTS), length)
 
 
 def _last_in_turn() -> pltpu.CompilerParams:
-  """The last axis of a grid adds up; the others may be split over cores."""
+  """Lets cores split all grid axes but the last, which accumulates."""
   return pltpu.CompilerParams(
       dimension_semantics=("parallel",) * 3 + ("arbitrary",)
   )
 
 
 def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
-  """int32[r · m / queries] twice: from and below which block of slots to read.
+  """Returns int32[r · m / queries] twice: the first block of slots and the end.
 
-  Flat: two axes would be padded in the small memory that scalars live in.
+  Flat, since two axes would be padded in the small memory of scalars.
   """
   rows, _, m = bounds.shape
   shape = (rows, m // blocks.queries, blocks.queries)
@@ -161,10 +161,10 @@ def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
 
 
 class _Specs:
-  """Which block of each array a step of the grid reads or writes.
+  """The block of each array that a grid step reads or writes.
 
-  A grid runs over rows, heads, blocks of queries and blocks of slots, or the
-  latter two the other way round (`slots_outside`).
+  A grid runs over rows, heads, blocks of queries and blocks of slots;
+  `slots_outside` swaps the last two.
   """
 
   def __init__(
@@ -186,7 +186,7 @@ class _Specs:
     )
 
   def queries(self, width: int) -> pl.BlockSpec:
-    """Of an array [r, k, width, m]."""
+    """Returns the spec of an array [r, k, width, m]."""
     return pl.BlockSpec(
         (None, None, width, self._blocks.queries),
         lambda *step: (step[0], step[1], 0, self._query_block(step)),
@@ -198,7 +198,7 @@ class _Specs:
   def _slot_block(self, step: tuple) -> Array:
     if self._outside:
       return step[2]
-    # A block that is not needed is not fetched: the one before stays.
+    # An unneeded block is not fetched: the index stays that of a needed one.
     row, _, i, j, first, last = step
     at = row * pl.num_programs(2) + i
     return jnp.clip(j, first[at], jnp.maximum(last[at] - 1, first[at]))
@@ -332,10 +332,10 @@ def _segment_kernel(
 def _load(
     keys: jax.Ref, values: jax.Ref, j: Array, blocks: Blocks
 ) -> tuple[Array, Array]:
-  """[h, slots] and [slots, h] of block j, 0 beyond the segment."""
+  """Returns [h, slots] and [slots, h] of block j, 0 beyond the segment."""
   k, v = keys[...], values[...]
   if blocks.ragged:
-    # What lies there may be no number, and 0 · NaN is NaN.
+    # Memory beyond the segment may hold NaN, and 0 · NaN is NaN.
     left = blocks.length - j * blocks.slots
     across = jax.lax.broadcasted_iota(jnp.int32, k.shape, 1)
     down = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)

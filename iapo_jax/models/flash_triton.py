@@ -1,7 +1,7 @@
-"""The kernels of `flash` for GPUs: blocks of slots are turns of a loop.
+"""The kernels of `flash` for GPUs, which loop over blocks inside a program.
 
-A program has one block of queries and goes over the blocks of slots that some
-query of it sees, or has one block of slots and goes over all of the queries.
+A program has one block of queries and loops over the blocks of slots that any
+of them sees, or has one block of slots and loops over all queries.
 """
 
 import functools
@@ -28,7 +28,7 @@ def forward(
     bounds: Array,
     dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
   r, k, width, m = queries.shape
   block, whole = _block_of_queries, _whole_segment(blocks, width)
@@ -56,7 +56,7 @@ def backward_queries(
     delta: Array,
     gradient: Array,
 ) -> Array:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
   r, k, width, m = queries.shape
   block, whole = _block_of_queries, _whole_segment(blocks, width)
@@ -84,7 +84,7 @@ def backward_segment(
     delta: Array,
     gradient: Array,
 ) -> tuple[Array, Array]:
-  """Arguments and results as `flash` tells."""
+  """Arguments and results are those that `flash` documents."""
   blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
   r, k, width, m = queries.shape
   whole = _whole_segment(blocks, width)
@@ -113,7 +113,7 @@ def backward_segment(
 def _call(
     form: Form, kernel: Callable[..., None], *, in_specs: list, **rest: object
 ) -> Callable[..., list[Array]]:
-  """The kernel with what all of them have in common."""
+  """Calls a kernel with the options that all of them share."""
   return pl.pallas_call(
       kernel,
       in_specs=in_specs,
@@ -124,7 +124,7 @@ def _call(
 
 
 def _block_of_queries(width: int) -> pl.BlockSpec:
-  """Of an array [r, k, width, m]."""
+  """Returns the spec of an array [r, k, width, m]."""
   return pl.BlockSpec(
       (None, None, width, _QUERIES), lambda i, c, a: (a, c, 0, i)
   )
@@ -137,7 +137,7 @@ def _block_of_bounds() -> pl.BlockSpec:
 def _whole_segment(
     blocks: Blocks, width: int
 ) -> tuple[pl.BlockSpec, pl.BlockSpec]:
-  """Of keys and values, as if they were filled up to whole blocks."""
+  """Returns the specs of keys and values, padded to whole blocks."""
   slots = blocks.across * blocks.slots
 
   def head(i: Array, c: Array, a: Array) -> tuple:
@@ -159,7 +159,7 @@ def _forward_kernel(
     output: jax.Ref,
     lse: jax.Ref,
 ) -> None:
-  """A block of queries over the slots that it sees."""
+  """Computes the output of a block of queries."""
   q, limits = queries[...], _limits(bounds, pl.ds(0, blocks.queries))
 
   def add(j: Array, so_far: flash.Softmax) -> flash.Softmax:
@@ -184,7 +184,7 @@ def _queries_kernel(
     gradient: jax.Ref,
     to_queries: jax.Ref,
 ) -> None:
-  """The gradient of a block of queries."""
+  """Computes the gradient of a block of queries."""
   q, limits = queries[...], _limits(bounds, pl.ds(0, blocks.queries))
   sums = lse[...], delta[...], gradient[...]
 
@@ -213,7 +213,7 @@ def _segment_kernel(
     to_keys: jax.Ref,
     to_values: jax.Ref,
 ) -> None:
-  """The gradients of a block of slots."""
+  """Computes the gradients of a block of slots."""
   j = pl.program_id(0)
   k, v = _load(keys, values, j, blocks)
   start = j * blocks.slots
@@ -239,14 +239,14 @@ def _segment_kernel(
 
 
 def _limits(bounds: jax.Ref, part: pl.Slice) -> tuple[Array, Array]:
-  """Low and high of some queries, int32[1, queries]."""
+  """Returns low and high of some queries, int32[1, queries] each."""
   return bounds[0, part][None], bounds[1, part][None]
 
 
 def _reach(
     limits: tuple[Array, Array], blocks: Blocks
 ) -> tuple[Array, Array]:
-  """From and below which block of slots some query sees."""
+  """Returns the first block of slots that any query sees, and the end."""
   low, high = limits
   last = (jnp.max(high) + blocks.slots - 1) // blocks.slots
   return jnp.minimum(jnp.min(low) // blocks.slots, last), last
@@ -255,7 +255,7 @@ def _reach(
 def _load(
     keys: jax.Ref, values: jax.Ref, j: Array, blocks: Blocks
 ) -> tuple[Array, Array]:
-  """[h, slots] and [slots, h] of block j, 0 beyond the segment."""
+  """Returns [h, slots] and [slots, h] of block j, 0 beyond the segment."""
   part, across, down = _part(j, keys.shape[0], blocks)
   if not blocks.ragged:
     return keys[:, part], values[part, :]
@@ -268,7 +268,7 @@ def _load(
 def _part(
     j: Array, width: int, blocks: Blocks
 ) -> tuple[pl.Slice, Array | None, Array | None]:
-  """The slots of block j; where they exist, bool[h, slots], bool[slots, h]."""
+  """Returns the slots of block j and masks [h, slots], [slots, h] of them."""
   part = pl.ds(j * blocks.slots, blocks.slots)
   if not blocks.ragged:
     return part, None, None

@@ -1,11 +1,10 @@
-"""Attention over several segments that never holds more than a block of scores.
+"""Attention over several segments that holds one block of scores at a time.
 
-The same function as `attention.attend`, for accelerators. Every segment is
-reduced by kernels (`models.flash`) to its output and the logarithm of its sum
-of exponentials, and these are merged. The backward pass has one logarithm and
-one output, those of all segments together: with them a segment's gradients
-need nothing of the other segments, so that nothing is kept a segment at a time
-and no gradient flows through the merge.
+Computes the same as `attention.attend`, with kernels for accelerators
+(`models.flash`). The kernels reduce each segment to an output and a
+log-sum-exp, and these are merged. The backward pass uses the merged output and
+log-sum-exp: with them each segment's gradients need nothing of the others, so
+that nothing is kept per segment and no gradient flows through the merge.
 """
 
 import functools
@@ -32,12 +31,7 @@ _BOUNDS = P("batch")
 
 
 def chosen(kind: str, platform: str) -> bool:
-  """Whether attention is fused.
-
-  Args:
-    kind: `ModelConfig.attention`.
-    platform: of the devices: `cpu`, `gpu` or `tpu`.
-  """
+  """Returns whether to fuse attention, for `ModelConfig.attention`."""
   by_itself = platform in model_config.AUTO_FUSED
   return kind == "fused" or (kind == "auto" and by_itself)
 
@@ -50,19 +44,19 @@ def attend(
     cap: float = 0.0,
     kernels: str = "",
 ) -> Array:
-  """One softmax over the slots of all segments, as `attention.attend`.
+  """Computes the same as `attention.attend`.
 
-  What a query sees of a segment must be a run of slots without gaps. Under a
-  mesh every device has its own rows and heads; where segment rows do not
-  divide among the devices, `attention.attend` does the work.
+  The visible slots of a segment must be a run without gaps. Under a mesh each
+  device has its own rows and heads. If a segment's rows cannot be split evenly
+  over the data shards, `attention.attend` is called.
 
   Args:
     queries: [b, x, n, h].
-    segments: their keys, values and visibility.
-    scale: times the products.
-    cap: of the scores; 0 leaves them.
-    kernels: of which platform, `gpu` or `tpu`; by default that of the devices.
-      On a CPU they are interpreted, slowly.
+    segments: keys, values and visibility of each.
+    scale: factor of the products.
+    cap: soft cap of the scores; 0 means none.
+    kernels: `gpu` or `tpu`; by default the platform of the devices. A CPU
+      interprets them, slowly.
 
   Returns:
     [b, x, n, h] in the dtype of `queries`.
@@ -81,7 +75,7 @@ def attend(
 
 
 def _bounds(visible: Array, b: int, x: int) -> Array:
-  """int32[b, x, 2]: the first slot that is seen, and the one after the last."""
+  """Returns int32[b, x, 2]: the first visible slot, and the last plus one."""
   m, _, s = visible.shape
   slots = jnp.arange(s, dtype=jnp.int32)
   low = jnp.min(jnp.where(visible, slots, s), axis=-1)
@@ -94,14 +88,14 @@ def _bounds(visible: Array, b: int, x: int) -> Array:
 def _attend(
     form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
 ) -> Array:
-  """`attend` with bounds int32[b, x, 2] instead of masks."""
+  """Attends with bounds int32[b, x, 2] instead of masks."""
   return _forward(form, queries, pairs, bounds)[0]
 
 
 def _forward(
     form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
 ) -> tuple[Array, tuple]:
-  """The output [b, x, n, h], and what the backward pass needs."""
+  """Returns the output [b, x, n, h] and the residuals of the backward pass."""
   count = len(pairs)
   run = sharding.per_shard(
       functools.partial(_forward_shard, form),
@@ -120,7 +114,7 @@ def _forward(
 def _backward(
     form: flash.Form, saved: tuple, gradient: Array
 ) -> tuple[Array, Pairs, None]:
-  """The gradients of queries, keys and values."""
+  """Computes the gradients of queries, keys and values."""
   count = len(saved[1])
   run = sharding.per_shard(
       functools.partial(_backward_shard, form),
@@ -140,7 +134,7 @@ _attend.defvjp(_forward, _backward)
 def _forward_shard(
     form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-  """Output [b, x, n, h] and lse fp32[b, x, n] of one device's rows, heads."""
+  """Computes one device's output [b, x, n, h] and lse fp32[b, x, n]."""
   dtype = jnp.float32 if len(pairs) > 1 else queries.dtype
   parts = []
   for (keys, values), limits in zip(pairs, bounds, strict=True):
@@ -167,7 +161,7 @@ def _backward_shard(
     lse: Array,
     gradient: Array,
 ) -> tuple[Array, Pairs]:
-  """Gradients of one device's queries, keys and values."""
+  """Computes the gradients of one device's queries, keys and values."""
   kernels = _kernels(form)
   product = output.astype(jnp.float32) * gradient.astype(jnp.float32)
   delta = jnp.sum(product, axis=-1, keepdims=True)
@@ -185,19 +179,19 @@ def _backward_shard(
 
 
 def _kernels(form: flash.Form) -> types.ModuleType:
-  """The functions that `flash` describes."""
+  """Returns the module with the three functions that `flash` documents."""
   if form.platform != "gpu":
     return flash_mosaic
-  # Not before it is needed: JAX 0.12 says that this backend will be removed.
+  # Imported only if needed: JAX 0.12 warns that it will remove this backend.
   from iapo_jax.models import flash_triton
 
   return flash_triton
 
 
 class _Layout:
-  """Queries as the kernels read them: those of a segment row and head as one.
+  """The layout of queries in the kernels: one axis m per segment row and head.
 
-  Heads that share keys, and rows that share a segment row, become further
+  Heads that share keys and rows that share a segment row become further
   queries, so that a block of keys is read once for all of them.
   """
 
@@ -208,21 +202,21 @@ class _Layout:
     self._padding = -self._m % flash.LANES
 
   def spread(self, y: Array) -> Array:
-    """[b, x, n, c] -> [r, k, c, m], 0 in what fills m up."""
+    """Maps [b, x, n, c] to [r, k, c, m], padded with 0."""
     r, k, c = self._r, self._k, y.shape[-1]
     y = y.reshape(r, self._b // r, self._x, k, self._n // k, c)
     y = y.transpose(0, 3, 5, 1, 4, 2).reshape(r, k, c, self._m)
     return self._fill(y)
 
   def join(self, y: Array) -> Array:
-    """The inverse of `spread`."""
+    """Inverts `spread`."""
     r, k, c = self._r, self._k, y.shape[2]
     y = y[..., : self._m]
     y = y.reshape(r, k, c, self._b // r, self._n // k, self._x)
     return y.transpose(0, 3, 5, 1, 4, 2).reshape(self._b, self._x, self._n, c)
 
   def limits(self, bounds: Array) -> Array:
-    """int32[b, x, 2] -> int32[r, 2, m]; what fills m up sees nothing."""
+    """Maps int32[b, x, 2] to int32[r, 2, m]; padding sees nothing."""
     r, heads = self._r, self._n // self._k
     shape = (r, self._b // r, heads, self._x, 2)
     y = bounds.reshape(r, self._b // r, 1, self._x, 2)

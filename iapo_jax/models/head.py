@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities, never [b, t, v] at once."""
+"""Log-probabilities of hidden states, without all [b, t, v] logits at once."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, Params, PyTree, TokenStatistics
 from iapo_jax.models import attention, dense
 
-# (log-probabilities [b, c], what else is known [b, c] of each) -> losses [b, c]
+# (log-probabilities [b, c], constants [b, c] of each token) -> losses [b, c]
 TokenLoss = Callable[[Array, PyTree], Array]
 
 
@@ -24,13 +24,9 @@ def logits(
     cfg: ModelConfig,
     temperature: float = 1.0,
 ) -> Array:
-  """fp32[..., v]: the head's scores of every token, over the temperature.
+  """Returns the logits fp32[..., v] of hidden states [..., d].
 
-  Args:
-    params: the decoder's weights.
-    hidden: [..., d] in the compute dtype.
-    cfg: the decoder.
-    temperature: divides the scores.
+  They are soft-capped, then divided by the temperature.
   """
   few = hidden.ndim == 2 and sharding.platform() == "cpu"
   product = dense.scores_of_few if few else dense.scores
@@ -39,29 +35,22 @@ def logits(
 
 
 def _name(cfg: ModelConfig) -> str:
-  """Of the head's weights."""
+  """Returns the name of the head's weights."""
   return "embedding" if cfg.tie_embeddings else "head"
 
 
 def _table(params: Params, cfg: ModelConfig) -> Array:
-  """[v, d]: the weights of the head, whole along FSDP."""
+  """Returns the head's weights [v, d], whole along FSDP."""
   return sharding.constrain(params[_name(cfg)], "vocab", "width")
 
 
 def statistics(scores: Array, targets: Array) -> TokenStatistics:
-  """Log-probability, entropy and rank of the targets, in fp32.
+  """Computes statistics [...] of targets int32[...] under scores fp32[..., v].
 
   With scores less their maximum and lse = log Σ exp(score):
   log π(target) = score − lse and H = lse − Σ exp(score) · score / exp(lse),
-  one exponential for each token. The target is selected by comparison rather
-  than by indexing, so that a head split over the vocabulary needs no gather.
-
-  Args:
-    scores: fp32[..., v].
-    targets: int32[...].
-
-  Returns:
-    Statistics [...].
+  one exponential per token. The target is selected by comparison and not by
+  indexing, so that a head split over the vocabulary needs no gather.
   """
   chex.assert_type(scores, jnp.float32)
   chex.assert_equal_shape_prefix([scores, targets], targets.ndim)
@@ -70,7 +59,7 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
   weights = jnp.exp(shifted)
   total = jnp.sum(weights, axis=-1)
   lse = jnp.log(total)
-  # What has no weight adds nothing, and −∞ · 0 would be no number.
+  # −∞ · 0 would be NaN.
   known = jnp.where(weights > 0, shifted, 0.0)
   entropy = lse - jnp.sum(weights * known, axis=-1) / total
   is_target = jnp.arange(scores.shape[-1]) == targets[..., None]
@@ -81,17 +70,16 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
 def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   """Samples softmax(scores) by inverting its distribution function, in fp32.
 
-  In two levels: a block of tokens by its weight, then a token of the block.
-  A row needs two random numbers, whatever the size of the vocabulary, and
-  nothing is gathered from a head split over it. The sums that sampling needs
-  are those of `statistics`, too.
+  Samples a block of tokens, then a token of the block: a row needs only two
+  random numbers, and nothing is gathered from a head split over the vocabulary.
+  `statistics` of the tokens come from the same sums.
 
   Args:
     scores: fp32[b, v].
     uniforms: fp32[b, 2] in [0, 1).
 
   Returns:
-    int32[b], and the statistics [b] of these tokens.
+    Tokens int32[b], and their statistics [b].
   """
   chex.assert_type([scores, uniforms], jnp.float32)
   rows, size = scores.shape
@@ -117,10 +105,10 @@ def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
 
 
 def _invert(weights: Array, uniform: Array) -> Array:
-  """int32[b]: the first i with Σ_(j ≤ i) weight > uniform · Σ_j weight."""
+  """Returns the first i with Σ_(j ≤ i) weight > uniform · Σ_j weight."""
   sums = jnp.cumsum(weights, axis=-1)
   beyond = sums > uniform[:, None] * sums[:, -1:]
-  # Sums may round so that what has no weight seems to have some.
+  # Rounded sums may seem to give weight to an entry that has none.
   beyond &= weights > 0
   first = jnp.argmax(beyond, axis=-1)
   found = jnp.any(beyond, axis=-1)
@@ -137,24 +125,13 @@ def token_statistics(
     temperature: float = 1.0,
     chunk: int = 128,
 ) -> TokenStatistics:
-  """`statistics` of a sequence of hidden states, a chunk of positions a time.
+  """Computes `statistics` of hidden [b, t, d] and targets int32[b, t].
 
   Only [b, chunk, v] logits exist at once; the backward pass recomputes them.
-
-  Args:
-    params: the decoder's weights.
-    hidden: [b, t, d].
-    targets: int32[b, t].
-    cfg: the decoder.
-    temperature: of the distribution.
-    chunk: positions.
-
-  Returns:
-    Statistics [b, t].
   """
   chex.assert_equal_shape_prefix([hidden, targets], 2)
   length = targets.shape[1]
-  # Gathered once, not for every chunk.
+  # Gathers the head once and not for every chunk.
   params = params | {_name(cfg): _table(params, cfg)}
 
   @jax.checkpoint
@@ -175,7 +152,7 @@ def _chunk_statistics(
     temperature: float,
     rows: str | None = "batch",
 ) -> TokenStatistics:
-  """`statistics` of [b, c, d], whose logits all exist; `rows` names b."""
+  """Computes `statistics` of [b, c, d] at once; `rows` is b's logical axis."""
   scores = logits(params, hidden, cfg=cfg, temperature=temperature)
   scores = sharding.constrain(scores, rows, "length", "vocab")
   return statistics(scores, targets)
@@ -192,24 +169,24 @@ def token_loss(
     temperature: float = 1.0,
     chunk: int = 128,
 ) -> tuple[Array, TokenStatistics]:
-  """A loss of log-probabilities, summed over all tokens.
+  """Sums a loss of log-probabilities over all tokens.
 
-  A chunk's gradients are computed while its logits exist, in the forward pass:
-  the backward pass has nothing more to do than to scale them. As of
-  `token_statistics`, only [b, chunk, v] logits exist at once.
+  Only [b, chunk, v] logits exist at once. The forward pass computes a chunk's
+  gradients while its logits exist, and the backward pass only scales them.
 
   Args:
     params: the decoder's weights.
     hidden: [b, t, d].
     targets: int32[b, t].
-    known: of [b, t], constants that `loss` is given, too.
-    loss: of each token. No gradient flows to anything else that it reads.
+    known: arrays [b, t] passed to `loss` as constants.
+    loss: computes each token's loss. It gets gradients only through the
+      log-probabilities.
     cfg: the decoder.
-    temperature: of the distribution.
-    chunk: positions.
+    temperature: divides the logits.
+    chunk: positions per chunk.
 
   Returns:
-    fp32[], and statistics [b, t], constants for the gradient.
+    The loss fp32[], and statistics [b, t] without gradients.
   """
   chex.assert_equal_shape_prefix(
       [hidden, targets, *jax.tree.leaves(known)], 2
@@ -246,7 +223,7 @@ def _summed(
     targets: Array,
     rest: PyTree,
 ) -> tuple[Array, TokenStatistics]:
-  """The sum of the losses of all chunks, and the statistics of each."""
+  """Returns the summed loss of all chunks, and the statistics of each."""
   run = _by_shard(of_chunk, shards)
 
   def body(total: Array, part: tuple) -> tuple[Array, TokenStatistics]:
@@ -266,11 +243,10 @@ def _summed_forward(
     targets: Array,
     rest: PyTree,
 ) -> tuple[tuple[Array, TokenStatistics], tuple[Params, Array]]:
-  """`_summed`, and the gradients of weights and hidden states.
+  """Computes `_summed` and the gradients of weights and hidden states.
 
-  Every data shard sums the weights' gradient over its own chunks, and the
-  shards' are added once: added for each chunk, gradients of a whole vocabulary
-  would move as often.
+  Each data shard sums its own gradient of the weights, and the shards are added
+  once: a sum per chunk would move the gradient of a whole vocabulary each time.
   """
   pull = _by_shard(
       jax.value_and_grad(of_chunk, (0, 1), has_aux=True), shards
@@ -300,7 +276,7 @@ def _summed_forward(
 
 
 def _by_shard(run: Callable[..., PyTree], shards: int) -> Callable[..., PyTree]:
-  """`run` on every data shard's rows; all have the weights, the first."""
+  """Maps `run` over data shards; all share its first argument, the weights."""
   if shards == 1:
     return run
   return jax.vmap(
@@ -309,7 +285,7 @@ def _by_shard(run: Callable[..., PyTree], shards: int) -> Callable[..., PyTree]:
 
 
 def _shards(tree: PyTree, shards: int) -> PyTree:
-  """[chunks, b, ...] -> [chunks, shards, b / shards, ...]; as it is of one."""
+  """Maps [chunks, b, ...] to [chunks, shards, b / shards, ...]."""
   if shards == 1:
     return tree
   return jax.tree.map(
@@ -318,7 +294,7 @@ def _shards(tree: PyTree, shards: int) -> PyTree:
 
 
 def _whole(tree: PyTree, shards: int) -> PyTree:
-  """The inverse of `_shards`."""
+  """Inverts `_shards`."""
   if shards == 1:
     return tree
   return jax.tree.map(
@@ -332,7 +308,7 @@ def _summed_backward(
     gradients: tuple[Params, Array],
     cotangents: tuple[Array, TokenStatistics],
 ) -> tuple[Params, Array, None, None]:
-  """The gradients times that of the sum."""
+  """Scales the gradients by that of the sum."""
   del of_chunk, shards
   factor, _ = cotangents
   scaled = jax.tree.map(lambda x: (factor * x).astype(x.dtype), gradients)
@@ -343,7 +319,7 @@ _summed.defvjp(_summed_forward, _summed_backward)
 
 
 def _split(tree: PyTree, chunk: int) -> PyTree:
-  """[b, t, ...] -> [t / chunk, b, chunk, ...], filled up with zeros."""
+  """Maps [b, t, ...] to [t / chunk, b, chunk, ...], padded with zeros."""
 
   def split(x: Array) -> Array:
     size = min(chunk, x.shape[1])
@@ -356,7 +332,7 @@ def _split(tree: PyTree, chunk: int) -> PyTree:
 
 
 def _join(tree: PyTree, length: int) -> PyTree:
-  """The inverse of `_split`, of [t / chunk, b, chunk]."""
+  """Inverts `_split` of arrays [b, t]."""
 
   def join(x: Array) -> Array:
     x = jnp.moveaxis(x, 0, 1)

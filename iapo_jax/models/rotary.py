@@ -1,6 +1,6 @@
 """Rotary position embeddings (arXiv 2104.09864) and their longer contexts.
 
-Frequencies are known before any tracing: NumPy, float64, rounded once.
+Frequencies are computed before tracing, in NumPy float64, and rounded once.
 """
 
 import math
@@ -13,16 +13,9 @@ from iapo_jax.core.types import Array
 
 
 def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
-  """Radians per position of every rotated pair, and the tables' amplitude.
+  """Returns radians per position float64[w/2] and the tables' amplitude.
 
   Pair i turns by theta^(−2i/w), w = fraction · h, before the kind's scaling.
-
-  Args:
-    rope: the embedding.
-    head_dim: h.
-
-  Returns:
-    float64[w/2], and the amplitude.
   """
   width = int(head_dim * rope.fraction)
   plain = rope.theta ** (-np.arange(0, width, 2) / width)
@@ -42,11 +35,11 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _yarn_kept(rope: RopeConfig, width: int) -> np.ndarray:
-  """How far each pair keeps its frequency, not clipped (arXiv 2309.00071).
+  """Returns the unclipped share of its frequency each pair keeps.
 
-  Falls along the pairs' indices, from the pair that makes `beta_fast` turns
-  within the original length to the one that makes `beta_slow`; both rounded
-  outwards.
+  YaRN (arXiv 2309.00071): falls linearly with the pair's index, from 1 at
+  `beta_fast` turns within the original length to 0 at `beta_slow` turns; both
+  indices are rounded outwards.
   """
 
   def pair_of(turns: float) -> float:
@@ -60,16 +53,10 @@ def _yarn_kept(rope: RopeConfig, width: int) -> np.ndarray:
 
 
 def tables(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
-  """Cosines and sines for each entry of `kinds`.
+  """Returns cosines and sines fp32[e, b, x, w/2] of positions int32[b, x].
 
-  A layer without positions has angle 0: cosine 1 and sine 0 change nothing.
-
-  Args:
-    positions: int32[b, x].
-    cfg: the decoder.
-
-  Returns:
-    Two fp32[e, b, x, w/2], e kinds.
+  e counts the entries of `kinds`. A layer without positions has angle 0:
+  cosine 1 and sine 0 change nothing.
   """
   cosines, sines = [], []
   for kind in kinds(cfg):
@@ -84,20 +71,16 @@ def tables(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
 
 
 def kinds(cfg: ModelConfig) -> tuple[str, ...]:
-  """The kinds of positions that layers have, each once, in order."""
+  """Returns the kinds of positions that layers have, each once, in order."""
   return tuple(dict.fromkeys(cfg.rotary)) or ("global",)
 
 
 def apply(x: Array, pair: tuple[Array, Array]) -> Array:
-  """Rotates each head's first half against its second half.
+  """Rotates each head's first half against its second half, in fp32.
 
   Args:
-    x: [b, x, heads, h].
-    pair: cosines and sines fp32[b, x, w/2]; of h only the first w numbers are
-      rotated.
-
-  Returns:
-    Like `x`; computed in fp32.
+    x: [b, x, heads, h], of which the first w of h numbers rotate.
+    pair: cosines and sines fp32[b, x, w/2].
   """
   cos, sin = (table[:, :, None, :] for table in pair)
   half = cos.shape[-1]

@@ -1,8 +1,8 @@
 """A decoder whose one primitive is `extend`.
 
-The same weights encode a prompt, decode a token, probe "answer now" and score
-a completion. These differ only in what the new tokens may attend to, so there
-is one function: new tokens, their positions, and the key/value segments before
+Encoding a prompt, decoding a token, probing "answer now" and scoring a
+completion differ only in the tokens that new ones may attend to. So there is
+one function of new tokens, their positions and the key/value segments before
 them. Parameters are a plain pytree; keys and values are results; nothing is
 mutated.
 """
@@ -28,7 +28,7 @@ def _weight(
     axes: tuple[str, ...],
     fan_in: int,
 ) -> Array:
-  """Declares a matmul weight once: shape, logical axes and initial spread."""
+  """Declares a matmul weight: shape, logical axes and initial spread."""
   init = nn.initializers.truncated_normal(stddev=fan_in**-0.5)
   return module.param(
       name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
@@ -38,18 +38,18 @@ def _weight(
 def _bias(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> Array:
-  """Declares a bias once, zero at the start."""
+  """Declares a bias, initially zero."""
   init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
   return module.param(name, init, shape, jnp.float32)
 
 
 def _join(*kernels: Array) -> Array:
-  """[..., i, o] each as one [..., i, 2, o]."""
+  """Joins two [..., i, o] into one [..., i, 2, o]."""
   return jnp.stack(kernels, axis=-2)
 
 
 def _join_heads(queries: Array, keys: Array, values: Array) -> Array:
-  """[..., d, n, h], [..., d, k, h] twice as one [..., d, k, n / k + 2, h]."""
+  """Joins kernels of queries, keys, values into [..., d, k, n / k + 2, h]."""
   *rest, heads, width = keys.shape
   parts = [
       x.reshape(*rest, heads, -1, width) for x in (queries, keys, values)
@@ -58,13 +58,13 @@ def _join_heads(queries: Array, keys: Array, values: Array) -> Array:
 
 
 def _kept(module: nn.Module, name: str) -> Array | None:
-  """A kernel that `for_decoding` has put together, where it has."""
+  """Returns a kernel that `for_decoding` joined, or None."""
   known = module.has_variable("params", name)
   return module.get_variable("params", name) if known else None
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) · scale over the last axis, in fp32.
+  """The norm x / rms(x) · scale over the last axis, in fp32.
 
   With a unit offset the factor is 1 + scale (Gemma).
   """
@@ -90,11 +90,11 @@ class RMSNorm(nn.Module):
 
 @struct.dataclass
 class _Layer:
-  """In what layers differ besides their weights.
+  """Differences between layers besides their weights.
 
   Attributes:
-    window: int32[l], 0 sees all; None where no layer has a window.
-    rotary: int32[l], which of the rotary tables; None where all have one.
+    window: int32[l], tokens seen, 0 for all; None if no layer has a window.
+    rotary: int32[l], index of the rotary table; None if all share one.
   """
 
   window: Array | None
@@ -103,15 +103,14 @@ class _Layer:
 
 @struct.dataclass
 class _Shared:
-  """What all layers read.
+  """Inputs that all layers share; segments end with that of the new tokens.
 
   Attributes:
     tables: cosines and sines, fp32[e, b, x, w/2].
     positions: int32[b, x], of the new tokens.
-    slots: int32[r, s], of the slots of each segment, the new tokens' last.
+    slots: int32[r, s], positions of each segment's slots.
     masks: bool[m, x or 1, s] of each segment.
-    rows: int32[b] of each segment before the new tokens; None where
-      consecutive rows share a segment row.
+    rows: `KVSegment.rows` of each segment but the last.
   """
 
   tables: tuple[Array, Array]
@@ -122,7 +121,7 @@ class _Shared:
 
 
 class Attention(nn.Module):
-  """Grouped-query attention of the new tokens over context and themselves."""
+  """Grouped-query attention of new tokens over context and themselves."""
 
   cfg: ModelConfig
 
@@ -134,14 +133,10 @@ class Attention(nn.Module):
       context: tuple[tuple[Array, Array], ...],
       shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Attends.
+    """Attends from [b, x, d].
 
-    Args:
-      x: [b, x, d].
-      layer: of this layer.
-      context: (keys [r, k, h, s], values [r, k, s, h]) of each segment, of
-        this layer.
-      shared: by all layers.
+    `context` has keys [r, k, h, s] and values [r, k, s, h] of each segment in
+    this layer.
 
     Returns:
       [b, x, d], and the new keys [b, k, h, x] and values [b, k, x, h].
@@ -175,7 +170,7 @@ class Attention(nn.Module):
     return self._output(mixed), (keys, values)
 
   def _project(self, x: Array) -> list[Array]:
-    """[b, x, d] -> queries [b, x, n, h], keys and values [b, x, k, h]."""
+    """Maps [b, x, d] to queries [b, x, n, h], keys and values [b, x, k, h]."""
     c = self.cfg
     heads = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
     axes = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
@@ -210,14 +205,14 @@ class Attention(nn.Module):
     return found
 
   def _normalise(self, name: str, x: Array) -> Array:
-    """RMSNorm of [b, x, heads, h], a head at a time or all of them as one."""
+    """Normalises [b, x, heads, h], each head alone or all as one vector."""
     norm = RMSNorm(self.cfg, name=f"{name}_norm")
     if self.cfg.qk_norm == "head":
       return norm(x)
     return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
   def _output(self, mixed: Array) -> Array:
-    """[b, x, n, h] -> [b, x, d]."""
+    """Maps [b, x, n, h] to [b, x, d]."""
     c = self.cfg
     kernel = _weight(
         self,
@@ -233,12 +228,12 @@ class Attention(nn.Module):
 
 
 def _read(x: Array, rows: Array | None) -> Array:
-  """[r, ...], or the rows of it that are asked for."""
+  """Returns [r, ...], or `rows` of it unless None."""
   return x if rows is None else sharding.take_rows(x, rows)
 
 
 def _attend_of(cfg: ModelConfig, queries: Array) -> Callable[..., Array]:
-  """What computes attention; one query a row is not worth a kernel."""
+  """Returns the attention function; one query per row needs no kernel."""
   fused = fused_attention.chosen(cfg.attention, sharding.platform())
   if fused and queries.shape[1] > 1:
     return fused_attention.attend
@@ -252,7 +247,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """[b, x, d] -> [b, x, d]."""
+    """Maps [b, x, d] to [b, x, d]."""
     c = self.cfg
     activation = {
         "silu": nn.silu,
@@ -270,11 +265,11 @@ class MLP(nn.Module):
     hidden = sharding.constrain(hidden, "batch", "length", "mlp")
     shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
     kernel = _weight(self, "down_kernel", shape, axes, c.mlp_dim)
-    # Activations of width d are not split along FSDP: nor is their bias.
+    # FSDP does not split activations of width d, nor their bias.
     return self._biased("down", dense.product(hidden, kernel), "width")
 
   def _wide(self, name: str) -> Array:
-    """The kernel [d, f] of gate or up."""
+    """Declares the kernel [d, f] of gate or up."""
     shape, axes = (self.cfg.d_model, self.cfg.mlp_dim), ("embed", "mlp")
     return _weight(self, f"{name}_kernel", shape, axes, shape[0])
 
@@ -286,7 +281,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: two residual branches; the body of the scan over layers."""
+  """One layer, two residual branches; the body of the scan over layers."""
 
   cfg: ModelConfig
 
@@ -298,7 +293,7 @@ class Block(nn.Module):
       context: tuple[tuple[Array, Array], ...],
       shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Arguments and results as of `Attention`."""
+    """Arguments and results are those of `Attention`."""
     c = self.cfg
     mixed, new = Attention(c, name="attention")(
         self._before("attention_norm", x), layer, context, shared
@@ -318,10 +313,10 @@ class Block(nn.Module):
 
 
 def _rematerialised(cfg: ModelConfig) -> type[Block]:
-  """A layer that keeps little for its backward pass.
+  """Returns a layer that keeps few arrays for its backward pass.
 
-  What a scan keeps is copied to and from arrays of all layers: for anything
-  cheaper than a product with weights, computing it again costs less.
+  A scan copies what it keeps to and from arrays of all layers. Recomputing
+  costs less for anything cheaper than a product with weights.
   """
   kept = () if cfg.remat else (*dense.KEPT, *attention.KEPT)
   policy = jax.checkpoint_policies.save_only_these_names(*kept)
@@ -329,7 +324,7 @@ def _rematerialised(cfg: ModelConfig) -> type[Block]:
 
 
 class Decoder(nn.Module):
-  """Embedding, scanned layers, final norm; the head is in `models.head`."""
+  """Embedding, scanned layers and final norm; the head is in `models.head`."""
 
   cfg: ModelConfig
 
@@ -337,7 +332,7 @@ class Decoder(nn.Module):
   def __call__(
       self, tokens: Array, positions: Array, context: Context
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Arguments and results as of `extend`."""
+    """Returns hidden states, and keys and values; see `extend`."""
     c = self.cfg
     x = self._embed(tokens)
     causal = jnp.tri(tokens.shape[1], dtype=bool)[None]
@@ -370,7 +365,7 @@ class Decoder(nn.Module):
     return RMSNorm(c, name="final_norm")(x), new
 
   def _embed(self, tokens: Array) -> Array:
-    """int32[b, x] -> [b, x, d]; declares the head's table, too."""
+    """Maps int32[b, x] to [b, x, d]; also declares the head's table."""
     c = self.cfg
     table_shape, axes = (c.vocab_size, c.d_model), ("vocab", "embed")
     embedding = _weight(self, "embedding", table_shape, axes, c.d_model)
@@ -383,7 +378,7 @@ class Decoder(nn.Module):
 
 
 def _layers(cfg: ModelConfig) -> _Layer:
-  """The differences between layers, as arrays to scan over."""
+  """Returns the differences between layers as arrays to scan over."""
   kinds = rotary.kinds(cfg)
   windows = jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
   chosen = [kinds.index(kind) for kind in cfg.rotary]
@@ -394,30 +389,18 @@ def _layers(cfg: ModelConfig) -> _Layer:
 
 
 def init(key: Array, cfg: ModelConfig) -> Params:
-  """Fresh fp32 weights, boxed with their logical axes.
+  """Initialises fp32 weights, boxed with their logical axes.
 
-  Args:
-    key: a PRNG key.
-    cfg: the decoder.
-
-  Returns:
-    The parameters; `flax.linen.unbox` gives the plain tree.
+  `flax.linen.unbox` gives the plain tree.
   """
   tokens = jnp.zeros((1, 1), jnp.int32)
   return Decoder(cfg).init(key, tokens, tokens, ())["params"]
 
 
 def for_decoding(params: Params) -> Params:
-  """Weights laid out for many calls of `extend`.
+  """Joins kernels that read the same activations, for fewer products per token.
 
-  Kernels that read the same activations lie together, so that a token is not
-  kept waiting for many small products, and nothing is put together for each.
-
-  Args:
-    params: the decoder's plain weights.
-
-  Returns:
-    Weights that `extend` and the head take, and nothing else does.
+  Only `extend` and the head take the result.
   """
   layers = dict(params["layers"])
   mixer, mlp = dict(layers["attention"]), dict(layers["mlp"])
@@ -439,10 +422,9 @@ def extend(
 ) -> tuple[Array, KVSegment]:
   """Runs new tokens after a context.
 
-  A new token sees the context's visible slots and, of the new tokens of its
-  row, itself and those before it; a layer with a window sees of these the ones
-  whose positions lie in it. Positions are the caller's, so that padding and
-  slot order never matter.
+  A new token sees the visible slots of the context, the new tokens before it in
+  its row, and itself. A layer with a window restricts these to positions inside
+  it. The caller passes positions, so padding and slot order do not matter.
 
   Args:
     params: the decoder's plain weights.
@@ -453,7 +435,7 @@ def extend(
 
   Returns:
     The final hidden states [b, x, d] in the compute dtype, and the new tokens'
-    keys and values as a segment of b rows in which every slot is visible.
+    keys and values as a segment of b rows, every slot visible.
   """
   with attention.matmul_precision(cfg.dtype):
     hidden, (keys, values) = Decoder(cfg).apply(
