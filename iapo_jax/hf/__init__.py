@@ -1,1 +1,1 @@
-"""Hugging Face folders in and out: configuration, weights, tokenizer files."""
+"""Reading and writing Hugging Face folders: config, weights, tokenizer."""

@@ -1,10 +1,10 @@
-"""Hugging Face configurations as values of `ModelConfig`, and back.
+"""Conversion between Hugging Face configurations and `ModelConfig`.
 
-A family is data: which fields it fixes, and under which names its configuration
-has the others. What a configuration asks for beyond that is refused by name.
+A family is data: the fields that it fixes and the names of the others in its
+configuration. An unsupported setting raises an error that names it.
 """
 
-# transformers imports torch, where there is one, to say what its classes are.
+# Evaluated annotations would make transformers import torch, if installed.
 from __future__ import annotations
 
 import dataclasses
@@ -18,7 +18,7 @@ from iapo_jax.config import model as model_config
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
 
-# Our names of what every family has, and theirs.
+# Fields of every family: our name to theirs.
 _COMMON = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -46,7 +46,7 @@ _ROPE = {
     "beta_slow": "beta_slow",
     "amplitude": "attention_factor",
 }
-# Of each kind of rotary embedding, the fields that it uses.
+# The fields that each kind of rotary embedding uses.
 _ROPE_FIELDS = {
     "default": ("theta", "fraction"),
     "linear": ("theta", "fraction", "factor"),
@@ -63,7 +63,7 @@ _ROPE_OPTIONAL = (
     "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
 )  # fmt: skip
 _ROPE_SAID = ("rope_type", "type")
-_ROPE_IMPLIED = {"truncate": True}  # what we do, whether it is said or not
+_ROPE_IMPLIED = {"truncate": True}  # the only value we support
 _ATTENTION_BIAS = {
     "qkv_bias": "attention_bias",
     "output_bias": "attention_bias",
@@ -77,19 +77,18 @@ _GEMMA = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What is particular to a `model_type`.
+  """Properties of a `model_type`.
 
   Attributes:
-    architecture: the class of transformers whose weights these are; its own
-      table of them asks for torch.
-    fixed: our fields that it does not leave open, with their values.
-    fields: our fields that it has, and their names there.
-    windows: which layers have the sliding window: `none`, `all`, or what
-      `layer_types` says (`listed`).
-    window_switch: whether `use_sliding_window` must be set, too.
-    activation: the name of the activation's field.
-    refused: fields that must be unset, since we do not follow them.
-    partial: whether a part of each head may be left unrotated.
+    architecture: transformers' class name; its own table needs torch.
+    fixed: values of our fields that the family fixes.
+    fields: our names of its further fields, to theirs.
+    windows: layers with the sliding window: `none`, `all`, or those of
+      `layer_types` (`listed`).
+    window_switch: whether windows also need `use_sliding_window`.
+    activation: the name of its activation field.
+    refused: unsupported fields, which must be unset.
+    partial: whether rotary embeddings may cover a part of each head.
     fused: whether projections that read the same input are one tensor.
   """
 
@@ -168,16 +167,10 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
-  """The decoder that a Hugging Face configuration describes.
+  """Converts a configuration, as transformers reads it, to a decoder.
 
-  Args:
-    theirs: as transformers reads it, which knows older spellings and defaults.
-
-  Returns:
-    The decoder; fields of `model_config.OF_RUN` are left at their defaults.
-
-  Raises:
-    ConfigError: where it asks for something this decoder does not do.
+  Fields of `model_config.OF_RUN` keep their defaults. Raises `ConfigError` for
+  unsupported settings.
   """
   name = theirs.model_type
   family = family_of(name, "config.json model_type")
@@ -207,18 +200,7 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
 
 
 def family_of(name: Any, field: str) -> Family:
-  """The family of a `model_type`.
-
-  Args:
-    name: as somebody wrote it.
-    field: where.
-
-  Returns:
-    The family.
-
-  Raises:
-    ConfigError: where there is none of that name.
-  """
+  """Returns the family `name`, or raises `ConfigError` that names `field`."""
   if not isinstance(name, str) or name not in FAMILIES:
     raise ConfigError(
         f"{field} = {name!r}: must be one of {', '.join(FAMILIES)}"
@@ -240,7 +222,7 @@ def _activation(name: str, family: Family) -> str:
 def _windows(
     theirs: transformers.PreTrainedConfig, family: Family
 ) -> tuple[int, ...]:
-  """The window of each layer; () where none has one."""
+  """Returns the window of each layer, or () if none has one."""
   count, window = theirs.num_hidden_layers, None
   if family.windows != "none":
     window = theirs.sliding_window
@@ -266,7 +248,7 @@ def _windows(
 def _positions(
     theirs: transformers.PreTrainedConfig, family: Family
 ) -> dict[str, Any]:
-  """The fields `rope`, `local_rope` and `rotary`."""
+  """Returns the fields `rope`, `local_rope` and `rotary`."""
   name, found = theirs.model_type, theirs.rope_parameters
   if name == "gemma3_text":
     return {
@@ -313,17 +295,10 @@ def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
 def config_of(
     model: ModelConfig, **extra: Any
 ) -> transformers.PreTrainedConfig:
-  """The Hugging Face configuration of a decoder, `model_of` turned round.
+  """Converts a decoder to the Hugging Face configuration of its family.
 
-  Args:
-    model: the decoder; its `family` says which configuration.
-    extra: further fields, such as token ids.
-
-  Returns:
-    The configuration; read back it is the same decoder.
-
-  Raises:
-    ConfigError: where the family cannot say what the decoder is.
+  `extra` gives further fields, such as token ids. Raises `ConfigError` if
+  `model_of` would not give the same decoder again.
   """
   theirs = _written(model, extra)
   ours = _bare(model)
@@ -346,7 +321,7 @@ def _can_say(model: ModelConfig, family: str) -> bool:
 
 
 def _bare(model: ModelConfig) -> ModelConfig:
-  """Without what no checkpoint has, and what its kind does not use."""
+  """Resets fields that checkpoints do not store or the decoder does not use."""
   default = ModelConfig()
   rope, local = map(_used, (model.rope, model.local_rope))
   return dataclasses.replace(
@@ -362,7 +337,7 @@ def _bare(model: ModelConfig) -> ModelConfig:
 
 
 def _used(rope: RopeConfig) -> RopeConfig:
-  """With defaults in the fields that its kind does not use."""
+  """Resets the fields that the kind of embedding does not use."""
   names = ("kind", *_ROPE_FIELDS[rope.kind])
   return RopeConfig(**{name: getattr(rope, name) for name in names})
 
@@ -370,7 +345,7 @@ def _used(rope: RopeConfig) -> RopeConfig:
 def _written(
     model: ModelConfig, extra: Mapping[str, Any]
 ) -> transformers.PreTrainedConfig:
-  """A configuration that says as much of a decoder as its family can."""
+  """Writes as much of a decoder as the configuration of its family can hold."""
   family = family_of(model.family, "config.model.family")
   names = _COMMON | dict(family.fields)
   values = {theirs: getattr(model, ours) for ours, theirs in names.items()}

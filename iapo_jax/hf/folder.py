@@ -1,6 +1,6 @@
-"""A Hugging Face folder: found, and read but for its weights."""
+"""Finding a Hugging Face folder and reading everything but its weights."""
 
-# transformers imports torch, where there is one, to say what its classes are.
+# Evaluated annotations would make transformers import torch, if installed.
 from __future__ import annotations
 
 import dataclasses
@@ -19,31 +19,27 @@ from iapo_jax.hf import families
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-# Of a run: the model's folder without its weights, and the tokenizer where it
-# is not the model's.
+# Folders of a run: the model without its weights, and a tokenizer that is not
+# the model's.
 KEPT = "pretrained"
 TOKENIZER = "tokenizer"
-# What is fetched of a hub's repository: no code, nothing pickled.
+# Files to fetch from the hub: no code, nothing pickled.
 _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
-_UNWANTED = "consolidated*"  # the same weights once more, in another layout
+_UNWANTED = "consolidated*"  # the same weights in another layout
 _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
 def find(name: str, *, weights: bool = True) -> pathlib.Path:
-  """The folder of a model.
+  """Returns a model's folder; fetches a repository of the hub if not cached.
 
   Args:
-    name: a folder, or the name of a repository on the hub, which is fetched
-      unless it was before.
-    weights: whether they are wanted, too.
-
-  Returns:
-    The folder.
+    name: a folder, or the name of a repository on the hub.
+    weights: whether to fetch the weights, too.
 
   Raises:
-    ConfigError: where there is neither.
+    ConfigError: if there is no such folder or repository.
   """
   try:
     folder = pathlib.Path(name).expanduser()
@@ -65,21 +61,14 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
 
 
 def commit(folder: pathlib.Path) -> str:
-  """Of the hub's repository that a folder is a snapshot of, or nothing."""
+  """Returns the commit of a hub snapshot, or "" for any other folder."""
   return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
-  """A folder's configuration, as transformers understands it.
+  """Reads a model's configuration with transformers.
 
-  Args:
-    folder: of a model.
-
-  Returns:
-    The configuration.
-
-  Raises:
-    ConfigError: where there is none, or it is of no supported family.
+  Raises `ConfigError` if there is none or its family is not supported.
   """
   raw = files.read_json(folder / CONFIG)
   families.family_of(raw.get("model_type"), f"{folder / CONFIG} model_type")
@@ -93,17 +82,7 @@ def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
 
 
 def read_model(folder: pathlib.Path) -> ModelConfig:
-  """The decoder in a folder.
-
-  Args:
-    folder: of a model.
-
-  Returns:
-    The decoder, as of `families.model_of`.
-
-  Raises:
-    ConfigError: where it is not supported.
-  """
+  """Reads a model's decoder; raises `ConfigError` if it is not supported."""
   theirs = read_config(folder)
   try:
     model = families.model_of(theirs)
@@ -115,11 +94,11 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """The token ids that end and fill what a model generates.
+  """Special token ids of a model.
 
   Attributes:
-    eos_ids: any of which ends a completion; may be empty.
-    pad_id: None where nobody says.
+    eos_ids: each ends a completion; may be empty.
+    pad_id: fills rows after their end; None if not specified.
   """
 
   eos_ids: tuple[int, ...]
@@ -127,26 +106,19 @@ class Tokens:
 
 
 def read_tokens(folder: pathlib.Path) -> Tokens:
-  """The ids of `generation_config.json`; what it leaves open, of the config.
+  """Reads the ids of `generation_config.json`, else those of `config.json`.
 
-  Args:
-    folder: of a model.
-
-  Returns:
-    The ids.
-
-  Raises:
-    ConfigError: where they are no ids.
+  Raises `ConfigError` if they are not whole numbers from 0.
   """
   chosen: dict[str, Any] = {}
-  for file in (CONFIG, GENERATION):  # the latter has the last word
+  for file in (CONFIG, GENERATION):  # the latter takes precedence
     if (folder / file).exists():
       found = files.read_json(folder / file)
       keys = ("eos_token_id", "pad_token_id")
       chosen |= {k: found[k] for k in keys if found.get(k) is not None}
   ends, pad = chosen.get("eos_token_id", []), chosen.get("pad_token_id")
   ends = ends if isinstance(ends, list) else [ends]
-  if pad == -1:  # as the first Llama said that it has none
+  if pad == -1:  # the first Llama's way to say "none"
     pad = None
   for name, ids in (("eos_token_id", ends), ("pad_token_id", [pad or 0])):
     for i in ids:
@@ -161,12 +133,9 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
 def copy_all_but_weights(
     source: pathlib.Path, target: pathlib.Path, skip: tuple[str, ...] = ()
 ) -> None:
-  """Copies a folder's configuration and tokenizer, byte by byte.
+  """Copies a model's configuration and tokenizer files, except those in `skip`.
 
-  Args:
-    source: of a model.
-    target: made if need be.
-    skip: names that are left out.
+  Creates `target` if needed.
   """
   target.mkdir(parents=True, exist_ok=True)
   for path in sorted(source.iterdir()):

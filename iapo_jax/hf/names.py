@@ -1,7 +1,7 @@
-"""Which Hugging Face tensor is which of our weights: pure data, both ways.
+"""Mapping between Hugging Face tensors and our weights, as pure data.
 
-A `Part` says how rows of a Hugging Face tensor are axes of ours, in the shape
-letters of `types`: "nh d" to "d n h" takes the matrix [n · h, d] apart into
+A `Part` gives the axes of a Hugging Face tensor and those of our weight in the
+shape letters of `types`: "nh d" to "d n h" splits the matrix [n · h, d] into
 heads and puts the model width first.
 """
 
@@ -16,12 +16,12 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Rows of a tensor that are one of our weights, or one layer of it.
+  """Rows of a tensor that hold one of our weights, or one layer of it.
 
   Attributes:
     path: of the weight in our tree.
-    theirs: axes there, letters of one axis together.
-    ours: axes here, the axis of layers left out.
+    theirs: axes of the tensor; letters of a joint axis stand together.
+    ours: axes of our weight without the axis of layers.
   """
 
   path: Path
@@ -31,7 +31,7 @@ class Part:
 
   @property
   def groups(self) -> list[list[str]]:
-    """Of each of their axes the axes of ours that it is made of, in order."""
+    """For each axis of theirs, the axes of ours that it consists of."""
     ours = self.ours.split()
     return [
         [axis] if axis in ours else list(axis) for axis in self.theirs.split()
@@ -43,8 +43,8 @@ class Tensor:
   """A Hugging Face tensor.
 
   Attributes:
-    name: with {} for the layer's number where it has one.
-    parts: whose rows follow each other in it.
+    name: has {} for the layer's number if each layer has one.
+    parts: in the order of their rows.
   """
 
   name: str
@@ -52,19 +52,12 @@ class Tensor:
 
   @property
   def in_layers(self) -> bool:
-    """Whether each layer has one."""
+    """Whether each layer has such a tensor."""
     return "{}" in self.name
 
 
 def tensors(cfg: ModelConfig) -> tuple[Tensor, ...]:
-  """Every tensor of a decoder's checkpoint, in the order of a forward pass.
-
-  Args:
-    cfg: the decoder.
-
-  Returns:
-    The tensors. Of a tied head there is none.
-  """
+  """Returns every tensor of a decoder's checkpoint; a tied head has none."""
   found = [_one("model.embed_tokens.weight", ("embedding",), "v d", "v d")]
   found += _norms(cfg) + _attention(cfg) + _mlp(cfg)
   found.append(_one("model.norm.weight", ("final_norm", "scale"), "d", "d"))
@@ -74,7 +67,7 @@ def tensors(cfg: ModelConfig) -> tuple[Tensor, ...]:
 
 
 def sizes(cfg: ModelConfig) -> dict[str, int]:
-  """The size of every shape letter."""
+  """Returns the size of every shape letter."""
   return {
       "v": cfg.vocab_size,
       "d": cfg.d_model,
@@ -86,14 +79,14 @@ def sizes(cfg: ModelConfig) -> dict[str, int]:
 
 
 def shape(axes: str, letters: dict[str, int]) -> tuple[int, ...]:
-  """The shape of axes such as "nh d"."""
+  """Returns the shape of axes such as "nh d"."""
   return tuple(
       math.prod(letters[letter] for letter in axis) for axis in axes.split()
   )
 
 
 def tensor_shape(tensor: Tensor, letters: dict[str, int]) -> tuple[int, ...]:
-  """The shape of a Hugging Face tensor."""
+  """Returns the shape of a Hugging Face tensor."""
   parts = [shape(part.theirs, letters) for part in tensor.parts]
   return (sum(part[0] for part in parts), *parts[0][1:])
 
@@ -103,7 +96,7 @@ def _one(name: str, path: Path, theirs: str, ours: str) -> Tensor:
 
 
 def _in_layer(name: str, *parts: tuple[str, str, str]) -> Tensor:
-  """A tensor of every layer; our paths are written with slashes."""
+  """Returns a tensor of every layer; paths of parts use slashes."""
   return Tensor(
       f"model.layers.{{}}.{name}",
       tuple(
@@ -114,7 +107,7 @@ def _in_layer(name: str, *parts: tuple[str, str, str]) -> Tensor:
 
 
 def _norms(cfg: ModelConfig) -> list[Tensor]:
-  """The norms around attention and MLP, whose names tell little."""
+  """Returns the norms around attention and MLP."""
   names = {
       "before": {
           "attention_norm": "input_layernorm",

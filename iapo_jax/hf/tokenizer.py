@@ -1,7 +1,7 @@
-"""Fast tokenizers: any pretrained one, and one of words for synthetic tasks.
+"""Fast tokenizers: pretrained ones, and a word tokenizer for synthetic tasks.
 
-The text that a chat template or a completion is made of is data: what it holds
-of special tokens' names is read as those tokens.
+Names of special tokens in a prompt's or a completion's text encode to those
+tokens.
 """
 
 import datetime
@@ -23,16 +23,13 @@ _FILE = "tokenizer.json"
 def word_tokenizer(
     words: Sequence[str], *, pad: str, eos: str, unknown: str
 ) -> PreTrainedTokenizerFast:
-  """One token a word, words apart by white space.
+  """Makes a tokenizer with one token per word, split at white space.
 
   Args:
     words: the vocabulary in the order of its ids.
     pad: the padding word.
     eos: the word that ends a completion.
-    unknown: what stands for any other word.
-
-  Returns:
-    A Hugging Face fast tokenizer; `save_pretrained` writes it.
+    unknown: the word that replaces any other.
   """
   ids = {word: i for i, word in enumerate(words)}
   backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=unknown))
@@ -47,19 +44,10 @@ def word_tokenizer(
 
 
 def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
-  """The fast tokenizer of a Hugging Face folder, exactly as its file says.
+  """Loads the fast tokenizer of a folder, exactly as in its tokenizer.json.
 
-  `AutoTokenizer` may build another one from parts of the file, going by the
-  model's type; the file is what the model was trained with.
-
-  Args:
-    folder: with a tokenizer.json.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    ConfigError: where there is no such file, or it cannot be read.
+  For some model types `AutoTokenizer` builds a different one from parts of the
+  file. Raises `ConfigError` if the file is missing or cannot be read.
   """
   if not (folder / _FILE).is_file():
     raise ConfigError(f"{str(folder)!r}: has no {_FILE} (a fast tokenizer)")
@@ -74,10 +62,9 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
 
 @functools.lru_cache(maxsize=8)
 def _continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
-  """The tokenizer, but that it invents no blank before a text.
+  """Returns a tokenizer that adds no blank before a text.
 
-  Those that come from SentencePiece put one before every text, as if each
-  began a sequence.
+  Tokenizers from SentencePiece add one, as if every text began a sequence.
   """
 
   def visit(node: Any) -> Any:
@@ -104,35 +91,23 @@ def _continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
 
 
 def encoding(tok: PreTrainedTokenizerFast, text: str) -> tokenizers.Encoding:
-  """The tokens of a text that goes on another one: no BOS, no invented blank.
+  """Encodes a text that continues another: no BOS, no added blank.
 
-  Args:
-    tok: the tokenizer.
-    text: a completion, an elicitation, an answer.
-
-  Returns:
-    Ids and offsets.
+  For completions, elicitations and answers; gives ids and offsets.
   """
   return _continuing(tok).encode(text, add_special_tokens=False)
 
 
 def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """The ids of `encoding`."""
+  """Returns the ids of `encoding`."""
   return encoding(tok, text).ids
 
 
 def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-  """The text of tokens, as a grader reads it.
+  """Decodes a completion or an answer, with special tokens, for grading.
 
-  Ids beyond the tokenizer (a padded embedding has them) have no text and would
-  vanish; they stand for unknown text where the tokenizer has that.
-
-  Args:
-    tok: the tokenizer.
-    ids: of a completion or an answer.
-
-  Returns:
-    The text, special tokens included.
+  Ids beyond the tokenizer (a padded embedding has them) decode to its unknown
+  token; without one they give no text.
   """
   size, unknown = len(tok), tok.unk_token_id
   if unknown is not None:
@@ -143,22 +118,14 @@ def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 
 def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """The tokens of a prompt that a chat template wrote, its BOS included."""
+  """Encodes a prompt from a chat template, which already has its BOS."""
   return tok.encode(text, add_special_tokens=False)
 
 
 def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """The tokens of a text that begins a sequence, after a BOS if there is one.
+  """Encodes a prompt without a chat template, after the tokenizer's BOS if any.
 
-  Args:
-    tok: the tokenizer.
-    text: without a chat template; that writes its own BOS.
-
-  Returns:
-    The tokens.
-
-  Raises:
-    ConfigError: where the tokenizer also adds tokens after the text.
+  Raises `ConfigError` if the tokenizer also adds tokens after the text.
   """
   ids = tok.encode(text, add_special_tokens=True)
   plain = encode_rendered(tok, text)
@@ -171,9 +138,9 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def _dated(template: str, date: str) -> str:
-  """A template whose clock stands still.
+  """Fixes the date of a template that prints today's.
 
-  Functions cannot be handed to a template, but it may have macros.
+  A macro replaces `strftime_now`, since templates take no functions.
   """
   if "strftime_now" not in template:
     return template
@@ -190,19 +157,16 @@ def render_chat(
     *,
     date: str,
 ) -> str:
-  """Messages by the tokenizer's chat template, up to where a reply begins.
+  """Renders messages by the chat template, up to the start of a reply.
 
   Args:
     tok: the tokenizer.
     messages: each with `role` and `content`.
-    date: YYYY-MM-DD, which templates that print today's print instead: a
-      prompt shall not change from day to day.
-
-  Returns:
-    The text.
+    date: YYYY-MM-DD, used by templates that print today's date, so that
+      prompts do not change from day to day.
 
   Raises:
-    ConfigError: where there is no template, or it refuses the messages.
+    ConfigError: if there is no template or it rejects the messages.
   """
   if not tok.chat_template:
     raise ConfigError(

@@ -1,7 +1,7 @@
-"""Weights from and to safetensors files, a tensor at a time.
+"""Reading and writing weights as safetensors, one tensor at a time.
 
-Nothing but what a device keeps is read, into one weight at a time, the largest
-first: the host never holds the model twice.
+A process reads only the shards that its devices keep, weight by weight from the
+largest: the host never holds the model twice.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from iapo_jax.hf.names import Part, Path, Tensor
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READABLE = ("F32", "F16", "BF16")
-# Tables that old checkpoints store although they follow from the config.
+# Tables in old checkpoints that follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _TIED_HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """Where a weight of ours comes from.
+  """The place of one of our weights in a checkpoint.
 
   Attributes:
     tensor: of the checkpoint.
     part: of the tensor.
-    first_row: of the part.
+    first_row: of the part in the tensor.
   """
 
   tensor: Tensor
@@ -55,19 +55,15 @@ class Reader:
   """The tensors of a folder."""
 
   def __init__(self, folder: pathlib.Path) -> None:
-    """Finds them.
+    """Finds the tensors of one safetensors file, or of several with an index.
 
-    Args:
-      folder: with one safetensors file, or several and their index.
-
-    Raises:
-      ConfigError: where there are none, or the index does not fit them.
+    Raises `ConfigError` if there are none or the index is malformed.
     """
     self.folder = folder
     self.files = _locate(folder)
 
   def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every tensor."""
+    """Returns shape and dtype of every tensor."""
     held: dict[str, list[str]] = {}
     for name, file in self.files.items():
       held.setdefault(file, []).append(name)
@@ -82,10 +78,10 @@ class Reader:
     return found
 
   def read(self, name: str, rows: tuple[slice, ...]) -> np.ndarray:
-    """Some rows (and columns) of a tensor.
+    """Reads some rows (and columns) of a tensor.
 
-    The file is opened for each: what is mapped of it counts as memory of this
-    process until it is closed.
+    Opens the file each time, since an open file's mapped pages count as memory
+    of this process.
     """
     with _opened(self.folder / self.files[name]) as opened:
       return opened.get_slice(name)[rows]
@@ -101,7 +97,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _locate(folder: pathlib.Path) -> dict[str, str]:
-  """Which file has which tensor; one whole file is taken before an index."""
+  """Maps tensors to their files; prefers a single file to an index."""
   paths = sorted(folder.glob("*.safetensors"))
   if (folder / _SINGLE).exists():
     paths = [folder / _SINGLE]
@@ -129,15 +125,10 @@ def _read_index(folder: pathlib.Path) -> dict[str, str]:
 
 
 def check(reader: Reader, cfg: ModelConfig) -> None:
-  """Whether a checkpoint has the decoder's tensors and no other.
+  """Checks that a checkpoint has the decoder's tensors and no others.
 
-  Args:
-    reader: of the checkpoint.
-    cfg: the decoder.
-
-  Raises:
-    ConfigError: naming tensors that are missing, unexpected or misshapen, or
-      whose dtype is not a plain float.
+  Raises `ConfigError` that names missing, unexpected or misshapen tensors, or
+  one whose dtype is not a plain float.
   """
   letters, found = names.sizes(cfg), reader.header()
   expected = {
@@ -178,7 +169,7 @@ def _name(what: str, found: Sequence[str]) -> None:
 
 
 def _check_tied(reader: Reader) -> None:
-  """A tied head that is stored all the same must be the embedding."""
+  """Raises `ConfigError` if a stored tied head differs from the embedding."""
   whole = (slice(None),)
   head = reader.read(_TIED_HEAD, whole)
   if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
@@ -195,19 +186,16 @@ def load(
     dtype: str = "float32",
     shardings: PyTree | None = None,
 ) -> Params:
-  """A checkpoint's weights, each shard read by the process that keeps it.
+  """Loads a checkpoint; each process reads the shards that it keeps.
 
   Args:
     folder: of the checkpoint.
     cfg: the decoder it holds.
     dtype: of the weights; those of norms are always float32.
-    shardings: a tree like the parameters; by default all lie on one device.
-
-  Returns:
-    The parameters.
+    shardings: a tree like the parameters; None puts all on one device.
 
   Raises:
-    ConfigError: as `check`.
+    ConfigError: if `check` fails.
   """
   reader = Reader(folder)
   check(reader, cfg)
@@ -249,8 +237,8 @@ def _load_one(
     sharding: jax.sharding.Sharding,
     letters: Mapping[str, int],
 ) -> jax.Array:
-  """One weight, all its layers."""
-  read: dict[tuple[range, ...], np.ndarray] = {}  # copies share what is read
+  """Loads a weight with all its layers."""
+  read: dict[tuple[range, ...], np.ndarray] = {}  # shared by copies of a shard
 
   def shard(index: tuple[slice, ...]) -> np.ndarray:
     chosen = tuple(
@@ -268,7 +256,7 @@ def _load_one(
     return read[chosen]
 
   array = jax.make_array_from_callback(shape, sharding, shard)
-  return array.block_until_ready()  # before what was read is freed
+  return array.block_until_ready()  # before `read` is freed
 
 
 def _read_part(
@@ -278,7 +266,7 @@ def _read_part(
     chosen: tuple[range, ...],
     letters: Mapping[str, int],
 ) -> np.ndarray:
-  """A block of one layer of a weight; only its rows and columns are read."""
+  """Reads a block of a layer of a weight: only its rows and columns."""
   part, ours = source.part, source.part.ours.split()
   block = dict(zip(ours, chosen, strict=True))
   rows, expanded = [], [*itertools.chain(*part.groups)]
@@ -304,20 +292,17 @@ def save(
     dtype: str,
     max_shard_bytes: int = 5 * 10**9,
 ) -> list[str]:
-  """Writes a checkpoint's weights, file by file.
+  """Writes weights to an existing folder and returns the files' names.
 
   Args:
-    folder: that exists.
+    folder: exists.
     params: the decoder's weights, whole on this host.
     cfg: the decoder.
     dtype: of every tensor written.
-    max_shard_bytes: of a file; one larger tensor is a file of its own.
-
-  Returns:
-    The files' names.
+    max_shard_bytes: of a file; a larger tensor gets a file alone.
 
   Raises:
-    ConfigError: for a number that `dtype` does not hold, or that is none.
+    ConfigError: if a number is not finite in `dtype`.
   """
   letters, kind = names.sizes(cfg), jnp.dtype(dtype)
   plan = {
@@ -343,7 +328,7 @@ def save(
         raise ConfigError(
             f"--dtype = {dtype!r}: {name} is not finite in it; use float32"
         )
-    # Without the format transformers refuses the file.
+    # transformers rejects files without this format.
     safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -358,7 +343,7 @@ def _written(
     dtype: np.dtype,
     letters: Mapping[str, int],
 ) -> np.ndarray:
-  """A tensor as Hugging Face has it."""
+  """Returns a tensor in Hugging Face's layout."""
   rows = []
   for part in tensor.parts:
     weight = flat[part.path]
@@ -367,5 +352,5 @@ def _written(
     order = [ours.index(letter) for letter in [*itertools.chain(*part.groups)]]
     block = block.transpose(order)
     rows.append(block.reshape(names.shape(part.theirs, letters)))
-  with np.errstate(over="ignore"):  # what overflows is found by its value
+  with np.errstate(over="ignore"):  # `save` checks for overflow
     return np.ascontiguousarray(np.concatenate(rows).astype(dtype))
