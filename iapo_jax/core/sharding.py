@@ -96,7 +96,7 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 def platform() -> str:
-  """Returns `cpu`, `gpu` or `tpu`, of the `scope`'s mesh or else the runtime."""
+  """Returns `cpu`, `gpu` or `tpu`: the `scope`'s mesh or else the runtime."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 
