@@ -5,7 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import numpy_decoder
 import pytest
 import tiny
 from absl.testing import parameterized
@@ -27,7 +27,7 @@ def test_extend_agrees_with_the_numpy_oracle(name):
   tokens = np.array([[7, 3, 3, 28, 11, 4, 9]])
   hidden = tiny.full_forward(params, tokens, cfg)
   ours = jax.nn.log_softmax(head.logits(params, hidden, cfg=cfg))
-  expected = oracle.log_distributions(params, tokens[0], cfg)
+  expected = numpy_decoder.log_distributions(params, tokens[0], cfg)
   np.testing.assert_allclose(ours[0], expected, atol=1e-5)
 
 

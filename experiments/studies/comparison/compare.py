@@ -31,7 +31,7 @@ from iapo_jax.cli import command
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[3]
 # Updates of every run. When to check is learned from slips, which are few.
 STEPS = {"mixed": 80, "slips": 160}
 # In accuracy, when settings are chosen. Of slips the question is which checks

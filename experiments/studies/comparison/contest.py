@@ -10,13 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import intervals
 import trials
-from intervals import Interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iapo_jax.core import markdown
+from iapo_jax.core import intervals, markdown
+from iapo_jax.core.intervals import Interval
 from iapo_jax.tools.report import figures
 from iapo_jax.tools.report.figures import LIGHT, colour
 

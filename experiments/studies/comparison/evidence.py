@@ -20,7 +20,7 @@ from iapo_jax.tools.report import figures
 
 _DOCS = flags.DEFINE_string(
     "docs",
-    str(pathlib.Path(__file__).parent.parent / "docs"),
+    str(pathlib.Path(__file__).parents[3] / "docs"),
     "Folder of evidence.md and evidence/; README.md is beside it.",
 )
 TASKS = ("mixed", "slips")

@@ -18,7 +18,6 @@ import runpy
 import time
 from typing import Any
 
-import intervals
 import numpy as np
 import oracle_demo
 import oracle_measures
@@ -31,14 +30,14 @@ from oracle_policies import KINDS
 
 from iapo_jax.cli import command
 from iapo_jax.config import parsing as config_lib
-from iapo_jax.core import files, markdown
+from iapo_jax.core import files, intervals, markdown
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import trainer
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools.report import figures
 from iapo_jax.tools.report.figures import LIGHT, colour
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[3]
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write to; docs/evidence by default."
 )

@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import continuations
-import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ import oracle_measures
 from oracle_measures import ESTIMATORS
 
 from iapo_jax.config.schema import Config
+from iapo_jax.core import intervals
 from iapo_jax.core.types import Array, Params, Prompts, Vocabulary
 from iapo_jax.data import pipeline
 from iapo_jax.data import task as task_lib

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tabular
-from test_theory import OPEN, RIGHT, chain, derivatives, double, random_table
+from chains import OPEN, RIGHT, chain, derivatives, random_table
 
 from iapo_jax.rl import advantages, mi
-
-__all__ = ["double"]  # a fixture for all of these
 
 
 def chances(params, tree):

@@ -3,16 +3,16 @@
 import pathlib
 
 import contest
-import intervals
 import numpy as np
 import pytest
 import runs
 import trials
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.core import intervals
 from iapo_jax.core.errors import ConfigError
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def test_interval_by_hand():

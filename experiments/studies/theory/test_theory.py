@@ -19,46 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tabular
+from chains import OPEN, RIGHT, WRONG, chain, derivatives, random_table
 from tabular import TabularParams
 
 TWO = math.log(2.0)
-# Logits of an answer that is given for sure, in float64: e^-60 is nothing.
-RIGHT, WRONG, OPEN = (60.0, 0.0), (0.0, 60.0), (0.0, 0.0)
-
-
-@pytest.fixture(autouse=True)
-def double():
-  with jax.enable_x64(True):
-    yield
-
-
-def chain(*answers):
-  """One token or the end after each prefix, at even chances."""
-  depth = len(answers) - 1
-  tree, _ = tabular.make_tree(
-      lambda prefix: (0, 1) if len(prefix) < depth else (1,),
-      num_tokens=1,
-      num_answers=2,
-  )
-  return tree, TabularParams(
-      steps=jnp.zeros((depth + 1, 2)), answers=jnp.array(answers)
-  )
-
-
-def random_table(seed):
-  """Two tokens, depth 3, two answers; the tree, its table and its numbers."""
-  tree, numbers = tabular.make_tree(
-      lambda p: (0, 1, 2) if len(p) < 3 else (2,),
-      num_tokens=2,
-      num_answers=2,
-  )
-  rng = np.random.default_rng(seed)
-  params = TabularParams(
-      steps=jnp.asarray(rng.normal(size=tree.allowed.shape)),
-      answers=jnp.asarray(1.5 * rng.normal(size=(len(numbers), 2))),
-  )
-  return tree, params, numbers
-
 
 gradient = jax.jit(tabular.gradient)
 natural_gradient = jax.jit(tabular.natural_gradient)
@@ -85,15 +49,6 @@ def answer_entropies(params, tree, *, probe="elicited"):
   slots = jnp.arange(tree.nodes.shape[1])
   places = jnp.minimum(slots, tree.reasoning_lengths[:, None])
   return jnp.take_along_axis(enumeration.entropy(found), places, 1)
-
-
-@jax.jit
-def derivatives(params, tree, direction):
-  """Of expected length and accuracy along a direction."""
-  return tuple(
-      jax.jvp(lambda p, of=of: of(p, tree), (params,), (direction,))[1]
-      for of in (tabular.expected_length, tabular.accuracy)
-  )
 
 
 def effect(params, tree, *, natural=False, **settings):

@@ -13,12 +13,6 @@ from jax.flatten_util import ravel_pytree
 from tabular import TabularParams
 
 
-@pytest.fixture(autouse=True)
-def double():
-  with jax.enable_x64(True):
-    yield
-
-
 def binary_tree(depth):
   """Two tokens, `end` = 2 everywhere, two answers."""
   return tabular.make_tree(

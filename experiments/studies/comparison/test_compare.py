@@ -5,6 +5,7 @@ import pathlib
 import tarfile
 
 import jax
+import misplaced
 import numpy as np
 import pytest
 import runs
@@ -18,10 +19,7 @@ from iapo_jax.core import files, sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rl import policy, train_step
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-misplaced = runs.module("experiments/studies/comparison/misplaced.py")
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def make_study(task, methods, folder):

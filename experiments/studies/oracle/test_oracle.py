@@ -10,19 +10,15 @@ import continuations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle as decoder
-import pytest
+import numpy_decoder
+import oracle
+import oracle_demo as demo
+import oracle_encoding
+import oracle_measures as measures
+import oracle_policies as policies
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 ROWS = 3  # completions of each prompt
-
-with pytest.MonkeyPatch.context() as patch:
-  # The modules of the study, where the command finds them.
-  patch.syspath_prepend(ROOT / "experiments")
-  import oracle_demo as demo
-  import oracle_encoding
-  import oracle_measures as measures
-  import oracle_policies as policies
 
 
 def config():
@@ -65,7 +61,7 @@ def markov(cfg, noise=0.0):
 
 def uncertain(params, cfg, text, asked, answer):
   """log π and H along an answer, by the decoder in NumPy, in float64."""
-  logp = decoder.log_distributions(params, [*text, *asked, *answer], cfg)
+  logp = numpy_decoder.log_distributions(params, [*text, *asked, *answer], cfg)
   along = logp[-len(answer) - 1 : -1] if answer else logp[-1:]
   entropies = -np.sum(np.exp(along) * along, axis=-1)
   chosen = along[np.arange(len(answer)), answer] if answer else np.zeros(1)
@@ -78,9 +74,8 @@ def test_the_second_decoder_is_a_decoder():
   tokens = np.random.default_rng(0).integers(7, size=(2, 6))
   found = oracle_encoding.decoded(params, tokens, cfg.model)
   for row, text in zip(found, tokens, strict=True):
-    np.testing.assert_allclose(
-        row, decoder.log_distributions(params, text, cfg.model), atol=1e-10
-    )
+    expected = numpy_decoder.log_distributions(params, text, cfg.model)
+    np.testing.assert_allclose(row, expected, atol=1e-10)
 
 
 def test_probes_are_an_enumeration_of_answers():
@@ -212,20 +207,16 @@ def test_demonstrations_vote():
 def test_evidence_holds_what_the_page_says():
   """The must-show, and every table of the page, from the committed file."""
   found = json.loads((ROOT / "docs/evidence/oracle.json").read_text())
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(ROOT / "experiments")
-    patch.delitem(sys.modules, "oracle")
-    import oracle as command
   for record in found["policies"]:
     assert record["largest_difference"] <= 1e-5
     assert record["largest_logprob_difference"] <= 1e-5
   page = (ROOT / "docs/evidence/oracle.md").read_text()
   for kind in policies.KINDS:
     for what in ("bias", "correlation"):
-      assert command.table(found, kind.name, what) in page
-    assert command.gap_table(found, kind.name) in page
-  assert command.demo_table(found) in page
-  assert command.demo_gap_table(found) in page
+      assert oracle.table(found, kind.name, what) in page
+    assert oracle.gap_table(found, kind.name) in page
+  assert oracle.demo_table(found) in page
+  assert oracle.demo_gap_table(found) in page
 
 
 def test_a_small_study_is_no_evidence():
