@@ -3,14 +3,14 @@
   python experiments/own_credit.py --config=configs/arithmetic.py:to_go \
       --workdir=runs/own_credit
 
-All flags are those of run.py. The function is traced once: it is JAX, of arrays
-whose shapes are in `iapo_jax.rl.own.Evidence`.
+It takes all arguments of `iapo train`. The function is traced once: it is JAX,
+of arrays whose shapes are in `iapo_jax.rl.own.Evidence`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from iapo_jax.cli import train as launch
+from iapo_jax.cli import iapo
 from iapo_jax.rl.own import Evidence, Own
 
 
@@ -29,4 +29,4 @@ def credit(evidence: Evidence) -> jax.Array:
 
 
 if __name__ == "__main__":
-  launch.main(Own(credit=credit))
+  iapo.run("train", own=Own(credit=credit))

@@ -3,11 +3,11 @@
   python experiments/own_reward.py --config=configs/arithmetic.py:grpo \
       --workdir=runs/own_reward
 
-All flags are those of run.py. The function is given decoded completions, and
-the gold answer of each; what it raises ends the run.
+It takes all arguments of `iapo train`. The function gets decoded completions
+and the gold answer of each; an exception that it raises ends the run.
 """
 
-from iapo_jax.cli import train as launch
+from iapo_jax.cli import iapo
 from iapo_jax.rewards import grade
 from iapo_jax.rl.own import Own
 
@@ -32,4 +32,4 @@ def reward(completions: list[str], golds: list[str]) -> list[float]:
 
 
 if __name__ == "__main__":
-  launch.main(Own(text_reward=reward))
+  iapo.run("train", own=Own(text_reward=reward))

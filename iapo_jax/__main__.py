@@ -1,6 +1,6 @@
-"""`python -m iapo_jax --config=FILE`: as `experiments/run.py` of a clone."""
+"""`python -m iapo_jax COMMAND ...`: the command `iapo`."""
 
-from iapo_jax.cli import train as launch
+from iapo_jax.cli import iapo
 
 if __name__ == "__main__":
-  launch.main()
+  iapo.main()

@@ -1,57 +1,70 @@
-"""What every command shares: quiet libraries, and user errors in one line."""
+"""What every command shares: its arguments, and errors in one line."""
 
+import argparse
+import contextlib
 import difflib
 import os
-import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import processes
 from iapo_jax.core.errors import ConfigError, SaveError, SharedError
 from iapo_jax.core.interrupts import Interrupted
 
-# Before transformers is imported, which says that torch is missing.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-_OVERRIDE = "--config."
+class Parser(argparse.ArgumentParser):
+  """argparse's parser, whose errors are ours: one line, status 2."""
+
+  def __init__(self, **more: Any) -> None:
+    super().__init__(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **more,
+    )
+
+  def error(self, message: str) -> NoReturn:
+    """Raises what `ending` prints."""
+    raise ConfigError(f"{message}; see {self.prog} --help")
+
+  def refuse(self, unknown: Sequence[str]) -> NoReturn:
+    """Raises for arguments that no command takes."""
+    name = unknown[0].partition("=")[0]
+    known = [x for action in self._actions for x in action.option_strings]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    self.error(f"unknown argument {unknown[0]!r}{hint}")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-  """`absl.app.run`, where a user's mistake ends in one line and status 2.
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+  """Turns errors of a command into one line on stderr and a status.
 
-  So does a run that is stopped because its numbers are no longer finite, or
-  because something cannot be read or written. One that was interrupted ends in
-  a line that says what was saved, and with the status that shells give such a
-  process: 128 + the signal's number.
+  A user's mistake, a file that cannot be read or written, or a run that stops
+  because its numbers are no longer finite: status 2. An interrupted run:
+  128 + the signal's number, after a line that says what is saved.
 
-  One of several processes ends at once where it alone failed, so that the
-  others learn of it; where another one failed, in a line and with status 1.
-
-  Args:
-    main: called with the arguments that are no flags.
+  With several processes, the one that failed exits at once so that the others
+  learn of it; those exit with status 1.
   """
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+  logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
   if sys.stdout:
     # As stderr does: a name may hold what the terminal has no character for.
     sys.stdout.reconfigure(errors="backslashreplace")
-  # One that was closed from the start is None, and print knows that.
+  # A stream that was closed from the start is None, and print knows that.
   sys.stdout = sys.stdout and _Lasting(sys.stdout)
   sys.stderr = sys.stderr and _Lasting(sys.stderr)
   try:
-    app.run(main, flags_parser=_parse_flags)
+    yield
   except (ConfigError, FloatingPointError, SaveError, OSError) as error:
     _stop(error)
   except SharedError as error:
-    # All know of it, and one of them tells.
-    if processes.is_first():
+    if processes.is_first():  # all processes have this error
       print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   except Interrupted as interrupted:
@@ -64,12 +77,25 @@ def run(main: Callable[[list[str]], None]) -> None:
   except Exception as error:
     if not jax.distributed.is_initialized():
       raise
-    _tell_failure(error)
+    _report_failure(error)
     processes.leave(1)
 
 
-def _tell_failure(error: Exception) -> None:
-  """What one of several processes says before it ends."""
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a program that defines absl flags, with the errors of `ending`."""
+  with ending():
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ConfigError, OSError) as error:
+    _stop(error)
+
+
+def _report_failure(error: Exception) -> None:
+  """Says which of several processes failed, or lost another one."""
   own = f"process {jax.process_index()}"
   if not processes.is_lost(error):
     traceback.print_exc()
@@ -82,6 +108,16 @@ def _tell_failure(error: Exception) -> None:
       " checkpoint",
       file=sys.stderr,
   )
+
+
+def _stop(error: BaseException) -> NoReturn:
+  text = str(error).strip()
+  if "Traceback" in text:
+    # An error in the configuration file itself: absl quotes the whole trace.
+    text = text.splitlines()[-1].partition("Error: ")[2]
+  line = " ".join(text.split())
+  print(f"error: {line}", file=sys.stderr)
+  processes.leave(2)
 
 
 class _Lasting:
@@ -110,7 +146,7 @@ class _Lasting:
       self._drop()
 
   def _drop(self) -> None:
-    """From here on, and for what is still in the buffer: nowhere."""
+    """Sends what is in the buffer and what follows nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, self._stream.fileno())
     os.close(nowhere)
@@ -119,55 +155,53 @@ class _Lasting:
     return getattr(self._stream, name)
 
 
-def define_process_flags() -> None:
-  """Flags of the commands that several processes can run together."""
-  flags.DEFINE_string(
-      "coordinator_address",
-      None,
-      "HOST:PORT of the first of several processes, where neither a TPU VM nor"
-      " SLURM tells.",
+def add_process_arguments(parser: Parser) -> None:
+  """Adds the arguments of commands that several processes can run together."""
+  group = parser.add_argument_group(
+      "several processes", "where neither a TPU VM nor SLURM says it"
   )
-  flags.DEFINE_integer("num_processes", None, "How many they are.")
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+  group.add_argument(
+      "--coordinator_address", metavar="HOST:PORT", help="of the first process"
+  )
+  group.add_argument("--num_processes", type=int, help="how many there are")
+  group.add_argument(
+      "--process_id", type=int, help="which of them this is, from 0"
+  )
 
 
-def join_processes() -> None:
-  """`processes.join` by `define_process_flags` or the environment."""
-  given = flags.FLAGS
+def join_processes(given: argparse.Namespace) -> None:
+  """Joins the processes of `add_process_arguments` or of the environment."""
   processes.join(
       given.coordinator_address, given.num_processes, given.process_id
   )
 
 
-def load_config() -> tuple[config_lib.Config, str]:
-  """The checked configuration of the flag `--config`.
+def at_least(low: float, kind: type = int) -> Callable[[str], float]:
+  """An argparse type: a number from `low` on."""
 
-  Returns:
-    The configuration, and the flag's value: FILE or FILE:VARIANT.
+  def number(text: str) -> float:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = None
+    if value is None or not value >= low:
+      rule = f"{text!r}: must be a number, {low} or more"
+      raise argparse.ArgumentTypeError(rule)
+    return value
 
-  Raises:
-    ConfigError: where there is no such file, or a rule is broken.
-  """
-  flag = flags.FLAGS["config"]
-  name = config_flags.get_config_filename(flag)
-  path = pathlib.Path(name.partition(":")[0])
-  if not path.is_file():
-    raise ConfigError(f"--config = {str(path)!r}: no such file")
-  return config_lib.parse(flag.value), name
+  return number
+
+
+def words(text: str) -> list[str]:
+  """An argparse type: words apart by commas."""
+  return text.split(",") if text else []
 
 
 def whole_numbers(flag: str, values: Sequence[str]) -> list[int]:
-  """The numbers of a list flag, each once.
-
-  Args:
-    flag: its name.
-    values: as they were given.
-
-  Returns:
-    The numbers, in order.
+  """The numbers of a list flag, each once, in order.
 
   Raises:
-    ConfigError: for something else.
+    ConfigError: for something else, or for none.
   """
   rule = "must be whole numbers below 2^32, apart by commas"
   if not values:
@@ -176,33 +210,3 @@ def whole_numbers(flag: str, values: Sequence[str]) -> list[int]:
     if not value.isdecimal() or int(value) >= 2**32:
       raise ConfigError(f"--{flag} {value!r}: {rule}")
   return list(dict.fromkeys(int(value) for value in values))
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  try:
-    _check_overrides(argv)
-    return flags.FLAGS(argv)
-  except (flags.Error, ConfigError, OSError) as error:
-    _stop(error)
-
-
-def _check_overrides(argv: Sequence[str]) -> None:
-  known = config_lib.flatten(config_lib.Config())
-  for argument in argv[1:]:
-    name, _, value = argument.removeprefix(_OVERRIDE).partition("=")
-    if argument.startswith(_OVERRIDE) and name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
-      hint = f"; did you mean config.{close[0]}?" if close else ""
-      raise ConfigError(
-          f"config.{name} = {value!r}: unknown field{hint}"
-      )
-
-
-def _stop(error: BaseException) -> None:
-  text = str(error).strip()
-  if "Traceback" in text:
-    # An error in the config file itself: absl quotes the whole trace.
-    text = text.splitlines()[-1].partition("Error: ")[2]
-  line = " ".join(text.split())
-  print(f"error: {line}", file=sys.stderr)
-  processes.leave(2)

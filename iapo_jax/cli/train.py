@@ -1,61 +1,45 @@
-"""The command that trains: its flags, and what it does."""
+"""Trains a configuration.
 
+  iapo train --config=arithmetic:to_go
+  iapo train --config=configs/arithmetic.py --config.seed=1
+  iapo train --config=arithmetic --dry_run
+
+Without --config it lists the configurations. The same command again goes on
+where an interrupted run was saved. On several hosts start it on each of them,
+with a --workdir that all can reach: docs/launch.md.
+"""
+
+import argparse
 import pathlib
-import sys
 
-from absl import flags
-from ml_collections import config_flags
-
-from iapo_jax.cli import command
-from iapo_jax.rl.own import NOTHING, Own
+from iapo_jax.cli import command, configuration
 from iapo_jax.run import trainer
 from iapo_jax.run import workdir as workdir_lib
 
 
-def main(own: Own = NOTHING) -> None:
-  """Runs the command; a program calls this once, and nothing after it.
-
-  Args:
-    own: parts of the train step that are the program's.
-  """
-  _define_flags()
-  command.run(lambda _: _train(own))
-
-
-def _define_flags() -> None:
-  config_flags.DEFINE_config_file(
-      "config", None, "Configuration file, with a variant after a colon."
+def add_arguments(parser: command.Parser) -> None:
+  """Adds the arguments of the command."""
+  configuration.add_argument(parser)
+  parser.add_argument(
+      "--workdir", help="folder of the run; runs/NAME[-VARIANT] by default"
   )
-  flags.DEFINE_string(
-      "workdir", None, "Folder of the run; runs/NAME[-VARIANT] by default."
+  parser.add_argument(
+      "--dry_run",
+      action="store_true",
+      help="print the plan; write and compile nothing",
   )
-  flags.DEFINE_bool(
-      "dry_run", False, "Print the plan; write and compile nothing."
-  )
-  command.define_process_flags()
-  flags.mark_flag_as_required("config")
-  for name in ("config", "workdir", "dry_run"):
-    # So that --help of the program has them.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+  command.add_process_arguments(parser)
 
 
-def _train(own: Own) -> None:
+def run(given: argparse.Namespace) -> None:
   """Parses the configuration and trains."""
-  command.join_processes()
-  cfg, file = command.load_config()
-  given = flags.FLAGS.workdir
-  workdir = pathlib.Path(given) if given else _default_workdir(file)
+  command.join_processes(given)
+  cfg, label = configuration.load(given.config, given.overrides)
+  workdir = pathlib.Path(given.workdir or pathlib.Path("runs") / label)
   trainer.train(
       cfg,
       workdir,
-      dry_run=flags.FLAGS.dry_run,
+      dry_run=given.dry_run,
       programs=workdir / workdir_lib.PROGRAMS,
-      own=own,
+      own=given.own,
   )
-
-
-def _default_workdir(config_file: str) -> pathlib.Path:
-  """runs/NAME[-VARIANT] for configs/NAME.py[:VARIANT]."""
-  path, _, variant = config_file.partition(":")
-  name = pathlib.Path(path).stem
-  return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)

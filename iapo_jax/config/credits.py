@@ -5,47 +5,63 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class CreditMode:
-  """What a credit mode reads, and which configurations fit it.
+  """A credit mode's description, and the configurations that fit it.
 
   Attributes:
     doc: what it credits, in a few words.
+    weights: the numbers of `CreditConfig` that it uses, for the printed plan.
     reads_information: needs probes.
-    at_every_token: its formula needs exact probes after every token.
-    takes_controls: `credit.information` may replace what it reads.
-    gates: `credit.only_correct` may be false.
-    whole_groups: compares all members of a group with each other.
-    normalises: whether `credit.normalise` may be true.
+    at_every_token: needs exact probes after every token, `</think>` and the
+      answer included.
+    takes_controls: allows `credit.information` to replace the information.
+    gates: allows `credit.only_correct` to be false.
+    whole_groups: compares all members of a group, so that `select.shortest`
+      must be 0.
+    penalises_rewards: takes the length penalty off the rewards, before they
+      are compared; `credit.normalise` must then be false.
   """
 
   doc: str
+  weights: tuple[str, ...] = ()
   reads_information: bool = False
   at_every_token: bool = False
   takes_controls: bool = False
   gates: bool = False
   whole_groups: bool = False
-  normalises: bool = True
+  penalises_rewards: bool = False
 
 
 CREDITS = {
     "grpo": CreditMode("the group advantage alone"),
-    "gtpo": CreditMode("the policy's entropy", whole_groups=True),
+    "gtpo": CreditMode(
+        "the policy's entropy", weights=("explore_weight",), whole_groups=True
+    ),
     "length_penalty": CreditMode(
-        "a length penalty in the reward (control)", normalises=False
+        "a length penalty in the reward (control)",
+        weights=("length_weight",),
+        penalises_rewards=True,
     ),
     "group_length_penalty": CreditMode(
-        "a length penalty in the advantage (control)", whole_groups=True
+        "a length penalty in the advantage (control)",
+        weights=("length_weight",),
+        whole_groups=True,
     ),
     "paper": CreditMode(
-        "the paper's formula", reads_information=True, takes_controls=True
+        "the paper's formula",
+        weights=("info_weight", "explore_weight"),
+        reads_information=True,
+        takes_controls=True,
     ),
     "to_go": CreditMode(
         "discounted information to go",
+        weights=("info_weight", "explore_weight", "discount", "cost"),
         reads_information=True,
         takes_controls=True,
         gates=True,
     ),
     "faithful": CreditMode(
         "the authors' code with exact probes",
+        weights=("info_weight", "explore_weight", "horizon"),
         reads_information=True,
         at_every_token=True,
     ),

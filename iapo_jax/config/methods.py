@@ -1,7 +1,7 @@
-"""Methods by name: one word chooses all that makes one.
+"""Methods by name: one word sets every field that makes a method.
 
-Each is fields of a configuration. Where a method says nothing, the defaults
-hold: the paper's loss (token mean, clip 0.2 / 0.28, KL weight 0.001).
+Fields that a method does not set keep their defaults, the paper's loss: token
+mean, clip 0.2 / 0.28, KL weight 0.001.
 """
 
 from collections.abc import Mapping
@@ -9,24 +9,23 @@ from typing import Any
 
 import ml_collections
 
+from iapo_jax.config.credits import CREDITS
 from iapo_jax.core.errors import ConfigError
 
-NAMES = (
+_PRESETS = (
     "paper", "to_go", "chance", "faithful", "grpo", "dr_grpo", "dapo", "gspo",
     "gfpo", "gtpo", "s_grpo", "length_penalty", "group_length_penalty",
     "shuffled", "cost_only",
 )  # fmt: skip
+# Every credit mode is a method, under its own name.
+NAMES = (*_PRESETS, *(name for name in CREDITS if name not in _PRESETS))
 
 
 def choose(config: ml_collections.ConfigDict, name: str) -> None:
-  """Sets what makes a method. Lengths and group sizes must be set before.
+  """Sets the fields of a method, one of `NAMES`.
 
-  Args:
-    config: to be changed, its method's fields still at their defaults.
-    name: one of `NAMES`.
-
-  Raises:
-    ConfigError: for an unknown name.
+  `rollout.max_tokens` and `group_size` must be set before; the fields that
+  methods set must be at their defaults.
   """
   if name not in NAMES:
     raise ConfigError(f"method {name!r}: must be one of {', '.join(NAMES)}")
@@ -35,24 +34,30 @@ def choose(config: ml_collections.ConfigDict, name: str) -> None:
     config[group].update(values)
 
 
+def _of_mode(name: str) -> dict[str, dict[str, Any]]:
+  """A credit mode at its defaults."""
+  credit = {"mode": name}
+  if CREDITS[name].penalises_rewards:
+    credit["normalise"] = False
+  return {"credit": credit}
+
+
 def _fields(
     max_tokens: int, group_size: int
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-  """What each method sets, by group of fields; docs/method.md has formulas."""
+  """Fields by method and group; docs/method.md has the formulas."""
   to_go = {"mode": "to_go", "info_weight": 2.0, "explore_weight": 0.0}
-  # What each token adds to the chance of the right answer, less its price.
+  # Credits the chance of the right answer that a token adds, less a price.
   chance = {"discount": 1.0, "cost": 0.01, "only_correct": False}
   plain = {"mode": "grpo"}
-  # GRPO's own loss: every completion counts as much, one symmetric clip.
+  # GRPO's own loss: completions count equally, one symmetric clip.
   per_sequence = {"aggregation": "sequence_mean", "clip_high": 0.2}
-  return {
-      "paper": {"credit": {"mode": "paper"}},
+  return {name: _of_mode(name) for name in CREDITS} | {
       "to_go": {"credit": to_go},
       "chance": {
           "credit": to_go | chance,
           "probe": {"estimator": "gold_chance"},
       },
-      "faithful": {"credit": {"mode": "faithful"}},
       "grpo": {"credit": plain, "loss": per_sequence},
       "dr_grpo": {
           "credit": plain | {"normalise": False},
@@ -85,10 +90,6 @@ def _fields(
               "first_tokens": 150, "short_tokens": 341, "later_share": 0.5,
           },
       },
-      "length_penalty": {
-          "credit": {"mode": "length_penalty", "normalise": False},
-      },
-      "group_length_penalty": {"credit": {"mode": "group_length_penalty"}},
       "shuffled": {"credit": to_go | {"information": "shuffled"}},
       "cost_only": {"credit": to_go | {"information": "none", "cost": 0.03}},
   }  # fmt: skip

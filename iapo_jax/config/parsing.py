@@ -83,25 +83,20 @@ def suggestion(name: str) -> str:
   group, _, last = name.rpartition(".")
   known = list(fields.describe(Config()))
 
-  def of_the_group(x: fields.Described) -> bool:
-    return bool(group) and x.name.startswith(f"{group}.")
-
+  same = [
+      x.name
+      for x in known
+      if last.lower() in x.aliases or x.name.rpartition(".")[2] == last
+  ]
   # A name's own group decides between two fields of one meaning.
-  known.sort(key=lambda x: not of_the_group(x))
-  words = (last.lower(), name.lower())
-  same = [x.name for x in known if set(words) & set(x.aliases)]
-  same += [x.name for x in known if x.name.rpartition(".")[2] == last]
-  groups = sorted({x.name.rpartition(".")[0] for x in known} - {""})
-  if not group and last in {x.rpartition(".")[2] for x in groups}:
-    same += [x for x in groups if x.rpartition(".")[2] == last]
+  same = [x for x in same if group and x.startswith(f"{group}.")] or same
   if not same:
-    names = [*(x.name for x in known), *groups]
-    same = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-  if not same and not group:
-    lasts = {x.name.rpartition(".")[2]: x.name for x in known}
-    close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.8)
-    same = [lasts[x] for x in close]
-  found = " or ".join(f"config.{x}" for x in dict.fromkeys(same[:2]))
+    spelled = {x.name: x.name for x in known}
+    if not group:
+      spelled |= {x.name.rpartition(".")[2]: x.name for x in known}
+    close = difflib.get_close_matches(name, spelled, n=1, cutoff=0.8)
+    same = [spelled[x] for x in close]
+  found = " or ".join(f"config.{x}" for x in same[:2])
   return f"; did you mean {found}?" if found else "; see `iapo fields`"
 
 

@@ -111,7 +111,7 @@ def _check_credit(c: Config) -> None:
   if not credit.only_correct and not mode.gates:
     rule = f"must be true with credit.mode {credit.mode}"
     fail("credit.only_correct", False, rule)
-  if credit.normalise and not mode.normalises:
+  if credit.normalise and mode.penalises_rewards:
     rule = (
         f"must be false with credit.mode {credit.mode}: a division by the"
         " standard deviation cancels the weight of the penalty"

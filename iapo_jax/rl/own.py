@@ -1,15 +1,15 @@
 """Parts of the step that a user's program puts in place of the package's own.
 
-    from iapo_jax import cli
+    from iapo_jax.cli import iapo
     from iapo_jax.rl.own import Own
 
     def reward(completions, golds):
       return [float(gold in text) for text, gold in zip(completions, golds)]
 
     if __name__ == "__main__":
-      cli.main("train", own=Own(text_reward=reward))
+      iapo.run("train", own=Own(text_reward=reward))
 
-is a program with all flags of experiments/run.py. A run does not know its
+is a program with all arguments of `iapo train`. A run does not know its
 parts by their code: who goes on with one must bring the same again.
 """
 

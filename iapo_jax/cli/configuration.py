@@ -1,0 +1,73 @@
+"""The argument `--config`, with fields set after it."""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from iapo_jax.cli.command import Parser
+from iapo_jax.config import parsing, presets
+from iapo_jax.config.schema import Config
+from iapo_jax.core.errors import ConfigError
+
+_OVERRIDE = "--config."
+
+
+def add_argument(parser: Parser) -> None:
+  """Adds `--config`; fields after it are `load`'s."""
+  parser.add_argument(
+      "--config",
+      metavar="NAME[:VARIANT]",
+      help="a configuration by name, or a file; left out: lists them",
+  )
+  parser.add_argument_group(
+      "fields",
+      "--config.FIELD=VALUE sets a field of the configuration;"
+      " `iapo fields` lists them",
+  )
+
+
+def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
+  """The checked configuration of `--config`, with fields set.
+
+  Args:
+    given: NAME or FILE, perhaps with :VARIANT.
+    overrides: the arguments `--config.FIELD=VALUE`.
+
+  Returns:
+    The configuration; NAME[-VARIANT], which names a run of it.
+
+  Raises:
+    ConfigError: for no such configuration, variant or field, or a broken rule.
+  """
+  if given is None:
+    print(f"configurations:\n{presets.listing()}")
+    raise ConfigError("--config: missing; name one of the above, or a file")
+  name, colon, variant = given.partition(":")
+  path = presets.find(name)
+  _check_names(overrides)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  try:
+    rest = values(["iapo", f"--config={path}{colon}{variant}", *overrides])[1:]
+  except flags.Error as error:
+    raise ConfigError(str(error)) from error
+  if rest:
+    raise ConfigError(f"unknown argument {rest[0]!r}")
+  label = f"{path.stem}-{variant}" if variant else path.stem
+  return parsing.parse(values["config"].value), label
+
+
+def _check_names(overrides: Sequence[str]) -> None:
+  """Checks that fields exist, before ml_collections names them badly."""
+  known = parsing.flatten(Config())
+  for argument in overrides:
+    name, _, value = argument.removeprefix(_OVERRIDE).partition("=")
+    if argument.startswith(_OVERRIDE) and name not in known:
+      if group := [x for x in known if x.startswith(f"{name}.")]:
+        rule = f"is a group of fields; set one, such as --config.{group[0]}"
+        raise ConfigError(f"config.{name} = {value!r}: {rule}")
+      hint = parsing.suggestion(name)
+      raise ConfigError(f"config.{name} = {value!r}: unknown field{hint}")
+
+

@@ -1,0 +1,81 @@
+"""The command `iapo`: finds the command that is asked for, and runs it."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from iapo_jax.cli import command
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.rl.own import NOTHING, Own
+
+# One file of this folder each.
+COMMANDS = {
+    "train": "train a configuration",
+    "evaluate": "judge policies on the same problems",
+    "score": "show what each token of existing reasoning says about the answer",
+    "export": "write a policy as a Hugging Face folder",
+    "report": "draw a page about a run, or about several",
+    "compile": "compile a step for TPUs that are not there",
+    "replay": "run a step again whose numbers were not finite",
+    "demo": "train and compare methods on sums, in minutes",
+    "fields": "list the fields of a configuration",
+}
+
+
+def main() -> None:
+  """Runs `iapo COMMAND ...`."""
+  name, arguments = (sys.argv[1:] or ["--help"])[0], sys.argv[2:]
+  if name in ("-h", "--help"):
+    print(_usage())
+    return
+  run(name, arguments)
+
+
+def run(
+    name: str, arguments: Sequence[str] | None = None, own: Own = NOTHING
+) -> None:
+  """Runs one command to the end of the process; errors are one line.
+
+  Args:
+    name: one of `COMMANDS`.
+    arguments: after the command; those of the process by default.
+    own: a program's own parts of the train step, for `train`.
+  """
+  with command.ending():
+    if name not in COMMANDS:
+      close = difflib.get_close_matches(name, COMMANDS, n=1)
+      if name.startswith("--"):
+        close = ["train"]
+      hint = f"; did you mean `iapo {close[0]}`?" if close else ""
+      rule = f"must be one of {', '.join(COMMANDS)}{hint}"
+      raise ConfigError(f"command {name!r}: {rule}")
+    flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags
+    module = importlib.import_module(f"iapo_jax.cli.{name}")
+    parser = command.Parser(prog=f"iapo {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, rest = parser.parse_known_args(given)
+    takes_fields = hasattr(parsed, "config")
+    if unknown := [x for x in rest if not (takes_fields and _is_field(x))]:
+      parser.refuse(unknown)
+    parsed.overrides, parsed.own = rest, own
+    module.run(parsed)
+
+
+def _is_field(argument: str) -> bool:
+  """Whether an argument sets a field, or is the value of one before it."""
+  return not argument.startswith("--") or argument.startswith(
+      ("--config.", "--noconfig.")
+  )
+
+
+def _usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+  return "\n".join([
+      "usage: iapo COMMAND ...", "", "commands:", *lines, "",
+      "iapo COMMAND --help says what a command takes.",
+  ])  # fmt: skip

@@ -1,0 +1,34 @@
+"""Runs a step again whose numbers were not finite, and says where they began.
+
+  iapo replay runs/mine/replay/rl-12
+
+A run that stops because of such numbers keeps its last step there, and says so.
+On the same devices the step comes to the same numbers.
+"""
+
+import argparse
+import pathlib
+
+from iapo_jax.cli import command
+from iapo_jax.rl import finite
+from iapo_jax.run import replay
+
+
+def add_arguments(parser: command.Parser) -> None:
+  """Adds the arguments of the command."""
+  parser.add_argument(
+      "step", metavar="RUN/replay/STAGE-STEP", help="folder of the step"
+  )
+
+
+def run(given: argparse.Namespace) -> None:
+  """Prints the step's metrics, then and now."""
+  found = replay.again(pathlib.Path(given.step))
+  for name, value in found.metrics.items():
+    print(f"{name:28} {value:12.6g}   then {found.before[name]:12.6g}")
+  lost = finite.offenders(found.metrics)
+  if not lost:
+    print("every number is finite this time")
+    return
+  print(f"not finite: {', '.join(lost)}")
+  print(f"first: {found.place or 'no NaN, but infinities'}")

@@ -1,0 +1,121 @@
+r"""Scores reasoning that exists: what each token says about the answer.
+
+  iapo score --model=FOLDER --input=IN.jsonl --output=OUT.jsonl --html=OUT.html
+
+A line of the input is a JSON object with `prompt` and `completion` as text, or
+`prompt_ids`, `completion_ids` and perhaps `postfix_ids` (the elicitation) as
+token ids. A `prompt` that is a list of messages, or with --chat any, goes
+through the model's chat template. In text the reasoning ends before `</think>`;
+in ids every completion token is reasoning.
+
+A line of the output is that of the input and, in nats at temperature 1:
+`logprobs` [t] and `entropies` [t] of the completion's tokens,
+`answer_entropies` [t + 1], how uncertain the answer would be if it had to be
+given after 0, 1, ... t tokens (null after the reasoning), and `mi` [t], by how
+much each token lowered that. Lines are written as they are done; the same
+command goes on after them.
+"""
+
+import argparse
+import pathlib
+
+import tqdm
+
+from iapo_jax.cli import command
+from iapo_jax.core import files
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.tools import loaded, score_lines
+from iapo_jax.tools.report import scores as scores_page
+
+
+def add_arguments(parser: command.Parser) -> None:
+  """Adds the arguments of the command."""
+  add = parser.add_argument
+  add(
+      "--model",
+      required=True,
+      help="Hugging Face folder or hub name, or the folder of a run",
+  )
+  add("--input", required=True, help="lines of JSON to score")
+  add("--output", required=True, help="file to write; must be new")
+  add("--html", help="page to draw; must be new")
+  add(
+      "--html_lines",
+      default=100,
+      type=command.at_least(1),
+      help="first lines of the input that the page shows",
+  )
+  add(
+      "--dtype",
+      default="float32",
+      choices=("float32", "bfloat16"),
+      help="of weights and matmuls",
+  )
+  add("--chat", action="store_true", help="make every prompt a user's message")
+  add(
+      "--chat_date",
+      default="2026-01-01",
+      help="the day that chat templates print as today",
+  )
+  add("--tokenizer", help="folder or hub name, if it is not the model's")
+  add(
+      "--elicitation",
+      default=loaded.ELICITATION,
+      help="text that ends the reasoning and asks for the answer",
+  )
+  add(
+      "--batch_size", default=8, type=command.at_least(1), help="lines a call"
+  )
+
+
+def run(given: argparse.Namespace) -> None:
+  """Reads, scores, writes."""
+  output, html = _places(given)
+  # The flags that scores depend on.
+  names = (
+      "model", "dtype", "chat", "chat_date", "tokenizer", "elicitation",
+  )  # fmt: skip
+  settings = {name: getattr(given, name) for name in names}
+  policy = loaded.load(**settings)
+  lines, items = score_lines.read(pathlib.Path(given.input), policy.rules)
+  done = score_lines.Partial(output, lines, settings)
+  if done.count:
+    print(f"resumes  after {done.count} of {len(lines)} lines")
+  progress = tqdm.tqdm(
+      total=len(lines), initial=done.count, unit="lines", disable=None
+  )
+  window = 16 * given.batch_size  # in which lines of similar lengths join
+  for start in range(done.count, len(lines), window):
+    part = slice(start, start + window)
+    done.append(
+        policy.scored(lines[part], items[part], batch_size=given.batch_size)
+    )
+    progress.update(len(lines[part]))
+  progress.close()
+  page = None
+  if html:
+    # Drawn before the scores are final: if it fails, the command goes on there.
+    title = f"Information in {pathlib.Path(given.input).name}"
+    shown = done.first(given.html_lines)
+    page = scores_page.draw(shown, title=title, total=len(lines))
+  done.finish()
+  print(f"scored {len(lines)} lines of {given.input} to {output}")
+  if html:
+    # A lone surrogate in a line has no UTF-8 form: its escape is shown.
+    files.write_text(html, page, errors="backslashreplace")
+    print(f"page     {html}")
+
+
+def _places(
+    given: argparse.Namespace,
+) -> tuple[pathlib.Path, pathlib.Path | None]:
+  """Where scores and page go: two files that are not there yet."""
+  output = pathlib.Path(given.output)
+  html = pathlib.Path(given.html) if given.html else None
+  if html and html.resolve() == output.resolve():
+    raise ConfigError(f"--html = {str(html)!r}: must not be --output")
+  for path in filter(None, (output, html)):
+    if path.exists():
+      raise ConfigError(f"{str(path)!r}: exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+  return output, html

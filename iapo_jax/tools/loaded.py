@@ -1,0 +1,178 @@
+"""A policy in memory, from a run, a Hugging Face folder or the hub."""
+
+import dataclasses
+import datetime
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.schema import ProbeConfig
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Params
+from iapo_jax.data import task
+from iapo_jax.hf import folder, weights
+from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.run import sources
+from iapo_jax.run import workdir as workdir_lib
+from iapo_jax.tools import export as export_lib
+from iapo_jax.tools import score_lines, scoring
+
+ELICITATION = ProbeConfig().elicitation
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A policy in memory.
+
+  Attributes:
+    source: the checkpoint of a run, or a Hugging Face folder.
+    cfg: the decoder.
+    params: its weights, on the first device.
+    rules: how text becomes tokens.
+  """
+
+  source: sources.Source | pathlib.Path
+  cfg: ModelConfig
+  params: Params
+  rules: score_lines.Rules
+
+  def score(
+      self, texts: Sequence[Mapping[str, Any]], *, batch_size: int = 8
+  ) -> list[score_lines.Line]:
+    """Scores reasoning: what each token says about the answer.
+
+    Args:
+      texts: each with `prompt` and `completion`, or as token ids; the formats
+        are those of `iapo score`.
+      batch_size: texts a call.
+
+    Returns:
+      The texts with their scores added, by `score_lines.scored`.
+
+    Raises:
+      ConfigError: names the first text that breaks a rule.
+    """
+    lines = [dict(text) for text in texts]
+    items = [
+        score_lines.placed(line, self.rules, f"text {i}")
+        for i, line in enumerate(lines)
+    ]
+    return list(self.scored(lines, items, batch_size=batch_size))
+
+  def scored(
+      self,
+      lines: Sequence[score_lines.Line],
+      items: Sequence[scoring.Item],
+      *,
+      batch_size: int,
+  ) -> Iterator[score_lines.Line]:
+    """Yields lines with the scores of their items, in order."""
+    found = dict(
+        scoring.score(self.params, items, cfg=self.cfg, batch_size=batch_size)
+    )
+    for i, (line, item) in enumerate(zip(lines, items, strict=True)):
+      yield score_lines.scored(line, item, found[i], self.rules.tokenizer)
+
+  def export(
+      self, output: str | pathlib.Path, *, dtype: str = "float32"
+  ) -> None:
+    """Writes the policy as a Hugging Face folder.
+
+    Args:
+      output: a folder that does not exist yet.
+      dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+      ConfigError: if `output` exists or cannot be written.
+    """
+    output = pathlib.Path(output)
+    if isinstance(self.source, sources.Source):
+      export_lib.export(self.source, output, dtype=dtype)
+    else:
+      export_lib.convert(self.source, output, self.params, self.cfg, dtype)
+
+
+def load(
+    model: str | pathlib.Path,
+    *,
+    checkpoint: str = "last",
+    dtype: str = "float32",
+    tokenizer: str | None = None,
+    elicitation: str | None = None,
+    chat: bool = False,
+    chat_date: str = "2026-01-01",
+) -> Policy:
+  """Loads a policy onto the first device.
+
+  Args:
+    model: the folder of a run, a Hugging Face folder, or a hub name.
+    checkpoint: of a run: last, best or an RL step.
+    dtype: of weights and matmuls: float32 or bfloat16.
+    tokenizer: folder or hub name, if it is not the model's.
+    elicitation: text that ends the reasoning and asks for the answer; by
+      default the run's, or `ELICITATION`.
+    chat: whether every text prompt is a user's message.
+    chat_date: YYYY-MM-DD, the day that chat templates print as today.
+
+  Raises:
+    ConfigError: if there is no such model, or its parts do not fit.
+  """
+  try:
+    datetime.date.fromisoformat(chat_date)
+  except ValueError as error:
+    raise ConfigError(
+        f"--chat_date = {chat_date!r}: must be a date, YYYY-MM-DD"
+    ) from error
+  path = pathlib.Path(model)
+  is_run = workdir_lib.is_claimed(path)
+  if is_run:
+    source = sources.chosen(path, checkpoint)
+    run = workdir_lib.load_config(path)
+    cfg, elicitation = run.model, elicitation or run.probe.elicitation
+    kept = [path / folder.KEPT, path / folder.TOKENIZER]
+    there = [place for place in kept if place.is_dir()]
+    place, words = there[0], there[-1]
+  else:
+    source = place = words = folder.find(str(model))
+    cfg = folder.read_model(place)
+  cfg = dataclasses.replace(cfg, dtype=dtype)
+  rules = _rules(
+      place,
+      folder.find(tokenizer) if tokenizer else words,
+      cfg,
+      elicitation or ELICITATION,
+  )
+  if is_run:
+    params = export_lib.load(source, cfg)
+  else:
+    params = weights.load(place, cfg, dtype=dtype)
+  rules = dataclasses.replace(rules, chat=chat, date=chat_date)
+  return Policy(source, cfg, params, rules)
+
+
+def _rules(
+    place: pathlib.Path,
+    words: pathlib.Path,
+    cfg: ModelConfig,
+    elicitation: str,
+) -> score_lines.Rules:
+  """How text becomes tokens, for the model and the tokenizer of folders."""
+  tokens = folder.read_tokens(place)
+  tok, ends, ids = None, tokens.eos_ids, ()
+  if words != place or (words / "tokenizer.json").exists():
+    tok = tokenizer_lib.load(words)
+    ends = task.stop_ids(tok, tokens)
+    ids = task.elicitation_ids(tok, elicitation, "--elicitation")
+    if max(ids) >= cfg.vocab_size:
+      raise ConfigError(
+          f"--elicitation = {elicitation!r}: has token {max(ids)}; the model"
+          f" has {cfg.vocab_size}"
+      )
+  return score_lines.Rules(
+      vocab_size=cfg.vocab_size,
+      max_positions=cfg.max_positions,
+      tokenizer=tok,
+      eos_ids=ends,
+      elicitation=ids,
+  )
