@@ -1,1 +1,1 @@
-"""Tasks, tokenizers and the pipeline from text to arrays."""
+"""Problems, prompts and batches: from text to arrays."""

@@ -2,13 +2,13 @@
 
 A problem `5 b + 1 c - 5 d + 3 =` names its steps. A lean chain of thought has
 one clause a step, `b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4`. A redundant one also
-restates totals, checks sums that are right, hesitates and repeats itself; none
-of that is needed for the answer.
+restates totals, checks right sums, hesitates and repeats itself. The answer
+needs none of that.
 
-Where results slip, a check repairs them: `b 5 + 1 = 9 check 5 + 1 = 9 no so
-total 6 .` goes on from 6, without the check from 9. A chain keeps its totals in
-the range of the task, whatever it goes on from, and ends in the answer that it
-arrived at.
+If results slip, a check repairs them: `b 5 + 1 = 9 check 5 + 1 = 9 no so total
+6 .` continues from 6; without the check the chain continues from 9. A chain
+clips its totals to the range of the task and ends in the answer that it
+reached.
 """
 
 import dataclasses
@@ -35,12 +35,7 @@ _CLAUSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A sum.
-
-  Attributes:
-    numbers: the operands.
-    signs: +1 or -1 before each operand but the first.
-  """
+  """A sum; `signs` holds +1 or -1 for each operand but the first."""
 
   numbers: tuple[int, ...]
   signs: tuple[int, ...]
@@ -55,7 +50,7 @@ class Problem:
 
   @property
   def level(self) -> int:
-    """How many operands it has."""
+    """The number of operands."""
     return len(self.numbers)
 
   @property
@@ -75,7 +70,7 @@ class Problem:
 
 
 def vocabulary(sums: ArithmeticConfig) -> list[str]:
-  """Every word of the task, the special ones first."""
+  """Returns every word of the task, the special ones first."""
   repair = ("no",) if sums.slip_rate else ()
   tags = (
       text.THINK_OPEN,
@@ -88,30 +83,23 @@ def vocabulary(sums: ArithmeticConfig) -> list[str]:
 
 
 def number_words(sums: ArithmeticConfig) -> list[str]:
-  """The words 0, 1, 2, ... of the task."""
+  """Returns the words 0, 1, 2, ... of the task."""
   return [str(i) for i in range(max(sums.max_total, sums.max_operand) + 1)]
 
 
 def make_splits(
     sums: ArithmeticConfig, seed: int = 0
 ) -> dict[str, list[Problem]]:
-  """Distinct problems in three splits that share none, by construction.
+  """Draws `train`, `validation` and `test`, which share no problem.
 
-  Of every level one list of distinct problems is drawn and then cut. With
-  several levels validation and test have as many problems of each (one more of
-  the highest where the number does not divide), in turns from the lowest. So
-  has train, but a level that holds fewer gives all that are left of it, and
-  the others make up for it alike.
-
-  Args:
-    sums: sizes and ranges.
-    seed: of the draw; fixed, so that every run has the same splits.
-
-  Returns:
-    `train`, `validation` and `test`.
+  For each level one list of distinct problems is drawn and then cut. Validation
+  and test hold equally many problems of each level (one more of the highest
+  levels if the number does not divide), in turns from the lowest. So does
+  train; a level with fewer problems gives all that are left, and the other
+  levels give equally more. The seed is fixed, so every run has the same splits.
 
   Raises:
-    ConfigError: where the ranges do not hold that many distinct problems.
+    ConfigError: if the ranges hold fewer distinct problems.
   """
   if sums.operands > len(string.ascii_lowercase):
     raise ConfigError(
@@ -130,7 +118,7 @@ def make_splits(
 
 
 def _sizes(sums: ArithmeticConfig) -> dict[int, dict[str, int]]:
-  """Problems of each split, by level."""
+  """Returns the number of problems of each split, by level."""
   test, validation = sums.test_problems, sums.validation_problems
   if not sums.min_operands:
     held_out = {"test": test, "validation": validation}
@@ -167,7 +155,7 @@ def _sizes(sums: ArithmeticConfig) -> dict[int, dict[str, int]]:
 
 
 def _shared_out(total: int, rooms: Mapping[int, int]) -> dict[int, int]:
-  """A total in equal parts, or where a part has less room, all of that."""
+  """Divides a total equally; a part with less room takes all of its room."""
   parts = {}
   narrowest_first = sorted(rooms, key=lambda level: rooms[level])
   for i, level in enumerate(narrowest_first):
@@ -177,7 +165,7 @@ def _shared_out(total: int, rooms: Mapping[int, int]) -> dict[int, int]:
 
 
 def _held(sums: ArithmeticConfig, operands: int) -> int:
-  """How many distinct problems the ranges hold."""
+  """Counts the distinct problems that the ranges hold."""
   steps = range(1, sums.max_operand + 1)
   ways = {number: 1 for number in steps if number <= sums.max_total}
   for _ in range(operands - 1):
@@ -196,11 +184,11 @@ def _distinct(
     rng: np.random.Generator,
     wanted: int,
 ) -> list[Problem]:
-  """As many distinct problems, drawn at random."""
+  """Draws that many distinct problems."""
   held = _held(sums, operands)
   found: dict[Problem, None] = {}
-  # Nearly exhausting the ranges takes several draws a problem, and of long
-  # problems one draw in a hundred stays within them.
+  # Nearly exhausting the ranges takes several draws a problem; of long problems
+  # one draw in a hundred stays within them.
   for _ in range(300):
     if held < wanted:
       break
@@ -216,7 +204,7 @@ def _distinct(
 
 
 def _in_turns(levels: Iterable[list[Problem]]) -> list[Problem]:
-  """One of each list, then the next of each, as far as they go."""
+  """Interleaves lists: the first of each, then the second of each, ..."""
   turns = itertools.zip_longest(*levels)
   return [problem for turn in turns for problem in turn if problem]
 
@@ -229,20 +217,20 @@ def demonstration(
     early_share: float,
     early_full_share: float,
 ) -> list[Piece]:
-  """A written-out chain of thought, or an early answer, for the warm start.
+  """Writes a chain of thought, or an early answer, for the warm start.
 
   Args:
     problem: the sum.
-    sums: how redundant chains are, how often they slip and check.
-    rng: decides everything random about it.
+    sums: how redundant chains are, and how often they slip and check.
+    rng: the only source of randomness.
     early_share: probability that the chain is cut at a random point and
-      followed by the answer, the one that it would have arrived at.
-    early_full_share: of those, the share whose every token is learned; of the
-      others only the answer is.
+      followed by the answer that the whole chain reaches.
+    early_full_share: share of those cut chains whose tokens are all learned;
+      of the others only the answer is learned.
 
   Returns:
-    Pieces whose texts, one after the other, are the completion without its
-    EOS. Results that slipped are not learned.
+    Pieces whose joined texts are the completion without EOS. Results that
+    slipped are not learned.
   """
   redundant = rng.random() < sums.redundancy
   chain, slips, answer = _chain(problem, sums, rng, redundant=redundant)
@@ -260,7 +248,7 @@ def demonstration(
 
 
 def longest_demonstration(sums: ArithmeticConfig) -> int:
-  """Words of the longest completion `demonstration` can give, and an EOS."""
+  """Returns the words of the longest `demonstration`, plus one for EOS."""
   step, restated, hesitation, closing, answer = 6, 4, 3, 4, 5
   checked = 11 if sums.slip_rate else 7
   steps = sums.operands - 1
@@ -270,7 +258,7 @@ def longest_demonstration(sums: ArithmeticConfig) -> int:
 def _pieces(
     words: Iterable[str], slips: frozenset[int], learned: bool
 ) -> list[Piece]:
-  """Words as text; those in the places of slips are never learned."""
+  """Joins words into pieces; words at the places of slips are not learned."""
   pieces: list[Piece] = []
   for is_slip, group in itertools.groupby(
       enumerate(words), lambda word: word[0] in slips
@@ -288,7 +276,7 @@ def _chain(
     *,
     redundant: bool,
 ) -> tuple[list[str], frozenset[int], int]:
-  """The words of a chain of thought, where it slips, what it arrives at."""
+  """Returns the words of a chain, the places of slips, and its answer."""
   words: list[str] = []
   slips: set[int] = set()
   total = problem.numbers[0]
@@ -310,7 +298,7 @@ def _chain(
       total = right
     if redundant and rng.random() < 0.7:
       words += f"so total {total} .".split()
-    # Where results slip, the rates above alone say how often they are checked.
+    # If results slip, only the rates above decide on checks.
     if not sums.slip_rate and redundant and rng.random() < 0.8:
       words += f"check {clause} {total} {_verdict(right, total)}".split()
     if redundant and rng.random() < 0.5:
@@ -323,20 +311,20 @@ def _chain(
 def _another(
     right: int, sums: ArithmeticConfig, rng: np.random.Generator
 ) -> int:
-  """A number of the task, any but one, each as likely as the next."""
+  """Draws a number of the task other than `right`, uniformly."""
   other = int(rng.integers(len(number_words(sums)) - 1))
   return other + (other >= right)
 
 
 def _verdict(right: int, stated: int) -> str:
-  """How a check ends; it repairs what is wrong."""
+  """Returns the end of a check, which repairs a wrong result."""
   return "yes" if stated == right else f"no so total {right} ."
 
 
 def _draw(
     sums: ArithmeticConfig, operands: int, rng: np.random.Generator, count: int
 ) -> list[Problem]:
-  """`count` random problems, less those whose totals leave the range."""
+  """Draws `count` problems and drops those whose totals leave the range."""
   numbers = rng.integers(1, sums.max_operand + 1, (count, operands))
   signs = rng.choice([1, -1], (count, operands - 1))
   terms = np.concatenate([numbers[:, :1], signs * numbers[:, 1:]], axis=1)
@@ -351,7 +339,7 @@ def _draw(
 
 
 def step_names(operands: int) -> str:
-  """The letters that name the steps of a problem."""
+  """Returns the letters that name the steps of a problem."""
   return string.ascii_lowercase[1:operands]
 
 

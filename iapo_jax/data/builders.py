@@ -1,8 +1,8 @@
 """TensorFlow Datasets builders of data sets, without TensorFlow.
 
-Rows are converted once, kept as array_record files in their published order
-and read through `as_data_source`. What is prepared is named by the content it
-was made from, so that other files are another data set.
+Rows are converted once, written as array_record files in their published order
+and read through `as_data_source`. A prepared folder is named by the content of
+its source files, so other files make another data set.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from iapo_jax.data.published import DataSet
 
 _FIELDS = ("question", "answer", "solution")
 _VERSION = "1.0.0"  # of the conversion
-# Where the hub's and other repositories keep their files.
+# Folders in which repositories keep their files.
 _SUBFOLDERS = ("", "data", "main", "default")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Prepares a published data set; what it is of differs by subclass."""
+  """Prepares the data set of its subclass."""
 
   VERSION = tfds.core.Version(_VERSION)
   DATA_SET: DataSet
@@ -47,11 +47,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       files: Mapping[str, Sequence[pathlib.Path]] | None = None,
       data_dir: str | None = None,
   ) -> None:
-    """Makes a builder.
+    """Makes a builder of local files, by split; None fetches them.
 
-    Args:
-      files: for each published split its local files; None to fetch them.
-      data_dir: where prepared data sets are kept, TFDS's own place by default.
+    Prepared data sets are kept in `data_dir`, by default TFDS's own.
     """
     self._files = files
     name = f"fetched_{_pins(self.DATA_SET)[:16]}"
@@ -73,7 +71,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @property
   def url_infos(self) -> dict[str, tfds.download.checksums.UrlInfo]:
-    """What every fetched file must be, by its address."""
+    """The pinned size and SHA-256 of every fetched file, by its URL."""
     return {
         file.url: tfds.download.checksums.UrlInfo(
             size=file.size, checksum=file.sha256, filename=None
@@ -88,7 +86,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         builder=self,
         homepage=self.DATA_SET.homepage,
         features=tfds.features.FeaturesDict(dict.fromkeys(_FIELDS, text)),
-        disable_shuffling=True,  # the first rows are the first published ones
+        disable_shuffling=True,  # keeps the published order
     )
 
   def _split_generators(
@@ -170,7 +168,7 @@ class Aime25(Builder, skip_registration=True):
 
 
 class Own(Builder, skip_registration=True):
-  """Somebody's own files: rows of question, answer and perhaps solution."""
+  """The user's own files: rows of question, answer and perhaps solution."""
 
   name = "own"
   DATA_SET = published.data_set("own")
@@ -179,22 +177,19 @@ class Own(Builder, skip_registration=True):
 def load(
     task: str, *, source_dir: str = "", prepared_dir: str = ""
 ) -> dict[str, list[Example]]:
-  """The published splits of a data set, prepared if need be.
+  """Returns the published splits of a data set; prepares it if needed.
 
   Args:
     task: one of `data_config.READ`.
-    source_dir: a folder with its files, or with a folder of the task's name
-      that has them; by default they are fetched, but for `own`. Of `own` also
-      `tfds:` and the name of a data set of TFDS.
-    prepared_dir: where prepared data sets are kept, TFDS's own place by
-      default.
+    source_dir: a folder with the files, or with a folder of the task's name
+      that has them; empty fetches them. For `own` a folder, or `tfds:NAME`.
+    prepared_dir: where prepared data sets are kept; empty is TFDS's own place.
 
   Returns:
     The examples of each split, in their published order.
 
   Raises:
-    ConfigError: where files are missing, cannot be fetched, or are something
-      else.
+    ConfigError: if files are missing, cannot be fetched, or hold other rows.
   """
   kinds = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25, Own)
   kind = next(builder for builder in kinds if builder.name == task)
@@ -209,7 +204,7 @@ def load(
     if files is None:
       _check_can_fetch(builder)
     with _alone(root, task):
-      # Another process may have done it meanwhile.
+      # Another process may have prepared it meanwhile.
       builder = _builder(kind, files, root)
       if not _is_prepared(builder):
         _prepare(builder)
@@ -232,7 +227,7 @@ def _builder(
   try:
     with _quiet():
       return kind(files=files, data_dir=str(root))
-  except Exception as error:  # of protocol buffers
+  except Exception as error:  # from protocol buffers
     raise _damaged(kind.name, root / kind.name) from error
 
 
@@ -243,7 +238,7 @@ def _is_prepared(builder: Builder) -> bool:
 
 @contextlib.contextmanager
 def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
-  """One process at a time prepares a data set; the others wait for it."""
+  """Holds a lock, so that one process at a time prepares a data set."""
   try:
     root.mkdir(parents=True, exist_ok=True)
     lock = (root / f".{task}.lock").open("w")
@@ -271,7 +266,7 @@ def _prepare(builder: Builder) -> None:
       builder.download_and_prepare(download_config=settings)
   except ConfigError:
     raise
-  except Exception as error:  # of the network, of checksums, of the disk
+  except Exception as error:  # from network, checksums or disk
     reason = errors.reason(error)
     raise ConfigError(
         f"data {data.name!r}: could not be prepared in {builder.data_path}"
@@ -286,7 +281,7 @@ def _prepare(builder: Builder) -> None:
 
 
 def _read(builder: Builder) -> dict[str, list[Example]]:
-  """The examples of a prepared data set."""
+  """Reads the examples of a prepared data set."""
   try:
     with _quiet():
       sources = {
@@ -300,7 +295,7 @@ def _read(builder: Builder) -> dict[str, list[Example]]:
         ]
         for split, source in sources.items()
     }
-  except Exception as error:  # of TFDS, array_record, protocol buffers
+  except Exception as error:  # from TFDS, array_record, protocol buffers
     raise _damaged(builder.name, builder.data_path) from error
 
 
@@ -313,7 +308,7 @@ def _damaged(name: str, path: Any) -> ConfigError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without TFDS's bars and hints: its errors are told by exceptions."""
+  """Silences the bars and hints of TFDS; its errors are exceptions."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
@@ -327,7 +322,7 @@ def _quiet() -> Iterator[None]:
 def _find(
     data: DataSet, source_dir: str
 ) -> dict[str, list[pathlib.Path]]:
-  """The local files of each split."""
+  """Finds the local files of each split."""
   root = pathlib.Path(source_dir).expanduser()
   own = root / data.name
   root = own if own.is_dir() else root
@@ -353,7 +348,7 @@ def _find(
 
 
 def _check_complete(paths: Sequence[pathlib.Path]) -> None:
-  """Whether all parts are there, of a file that says how many it has."""
+  """Raises ConfigError if parts `-of-N` of a file are missing."""
   counted = re.search(r"-of-(\d+)\.", paths[0].name)
   if counted and len(paths) != int(counted.group(1)):
     raise ConfigError(
@@ -363,9 +358,9 @@ def _check_complete(paths: Sequence[pathlib.Path]) -> None:
 
 
 def _check_can_fetch(builder: Builder) -> None:
-  """Finds out at once what the network's own time-outs tell after minutes."""
+  """Fails at once where the network would time out after minutes."""
   if urllib.request.getproxies().keys() & {"http", "https", "all"}:
-    return  # proxies find hosts themselves
+    return  # proxies resolve names themselves
   data = builder.DATA_SET
   for file in (f for files in data.downloads.values() for f in files):
     host = urllib.parse.urlsplit(file.url).hostname
@@ -381,7 +376,7 @@ def _check_can_fetch(builder: Builder) -> None:
 
 
 def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
-  """The rows of a jsonl or parquet file."""
+  """Yields the rows of a jsonl or parquet file."""
   with path.open("rb") as file:
     is_parquet = file.read(4) == b"PAR1"
   if is_parquet:
@@ -398,7 +393,7 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
         continue
       try:
         row = json.loads(line)
-      # Also where it is no UTF-8, or brackets are nested by the thousand.
+      # ValueError also for bad UTF-8, RecursionError for deep nesting.
       except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: line {number} is no JSON") from error
       if not isinstance(row, dict):
@@ -407,7 +402,7 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _pins(data: DataSet) -> str:
-  """SHA-256 of what is fetched."""
+  """Returns the SHA-256 of the pinned sums of all fetched files."""
   sums = [
       f"{split} {file.sha256}"
       for split, files in sorted(data.downloads.items())
@@ -417,7 +412,7 @@ def _pins(data: DataSet) -> str:
 
 
 def _digest(files: Mapping[str, Sequence[pathlib.Path]]) -> str:
-  """SHA-256 of what the files hold, split by split."""
+  """Returns the SHA-256 of the files' contents, split by split."""
   digest = hashlib.sha256()
   for split, paths in sorted(files.items()):
     digest.update(split.encode())

@@ -1,4 +1,4 @@
-"""Problems in words: what a published row says, and its demonstration."""
+"""Problems in words: conversion of published rows, and demonstrations."""
 
 import dataclasses
 import re
@@ -27,10 +27,10 @@ class Example:
   """A problem.
 
   Attributes:
-    question: its text.
+    question: the problem in words.
     answer: the gold answer, plain or LaTeX.
-    solution: worked out in words, without the answer's own line; empty where
-      the data set has none.
+    solution: the worked solution without the answer's line; empty if the row
+      has none.
   """
 
   question: str
@@ -39,16 +39,10 @@ class Example:
 
 
 def from_gsm8k(row: Mapping[str, Any]) -> Example:
-  """GSM8K: the calculator's marks go, and the commas of thousands.
+  """Converts `question` and `answer`, a solution that ends in `#### N`.
 
-  Args:
-    row: `question`; `answer`, a solution whose last line is `#### N`.
-
-  Returns:
-    The problem.
-
-  Raises:
-    ValueError: for another form.
+  Removes the calculator's marks, and the answer's commas of thousands. Like
+  every converter it raises ValueError for a row of another form.
   """
   solution, mark, answer = _text(row, "answer").rpartition("####")
   if not mark:
@@ -59,34 +53,17 @@ def from_gsm8k(row: Mapping[str, Any]) -> Example:
 
 
 def from_math(row: Mapping[str, Any]) -> Example:
-  """MATH.
-
-  Args:
-    row: `problem`, `answer` and, where it is known, `solution`.
-
-  Returns:
-    The problem.
-
-  Raises:
-    ValueError: for another form.
-  """
+  """Converts `problem`, `answer` and, if present, `solution`."""
   solution = row.get("solution") or ""
   return Example(_text(row, "problem"), _text(row, "answer"), solution.strip())
 
 
 def from_dapo(row: Mapping[str, Any]) -> Example:
-  """DAPO-Math-17k, as published or in its processed form.
+  """Converts DAPO-Math-17k, as published or in its processed form.
 
-  Args:
-    row: `prompt`, a text or a list of messages, and the answer in
-      `reward_model.ground_truth` or `solution`. What the prompt says before
-      and after its problem is left out.
-
-  Returns:
-    The problem.
-
-  Raises:
-    ValueError: for another form.
+  `prompt` is a text or a list of one message; the instructions before and
+  after its problem are removed. The answer is `reward_model.ground_truth`, or
+  `solution`.
   """
   prompt = row.get("prompt")
   if isinstance(prompt, str):
@@ -108,17 +85,11 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
 
 
 def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
-  """CommonsenseQA: the choices by their letters; the answer is a letter.
+  """Converts a question with labelled choices, and the letter `answerKey`.
 
-  Args:
-    row: `answerKey` and either `question` with `stem` and `choices` (a list of
-      `label` and `text`), or `question` with `choices` of lists.
-
-  Returns:
-    The problem.
-
-  Raises:
-    ValueError: for another form.
+  The authors' rows have `question.stem` and `question.choices`, a list of
+  `label` and `text`. The hub's have `question`, and `choices` with the two
+  lists.
   """
   question, choices = row.get("question"), row.get("choices")
   if isinstance(question, Mapping):
@@ -140,16 +111,9 @@ def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
 
 
 def from_aime(row: Mapping[str, Any]) -> Example:
-  """AIME.
+  """Converts `problem` or `question`, and `answer` in 0 .. 999.
 
-  Args:
-    row: `problem` or `question`; `answer`, a whole number from 0 to 999.
-
-  Returns:
-    The problem.
-
-  Raises:
-    ValueError: for another form.
+  Field names may have capitals.
   """
   lower = {name.lower(): value for name, value in row.items()}
   name = "problem" if "problem" in lower else "question"
@@ -161,16 +125,10 @@ def from_aime(row: Mapping[str, Any]) -> Example:
 
 
 def from_own(row: Mapping[str, Any]) -> Example:
-  """A row of somebody's own data.
-
-  Args:
-    row: `question` and `answer`; `solution` where it is known.
-
-  Returns:
-    The problem.
+  """Converts `question`, `answer` and, if present, `solution`.
 
   Raises:
-    ValueError: for another form; a field that nobody reads is one.
+    ValueError: for another form, also for any other field.
   """
   unread = row.keys() - {"question", "answer", "solution"}
   if unread:
@@ -183,7 +141,7 @@ def from_own(row: Mapping[str, Any]) -> Example:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-  """A field that must have text; whole numbers are text, too."""
+  """Returns a field that must hold text or a whole number, as text."""
   value = row.get(name)
   if isinstance(value, int) and not isinstance(value, bool):
     value = str(value)
@@ -200,20 +158,19 @@ def demonstration(
     early_share: float,
     early_full_share: float,
 ) -> list[Piece]:
-  """The worked solution and the answer, or an early answer.
+  """Writes the worked solution and the answer, or an early answer.
 
   Args:
-    example: a problem that has a solution.
-    rng: decides everything random about it.
-    elicitation: what stands between the reasoning and the answer.
+    example: a problem with a solution.
+    rng: the only source of randomness.
+    elicitation: the text between the reasoning and the answer.
     early_share: probability that the solution is cut after a random word and
       followed by the answer.
-    early_full_share: of those, the share whose every token is learned; of the
-      others only the answer is.
+    early_full_share: share of those cut solutions whose tokens are all
+      learned; of the others only the answer is learned.
 
   Returns:
-    Pieces whose texts, one after the other, are the completion without its
-    EOS.
+    Pieces whose joined texts are the completion without EOS.
   """
   words = re.findall(r"\s*\S+", example.solution)
   learned = True
@@ -226,7 +183,7 @@ def demonstration(
 def written_out(
     reasoning: str, answer: str, elicitation: str, learned: bool = True
 ) -> list[Piece]:
-  """Reasoning and answer as a completion; only the answer is always learned."""
+  """Writes a completion; only its answer is learned regardless of `learned`."""
   return [
       Piece(reasoning + elicitation, learned),
       Piece(answer, True),
@@ -235,7 +192,7 @@ def written_out(
 
 
 def closing(elicitation: str) -> str:
-  """What ends an answer that an elicitation has begun."""
+  """Returns the text that ends an answer that the elicitation has begun."""
   begun = elicitation.rpartition(text.ANSWER_OPEN)[2]
   braces = begun.count("{") - begun.count("}")
   return "}" * max(braces, 0) + text.ANSWER_CLOSE

@@ -1,4 +1,4 @@
-"""From text to batches: tokenisation with its limits, then Grain."""
+"""From text to batches: tokenisation within limits, then Grain."""
 
 import dataclasses
 import unicodedata
@@ -18,7 +18,7 @@ Record = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """Part of a demonstration; `learned` parts carry the supervised loss."""
+  """A part of a demonstration; `learned` parts carry the supervised loss."""
 
   text: str
   learned: bool
@@ -30,10 +30,10 @@ class PromptTable:
 
   Attributes:
     prompts: NumPy arrays [n, ...].
-    kept: int64[n], the index of each in what was given.
-    skipped: how many prompts were too long and left out.
-    truncated: how many lost their beginning.
-    levels: int64[n], how hard each is; None where the task has no levels.
+    kept: int64[n], the index of each among the problems of the split.
+    skipped: number of prompts left out as too long.
+    truncated: number of prompts that lost their beginning.
+    levels: int64[n], the level of each; None if the task has no levels.
   """
 
   prompts: Prompts
@@ -43,7 +43,7 @@ class PromptTable:
   levels: np.ndarray | None = None
 
   def record(self, index: int) -> Record:
-    """One prompt, for a Grain source."""
+    """Returns one prompt, for a Grain source."""
     p = self.prompts
     return {
         "tokens": p.tokens[index],
@@ -62,24 +62,22 @@ def tokenise_prompts(
     pad_id: int,
     levels: Sequence[int] | None = None,
 ) -> PromptTable:
-  """Tokenises prompts and gold answers within the limits of the config.
+  """Tokenises prompts and gold answers within the limits of `data`.
+
+  A prompt that loses its beginning keeps its BOS.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
-    prompts: n texts; a chat template, where there is one, has been applied.
+    prompts: n texts, after the chat template.
     golds: n texts.
-    data: limits, and what to do with a prompt beyond its limit; one that
-      loses its beginning keeps its BOS.
+    data: limits, and the treatment of prompts beyond them.
     pad_id: fills rows after their end.
-    levels: how hard each of the n problems is, where that is known.
-
-  Returns:
-    The table.
+    levels: n levels; None if the task has none.
 
   Raises:
-    ConfigError: for no prompts, an empty prompt or gold answer, a prompt over
-      the limit where `overlong` is `error`, or a gold answer that is over its
-      limit or that the tokenizer cannot write.
+    ConfigError: if there is no prompt; if a prompt or gold answer is empty; if
+      a prompt exceeds its limit and `overlong` is `error`; if a gold answer
+      exceeds its limit or changes when it is encoded and decoded.
   """
   limit = data.max_prompt_tokens
   encode, begin = tokenizer_lib.encode, tokenizer_lib.encode_prompt
@@ -137,7 +135,7 @@ def _check_row(
 
 
 def _check_gold(i: int, gold: str, tokenizer: Any, ids: list[int]) -> None:
-  """Graders read gold answers back from their tokens."""
+  """Raises ConfigError if a gold answer, which graders decode, changes."""
   read = tokenizer_lib.decode(tokenizer, ids)
   if "".join(read.split()) != "".join(
       unicodedata.normalize("NFC", gold).split()
@@ -151,12 +149,7 @@ def _check_gold(i: int, gold: str, tokenizer: Any, ids: list[int]) -> None:
 def right_pad(
     rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Ragged rows as an array.
-
-  Args:
-    rows: n of them, none longer than `width`.
-    width: of the array.
-    pad_id: fills rows after their end.
+  """Pads n rows, none longer than `width`.
 
   Returns:
     int32[n, width] and the lengths int32[n].
@@ -173,23 +166,23 @@ def tokenise_pieces(
     width: int,
     vocabulary: Vocabulary,
 ) -> Record:
-  """A demonstration as a completion and the tokens that carry loss.
+  """Tokenises a demonstration and marks the tokens that carry loss.
 
-  The text is tokenised as a whole, since tokens may reach from piece to piece;
-  a token is learned if the piece in which it ends is. The EOS after it is
+  The text is tokenised as a whole, since a token may reach across pieces. A
+  token is learned if the piece in which it ends is. The EOS at the end is
   learned with the last piece.
 
   Args:
     tokenizer: a fast Hugging Face tokenizer.
-    pieces: its parts, one after the other.
+    pieces: the parts, in order.
     width: t.
-    vocabulary: of the tokenizer.
+    vocabulary: the ids of the tokenizer.
 
   Returns:
     `completion` int32[t], right-padded, and `learned` bool[t].
 
   Raises:
-    ConfigError: where it is longer than `width`.
+    ConfigError: if it has more than `width` tokens.
   """
   text = "".join(piece.text for piece in pieces)
   ends = np.cumsum([len(piece.text) for piece in pieces])
@@ -219,19 +212,19 @@ def batches(
     rows: Sequence[int] | None = None,
     augment: Callable[[Record, np.random.Generator], Record] | None = None,
 ) -> grain.DatasetIterator:
-  """Endless shuffled batches, reshuffled every epoch.
+  """Makes an endless iterator of shuffled batches, reshuffled every epoch.
 
-  What a row of a batch is does not depend on who reads it, so that any number
-  of processes sees the same data. The iterator's `get_state` and `set_state`
-  make its position part of a checkpoint; it is the same in all processes.
+  Rows do not depend on the process that reads them, so any number of processes
+  sees the same data. `get_state` and `set_state` of the iterator put its
+  position into checkpoints; the position is the same in all processes.
 
   Args:
-    size: how many records there are.
-    record: the record of an index.
+    size: number of records.
+    record: returns the record at an index.
     batch_size: rows over all processes.
-    seed: of the order and of `augment`.
-    rows: of a batch, those that this process reads; all by default.
-    augment: makes a record random, from a generator of its own.
+    seed: seed of the order and of `augment`.
+    rows: the rows of a batch that this process reads; None is all.
+    augment: changes a record at random, with a generator for each row.
 
   Returns:
     An iterator of records stacked along a new first axis.
@@ -256,7 +249,7 @@ def batches(
 
 
 def as_prompts(batch: Record) -> Prompts:
-  """The prompts of a batch of records."""
+  """Returns the prompts of a batch of records."""
   return Prompts(
       tokens=batch["tokens"],
       lengths=batch["lengths"],

@@ -1,4 +1,4 @@
-"""How a problem is put to the policy, up to the opened reasoning."""
+"""Prompts: a problem as text that ends in an opened `<think>`."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from iapo_jax.data.published import DataSet
 from iapo_jax.rewards import text
 
 Message = dict[str, str]
-# Messages to the text of a prompt, up to where the reply begins.
+# messages -> text of a prompt, up to where the reply begins
 Render = Callable[[Sequence[Message]], str]
 
 
@@ -21,21 +21,17 @@ def of(
     data: DataConfig,
     render: Render,
 ) -> str:
-  """The prompt of a problem.
+  """Writes the prompt of a problem; it ends in `<think>`.
 
   Args:
     question: the problem.
-    source: the data set, whose form of answers and worked example are used.
-    elicitation: what stands between reasoning and answer; the worked example
-      has it, too.
+    source: the data set, which gives the form of answers and a worked example.
+    elicitation: the text between reasoning and answer in the worked example.
     data: the format.
-    render: the chat template.
-
-  Returns:
-    The prompt; it ends in `<think>`.
+    render: applies the chat template.
 
   Raises:
-    ConfigError: for a chat template that leaves something out.
+    ConfigError: if the chat template leaves out part of a message.
   """
   messages: list[Message] = [_said("user", question)]
   if data.prompt == "think_answer":
@@ -43,7 +39,7 @@ def of(
   if data.chat_template:
     rendered = render(messages)
     for turn in messages:
-      # Some templates cut the thinking out of earlier turns.
+      # Some templates remove the thinking from earlier turns.
       if turn["content"].strip() not in rendered:
         raise ConfigError(
             f"config.data.prompt = {data.prompt!r}: the chat template leaves"
@@ -55,12 +51,12 @@ def of(
 
 
 def chat(question: str, render: Render) -> str:
-  """A problem as a user's message, up to the opened reasoning."""
+  """Writes a prompt that is one user message, up to the opened reasoning."""
   return opened(render([_said("user", question)]))
 
 
 def opened(prompt: str) -> str:
-  """A prompt with the reasoning opened, unless its template does that."""
+  """Appends `<think>`, unless the template has done so."""
   done = prompt.rstrip().endswith(text.THINK_OPEN)
   return prompt if done else prompt + text.THINK_OPEN
 
@@ -68,7 +64,7 @@ def opened(prompt: str) -> str:
 def _instructed(
     question: str, source: DataSet, elicitation: str, instructions: str
 ) -> list[Message]:
-  """Instructions, one worked turn, the problem."""
+  """Returns instructions, one worked turn and the problem."""
   told = (
       "Think the problem through between"
       f" {text.THINK_OPEN} and {text.THINK_CLOSE}, then give nothing but the"

@@ -1,4 +1,4 @@
-"""Data sets: where their files are, and what a row of them is."""
+"""Data sets: the places and sums of their files, and their conversion."""
 
 import dataclasses
 import functools
@@ -11,12 +11,9 @@ from iapo_jax.data.examples import Example
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-  """A file that is fetched, and known by its content.
+  """A file to fetch, checked by its size in bytes and its SHA-256.
 
-  Attributes:
-    url: pinned to a revision where the host has those.
-    size: bytes.
-    sha256: of the content.
+  `url` is pinned to a revision if the host has revisions.
   """
 
   url: str
@@ -26,21 +23,21 @@ class Download:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A published data set, or somebody's own.
+  """A published data set, or the user's own.
 
   Attributes:
-    name: as `config.data.task` has it.
-    homepage: where it is described.
-    convert: makes an example of a row, or raises ValueError.
-    files: for each published split, the patterns of its local file names; the
-      first that matches counts.
-    downloads: for each published split its files; none of one's own.
-    rows: for each published split how many it has, where that is known.
-    test: the published split that runs are judged on; empty for none.
-    form: what an answer is, for the prompt.
-    worked: the prompt's worked example.
+    name: the value of `config.data.task`.
+    homepage: URL of its description.
+    convert: turns a row into an example; raises ValueError for another form.
+    files: patterns of local file names by published split; the first that
+      matches counts.
+    downloads: files to fetch by published split; empty for `own`.
+    rows: published number of rows by split, if known.
+    test: the published split that judges runs; empty for none.
+    form: the sentence of the prompt that says which form answers have.
+    worked: the worked example of the prompt.
     has_solutions: whether rows have worked solutions.
-    repeats: whether rows may say the same problem again; the first counts.
+    repeats: whether rows may repeat a problem; the first counts.
   """
 
   name: str
@@ -62,14 +59,7 @@ _SUM = Example("What is 2 + 2?", "4", "Two and two more make four.")
 
 @functools.cache
 def data_set(name: str) -> DataSet:
-  """The data set of a task.
-
-  Args:
-    name: one of `data_config.READ`.
-
-  Returns:
-    The data set.
-  """
+  """Returns a data set by its name, one of `data_config.READ`."""
   return {
       "gsm8k": _gsm8k,
       "math500": _math500,
@@ -99,13 +89,13 @@ def _own() -> DataSet:
 def _on_hub(
     repository: str, revision: str, path: str, size: int, sha256: str
 ) -> Download:
-  """A file of a data set on the Hugging Face hub, at a fixed revision."""
+  """Returns a file on the Hugging Face hub, at a fixed revision."""
   url = f"https://huggingface.co/datasets/{repository}/resolve/{revision}/{path}"
   return Download(url, size, sha256)
 
 
 def _both(split: str) -> tuple[str, ...]:
-  """A split under its own name, or as the hub names the parts of one."""
+  """Returns patterns of the files of a split, whole or in the hub's parts."""
   return (
       f"{split}.jsonl", f"{split}.parquet", f"{split}-*.parquet",
       f"{split}-*.jsonl",

@@ -1,8 +1,7 @@
-"""Data sets of TensorFlow Datasets by their names, read without TensorFlow.
+"""Data sets that TensorFlow Datasets knows by name, read without TensorFlow.
 
-Others than those of `builders`, which are published elsewhere, or anybody's own
-builder: with splits `train` and `test`, and text features `question`, `answer`
-and perhaps `solution`.
+They have splits `train` and `test`, and text features `question`, `answer` and
+perhaps `solution`. A builder of the user's counts if it was imported.
 """
 
 from collections.abc import Mapping
@@ -21,19 +20,15 @@ _SPLITS = ("train", "test")
 
 
 def load(source: str, root: str) -> dict[str, list[Example]]:
-  """The splits of a data set, prepared if need be.
+  """Returns `train` and `test` in TFDS's order; prepares them if needed.
 
   Args:
-    source: `tfds:` and a name of TFDS (`NAME`, `NAME/CONFIG`,
-      `NAME:VERSION`).
-    root: where prepared data sets are kept.
-
-  Returns:
-    The examples of `train` and `test`, in the order that TFDS keeps.
+    source: `tfds:` and `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+    root: the folder of prepared data sets.
 
   Raises:
-    ConfigError: where TFDS has no such data set, cannot prepare it, or its
-      rows are something else.
+    ConfigError: if TFDS has no such data set or cannot prepare it, or a row
+      has another form.
   """
   name = source.removeprefix(PREFIX)
   try:
@@ -43,7 +38,7 @@ def load(source: str, root: str) -> dict[str, list[Example]]:
         data_dir=root,
         builder_kwargs={"file_format": "array_record"},
     )
-  except Exception as error:  # of TFDS, the network, a builder of anybody's
+  except Exception as error:  # from TFDS, the network or a user's builder
     raise ConfigError(
         f"config.data.source_dir = {source!r}: TensorFlow Datasets says:"
         f" {errors.reason(error)}"
@@ -66,7 +61,7 @@ def _example(
 
 
 def _plain(value: Any) -> Any:
-  """Texts and numbers as JSON has them."""
+  """Converts bytes and NumPy scalars to Python's str and numbers."""
   if isinstance(value, bytes):
     return value.decode("utf-8", errors="replace")
   return value.item() if isinstance(value, np.generic) else value

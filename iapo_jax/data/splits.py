@@ -1,4 +1,4 @@
-"""Train, validation and test problems of a published data set."""
+"""Train, validation and test problems of a run on a published data set."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,15 @@ _TRAIN_SHARE = 0.8
 def make_splits(
     rows: Mapping[str, Sequence[Example]], data: DataConfig
 ) -> Splits:
-  """The splits of a run, as configured.
+  """Makes `train`, `validation` and `test` from the published splits.
 
-  `published`: the published ones. `80_20`: one published split, its first
-  `first_rows`, put in an order drawn from `split_seed`; the first 80 % are
-  train. Validation problems are always drawn from train, so that no split of
-  a run shares a problem with another one.
-
-  Args:
-    rows: published splits in their order.
-    data: which of them, and how.
-
-  Returns:
-    `train`, `validation` and `test`; those that a data set does not have are
-    missing.
+  `published` keeps the published splits. `80_20` takes the first `first_rows`
+  of the one published split; a permutation drawn from `split_seed` makes 80 %
+  of them train. Validation is always drawn from train, so the splits share no
+  problem. A split that the data set does not have is missing.
 
   Raises:
-    ConfigError: where there is nothing to split so, or too little.
+    ConfigError: if the data set cannot be split so, or has too few rows.
   """
   source = published.data_set(data.task)
   if data.split == "80_20":
@@ -59,7 +51,7 @@ def make_splits(
 def _halves(
     rows: Mapping[str, Sequence[Example]], data: DataConfig
 ) -> tuple[list[Example], list[Example]]:
-  """The 80 % and the 20 % of a data set's one split."""
+  """Cuts the one split of a data set into 80 % and 20 %."""
   if len(rows) > 1:
     rule = f"{data.task} has published splits: {', '.join(rows)}"
     fail("data.split", data.split, rule)
@@ -73,18 +65,10 @@ def _halves(
 
 
 def first(rows: Sequence[Any], data: DataConfig, field: str) -> list[Any]:
-  """As many as a field says; all for 0.
-
-  Args:
-    rows: problems.
-    data: which.
-    field: of it, a number of problems.
-
-  Returns:
-    The first of them.
+  """Returns the first rows, as many as `data.FIELD` says; 0 is all.
 
   Raises:
-    ConfigError: where there are fewer.
+    ConfigError: if there are fewer.
   """
   count = getattr(data, field)
   if count > len(rows):
@@ -95,7 +79,7 @@ def first(rows: Sequence[Any], data: DataConfig, field: str) -> list[Any]:
 def _held_out(
     train: Sequence[Example], data: DataConfig
 ) -> tuple[list[Example], list[Example]]:
-  """Train less the validation problems, and those; both in order."""
+  """Draws validation from train; returns the rest and it, both in order."""
   if data.validation_problems >= len(train):
     rule = f"must leave some of the {len(train)} train problems"
     fail("data.validation_problems", data.validation_problems, rule)
@@ -109,15 +93,7 @@ def _held_out(
 
 
 def check_trainable(splits: Mapping[str, object], data: DataConfig) -> None:
-  """Whether a run can train on and be judged by its splits.
-
-  Args:
-    splits: of `make_splits`.
-    data: where they come from.
-
-  Raises:
-    ConfigError: where one is missing.
-  """
+  """Raises ConfigError if a run's splits lack `train` or `test`."""
   for name in ("train", "test"):
     if name not in splits:
       raise ConfigError(
@@ -127,14 +103,7 @@ def check_trainable(splits: Mapping[str, object], data: DataConfig) -> None:
 
 
 def note(data: DataConfig) -> str | None:
-  """What must be said beside any number on a run's test problems.
-
-  Args:
-    data: the configuration.
-
-  Returns:
-    A line; None where nothing is unusual.
-  """
+  """Returns the line to print beside numbers on an unusual test split."""
   if data.split != "80_20":
     return None
   return (
@@ -145,14 +114,7 @@ def note(data: DataConfig) -> str | None:
 
 
 def fingerprint(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
-  """SHA-256 of the problems of each split, in their order.
-
-  Args:
-    splits: of a run.
-
-  Returns:
-    Hexadecimal digits by split.
-  """
+  """Returns the SHA-256 of the problems of each split, in their order."""
   found = {}
   for name, rows in splits.items():
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""How often a policy checks the results of its steps, right and wrong ones."""
+"""Counts how often a policy checks right and wrong results of its steps."""
 
 import dataclasses
 
@@ -11,15 +11,13 @@ from iapo_jax.rl.planting import follows
 
 @dataclasses.dataclass(frozen=True)
 class StepTokens:
-  """The tokens that steps `b 5 + 1 = 6` of a sum are made of.
+  """Tokens of the steps `b 5 + 1 = 6` of a sum.
 
   Attributes:
-    names: of steps.
-    numbers: of 0, 1, 2, ...
-    plus: the sign +.
-    minus: the sign -.
-    equals: stands before a result.
-    check: opens a check.
+    names: tokens that name steps.
+    numbers: tokens of 0, 1, 2, ...
+    equals: the token before a result.
+    check: the token that opens a check.
     max_total: results lie in 0 .. this.
   """
 
@@ -33,21 +31,14 @@ class StepTokens:
 
   @property
   def before_result(self) -> tuple[tuple[int, ...], ...]:
-    """What the tokens before the result of a step may be, of each."""
+    """Allowed ids at each place before a result, the oldest place first."""
     signs = (self.plus, self.minus)
     return self.names, self.numbers, signs, self.numbers, (self.equals,)
 
 
 @struct.dataclass
 class CheckCounts:
-  """Results of steps; the arrays have the shape of what was counted over.
-
-  Attributes:
-    wrong: int32, stated results that are wrong.
-    wrong_checked: int32, those that a check follows at once.
-    right: int32, stated results that are right.
-    right_checked: int32, those that a check follows at once.
-  """
+  """Counts of wrong and right results, and of those checked at once, int32."""
 
   wrong: Array
   wrong_checked: Array
@@ -58,23 +49,18 @@ class CheckCounts:
 def count_checks(
     tokens: Array, lengths: Array, steps: StepTokens
 ) -> CheckCounts:
-  """Counts the steps `b x ± y = z` of completions.
+  """Counts the steps `b x ± y = z` of completions int32[b, t].
 
-  A result z is right where it is x ± y kept within 0 .. `max_total`, whoever
-  wrote it and whatever the problem asked. Results inside a check do not count:
-  no name of a step stands before them. A result that ends its completion has
-  no check.
-
-  Args:
-    tokens: int32[b, t].
-    lengths: int32[b], of the completions.
-    steps: the tokens that steps are made of.
+  A result z is right if it is x ± y clipped to 0 .. `max_total`, whether the
+  policy or the environment wrote it, and whatever the problem asks. Results
+  inside a check do not count, since no name of a step precedes them. A result
+  at the end of its completion has no check.
 
   Returns:
     Counts [b].
   """
   pattern = steps.before_result
-  # before[..., i]: the token len(pattern) - i places before each.
+  # before[..., i] is the token len(pattern) - i places before each.
   before = jnp.stack(
       [_shifted(tokens, len(pattern) - i) for i in range(len(pattern))], axis=-1
   )
@@ -95,7 +81,7 @@ def count_checks(
 
 
 def _shifted(tokens: Array, places: int) -> Array:
-  """tokens[:, i - places]; -1 where there is none."""
+  """Returns tokens[:, i - places], or -1 outside the row."""
   padding = (max(places, 0), max(-places, 0))
   padded = jnp.pad(tokens, ((0, 0), padding), constant_values=-1)
   start = max(-places, 0)
@@ -103,6 +89,6 @@ def _shifted(tokens: Array, places: int) -> Array:
 
 
 def _value(tokens: Array, steps: StepTokens) -> tuple[Array, Array]:
-  """The numbers that tokens stand for, and whether they do."""
+  """Returns the numbers that tokens stand for, and whether they are numbers."""
   hits = tokens[..., None] == jnp.asarray(steps.numbers, jnp.int32)
   return jnp.argmax(hits, axis=-1), jnp.any(hits, axis=-1)

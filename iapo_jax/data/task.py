@@ -1,4 +1,4 @@
-"""A task: its tokenizer, its splits as arrays, its demonstrations."""
+"""A task: tokenizer, splits as arrays, demonstrations."""
 
 import dataclasses
 import functools
@@ -33,19 +33,19 @@ Problems = Mapping[str, Sequence[Problem]]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a run reads.
+  """The data of a run.
 
   Attributes:
     tokenizer: a Hugging Face tokenizer.
-    vocabulary: what the compiled step must know of it.
-    tables: the prompts of `train`, `validation` and `test`.
-    problems: of the same splits, in the order of the tables.
-    demonstrable: int64[n], rows of the train table that have a worked solution
-      short enough; none where there is no warm start.
-    fingerprint: of the problems, by split.
-    note: what must be said beside any number on them, if anything.
-    steps: the tokens of steps, where results slip and checks are counted.
-    planting: how results slip in rollouts, where they do.
+    vocabulary: its ids that the compiled step needs.
+    tables: the prompts by split.
+    problems: the problems by split, in the order of the tables.
+    demonstrable: int64[n], rows of the train table whose worked solution fits;
+      empty without a warm start.
+    fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
+    note: the line to print beside numbers on an unusual test split.
+    steps: the tokens of steps; None if results do not slip.
+    planting: how results slip in rollouts; None if they do not.
   """
 
   tokenizer: Any
@@ -61,15 +61,10 @@ class Task:
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
   ) -> Record:
-    """A train prompt with a written-out completion.
+    """Returns a demonstrable row of the train table with a completion.
 
-    Args:
-      index: row of the train table, a demonstrable one.
-      rng: decides everything random about the chain.
-      cfg: the run's configuration.
-
-    Returns:
-      The prompt's record, `completion` int32[t] and `learned` bool[t].
+    The record of the prompt gains `completion` int32[t] and `learned` bool[t].
+    `rng` is the only source of randomness.
     """
     problem, stage = self.problems["train"][index], cfg.warm_start
     early = {
@@ -91,16 +86,10 @@ class Task:
 
 
 def read(data: DataConfig) -> Problems:
-  """The problems of a task: made, prepared before, or prepared now.
-
-  Args:
-    data: which.
-
-  Returns:
-    They, by split.
+  """Returns the problems of a task by split: made, or read from files.
 
   Raises:
-    ConfigError: where they cannot be had.
+    ConfigError: if they cannot be made or read.
   """
   if data.task == "arithmetic":
     made = arithmetic.make_splits(data.arithmetic)
@@ -120,22 +109,19 @@ def load(
     pretrained: pathlib.Path | None = None,
     tokenizer_folder: pathlib.Path | None = None,
 ) -> Task:
-  """Puts a task together.
+  """Tokenises problems and puts a task together.
 
   Args:
     cfg: the run's configuration.
-    problems: of `read`.
-    pretrained: folder of a model that says what ends a completion, and whose
-      tokenizer is used unless another one is given.
-    tokenizer_folder: of the tokenizer; by default without a model, too, the
-      synthetic task's words are the vocabulary.
-
-  Returns:
-    The task.
+    problems: from `read`.
+    pretrained: folder of a model, which names the EOS ids and, unless another
+      one is given, the tokenizer.
+    tokenizer_folder: folder of the tokenizer. Without it and without a model
+      the words of the synthetic task are the vocabulary.
 
   Raises:
-    ConfigError: for a limit its text exceeds, an empty split, an elicitation
-      without tokens, or a tokenizer that cannot be used.
+    ConfigError: if text exceeds a limit, a split is empty, the elicitation has
+      no tokens, or the tokenizer cannot be used.
   """
   tokens = folder.Tokens((), None)
   if place := pretrained or tokenizer_folder:
@@ -180,25 +166,21 @@ def load(
 
 
 def _fingerprint(problems: Problems, data: DataConfig) -> dict[str, str]:
-  """Of what was read; what was made follows from the configuration."""
+  """Returns fingerprints of read problems; made ones need none."""
   return {} if data.task == "arithmetic" else splits.fingerprint(problems)
 
 
 def _levels(
     split: Sequence[Problem], data: DataConfig
 ) -> Sequence[int] | None:
-  """How hard each problem is, where the task has levels."""
+  """Returns the level of each problem; None if the task has none."""
   if not data.arithmetic.min_operands:
     return None
   return [problem.level for problem in split]
 
 
 def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
-  """The tokens of the steps of a sum.
-
-  Raises:
-    ConfigError: where words of the task are not tokens of their own.
-  """
+  """Finds the tokens of steps; raises ConfigError unless a word is a token."""
   words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
   encoded = tokenizer.encode(tok, " ".join(words))
   known = set(encoded) - {tok.unk_token_id}
@@ -222,7 +204,7 @@ def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
 
 
 def _word_tokenizer(data: DataConfig) -> Any:
-  """The synthetic task's words as a vocabulary."""
+  """Makes a tokenizer of the synthetic task's words."""
   if data.task != "arithmetic":
     raise ConfigError(
         f"config.data.tokenizer = '': {data.task} needs one, or a pretrained"
@@ -237,7 +219,7 @@ def _word_tokenizer(data: DataConfig) -> Any:
 
 
 def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
-  """The problem, put as configured, up to the opened reasoning."""
+  """Writes the configured prompt, up to the opened reasoning."""
   render = functools.partial(
       tokenizer.render_chat, tok, date=cfg.data.chat_date
   )
@@ -258,7 +240,7 @@ def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
 def _demonstrable(
     cfg: Config, tok: Any, train: Sequence[Problem]
 ) -> np.ndarray:
-  """Rows whose demonstrations fit; none where there is no warm start."""
+  """Returns rows whose demonstrations fit; none without a warm start."""
   if not cfg.warm_start.num_steps:
     return np.arange(0)
   if cfg.data.task == "arithmetic":
@@ -290,7 +272,7 @@ def _demonstrable(
 
 
 def _solution_tokens(example: Example, tok: Any, elicitation: str) -> int:
-  """Tokens of the longest demonstration of a problem, its EOS included."""
+  """Counts the tokens of a problem's longest demonstration, EOS included."""
   pieces = examples.written_out(
       example.solution, example.answer, elicitation
   )
@@ -298,10 +280,10 @@ def _solution_tokens(example: Example, tok: Any, elicitation: str) -> int:
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:
-  """Whether every demonstration fits, whatever its draw."""
+  """Raises ConfigError unless every possible demonstration fits."""
   sums = cfg.data.arithmetic
   words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
-  # A word by itself never has fewer tokens than within a text.
+  # A word alone never has fewer tokens than within a text.
   most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
   longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
@@ -316,21 +298,18 @@ def _check_longest(cfg: Config, tok: Any) -> None:
 def vocabulary_of(
     tok: Any, elicitation: str, tokens: folder.Tokens
 ) -> Vocabulary:
-  """The ids a compiled step needs.
+  """Returns the ids that the compiled step needs.
 
   Args:
     tok: a Hugging Face tokenizer.
     elicitation: the text that asks for the answer.
-    tokens: what the model's configuration says of ends and padding; where it
-      is silent the tokenizer is asked. Which id pads does not matter: every
-      mask is made from lengths.
-
-  Returns:
-    The ids.
+    tokens: EOS and padding ids of the model's configuration; the tokenizer
+      gives those that are missing. Any id may pad, since masks come from
+      lengths.
 
   Raises:
-    ConfigError: where nothing ends a completion, or for an elicitation without
-      tokens, or with unknown ones.
+    ConfigError: if there is no EOS id, or the elicitation has no tokens or
+      unknown ones.
   """
   ends = stop_ids(tok, tokens)
   if not ends:
@@ -344,14 +323,9 @@ def vocabulary_of(
 
 
 def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
-  """What ends a completion; the first of them ends demonstrations.
+  """Returns the EOS ids; the first of them ends demonstrations.
 
-  Args:
-    tok: a Hugging Face tokenizer.
-    tokens: what the model's configuration says; it has the last word.
-
-  Returns:
-    The ids; none where nobody names one.
+  Ids of the model's configuration replace the tokenizer's. There may be none.
   """
   own = tok.eos_token_id
   ends = tokens.eos_ids or (() if own is None else (own,))
@@ -359,18 +333,14 @@ def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
 
 
 def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
-  """The tokens after which sentences or lines are over.
+  """Returns the tokens that end a sentence or a line, at least one.
 
   Args:
     tok: a Hugging Face tokenizer.
-    vocab_size: of the model, which may know fewer; None where it is
-      the tokenizer's.
-
-  Returns:
-    At least one token.
+    vocab_size: ids of the model, which may be fewer; None is the tokenizer's.
 
   Raises:
-    ConfigError: where there is none.
+    ConfigError: if there is no such token.
   """
   size = min(len(tok), vocab_size or len(tok))
   texts = tok.batch_decode(
@@ -387,7 +357,7 @@ def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
 
 
 def _ends(text: str) -> bool:
-  """Whether a sentence or a line is over after the text of a token."""
+  """Returns whether the text of a token ends a sentence or a line."""
   closed = text.rstrip(" \t\"')]}*»”’」』")
   return "\n" in text or closed.endswith((".", "!", "?", "…", "。", "！", "？"))
 
@@ -395,18 +365,10 @@ def _ends(text: str) -> bool:
 def elicitation_ids(
     tok: Any, elicitation: str, field: str = "config.probe.elicitation"
 ) -> tuple[int, ...]:
-  """The tokens of an elicitation.
-
-  Args:
-    tok: a Hugging Face tokenizer.
-    elicitation: the text that asks for the answer.
-    field: where the user gave it.
-
-  Returns:
-    At least one token.
+  """Returns the tokens of an elicitation, at least one.
 
   Raises:
-    ConfigError: for an elicitation without tokens, or with unknown ones.
+    ConfigError: if it has no tokens, or unknown ones; it names `field`.
   """
   ids = tokenizer.encode(tok, elicitation)
   if not ids:
