@@ -18,13 +18,11 @@ the paper (token mean, clip 0.2 / 0.28).
 
 import ml_collections
 
-from iapo_jax.config import recipes
-
-VARIANTS = recipes.SUMS
+from iapo_jax.config import presets
 
 GRPO_LEARNING_RATES = (1e-4, 2e-4, 4e-4)
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """The configuration of one of `VARIANTS`; `paper` by default."""
-  return recipes.sums(variant)
+  """A variant of `sums` of this task."""
+  return presets.read("sums")["get_config"](variant, task="arithmetic")

@@ -16,33 +16,9 @@ run with published weights.
 
 import ml_collections
 
-from iapo_jax.config import recipes
-from iapo_jax.config.recipes import Size
+from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """The configuration of a variant.
-
-  Args:
-    variant: as above.
-
-  Returns:
-    The configuration.
-
-  Raises:
-    ConfigError: for an unknown variant.
-  """
-  sizes = {
-      "1b": Size("google/gemma-3-1b-it", {}),
-      "2b": Size("google/gemma-2-2b-it", {}),
-      "9b": Size(
-          "google/gemma-2-9b-it",
-          {},
-          prompts_per_step=16,
-          micro_batches=2,
-          sharded=True,
-      ),
-  }
-  config = recipes.mathematics(variant, sizes)
-  config.data.instructions = "user"
-  return config
+  """A variant of `math` of this family."""
+  return presets.read("math")["get_config"](variant, family="gemma")

@@ -15,12 +15,12 @@ their solutions those that fit into as many.
 
 import ml_collections
 
-from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import parsing
 
 
 def get_config() -> ml_collections.ConfigDict:
   """The configuration."""
-  config = config_lib.default()
+  config = parsing.default()
   config.model.update({"family": "qwen2", "qkv_bias": True})
   config.data.update({
       "task": "gsm8k",

@@ -13,31 +13,9 @@ this was run with published weights.
 
 import ml_collections
 
-from iapo_jax.config import recipes
-from iapo_jax.config.recipes import Size
+from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """The configuration of a variant.
-
-  Args:
-    variant: as above.
-
-  Returns:
-    The configuration.
-
-  Raises:
-    ConfigError: for an unknown variant.
-  """
-  sizes = {
-      "1b": Size("meta-llama/Llama-3.2-1B-Instruct", {}),
-      "3b": Size("meta-llama/Llama-3.2-3B-Instruct", {}),
-      "8b": Size(
-          "meta-llama/Llama-3.1-8B-Instruct",
-          {},
-          prompts_per_step=16,
-          micro_batches=2,
-          sharded=True,
-      ),
-  }
-  return recipes.mathematics(variant, sizes)
+  """A variant of `math` of this family."""
+  return presets.read("math")["get_config"](variant, family="llama")

@@ -44,37 +44,9 @@ published weights, on TPUs or several GPUs, or about what is learned.
 
 import ml_collections
 
-from iapo_jax.config import recipes
-from iapo_jax.config.recipes import Size
+from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """The configuration of a variant.
-
-  Args:
-    variant: as above.
-
-  Returns:
-    The configuration.
-
-  Raises:
-    ConfigError: for an unknown variant.
-  """
-  sizes = {
-      "0.5b": Size(
-          "Qwen/Qwen2.5-0.5B-Instruct",
-          {"gsm8k": (1, 1), "math500": (1, 1e-6), "dapo": (1e-6, 1e-2)},
-      ),
-      "1.5b": Size(
-          "Qwen/Qwen2.5-1.5B-Instruct",
-          {"gsm8k": (1, 1), "math500": (1e-6, 1e-6), "dapo": (1e-2, 1e-4)},
-      ),
-      "7b": Size(
-          "Qwen/Qwen2.5-7B-Instruct",
-          {"gsm8k": (1, 1e-6), "math500": (1e-6, 1e-6), "dapo": (1e-6, 1e-6)},
-          prompts_per_step=16,
-          micro_batches=2,
-          sharded=True,
-      ),
-  }
-  return recipes.mathematics(variant, sizes)
+  """A variant of `math` of this family."""
+  return presets.read("math")["get_config"](variant, family="qwen")

@@ -11,19 +11,9 @@ docs/evidence.md has what comes of it.
 
 import ml_collections
 
-from iapo_jax.config import recipes
+from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """The configuration of one of `recipes.SUMS`; `paper` by default."""
-  config = recipes.sums(
-      variant,
-      max_tokens=84,
-      slip_rate=0.15,
-      check_rate=0.35,
-      slip_check_rate=0.65,
-      test_problems=1536,
-  )
-  config.model.num_layers = 4
-  config.warm_start.num_steps = 2600
-  return config
+  """A variant of `sums` of this task."""
+  return presets.read("sums")["get_config"](variant, task="slips")

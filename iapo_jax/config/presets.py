@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import runpy
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from iapo_jax.core.errors import ConfigError
@@ -53,6 +54,30 @@ def _first_line(name: str) -> str:
   return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
+def parts(
+    variant: str | None, kinds: Sequence[Collection[str]]
+) -> list[str]:
+  """One word of each kind: those that a variant joins by `-`, else the first.
+
+  Raises:
+    ConfigError: for an unknown word, or two of a kind.
+  """
+  chosen: list[str | None] = [None] * len(kinds)
+  for part in variant.split("-") if variant else ():
+    kind = next((i for i, names in enumerate(kinds) if part in names), None)
+    if kind is None or chosen[kind] is not None:
+      rule = "; ".join(", ".join(names) for names in kinds)
+      each = " each of:" if len(kinds) > 1 else ""
+      raise ConfigError(
+          f"variant {variant!r}: {part!r} must be one of{each} {rule}"
+      )
+    chosen[kind] = part
+  return [
+      part or next(iter(names))
+      for part, names in zip(chosen, kinds, strict=True)
+  ]
+
+
 def read(name: str) -> dict[str, Any]:
   """What the file of a configuration defines."""
-  return runpy.run_path(str(find(name)))
+  return runpy.run_path(str(folder() / f"{name}.py"))

@@ -1,0 +1,141 @@
+"""Reinforcement learning on mathematics, the paper's, by family of models.
+
+  iapo train --config=math:qwen-0.5b-gsm8k-length_penalty
+
+A variant is any of a family (`qwen`, default; `llama`; `gemma`), a size of it,
+a data set (`gsm8k`, default; `math500`; `dapo`) and a method of docs/method.md
+(`paper`, default), joined by `-`. `qwen_math`, `llama_math` and `gemma_math`
+are the families by themselves; their files say what was verified.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import ml_collections
+
+from iapo_jax.config import methods, parsing, presets
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A pretrained model and how its batch is laid out.
+
+  Attributes:
+    pretrained: on the hub.
+    weights: (w_info, w_explore) of the paper's credit, by data set; (1, 1)
+      where nobody has searched for them.
+    prompts_per_step: q.
+    micro_batches: parts of a batch of full completions.
+    sharded: whether weights and moments are spread over all devices.
+  """
+
+  pretrained: str
+  weights: Mapping[str, tuple[float, float]] = dataclasses.field(
+      default_factory=dict
+  )
+  prompts_per_step: int = 12
+  micro_batches: int = 3
+  sharded: bool = False
+
+
+DATA = ("gsm8k", "math500", "dapo")
+LARGE = {"prompts_per_step": 16, "micro_batches": 2, "sharded": True}
+FAMILIES = {
+    "qwen": {
+        "0.5b": Size(
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            {"gsm8k": (1, 1), "math500": (1, 1e-6), "dapo": (1e-6, 1e-2)},
+        ),
+        "1.5b": Size(
+            "Qwen/Qwen2.5-1.5B-Instruct",
+            {"gsm8k": (1, 1), "math500": (1e-6, 1e-6), "dapo": (1e-2, 1e-4)},
+        ),
+        "7b": Size(
+            "Qwen/Qwen2.5-7B-Instruct",
+            {"gsm8k": (1, 1e-6), "math500": (1e-6, 1e-6), "dapo": (1e-6, 1e-6)},
+            **LARGE,
+        ),
+    },
+    "llama": {
+        "1b": Size("meta-llama/Llama-3.2-1B-Instruct"),
+        "3b": Size("meta-llama/Llama-3.2-3B-Instruct"),
+        "8b": Size("meta-llama/Llama-3.1-8B-Instruct", **LARGE),
+    },
+    "gemma": {
+        "1b": Size("google/gemma-3-1b-it"),
+        "2b": Size("google/gemma-2-2b-it"),
+        "9b": Size("google/gemma-2-9b-it", **LARGE),
+    },
+}
+
+
+def get_config(
+    variant: str | None = None, family: str | None = None
+) -> ml_collections.ConfigDict:
+  """The configuration of a variant; of one family, where it is given."""
+  if family is None:
+    named = [x for x in FAMILIES if x in (variant or "").split("-")]
+    family = named[0] if named else "qwen"
+    rest = [x for x in (variant or "").split("-") if x and x != family]
+    variant = "-".join(rest)
+  sizes = FAMILIES[family]
+  size, data, method = presets.parts(variant, (sizes, DATA, methods.NAMES))
+  config = parsing.default()
+  config.seed = 42
+  _set_model(config, sizes[size])
+  config.group_size = 8
+  config.rollout.max_tokens = 2048
+  config.reward.grader = "host"
+  config.loss.head_chunk = 64
+  config.optimizer.update({"learning_rate": 1e-6, "clip_norm": 1.0})
+  config.evaluation.update({
+      "every": 50,
+      "problems": 50,
+      "samples": 32,
+      "batch_size": 256,
+      "checkpoint": "best",
+  })
+  _set_data(config, data)
+  methods.choose(config, method)
+  if method in ("paper", "faithful"):
+    info, explore = sizes[size].weights.get(data, (1.0, 1.0))
+    config.credit.update({"info_weight": info, "explore_weight": explore})
+  if method == "chance":
+    config.probe.answer_tokens = 8  # a first digit is no answer
+    # A chain adds at most 1 to that chance: the longest costs about as much.
+    config.credit.cost = 5e-4
+  if family == "gemma":  # its chat template knows no system message
+    config.data.instructions = "user"
+  return config
+
+
+def _set_model(config: ml_collections.ConfigDict, size: Size) -> None:
+  config.model.update({
+      "pretrained": size.pretrained, "dtype": "bfloat16", "remat": True,
+  })  # fmt: skip
+  config.prompts_per_step = size.prompts_per_step
+  config.loss.micro_batches = size.micro_batches
+  if size.sharded:
+    config.mesh.update({"data": 1, "fsdp": -1})
+
+
+def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
+  config.data.update({
+      "task": "dapo_math" if data == "dapo" else data,
+      "prompt": "think_answer",
+      "chat_template": True,
+      "max_prompt_tokens": 512,
+      "max_gold_tokens": 64,
+      "validation_problems": 50,
+      "split": "published" if data == "gsm8k" else "80_20",
+  })
+  # One pass over the train problems; over the 350 of MATH-500 four.
+  drawn = {"gsm8k": 7423, "math500": 4 * 350, "dapo": 5550}[data]
+  config.num_steps = drawn // config.prompts_per_step
+  if data == "math500":
+    config.evaluation.every = 20  # more than the five of which one is chosen
+    # Its longest prompts have over 900 tokens, and are problems like others.
+    config.data.max_prompt_tokens = 1024
+    config.probe.elicitation = "</think>\n<answer>\\boxed{"
+  if data == "dapo":
+    config.data.update({"first_rows": 7000, "overlong": "skip"})
