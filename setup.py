@@ -6,6 +6,8 @@ import re
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
+# Where an installed package finds the configurations (`config.presets`).
+_PRESETS = "iapo_jax.config._presets"
 
 
 def _version() -> str:
@@ -24,11 +26,16 @@ setuptools.setup(
     long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["iapo_jax", "iapo_jax.*"]),
+    packages=[
+        *setuptools.find_packages(include=["iapo_jax", "iapo_jax.*"]),
+        _PRESETS,
+    ],
+    package_dir={_PRESETS: "configs"},
     package_data={
         "iapo_jax": ["py.typed"],
-        "iapo_jax.report": ["templates/*.j2"],
+        "iapo_jax.tools.report": ["templates/*.j2"],
     },
+    entry_points={"console_scripts": ["iapo = iapo_jax.cli.iapo:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
