@@ -1,4 +1,4 @@
-"""Intervals of means over few paired replications, and Pareto fronts."""
+"""Confidence intervals of means over few replications."""
 
 import dataclasses
 import math
@@ -10,14 +10,7 @@ from scipy import stats
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean and its 95 % interval.
-
-  Attributes:
-    mean: of the values.
-    low: the lower end.
-    high: the upper end.
-    count: of the values.
-  """
+  """A mean of `count` values and the ends of its 95 % interval."""
 
   mean: float
   low: float
@@ -26,19 +19,11 @@ class Interval:
 
 
 def of_mean(values: Sequence[float]) -> Interval:
-  """Student's 95 % interval of a mean.
+  """Returns Student's 95 % interval of a mean.
 
-  mean ± t(n − 1) · s / √n with the standard deviation s of ddof 1. It takes
-  the values for independent draws of one nearly normal distribution.
-
-  Args:
-    values: at least 2.
-
-  Returns:
-    The interval.
-
-  Raises:
-    ValueError: for fewer values.
+  mean ± t(n − 1) · s / √n with the standard deviation s of ddof 1. Assumes
+  that the values are independent draws of one nearly normal distribution.
+  Raises ValueError for fewer than 2 values.
   """
   n = len(values)
   if n < 2:
@@ -49,27 +34,16 @@ def of_mean(values: Sequence[float]) -> Interval:
 
 
 def of_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-  """`of_mean` of ours − theirs, pair by pair.
-
-  Args:
-    ours: of replications.
-    theirs: of the same replications, in the same order.
-
-  Returns:
-    The interval.
-  """
+  """Returns `of_mean` of ours − theirs; the values are paired in order."""
   pairs = zip(ours, theirs, strict=True)
   return of_mean([a - b for a, b in pairs])
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-  """Which (accuracy, tokens) no other point beats in one and matches in both.
+  """Returns the indices of the (accuracy, tokens) on the Pareto front.
 
-  Args:
-    points: accuracy, the more the better; tokens, the fewer the better.
-
-  Returns:
-    Indices in their order.
+  More accuracy and fewer tokens are better. Equal points do not beat each
+  other.
   """
 
   def beaten(i: int) -> bool:

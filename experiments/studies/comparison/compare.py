@@ -1,18 +1,18 @@
-"""Methods compared on a synthetic task: tuned alike, then seeds and intervals.
+"""Compares methods on a synthetic task: equal tuning, then seeds and intervals.
 
   python experiments/studies/comparison/compare.py --task=mixed
-  python experiments/studies/comparison/compare.py --task=slips --methods=grpo,dapo,to_go
   python experiments/studies/comparison/compare.py --task=mixed --collect_only
 
-Every method has four settings (`experiments/studies/comparison/trials.py`), tried from every warm
-start and judged on validation problems. The chosen one is trained from every
-warm start with every seed, and judged on the test problems. Trials are runs
-like those of `run.py`, in folders of their own: interrupted ones go on, and the
-command may be started several times at once: each takes what no other has.
---methods limits what is run. At the end, or with --collect_only at any time,
-all that is finished, of whatever method, is added to one file, --output, and
-the warm starts are packed beside it. What these files have is not run again, be
-the folders gone.
+Every method has four settings (`trials.py`). Each setting is trained from every
+warm start and judged on validation problems. The chosen setting is trained from
+every warm start with every seed and judged on test problems.
+
+A trial is an ordinary run in a folder under --workdir. An interrupted trial
+resumes. You may start the command several times at once: the processes share
+the trials. --methods=grpo,dapo,to_go runs these methods only. At the end, or at
+any time with --collect_only, the command adds all finished trials to one file,
+--output, and packs the warm starts beside it. Trials and warm starts in these
+files are not run again, even if their folders are gone.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 
 _ROOT = pathlib.Path(__file__).parents[3]
-# Updates of every run. When to check is learned from slips, which are few.
+# Updates of every run. Slips are few, so learning when to check takes longer.
 STEPS = {"mixed": 80, "slips": 160}
-# In accuracy, when settings are chosen. Of slips the question is which checks
+# Accuracy that a chosen setting may lose. The question of slips is which checks
 # survive within two points of GRPO.
 SLACK = {"mixed": 0.005, "slips": 0.02}
 _TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
@@ -52,7 +52,7 @@ _SMALL = flags.DEFINE_bool("small", False, "Few steps, to see that it works.")
 
 
 def main(_: list[str]) -> None:
-  """Runs what is missing, and writes what is there."""
+  """Runs missing trials and writes the results of finished ones."""
   if _SMALL.value and not _OUTPUT.value:
     raise ConfigError("--small: needs --output, a file that is no evidence")
   runs = f"{_TASK.value}-small" if _SMALL.value else _TASK.value
@@ -80,7 +80,7 @@ def main(_: list[str]) -> None:
     study.run()
   output.parent.mkdir(parents=True, exist_ok=True)
   with files.alone(output.parent):
-    # Others may have added to the file meanwhile.
+    # Another process may have added to the file since.
     study = dataclasses.replace(study, recorded=recorded())
     found = {"task": _TASK.value} | study.collect()
     files.write_json(output, found)

@@ -1,8 +1,7 @@
-"""Tables and the figure of a comparison of methods, from its result file.
+"""Tables and the figure of a comparison, made from its result file.
 
-A result file is what `experiments/studies/comparison/compare.py` writes. Replications of methods
-are paired: the same weights of the warm start, the same seed and the same test
-problems.
+`compare.py` writes the result file. Replications of methods are paired: they
+share the weights of the warm start, the seed and the test problems.
 """
 
 import itertools
@@ -24,7 +23,7 @@ _MARKERS = "osD^vPX*<"
 
 
 def methods(found: Found) -> list[str]:
-  """Those with at least two replications, in the order of the contenders."""
+  """Returns methods with two or more replications, in order of `contenders`."""
   return [
       name for name in trials.contenders()
       if len(_rows(found, name)) > 1
@@ -32,14 +31,14 @@ def methods(found: Found) -> list[str]:
 
 
 def values(found: Found, method: str, metric: str) -> list[float]:
-  """A metric of a method's replications, in one order for all methods."""
+  """Returns a metric of all replications of a method, by seed and start."""
   return [row[metric] for row in _rows(found, method).values()]
 
 
 def _rows(found: Found, method: str) -> dict[tuple[int, int], Found]:
-  """The trials of its chosen setting, by seed and start.
+  """Returns the trials of a method's chosen setting, by (seed, start).
 
-  A result file keeps those of a setting that is chosen no more.
+  A result file may also hold trials of a setting that was chosen earlier.
   """
   key = {"method": method, "setting": found["chosen"].get(method)}
   rows = [row for row in found["trials"] if key.items() <= row.items()]
@@ -52,17 +51,11 @@ def _rows(found: Found, method: str) -> dict[tuple[int, int], Found]:
 def difference(
     found: Found, ours: str, theirs: str, metric: str, *, relative: bool = False
 ) -> Interval | None:
-  """Ours less theirs over the replications that both have, from one start.
+  """Returns the interval of a metric of method `ours` less method `theirs`.
 
-  Args:
-    found: a result file.
-    ours: a method.
-    theirs: another.
-    metric: of a trial.
-    relative: to theirs, replication by replication.
-
-  Returns:
-    The interval; None where fewer than two are shared.
+  It covers the replications that both have, with the same seed and starting
+  weights; None if these are fewer than two. With `relative` each difference is
+  divided by the value of `theirs`.
   """
   a, b = _rows(found, ours), _rows(found, theirs)
   shared = [
@@ -80,7 +73,7 @@ def difference(
 
 
 def comparison(found: Found) -> str:
-  """Accuracy and tokens of every method, and the differences to GRPO."""
+  """Tabulates accuracy, tokens and the differences to GRPO by method."""
   head = [
       "", "setting", "n", "accuracy", "tokens", "accuracy − GRPO's, points",
       "tokens, % of GRPO's", "tokens sampled and probed, M",
@@ -113,13 +106,10 @@ def comparison(found: Found) -> str:
 
 
 def headline(results: Mapping[str, Found]) -> str:
-  """Differences to GRPO on every task, a row a method that is not a control.
+  """Tabulates differences to GRPO on every task, without controls.
 
-  Args:
-    results: result files by task.
-
-  Returns:
-    The table; a dash where a task has no two replications.
+  `results` holds result files by task. A dash stands where a task has fewer
+  than two replications.
   """
   return _beside_grpo(
       results,
@@ -133,13 +123,9 @@ def headline(results: Mapping[str, Found]) -> str:
 
 
 def by_start(found: Found) -> str:
-  """Differences to GRPO from each warm start alone.
+  """Tabulates differences to GRPO from each warm start alone.
 
-  Args:
-    found: a result file.
-
-  Returns:
-    The table; a dash where a start has no two replications.
+  A dash stands where a start has fewer than two replications.
   """
   parts = {
       f"start {start}": {
@@ -152,13 +138,13 @@ def by_start(found: Found) -> str:
 
 
 def _paired(found: Found) -> list[str]:
-  """The methods that begin from the warm starts that GRPO begins from."""
+  """Returns the methods that begin from the same warm starts as GRPO."""
   known = trials.contenders()
   return [name for name in methods(found) if known[name].early_answers]
 
 
 def _beside_grpo(parts: Mapping[str, Found], names: Sequence[str]) -> str:
-  """Accuracy, tokens and check rates of every part; of GRPO themselves."""
+  """Tabulates differences to GRPO in every part, and GRPO's own values."""
   head = [""]
   for title, found in parts.items():
     head += [f"{title}: accuracy, points", "tokens, %"]
@@ -195,13 +181,13 @@ def _to_grpo(found: Found, name: str) -> list[str]:
 
 
 def _shares(mean: Callable[[str], float]) -> str:
-  """Per cent of slips that are checked, and of right results."""
+  """Formats the percentages of slips / right results that are checked."""
   slip, none = mean("check_after_slip"), mean("check_after_none")
   return f"{100 * slip:.0f} / {100 * none:.0f} %"
 
 
 def _warm_starts(found: Found) -> list[tuple[str, list[Found]]]:
-  """Label and results of each kind of warm start that there is."""
+  """Returns label and results of each kind of warm start in the file."""
   kinds = (
       ("warm start", True), ("warm start, no early answers", False)
   )  # fmt: skip
@@ -209,7 +195,7 @@ def _warm_starts(found: Found) -> list[tuple[str, list[Found]]]:
       (label, [
           start
           for start in found["warm_starts"]
-          # Older files have those with early answers only.
+          # Older files only hold warm starts with early answers.
           if start.get("early_answers", True) == early
       ])
       for label, early in kinds
@@ -218,7 +204,7 @@ def _warm_starts(found: Found) -> list[tuple[str, list[Found]]]:
 
 
 def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
-  """Differences of the other methods to the tuned length penalty."""
+  """Tabulates differences to the tuned length penalty."""
   head = ["", "accuracy − the penalty's, points", "tokens, % of the penalty's"]
   rows = [
       [
@@ -233,7 +219,7 @@ def against_penalty(found: Found, penalty: str = "length_penalty") -> str:
 
 
 def controls(found: Found) -> str:
-  """Differences of controls and ablations to what they are beside."""
+  """Tabulates differences of controls and ablations to their references."""
   head = ["", "beside", "accuracy − its, points", "tokens, % of its"]
   known, rows = trials.contenders(), []
   for method, other in itertools.product(methods(found), repeat=2):
@@ -250,7 +236,7 @@ def controls(found: Found) -> str:
 
 
 def levels(found: Found) -> str:
-  """Accuracy / tokens by level, means over replications."""
+  """Tabulates accuracy / tokens by level, means over replications."""
   names = sorted(
       {
           name.removeprefix("accuracy/level_")
@@ -270,7 +256,7 @@ def levels(found: Found) -> str:
 
 
 def checks(found: Found) -> str:
-  """How often a check follows a slip, and how often it follows none."""
+  """Tabulates how often a check follows a slip, and a right result."""
   head = ["", "after a slip", "after none", "ratio", "accuracy", "tokens"]
   rows = []
   for label, cell in _all(found):
@@ -284,7 +270,7 @@ def checks(found: Found) -> str:
 
 
 def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
-  """Label and mean of a metric, of the warm starts and of every method."""
+  """Returns label and mean of any metric, of warm starts and methods."""
   sources = _warm_starts(found)
   sources += [
       (trials.contenders()[name].label, list(_rows(found, name).values()))
@@ -298,14 +284,10 @@ def _all(found: Found) -> list[tuple[str, Callable[[str], float]]]:
 
 
 def tuning(found: Found) -> str:
-  """Validation results of every setting, the chosen one bold.
+  """Tabulates validation results by setting, the chosen one in bold.
 
-  Args:
-    found: a result file.
-
-  Returns:
-    The table of accuracy / tokens and, where there are slips, per cent of them
-    that are checked / per cent of right results.
+  A cell holds accuracy / tokens and, for a task with slips, the percentages of
+  slips / of right results that a check follows.
   """
   rows = []
   for method, settings in found["settings"].items():
@@ -325,7 +307,7 @@ def tuning(found: Found) -> str:
 
 
 def _trained(found: Found, method: str) -> float:
-  """Tokens that a run samples and probes with, a mean over replications."""
+  """Returns the mean number of tokens that a run samples and probes."""
   return statistics.mean(
       row["sampled_tokens"] + row["probe_tokens"]
       for row in _rows(found, method).values()
@@ -371,17 +353,12 @@ def _signed(x: Interval, scale: float, digits: int) -> str:
 
 
 def draw(found: Found) -> Figure:
-  """Accuracy against tokens: what was judged, and every setting tried.
+  """Draws accuracy against tokens, for methods from the same warm starts.
 
-  Args:
-    found: a result file.
-
-  Returns:
-    The figure, of methods that begin from the same warm starts. On the left
-    means of test problems with 95 % intervals; methods on the Pareto front are
-    joined, markers of controls are hollow. On the right validation means of
-    each method's settings, joined in order of their tokens. Both show the
-    accuracies of the left one, and half as many below them.
+  Left: means on test problems with 95 % intervals. A line joins the methods on
+  the Pareto front; controls have hollow markers. Right: validation means of
+  each method's settings, joined in order of tokens. Both share the accuracy
+  axis, which extends below the left points by half their range.
   """
   figure = Figure(figsize=(10.4, 5.6), layout="constrained")
   tested, tried = figure.subplots(1, 2, sharey=True)
@@ -396,7 +373,7 @@ def draw(found: Found) -> Figure:
   _draw_tested(tested, found, styles)
   bottom, top = tested.get_ylim()
   _draw_tried(tried, found, styles)
-  # Room for weaker settings; those that collapsed are in the table alone.
+  # Room for weaker settings; collapsed ones appear in the table only.
   tested.set_ylim(bottom - (top - bottom) / 2, top)
   if styles:
     figure.legend(
@@ -419,7 +396,7 @@ def draw(found: Found) -> Figure:
 def _draw_tested(
     axes: Axes, found: Found, styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Draws the means of each method's replications, and the front."""
+  """Draws the mean of each method with its interval, and the front."""
   points = []
   for method, style in styles.items():
     accuracy, tokens = (
@@ -442,7 +419,7 @@ def _draw_tested(
 def _draw_tried(
     axes: Axes, found: Found, styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-  """Draws the validation results of all settings of each method."""
+  """Draws the validation means of the settings of each method."""
   for method, style in styles.items():
     rows = [x for x in found["tuning"] if x["method"] == method]
     if rows:

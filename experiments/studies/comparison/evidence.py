@@ -1,10 +1,9 @@
-"""Tables and figures of docs/evidence.md and README.md, from result files.
+"""Writes tables and figures of docs/evidence.md and README.md.
 
   python experiments/studies/comparison/evidence.py
 
-Runs nothing: `experiments/studies/comparison/compare.py`, `oracle.py` and `theorem.py` make the
-results, docs/evidence/*.json. Text between two marks `<!-- NAME -->` of a page
-is replaced by the table of that name.
+Reads docs/evidence/mixed.json and slips.json, which `compare.py` writes, and
+replaces the text between two marks `<!-- NAME -->` of a page by the table NAME.
 """
 
 import pathlib
@@ -27,7 +26,7 @@ TASKS = ("mixed", "slips")
 
 
 def main(_: list[str]) -> None:
-  """Writes the page and its figures anew."""
+  """Writes the tables into the pages, and the figures."""
   docs = pathlib.Path(_DOCS.value)
   for page, found in pages(docs).items():
     text = filled(page.read_text(encoding="utf-8"), found, page.name)
@@ -38,7 +37,7 @@ def main(_: list[str]) -> None:
 
 
 def pages(docs: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
-  """The tables of every page, by name."""
+  """Returns the tables of every page, by page and name."""
   found = results(docs / "evidence")
   return {
       docs / "evidence.md": tables(found),
@@ -47,7 +46,7 @@ def pages(docs: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
 
 
 def results(folder: pathlib.Path) -> dict[str, contest.Found]:
-  """The result files of comparisons that are there."""
+  """Reads the result files in the folder, by task."""
   return {
       task: files.read_json(folder / f"{task}.json")
       for task in TASKS
@@ -56,7 +55,7 @@ def results(folder: pathlib.Path) -> dict[str, contest.Found]:
 
 
 def tables(found_by_task: dict[str, contest.Found]) -> dict[str, str]:
-  """Every table of docs/evidence.md by its name."""
+  """Returns every table of docs/evidence.md, by name."""
   found = {}
   for task, result in found_by_task.items():
     found[f"{task} comparison"] = contest.comparison(result)
@@ -70,18 +69,10 @@ def tables(found_by_task: dict[str, contest.Found]) -> dict[str, str]:
 
 
 def filled(page: str, found: dict[str, str], name: str) -> str:
-  """The page with its tables put in.
+  """Returns the text of a page with the tables `found` filled in.
 
-  Args:
-    page: with two marks for each table.
-    found: tables by their names.
-    name: of the page.
-
-  Returns:
-    The page.
-
-  Raises:
-    ConfigError: for a table whose marks the page lacks.
+  Raises ConfigError, with the page's `name`, if the marks of a table are
+  missing.
   """
   for title, table in found.items():
     mark = f"<!-- {title} -->"

@@ -1,8 +1,8 @@
-"""Probes at the wrong positions, as the authors' published code has them.
+"""Probes at wrong positions, as in the code that IAPO's authors published.
 
-That code probes 16 positions at a time and gives no position ids: all probes of
-a chunk sit where the longest prefix of the chunk ends. Here for an ablation
-(`compare.py`), and nowhere else.
+That code probes 16 positions at a time and passes no position ids: all probes
+of a chunk get the position where the chunk's longest prefix ends. `compare.py`
+measures the effect as an ablation.
 """
 
 import jax.numpy as jnp
@@ -33,19 +33,10 @@ def run_probes(
     *,
     chunk: int = CHUNK,
 ) -> AnswerStatistics:
-  """As `train_step.run_probes` of every position; exact with chunks of one.
+  """Probes every position like `train_step.run_probes`, in chunks.
 
-  Args:
-    params: weights in the compute dtype.
-    rolled: the rollout.
-    grades: its grades.
-    prompts: q prompts.
-    cfg: the run's configuration.
-    vocabulary: of the tokenizer.
-    chunk: positions that are probed at a time.
-
-  Returns:
-    Statistics [b, t + 1].
+  `params` are in the compute dtype. The statistics have the shape [b, t + 1].
+  With `chunk` = 1 all positions are right.
   """
   rows, slots = rolled.tokens.shape[0], rolled.tokens.shape[1] + 1
   asked = jnp.asarray(vocabulary.elicitation, jnp.int32)

@@ -1,8 +1,8 @@
-"""Policies that runs begin from, in one small file each.
+"""Warm starts as archives of one small file each.
 
 The same seed gives other weights on another kind of processor or with other
-versions. Whoever is to repeat runs, or to add some that can be compared with
-those that there are, needs the weights that these began from.
+versions. To reproduce a comparison, or to add comparable trials, you need its
+exact starting weights.
 """
 
 import pathlib
@@ -19,17 +19,11 @@ _ABOUT = ("config.json", workdir_lib.SUMMARY)
 
 
 def pack(run: pathlib.Path, archive: pathlib.Path) -> None:
-  """Writes what another run needs of a finished one to begin from it.
+  """Packs what other runs need of a finished run to begin from it.
 
-  Its configuration, its result and the policy of its last checkpoint, without
-  the optimizer's moments.
-
-  Args:
-    run: a finished run.
-    archive: the file, a compressed tar.
-
-  Raises:
-    ConfigError: where the run has no intact checkpoint.
+  Writes its configuration, its result and the policy of its last checkpoint,
+  without optimizer moments, to a compressed tar. Raises ConfigError if the run
+  has no intact checkpoint.
   """
   last = sources.last(run)
   if problem := last.fault():
@@ -48,22 +42,18 @@ def pack(run: pathlib.Path, archive: pathlib.Path) -> None:
 
 
 def _anybody(member: tarfile.TarInfo) -> tarfile.TarInfo:
-  """Says nothing of who packed it, and when."""
+  """Removes owner and time, so that archives do not depend on them."""
   member.uid = member.gid = member.mtime = 0
   member.uname = member.gname = ""
   return member
 
 
 def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
-  """Makes the finished run of `pack` again, as far as it was packed.
+  """Unpacks the run that `pack` wrote to the new folder `run`.
 
-  Args:
-    archive: of `pack`.
-    run: folder that is not there, of the same name as the packed run; one
-      that another process makes meanwhile is left.
-
-  Raises:
-    ConfigError: where the file is something else, or damaged.
+  The folder must have the name of the packed run. A folder that another process
+  creates in the meantime is kept. Raises ConfigError if the file is no such
+  archive or is damaged.
   """
   run.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=run.parent) as folder:
@@ -81,5 +71,5 @@ def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
     try:
       found.rename(run)
     except OSError:
-      if not run.exists():  # another process was quicker
+      if not run.exists():  # another process unpacked it first
         raise

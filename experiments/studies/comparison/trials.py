@@ -1,8 +1,9 @@
-"""Which runs a comparison of methods needs, and in which order.
+"""The runs of a comparison of methods, and their order.
 
-Every method has four settings, tried from every warm start with a seed of
-their own and judged on validation problems; the chosen one is trained from
-every warm start with every seed and judged on test problems.
+Every method has four settings. They are tried from every warm start, with a
+seed used for nothing else, and judged on validation problems. The chosen
+setting is trained from every warm start with every seed and judged on test
+problems.
 """
 
 import dataclasses
@@ -14,27 +15,25 @@ from typing import Any
 Fields = Mapping[str, Any]
 
 TUNED = 4  # settings of every method
-TUNING_SEED = 100  # in no final trial
+TUNING_SEED = 100  # never in a final trial
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-  """A method that takes part.
+  """A method that takes part in the comparison.
 
   Attributes:
-    label: for people.
+    label: shown in tables and figures.
     variant: of the configuration files.
-    settings: fields, one set for each setting; of the same names.
-    fixed: fields of all of them.
+    settings: configuration fields of each setting; all have the same names.
+    fixed: fields that all settings share.
     choice: how a setting is chosen: the most `accurate`, or the `shortest` of
-      those as accurate as the most accurate plain method, but for a slack.
-    setting_of: an ablation's: the contender whose chosen setting it has, not
-      tuned by itself.
+      those within a slack of the most accurate plain method.
+    setting_of: for an ablation, the contender whose chosen setting it uses; an
+      ablation is not tuned.
     early_answers: whether its warm start has examples of early answers.
-    beside: a control's or an ablation's: the contenders of which it tells what
-      their effect is of.
-    misplaced: whether its probes are at the positions that the authors'
-      published code gives them.
+    beside: for a control or an ablation, the contenders it is compared with.
+    misplaced: whether its probes have the wrong positions of `misplaced.py`.
   """
 
   label: str
@@ -50,14 +49,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One run.
-
-  Attributes:
-    method: name of the contender.
-    setting: index of its setting.
-    start: seed of the warm start that it begins from.
-    seed: of the run.
-  """
+  """One run of a contender's setting (an index) from a warm start (a seed)."""
 
   method: str
   setting: int
@@ -66,7 +58,7 @@ class Trial:
 
   @property
   def name(self) -> str:
-    """Of its folder."""
+    """The path of the run's folder."""
     where = f"start-{self.start}/seed-{self.seed}"
     return f"{self.method}/setting-{self.setting}/{where}"
 
@@ -77,18 +69,18 @@ _COST = "credit.cost"
 
 
 def _settings(name: str, *settings: tuple[float, float]) -> list[Fields]:
-  """A learning rate, and the value of one more field, of each setting."""
+  """Makes settings of a learning rate and the value of one more field."""
   return [{_RATE: rate, name: value} for rate, value in settings]
 
 
 def contenders() -> dict[str, Contender]:
-  """All of them by name, those first that others are compared with."""
+  """Returns all contenders by name; references come before ablations."""
   tuned = _compared() | _with_gold_answers()
   return tuned | _ablations(tuned)
 
 
 def _compared() -> dict[str, Contender]:
-  """The methods of the paper, penalties on length, and controls."""
+  """Returns the paper's methods, length penalties and controls."""
   rates = [{_RATE: rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4)]
   explore = "credit.explore_weight"
   weights = {_WEIGHT: 1.0, explore: 1.0}, {_WEIGHT: 3.0, explore: 0.0}
@@ -130,7 +122,7 @@ def _to_go() -> list[Fields]:
 
 
 def _with_gold_answers() -> dict[str, Contender]:
-  """Credit by what tokens do to the right answer, not to any answer."""
+  """Returns methods that credit what tokens do to the gold answer."""
   gold = {"probe.estimator": "gold"}
   return {
       "chance": Contender(
@@ -152,14 +144,14 @@ def _with_gold_answers() -> dict[str, Contender]:
 
 
 def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
-  """One thing changed, and another's chosen setting."""
+  """Returns contenders that change one thing of another contender."""
 
   def of(name: str, label: str, **changed: Any) -> Contender:
     known = {"label": label, "setting_of": name, "beside": (name,)}
     return dataclasses.replace(tuned[name], **known | changed)
 
   def never_early(name: str, label: str, *beside: str) -> Contender:
-    """From a warm start of its own, so beside others from that one only."""
+    """Changes the warm start, so only others from it are comparable."""
     label = f"{label}, no early answers"
     return of(name, label, early_answers=False, beside=beside or (name,))
 
@@ -198,14 +190,9 @@ def _ablations(tuned: Mapping[str, Contender]) -> dict[str, Contender]:
 
 
 def tuning(methods: Sequence[str], *, starts: int) -> Iterator[Trial]:
-  """The trials that settings are chosen by.
+  """Yields the tuning trials: every setting from each warm start.
 
-  Args:
-    methods: names of contenders.
-    starts: warm starts.
-
-  Yields:
-    Of each but ablations `TUNED` settings from each warm start.
+  Ablations have none.
   """
   known = contenders()
   for method in methods:
@@ -218,18 +205,10 @@ def tuning(methods: Sequence[str], *, starts: int) -> Iterator[Trial]:
 def final(
     chosen: Mapping[str, int], *, starts: int, seeds: int
 ) -> Iterator[Trial]:
-  """The trials that methods are compared by.
+  """Yields starts · seeds trials of the chosen setting of each method.
 
-  Replication by replication, so that they can be compared before all are done;
-  ablations after all others.
-
-  Args:
-    chosen: the setting of each method.
-    starts: warm starts.
-    seeds: of runs from each.
-
-  Yields:
-    starts · seeds trials of each method.
+  The order is replication by replication, so that methods can be compared
+  before all trials are done. Ablations come last.
   """
   known = contenders()
   for ablations in (False, True):
@@ -242,13 +221,10 @@ def final(
 def means_of_settings(
     results: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, float]]:
-  """Validation results of each setting, a mean over warm starts.
+  """Averages one method's validation results over warm starts, by setting.
 
-  Args:
-    results: of one method's settings, from as many starts each.
-
-  Returns:
-    `accuracy`, `mean_tokens` and what there is of check rates, by setting.
+  The means are `accuracy`, `mean_tokens` and, where all results have them, the
+  check rates.
   """
   settings = sorted({x["setting"] for x in results})
   return [
@@ -272,18 +248,11 @@ def choose(
     *,
     slack: float,
 ) -> int:
-  """The setting that a contender is compared with.
+  """Chooses the setting of a contender and returns its index.
 
-  Args:
-    contender: whose results these are.
-    results: `accuracy` and `mean_tokens` on validation problems, by setting;
-      means over warm starts.
-    best_accuracy: of the most accurate plain method.
-    slack: below it, within which the shortest is chosen.
-
-  Returns:
-    The index of the setting. The most accurate one where none is within the
-    slack; of equals the first.
+  `results` are those of `means_of_settings`. If no setting is within `slack` of
+  `best_accuracy`, that of the best plain method, the most accurate one is
+  chosen. Of equal settings the first one is.
   """
   order = range(len(results))
   most_accurate = max(order, key=lambda i: results[i]["accuracy"])

@@ -1,13 +1,13 @@
-"""What a policy ends with if it goes on from a prefix: exactly, or by samples.
+"""The final answers of a policy that continues from a prefix.
 
-The probes of `iapo_jax.rl.probes` ask for the answer at once. Beside them stands
-the distribution of the answers that the policy really ends with. For a
-vocabulary of a few words and short completions it follows from the next-token
-distributions after every text; for larger policies from counts.
+The probes of `iapo_jax.rl.probes` ask for the answer at once. Here is the
+distribution of the answers that the policy really ends with. For a small
+vocabulary and short completions it follows exactly from the next-token
+distributions after every text; for larger policies it is estimated from counts.
 
-Texts are the completions so far that did not end. Of v tokens the last one,
-v − 1, ends a completion; the n_i = (v − 1)^i texts of i tokens are in the order
-of their digits, so that text j goes on as texts j (v − 1) + token.
+A text is a completion so far that has not ended. Of v tokens the last one,
+v − 1, ends a completion. The n_i = (v − 1)^i texts of i tokens are ordered by
+their digits, so that text j continues as the texts j (v − 1) + token.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,16 @@ Array = np.ndarray
 
 
 def texts(vocab_size: int, length: int) -> Array:
-  """int32[n, length]: all texts of a length, in their order.
-
-  Args:
-    vocab_size: v.
-    length: of each; 0 gives the empty one.
-  """
+  """Returns all texts of a length, in order: int32[n, length]."""
   number = np.arange((vocab_size - 1) ** length)[:, None]
   place = (vocab_size - 1) ** np.arange(length)[::-1]
   return (number // place % (vocab_size - 1)).astype(np.int32)
 
 
 def text_numbers(tokens: Array, vocab_size: int) -> Array:
-  """int64[b, t + 1]: which text o_1..o_i is among those of i tokens.
+  """Returns the number of text o_1..o_i among those of i tokens.
 
-  Args:
-    tokens: int[b, t]; numbers after the end mean nothing.
-    vocab_size: v.
+  int64[b, t + 1] for tokens int[b, t]; numbers after the end are meaningless.
   """
   chex.assert_rank(tokens, 2)
   numbers = np.zeros((tokens.shape[0], tokens.shape[1] + 1), np.int64)
@@ -49,16 +42,16 @@ def text_numbers(tokens: Array, vocab_size: int) -> Array:
 def final_answers(
     chances: Sequence[Array], ends: Sequence[Array], *, count: int
 ) -> list[Array]:
-  """P(the policy ends with answer a | o_1..o_i), for every text.
+  """Returns P(the policy ends with answer a | o_1..o_i) for every text.
 
     P_i(a) = π(end) [a is given by o_1..o_i] + Σ_token π(token) P_{i+1}(a)
 
-  and P_t(a) = [a is given by o_1..o_t] where the longest completion is over.
+  and P_t(a) = [a is given by o_1..o_t] for completions of full length.
 
   Args:
     chances: float64[n_i, v] for i = 0..t − 1, next-token distributions.
-    ends: int[n_i] for i = 0..t, which answer a text gives if it ends there.
-    count: a, the answers that there are; none at all is one of them.
+    ends: int[n_i] for i = 0..t, the answer that a text gives if it ends there.
+    count: a, the number of answers; no answer counts as one.
 
   Returns:
     float64[n_i, a] for i = 0..t.
@@ -76,16 +69,16 @@ def final_answers(
 def next_information(
     chances: Sequence[Array], answers: Sequence[Array]
 ) -> list[Array]:
-  """I(O_{i+1}; A | o_1..o_i) in nats: how much the next token will tell.
+  """Returns I(O_{i+1}; A | o_1..o_i) in nats for every text.
 
     H(A | o_1..o_i) − Σ_token π(token) H(A | o_1..o_i, token)
 
-  the conditional mutual information of the next token, the end among them,
-  with the answer that the policy ends with. After the end nothing is open.
+  This is the conditional mutual information of the next token, which may be
+  the end, and the final answer. After the end the entropy is 0.
 
   Args:
     chances: float64[n_i, v] for i = 0..t − 1.
-    answers: float64[n_i, a] for i = 0..t, of `final_answers`.
+    answers: float64[n_i, a] for i = 0..t, from `final_answers`.
 
   Returns:
     float64[n_i] for i = 0..t − 1.
@@ -100,10 +93,9 @@ def next_information(
 
 
 def reached(chances: Sequence[Array]) -> list[Array]:
-  """P(o_1..o_i) of every text: float64[n_i] for i = 0..t.
+  """Returns P(o_1..o_i) of every text: float64[n_i] for i = 0..t.
 
-  Args:
-    chances: float64[n_i, v] for i = 0..t − 1.
+  `chances` are float64[n_i, v] for i = 0..t − 1.
   """
   found = [np.ones(1)]
   for chance in chances:
@@ -112,36 +104,31 @@ def reached(chances: Sequence[Array]) -> list[Array]:
 
 
 def entropy(distribution: Array) -> Array:
-  """−Σ_a p log p along the last axis, in nats: float64[...]."""
+  """Returns −Σ_a p log p along the last axis, in nats: float64[...]."""
   return np.sum(special.entr(distribution), axis=-1)
 
 
 def divergence(p: Array, q: Array) -> Array:
-  """KL(p ‖ q) = Σ_a p log (p / q) along the last axis, in nats.
+  """Returns KL(p ‖ q) = Σ_a p log (p / q) along the last axis, in nats.
 
-  Args:
-    p: float[..., a].
-    q: float[..., a]; where it is 0 and p is not, the result is infinite.
-
-  Returns:
-    float64[...].
+  Infinite where q is 0 and p is not. float[..., a] -> float64[...].
   """
   chex.assert_equal_shape([p, q])
   return np.sum(special.rel_entr(p, q), axis=-1)
 
 
 def entropy_of_counts(counts: Array) -> Array:
-  """The entropy of what counts were drawn from, nearly without bias.
+  """Estimates the entropy of the distribution that counts were drawn from.
 
     ψ(n) − (1 / n) Σ_a n_a G(n_a),
     G(n) = ψ(n) + (−1)^n / 2 · (ψ((n + 1) / 2) − ψ(n / 2))
 
   Schürmann, arXiv cond-mat/0403192 (ξ = ½), after Grassberger, arXiv
   physics/0307138. The entropy of the frequencies is too low by about
-  (a − 1) / 2n; this one's bias falls exponentially in the n_a.
+  (a − 1) / 2n; the bias of this estimate falls exponentially in the n_a.
 
   Args:
-    counts: int[..., a], draws of each answer; at least one in all.
+    counts: int[..., a], draws of each answer; at least one in total.
 
   Returns:
     float64[...] in nats.
@@ -155,16 +142,11 @@ def entropy_of_counts(counts: Array) -> Array:
 
 
 def log_chance_of_counts(hits: Array, draws: int) -> Array:
-  """E log p given `hits` of `draws`: ψ(hits + ½) − ψ(draws + 1).
+  """Returns E log p given `hits` int[...] of `draws`, in nats.
 
-  The mean under the posterior of Jeffreys' prior, Beta(½, ½). It is finite
-  without a hit: about −log draws − 2, where the truth may be far lower.
+    ψ(hits + ½) − ψ(draws + 1)
 
-  Args:
-    hits: int[...].
-    draws: n.
-
-  Returns:
-    float64[...] in nats.
+  The mean under the posterior of Jeffreys' prior, Beta(½, ½). Without a hit it
+  is about −log draws − 2, although the true value may be far lower.
   """
   return special.digamma(hits + 0.5) - special.digamma(draws + 1.0)

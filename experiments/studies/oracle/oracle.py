@@ -1,16 +1,18 @@
-"""What are early-exit probes worth? Beside the truth, where it is known.
+"""Compares early-exit probes with the truth, where it is known.
 
   python experiments/studies/oracle/oracle.py
-  python experiments/studies/oracle/oracle.py --run=runs/demo/seed-0/sft --output=runs/oracle
+  python experiments/studies/oracle/oracle.py --run=runs/demo/seed-0/sft
 
-First, policies of seven words whose completions can all be written down
-(`oracle_policies.py`): fresh ones, and ones that saw few or many early answers
-in their supervised stage. The functions of training sample, grade and probe
-them; what they say is held against a second encoding, and against the answers
-that the policy really ends with. Then the demo's policy, where these are
-counted over continuations. docs/evidence/oracle.md says what follows. Writes
-oracle.json and oracle.svg to the folder; six minutes on two busy CPU cores, of
-which the warm start of the demo takes more than two.
+First, policies of seven words whose completions can all be enumerated
+(`oracle_policies.py`): untrained ones, and ones that saw few or many early
+answers in their supervised stage. The functions of training sample, grade and
+probe them. The results are compared with a second encoding and with the answers
+that the policy really ends with. Then the demo's policy, whose final answers
+are counted over continuations.
+
+Writes oracle.json and oracle.svg to --output; docs/evidence/oracle.md explains
+them. Takes six minutes on two busy CPU cores; the warm start of the demo takes
+more than two of them.
 """
 
 import pathlib
@@ -67,14 +69,14 @@ _SMALL = flags.DEFINE_bool(
     "small", False, "Little of everything, to see that it works."
 )
 
-# Shares of early answers in the supervised stage; None is without it.
+# Shares of early answers in the supervised stage; None skips the stage.
 SHARES = {
     "random": None, "0": 0.0, "0.05": 0.05, "0.25": 0.25, "0.5": 0.5,
 }  # fmt: skip
 
 
 def main(_: list[str]) -> None:
-  """Runs the study, and writes what it found."""
+  """Runs the study and writes its results."""
   start = time.perf_counter()
   if _SMALL.value and not _OUTPUT.value:
     raise ConfigError("--small: needs --output, a folder that is no evidence")
@@ -102,7 +104,7 @@ def main(_: list[str]) -> None:
 
 
 def small_policies() -> list[dict[str, Any]]:
-  """A record of every policy that can be written down."""
+  """Returns a record of every policy that can be enumerated."""
   seeds, steps, rows = _SEEDS.value, _STEPS.value, _ROWS.value
   if _SMALL.value:
     seeds, steps, rows = 2, 2, 4
@@ -131,7 +133,7 @@ def small_policies() -> list[dict[str, Any]]:
 
 
 def _train_demo() -> pathlib.Path:
-  """The demo's warm start, shorter; a finished one is left as it is."""
+  """Trains a shorter warm start of the demo, unless it is finished."""
   path = _ROOT / "configs" / "arithmetic.py"
   config = runpy.run_path(str(path))["get_config"]("sft")
   config.warm_start.num_steps = 2 if _SMALL.value else _DEMO_STEPS.value
@@ -144,7 +146,7 @@ def _train_demo() -> pathlib.Path:
 
 
 def _short(value: Any) -> Any:
-  """Four digits of every number, in what JSON knows."""
+  """Rounds numbers to four digits and converts arrays for JSON."""
   if isinstance(value, dict):
     return {name: _short(x) for name, x in value.items()}
   if isinstance(value, list | tuple | np.ndarray):
@@ -157,7 +159,7 @@ def _short(value: Any) -> Any:
 def chosen(
     found: dict[str, Any], answers: str, early: str
 ) -> list[dict[str, Any]]:
-  """The records of the seeds of one cell."""
+  """Returns the records of all seeds of one kind and share."""
   return [
       record
       for record in found["policies"]
@@ -168,7 +170,7 @@ def chosen(
 def over_seeds(
     found: dict[str, Any], answers: str, early: str, estimator: str, what: str
 ) -> list[float]:
-  """[mean, low, high] of a number of an estimator."""
+  """Returns [mean, low, high] of an estimator's number over seeds."""
   values = [
       record["estimators"][estimator][what]
       for record in chosen(found, answers, early)
@@ -182,7 +184,7 @@ def _columns(found: dict[str, Any]) -> list[str]:
 
 
 def table(found: dict[str, Any], answers: str, what: str) -> str:
-  """Estimators by share of early answers: means over seeds, as Markdown."""
+  """Tabulates estimators by share of early answers, means over seeds."""
   columns = _columns(found)
   rows = []
   for name in ESTIMATORS:
@@ -205,7 +207,7 @@ _GAPS = {
 
 
 def gap_table(found: dict[str, Any], answers: str) -> str:
-  """Gaps by share of early answers, means over seeds, as Markdown."""
+  """Tabulates gaps by share of early answers, means over seeds."""
   columns = _columns(found)
   rows = []
   for name, label in _GAPS.items():
@@ -227,7 +229,7 @@ def gap_table(found: dict[str, Any], answers: str) -> str:
 
 
 def demo_table(found: dict[str, Any]) -> str:
-  """Estimators of the demo's policy with 95 % intervals, as Markdown."""
+  """Tabulates estimators of the demo's policy with 95 % intervals."""
   head = ("", "D", "true", "bias", "rank correlation", "probe tokens")
   rows = []
   for name, row in found["demo"]["estimators"].items():
@@ -251,7 +253,7 @@ _DEMO_GAPS = {
 
 
 def demo_gap_table(found: dict[str, Any]) -> str:
-  """Gaps of the demo's policy with 95 % intervals, as Markdown."""
+  """Tabulates gaps of the demo's policy with 95 % intervals."""
   gap = found["demo"]["gap"]
   rows = []
   for name, label in _DEMO_GAPS.items():
@@ -261,7 +263,7 @@ def demo_gap_table(found: dict[str, Any]) -> str:
 
 
 def report(found: dict[str, Any]) -> str:
-  """All tables."""
+  """Returns all tables with their titles."""
   parts = []
   for kind in KINDS:
     parts += [
@@ -277,7 +279,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any]) -> Figure:
-  """Bias and rank correlation over early answers, and of the demo."""
+  """Draws bias and rank correlation by early answers, and of the demo."""
   figure = Figure(figsize=(13.5, 7.6), layout="constrained")
   axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.1))
   labels = {
@@ -307,7 +309,7 @@ def _over_shares(
     cells = np.array([
         over_seeds(found, answers, column, name, what) for column in columns
     ])
-    # Beside each other, where they would hide one another.
+    # A small shift keeps markers from hiding each other.
     at = np.arange(len(columns)) + 0.06 * (i - 3)
     axes.errorbar(
         at, cells[:, 0], yerr=np.abs(cells[:, 1:] - cells[:, :1]).T,
@@ -319,7 +321,7 @@ def _over_shares(
   if what == "bias":
     axes.set_yscale("symlog", linthresh=0.1)
   else:
-    axes.set_ylim(-1.05, 1.05)  # Student's intervals do not know of it
+    axes.set_ylim(-1.05, 1.05)  # intervals may extend beyond it
   axes.axhline(0, color=LIGHT.faint, linewidth=1)
 
 

@@ -1,7 +1,7 @@
-"""The demo's policy beside its own continuations, by Monte Carlo.
+"""Probes of the demo's policy compared with its sampled continuations.
 
-Its completions cannot be written down. So the true distribution of final
-answers is estimated: from a prefix of the reasoning the sampler goes on many
+Its completions are too many to enumerate. So the true distribution of final
+answers is estimated: the sampler continues from a prefix of the reasoning many
 times, and the answers are counted.
 """
 
@@ -34,13 +34,13 @@ _BATCH = 64  # prefixes that are continued at one time
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A policy of the synthetic task.
+  """A policy of the synthetic task, and m prompts.
 
   Attributes:
     cfg: of its run; a step has every prompt once.
     params: its weights.
-    prompts: m, in NumPy arrays.
-    vocabulary: with the tokens that end sentences.
+    prompts: m prompts in NumPy arrays.
+    vocabulary: includes the tokens that end sentences.
     tags: of its tokenizer.
   """
 
@@ -52,7 +52,7 @@ class Subject:
 
 
 def subject_of(run: pathlib.Path, problems: int) -> Subject:
-  """The last checkpoint of a run, and its first validation problems."""
+  """Loads the last checkpoint of a run and its first validation problems."""
   cfg = dataclasses.replace(
       workdir_lib.load_config(run), prompts_per_step=problems, group_size=1
   )
@@ -86,18 +86,10 @@ def _continued(
     tags: token_match.Tags,
     count: int,
 ) -> Array:
-  """int32[n, count]: final answers, 0 for none and else the token + 1.
+  """Samples final answers int32[n, count]: 0 for none, else the token + 1.
 
-  Args:
-    params: of the policy.
-    prefixes: n prompts that end in i tokens of a reasoning.
-    key: of the samples.
-    begun: int32[n], i.
-    written: int32[n, t], these tokens.
-    cfg: of the run.
-    vocabulary: of the tokenizer.
-    tags: of the tokenizer.
-    count: continuations of each.
+  The n prefixes are prompts that end in i tokens of a reasoning: `begun`
+  int32[n] is i and `written` int32[n, t] are these tokens.
   """
   longest = cfg.rollout.max_tokens
   rolled = rollout.sample(
@@ -110,7 +102,7 @@ def _continued(
   at = jnp.clip(slots - begun[:, None], 0)
   later = jnp.take_along_axis(rolled.tokens, at, axis=1)
   tokens = jnp.where(slots < begun[:, None], written, later)
-  # A completion is no longer than the policy's own may be.
+  # A completion is cut at the length that the policy may use.
   text = begun + rolled.lengths - rolled.ended
   none = jnp.zeros((tokens.shape[0], 1), jnp.int32)
   grades = token_match.grade_tokens(
@@ -129,13 +121,15 @@ def answer_counts(
     key: Array,
     count: int,
 ) -> np.ndarray:
-  """How often each answer is the last one: int64[m, v + 1], 0 for none.
+  """Counts final answers of `count` continuations: int64[m, v + 1].
+
+  Column 0 counts continuations without an answer.
 
   Args:
     subject: the policy.
-    prompts: m of them.
-    tokens: int[m, t], of their completions.
-    ends: int[m], where each is cut.
+    prompts: m prompts.
+    tokens: int[m, t], their completions.
+    ends: int[m], where each completion is cut.
     key: of the samples.
     count: continuations of each prefix.
   """
@@ -168,14 +162,14 @@ def answer_counts(
 def study(
     run: pathlib.Path, problems: int, count: int, seed: int
 ) -> dict[str, Any]:
-  """Gap, bias and rank correlation with their intervals; nats.
+  """Measures gap, bias and rank correlation with their intervals, in nats.
 
-  One token of the reasoning of each problem's completion, at random, is looked
-  at: problems are independent, tokens of one completion are not.
+  Uses one random token of the reasoning of each problem, since problems are
+  independent but tokens of one completion are not.
 
   Args:
     run: folder of a finished run of the synthetic task.
-    problems: m, of the validation split.
+    problems: number of problems of the validation split.
     count: continuations of each prefix.
     seed: of everything random.
 
@@ -225,7 +219,7 @@ def study(
 def _true(
     counts: list[np.ndarray], gold: np.ndarray, own: np.ndarray, draws: int
 ) -> dict[str, np.ndarray]:
-  """What the chosen token really told, [m], by estimator."""
+  """Estimates what the chosen token really revealed, [m] by estimator."""
   rows = np.arange(len(gold))
   before, after = (continuations.entropy_of_counts(x) for x in counts)
   found = dict.fromkeys(ESTIMATORS, before - after)
@@ -245,10 +239,10 @@ def _gaps(
     ends: np.ndarray,
     counts: np.ndarray,
 ) -> dict[str, list[float]]:
-  """Of elicited answers to final ones, given that there is one, at m texts.
+  """Compares elicited with final answers, if there is one, at m texts.
 
   The cross entropy of KL is an unbiased mean over the draws, and the entropy
-  nearly so (`continuations.entropy_of_counts`).
+  is nearly unbiased (`continuations.entropy_of_counts`).
   """
   model = subject.cfg.model
   texts = [
@@ -286,7 +280,7 @@ def _interval(values: np.ndarray) -> list[float]:
 def _bootstrap(
     ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator
 ) -> list[float]:
-  """Spearman's correlation and the 95 % of its values over resamples."""
+  """Returns Spearman's correlation and its bootstrapped 95 % interval."""
   drawn = rng.integers(len(ours), size=(_RESAMPLES, len(ours)))
   values = [
       oracle_measures.correlation(ours[at], theirs[at]) for at in drawn

@@ -1,8 +1,7 @@
-"""A second way to what probes say, that shares nothing but weights with it.
+"""A second implementation of probes that shares only the weights.
 
-Whole texts are encoded from position 0 by a decoder in NumPy, in float64,
-without a cache, a group or a chunk, and all answers are written down.
-Estimators follow as docs/method.md has them.
+A NumPy decoder encodes whole texts from position 0 in float64, without cache,
+groups or chunks, and scores all answers. The estimators follow docs/method.md.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from iapo_jax.core.types import Array, Params
 from iapo_jax.data import pipeline
 from iapo_jax.models import head, transformer
 
-_BATCHES = (512, 8192)  # texts encoded at one time: few or many
+_BATCHES = (512, 8192)  # texts encoded at a time: for few texts or many
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -34,7 +33,7 @@ def _log_distributions(
 def log_distributions(
     params: Params, tokens: np.ndarray, cfg: ModelConfig
 ) -> np.ndarray:
-  """Log π after every token of whole texts: float64[n, x, v] of int[n, x]."""
+  """Returns log π after every token of texts: int[n, x] -> float64[n, x, v]."""
   size = _BATCHES[len(tokens) > 2 * _BATCHES[0]]
   found = []
   for start in range(0, len(tokens), size):
@@ -52,7 +51,7 @@ def _rms_norm(x: np.ndarray, norm: Params, cfg: ModelConfig) -> np.ndarray:
 
 
 def _rotated(x: np.ndarray, cfg: ModelConfig) -> np.ndarray:
-  """Pairs (i, i + h / 2) of [n, x, heads, h], turned by their position."""
+  """Rotates pairs (i, i + h / 2) of [n, x, heads, h] by their position."""
   half = cfg.head_dim // 2
   speed = cfg.rope.theta ** (-np.arange(half) / half)
   angle = (np.arange(x.shape[1])[:, None] * speed)[:, None]
@@ -80,9 +79,9 @@ def _attended(layer: Params, x: np.ndarray, cfg: ModelConfig) -> np.ndarray:
 def decoded(
     params: Params, tokens: np.ndarray, cfg: ModelConfig
 ) -> np.ndarray:
-  """Log π in float64: [n, x, v] of int[n, x], by NumPy alone.
+  """Returns log π in NumPy's float64: int[n, x] -> [n, x, v].
 
-  Of decoders of this study: norms before, no biases, windows or caps.
+  Covers the decoders of this study: pre-norm, no biases, windows or caps.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   x = params["embedding"][tokens]
@@ -102,12 +101,12 @@ def decoded(
 
 @dataclasses.dataclass(frozen=True)
 class Elicited:
-  """What a policy says if it must answer at once, after n texts.
+  """The answers of a policy that must answer at once, after n texts.
 
   Attributes:
     first: float64[n, v], log-probabilities of an answer's first token.
-    second: float64[n, v, v], of its second after each first; None where
-      answers have one token.
+    second: float64[n, v, v], log-probabilities of its second token after each
+      first one; None if answers have one token.
   """
 
   first: np.ndarray
@@ -115,19 +114,19 @@ class Elicited:
 
   @property
   def first_entropy(self) -> np.ndarray:
-    """Of the first token: float64[n]."""
+    """The entropy of the first token: float64[n]."""
     return continuations.entropy(np.exp(self.first))
 
   @property
   def entropy(self) -> np.ndarray:
-    """Of whole answers: float64[n]."""
+    """The entropy of whole answers: float64[n]."""
     if self.second is None:
       return self.first_entropy
     later = continuations.entropy(np.exp(self.second))
     return self.first_entropy + np.sum(np.exp(self.first) * later, axis=1)
 
   def log_chance(self, answer: tuple[int, ...]) -> np.ndarray:
-    """Log π of the first tokens of an answer: float64[n]; 0 of none."""
+    """Returns log π of an answer's tokens: float64[n]; 0 for no answer."""
     found = np.zeros(len(self.first))
     if answer:
       found = found + self.first[:, answer[0]]
@@ -136,7 +135,7 @@ class Elicited:
     return found
 
   def along(self, answer: tuple[int, ...]) -> np.ndarray:
-    """Σ_j H(a_j | a_<j) of an answer: float64[n]."""
+    """Returns Σ_j H(a_j | a_<j) of an answer: float64[n]."""
     found = np.zeros(len(self.first))
     if answer:
       found = found + self.first_entropy
@@ -147,7 +146,7 @@ class Elicited:
   def chance_of(
       self, answers: list[tuple[int, ...]], close: int
   ) -> np.ndarray:
-    """float64[n, a], of whole answers; `close` must end one that is short."""
+    """Returns π of whole answers: float64[n, a]; `close` ends short ones."""
     columns = []
     for answer in answers:
       column = np.exp(self.log_chance(answer)) * bool(answer)
@@ -164,7 +163,7 @@ def elicited_of(
     answer_tokens: int,
     cfg: ModelConfig,
 ) -> Elicited:
-  """Asks after every text, prompt included, each question a text of its own."""
+  """Asks for the answer after every text, which includes the prompt."""
   firsts = [(i,) for i in range(cfg.vocab_size)]
   questions = [
       (*text, *elicitation, *first)
@@ -172,7 +171,7 @@ def elicited_of(
       for first in (firsts if answer_tokens == 2 else [()])
   ]
   lengths = np.array([len(question) for question in questions])
-  # What follows a question cannot matter.
+  # Padding after a question does not change its scores.
   padded, _ = pipeline.right_pad(questions, max(lengths), 0)
   logp = np.concatenate([
       decoded(params, padded[start : start + _BATCHES[0]], cfg)
@@ -189,7 +188,7 @@ def elicited_of(
 
 
 def first_layer(params: Params, cfg: ModelConfig) -> tuple[Params, ModelConfig]:
-  """The decoder of one layer."""
+  """Returns the decoder cut to its first layer."""
   layers = jax.tree.map(lambda x: x[:1], params["layers"])
   return params | {"layers": layers}, dataclasses.replace(cfg, num_layers=1)
 
@@ -197,7 +196,7 @@ def first_layer(params: Params, cfg: ModelConfig) -> tuple[Params, ModelConfig]:
 def uncertainties(
     whole: Elicited, shallow: Elicited, gold: tuple[int, ...], own: tuple
 ) -> dict[str, np.ndarray]:
-  """U of every estimator, as docs/method.md defines it, after n texts."""
+  """Returns U[n] of every estimator, as docs/method.md defines it."""
   return {
       "entropy": whole.first_entropy,
       "gold": -whole.log_chance(gold),
@@ -210,7 +209,7 @@ def uncertainties(
 
 
 def probed(name: str, tokens: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
-  """The probed positions of a reasoning int[R]; between them lines."""
+  """Returns the probed positions of a reasoning int[R], for interpolation."""
   last = len(tokens)
   inner = range(1, last)
   if name == "stride 2":

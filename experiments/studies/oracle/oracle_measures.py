@@ -1,4 +1,4 @@
-"""One small policy: what its probes say, and what is true of it."""
+"""Measures of one small policy: its probes compared with the truth."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from iapo_jax.rewards import token_match
 from iapo_jax.rewards.token_match import Tags
 from iapo_jax.rl import mi, train_step
 
-# What changes against the defaults of `probe`.
+# Changes to the defaults of `probe`.
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "entropy": {},
     "gold": {"estimator": "gold"},
@@ -42,14 +42,14 @@ _V = len(oracle_policies.WORDS)
 
 
 def settings_of(cfg: Config, name: str, answer_tokens: int) -> Config:
-  """The configuration with the probe of an estimator."""
+  """Returns the configuration with the probe of an estimator."""
   probe = dataclasses.replace(
       cfg.probe, answer_tokens=answer_tokens, **ESTIMATORS[name]
   )
   return dataclasses.replace(cfg, probe=probe)
 
 
-# Programs that run for a second are not worth optimising.
+# Optimisation would take longer than these programs run.
 _QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -68,20 +68,12 @@ def run_pipeline(
     tags: Tags,
     answer_tokens: int,
 ) -> dict[str, Any]:
-  """A rollout with its grades, and what every estimator says of it.
-
-  Args:
-    params: of the policy.
-    prompts: q prompts.
-    key: of the rollout.
-    cfg: of all estimators.
-    vocabulary: of the tokenizer.
-    tags: of the tokenizer.
-    answer_tokens: of an answer.
+  """Samples and grades a rollout, and probes it with every estimator.
 
   Returns:
-    `tokens`, `lengths`, `logprobs`, `reasoning`, `answers`, `answer_lengths`
-    as the types of the same fields; D [b, t] and probe tokens [b] by estimator.
+    `tokens`, `lengths`, `logprobs`, `answers` and `answer_lengths` as in
+    `Rollout` and `Grades`; `reasoning` lengths; by estimator `information`
+    D [b, t] and `spent` probe tokens [b].
   """
   rolled = train_step.sample(params, prompts, key, cfg, vocabulary)
   grades = token_match.make_grader(tags, answer_tokens)(rolled, prompts)
@@ -110,11 +102,11 @@ def run_pipeline(
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-  """Which answer every text gives if it ends there; the same for all policies.
+  """The answers that texts give if they end there; policies share them.
 
   Attributes:
-    numbers: int[n_i] for i = 0..t; 0 is no answer.
-    answers: the tokens of each; () for none.
+    numbers: int[n_i] for i = 0..t, the answer of each text; 0 is no answer.
+    answers: the tokens of each answer; () for none.
   """
 
   numbers: list[np.ndarray]
@@ -122,7 +114,7 @@ class Ends:
 
 
 def ends_of(kind: Kind, longest: int = LONGEST) -> Ends:
-  """By the grader of training, of all texts of up to `longest` tokens."""
+  """Grades all texts of up to `longest` tokens with the grader of training."""
   levels = [continuations.texts(_V, i) for i in range(longest + 1)]
   tokens = np.concatenate([
       np.pad(texts, ((0, 0), (0, longest - texts.shape[1])))
@@ -150,7 +142,7 @@ _grade = jax.jit(
 
 
 def _codes(answers: Array, lengths: Array) -> np.ndarray:
-  """A number for each answer of up to two tokens: 0 is none."""
+  """Returns a number for each answer of up to two tokens; 0 for none."""
   answers, lengths = np.asarray(answers), np.asarray(lengths)
   codes = np.zeros(len(lengths), np.int64)
   for i in range(answers.shape[1]):
@@ -169,12 +161,12 @@ def _tokens_of(code: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What is true of a policy after a prompt, by enumeration.
+  """The true distributions of a policy after a prompt, by enumeration.
 
   Attributes:
-    chances: float64[n_i, v], i < t.
-    answers: float64[n_i, a], of the answers that it ends with.
-    information: float64[n_i], i < t, of the next token.
+    chances: float64[n_i, v], i < t, of the next token.
+    answers: float64[n_i, a], of the final answer.
+    information: float64[n_i], i < t, of the next token on the final answer.
   """
 
   chances: list[np.ndarray]
@@ -185,7 +177,7 @@ class Truth:
 def truth_of(
     params: Params, prompt: np.ndarray, ends: Ends, cfg: ModelConfig
 ) -> Truth:
-  """All texts of a policy after int[p]."""
+  """Enumerates all texts of a policy after the prompt int[p]."""
   longest = len(ends.numbers) - 1
   texts = continuations.texts(_V, longest - 1)
   whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1)
@@ -215,7 +207,7 @@ def expected_by_position(truth: Truth) -> list[float]:
 
 
 def correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
-  """Spearman's rank correlation; 0 where one of them has no spread."""
+  """Returns Spearman's rank correlation; 0 if one of them is constant."""
   if not np.ptp(ours) or not np.ptp(theirs):
     return 0.0
   return float(stats.spearmanr(ours, theirs).statistic)
@@ -226,10 +218,10 @@ class Visited:
   """The n different reasonings that the rows of a prompt pass.
 
   Attributes:
-    texts: of each.
-    at: int[b, t + 1], which one o_1..o_i is; beyond R it means nothing.
-    passed: int[n], by how many rows.
-    true: float64[n, a], of the answers that the policy ends with.
+    texts: the tokens of each reasoning.
+    at: int[b, t + 1], the index of o_1..o_i; meaningless beyond R.
+    passed: int[n], the number of rows that pass each reasoning.
+    true: float64[n, a], the distribution of the final answer.
   """
 
   texts: list[tuple[int, ...]]
@@ -241,11 +233,11 @@ class Visited:
 def visited_of(
     tokens: np.ndarray, reasoning: np.ndarray, truth: Truth
 ) -> Visited:
-  """What rows int[b, t] pass in their first int[b] tokens."""
+  """Finds what rows int[b, t] pass in their first `reasoning` int[b] tokens."""
   numbers = continuations.text_numbers(tokens, _V)
   slots = np.arange(numbers.shape[1])
   there = slots <= reasoning[:, None]
-  # One number for texts of all lengths.
+  # A key that is unique among texts of all lengths.
   keys = np.where(there, numbers * numbers.shape[1] + slots, 0)
   unique, first, at = np.unique(keys, return_index=True, return_inverse=True)
   rows = first // numbers.shape[1]
@@ -268,11 +260,11 @@ def visited_of(
 def gaps(
     visited: Visited, whole: Elicited, shallow: Elicited, ends: Ends
 ) -> dict[str, np.ndarray]:
-  """How far elicited answers are from final ones, at n texts.
+  """Measures how far elicited answers are from final ones, at n texts.
 
-  KL(final ‖ elicited) and H(elicited) − H(final), of final answers given that
-  there is one (not a number where there can be none any more); of the first
-  token and of whole answers.
+  Returns KL(final ‖ elicited) and H(elicited) − H(final), each for the first
+  token and for whole answers. Final answers are conditioned on that there is
+  one; the result is NaN where no answer is possible any more.
   """
   with np.errstate(invalid="ignore"):
     given = visited.true[:, 1:] / np.sum(
@@ -301,7 +293,7 @@ def _of_prompt(
     ends: Ends,
     cfg: ModelConfig,
 ) -> dict[str, Any]:
-  """One prompt's tokens of reasoning, one after the other."""
+  """Measures the reasoning tokens of all rows of one prompt."""
   truth = truth_of(params, prompt, ends, cfg)
   visited = visited_of(found["tokens"], found["reasoning"], truth)
   asked = [(*prompt.tolist(), *text) for text in visited.texts]
@@ -340,7 +332,7 @@ def _of_prompt(
       largest = max(largest, np.abs(difference).max(initial=0.0))
       final = surprise[at, goal[name]] if name in goal else open_[at]
       information[name].append(ours[:length])
-      # Where an answer has become impossible, ∞ or nothing.
+      # An answer that has become impossible gives ∞ or NaN.
       with np.errstate(invalid="ignore"):
         true[name].append(-np.diff(final))
   return {
@@ -358,7 +350,7 @@ def _codes_of(answer: tuple[int, ...]) -> int:
 
 
 def _sampled_difference(found: dict[str, Any], truth: Truth) -> float:
-  """Largest of the rollout's log-probabilities from the enumerated ones."""
+  """Returns the largest error of the rollout's log-probabilities."""
   numbers = continuations.text_numbers(found["tokens"], _V)
   largest = 0.0
   for i, chance in enumerate(truth.chances):
@@ -372,17 +364,10 @@ def _sampled_difference(found: dict[str, Any], truth: Truth) -> float:
 def measure(
     params: Params, kind: Kind, ends: Ends, seed: int, *, cfg: Config
 ) -> dict[str, Any]:
-  """All that is reported of a policy; nats per token of reasoning.
+  """Returns all reported numbers of a policy, in nats per reasoning token.
 
-  Args:
-    params: of the policy.
-    kind: of its task.
-    ends: of the kind.
-    seed: of the rollout.
-    cfg: of all policies.
-
-  Returns:
-    Numbers by name; those of an estimator under its name.
+  `ends` are those of the kind; `seed` is that of the rollout. Numbers of an
+  estimator are under its name.
   """
   prompts = oracle_policies.prompts_of(kind)
   found = jax.device_get(
@@ -433,13 +418,13 @@ def measure(
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> float:
-  """The mean of the values that are numbers."""
+  """Returns the weighted mean of the finite values."""
   there = np.isfinite(values)
   return float(np.average(values[there], weights=weights[there]))
 
 
 def compared(ours: np.ndarray, true: np.ndarray) -> dict[str, float]:
-  """Estimates of tokens beside what is true; infinite truths are left out."""
+  """Compares estimates with the truth, leaving out infinite truths."""
   there = np.isfinite(true)
   ours, true = ours[there], true[there]
   return {

@@ -1,10 +1,10 @@
-"""Policies of seven words, small enough to write down all they can say.
+"""Policies of seven words, small enough to enumerate all completions.
 
-They are decoders like any other, run by the functions of training. Each word
-of the reasoning votes for 0 or 1, or is a full stop, which says nothing. The
-answer is what most votes were for (a coin decides equal numbers); where it has
-two tokens, the second says whether there was a full stop. The prompt tells
-which votes are likelier.
+They are ordinary decoders, run by the functions of training. Each word of the
+reasoning votes for 0 or 1, or is a full stop, which does not vote. The answer
+is the majority of the votes; a coin decides a tie. In answers of two tokens the
+second token states whether there was a full stop. The prompt determines which
+votes are likelier.
 """
 
 import dataclasses
@@ -41,13 +41,7 @@ _VOTES = (0.5, 0.25, 0.25)  # for the likelier answer, the other, a full stop
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A task.
-
-  Attributes:
-    name: in the results.
-    reasoning: tokens of a whole chain.
-    answer_tokens: of an answer.
-  """
+  """A task: its name, and the lengths in tokens of reasoning and answer."""
 
   name: str
   reasoning: int
@@ -58,7 +52,7 @@ KINDS = (Kind("one token", 3, 1), Kind("two tokens", 2, 2))
 
 
 def config_of(rows: int) -> Config:
-  """The configuration of all policies; `rows` completions of each prompt."""
+  """Returns the configuration of all policies, with `rows` in each group."""
   config = config_lib.default()
   config.prompts_per_step = len(_PROMPTS)
   config.group_size = rows
@@ -72,7 +66,7 @@ def config_of(rows: int) -> Config:
 
 
 def prompts_of(kind: Kind) -> Prompts:
-  """Both prompts; gold is the likeliest answer."""
+  """Returns both prompts; gold is the likeliest answer."""
   tokens = jnp.array(_PROMPTS, jnp.int32)
   rows, width = tokens.shape
   gold = jnp.zeros((rows, kind.answer_tokens), jnp.int32)
@@ -92,27 +86,18 @@ def demonstrations(
     early_share: float,
     early_full_share: float,
 ) -> Demonstrations:
-  """Chains and early answers, as those of the synthetic sums.
+  """Draws `count` chains and early answers, like those of the synthetic sums.
 
-  An early answer is the one that the whole chain came to, so that a policy
-  that learns them perfectly is consistent.
-
-  Args:
-    kind: of the task.
-    rng: decides everything random.
-    count: b.
-    early_share: chance that a chain is cut at a random point.
-    early_full_share: of those, the share whose every token is learned; of the
-      others only the answer is.
-
-  Returns:
-    The demonstrations, in NumPy arrays.
+  An early answer is the answer of the whole chain, so that a policy that learns
+  them perfectly is consistent. A chain is cut at a random point with the chance
+  `early_share`. Of cut chains the share `early_full_share` trains every token,
+  the others only the answer. The arrays are NumPy's.
   """
   prompts = jax.device_get(prompts_of(kind))
   which = rng.integers(len(_PROMPTS), size=count)
   likelier = prompts.gold[which, 0]
   drawn = rng.choice(3, (count, kind.reasoning), p=_VOTES)
-  # A draw of 0 votes for the likelier answer, of 1 for the other.
+  # A draw of 0 votes for the likelier answer, a draw of 1 for the other one.
   words = np.where(drawn == 2, STOP, drawn ^ likelier[:, None])
   votes = np.sum(words == 1, axis=1) - np.sum(words == 0, axis=1)
   coin = rng.integers(2, size=count)
@@ -141,21 +126,21 @@ def demonstrations(
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def random_policy(seed: int, cfg: Config) -> Params:
-  """Fresh weights."""
+  """Returns random weights."""
   return nn.unbox(transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model))
 
 
 def trained_policy(
     seed: int, kind: Kind, early_share: float, cfg: Config, steps: int
 ) -> Params:
-  """A policy after `steps` batches of the supervised stage."""
+  """Trains a policy on `steps` batches of the supervised stage."""
   batch = cfg.warm_start.batch_size
   rng = np.random.default_rng([seed, kind.reasoning])
   shown = demonstrations(
       kind, rng, steps * batch, early_share=early_share,
       early_full_share=cfg.warm_start.early_full_share,
   )  # fmt: skip
-  # Answers of one shape, so that one program trains both kinds.
+  # With golds of one shape a single program trains both kinds.
   none = np.zeros((steps * batch, 1), np.int32)
   shown = shown.replace(prompts=shown.prompts.replace(gold=none))
   batches = jax.tree.map(
@@ -166,7 +151,7 @@ def trained_policy(
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def _fit(params: Params, batches: Demonstrations, *, cfg: Config) -> Params:
-  """Parameters after a batch [steps, b, ...] after the other."""
+  """Trains on the batches [steps, b, ...], one after the other."""
   steps = batches.completion.shape[0]
   optimizer = make_optimizer(cfg.warm_start.optimizer, steps)
   loss = functools.partial(warm_start.demonstration_loss, cfg=cfg)

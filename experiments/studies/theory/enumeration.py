@@ -1,9 +1,9 @@
-"""Every completion of a policy that has few of them, and exact expectations.
+"""All completions of a small policy, and exact expectations over them.
 
-An oracle beside which estimates can be put: all completions are written down
-as one batch, whose rows the functions of training take as they take samples.
-Weighted by their probabilities the rows give expectations, not estimates.
-Nothing here knows how a policy computes its log-probabilities.
+All completions form one batch, which the functions of training take like
+samples. Weighted by their probabilities the rows give exact expectations, with
+which estimates can be compared. The functions here do not depend on how a
+policy computes its log-probabilities.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ Prefix = tuple[int, ...]
 
 @struct.dataclass
 class Completions:
-  """All completions of a policy, a row each.
+  """All completions of a policy, one per row.
 
   Attributes:
     tokens: int32[b, t], 0 after the end.
     lengths: int32[b], T.
-    prefixes: int32[b, t + 1], the number of the prefix o_1..o_i; 0 is the
-      empty one, and whole completions are prefixes, too. After the end the
-      last is repeated.
-    num_prefixes: how many there are.
+    prefixes: int32[b, t + 1], the number of the prefix o_1..o_i. The empty
+      prefix is 0; whole completions are prefixes, too. The last number is
+      repeated after the end.
+    num_prefixes: number of different prefixes.
   """
 
   tokens: Array
@@ -46,19 +46,19 @@ class Completions:
 def enumerate_completions(
     next_tokens: Callable[[Prefix], Sequence[int]], *, limit: int = 100_000
 ) -> Completions:
-  """Writes down every completion, in the order of a depth-first walk.
+  """Enumerates all completions in the order of a depth-first walk.
 
   Args:
-    next_tokens: the tokens that may follow a prefix; none where it is a whole
-      completion. What it says must end.
-    limit: completions that are too many to be meant.
+    next_tokens: returns the tokens that may follow a prefix, and none if the
+      prefix is a whole completion. All completions must be finite.
+    limit: the largest number of completions.
 
   Returns:
-    The completions, in NumPy arrays.
+    The completions in NumPy arrays.
 
   Raises:
-    ValueError: where there are more than `limit`, or the empty completion is
-      the only one.
+    ValueError: if there are more than `limit` completions, or only the empty
+      one.
   """
   numbers: dict[Prefix, int] = {}
   whole: list[Prefix] = []
@@ -86,34 +86,29 @@ def enumerate_completions(
 
 
 def probabilities(logprobs: Array, mask: Array) -> Array:
-  """π(o) = exp Σ_t log π(o_t | o_<t).
+  """Returns π(o) = exp Σ_t log π(o_t | o_<t): float[b], of float[b, t].
 
-  Args:
-    logprobs: float[b, t], of every completion's tokens.
-    mask: bool[b, t].
-
-  Returns:
-    float[b], of sum 1 where `b` are all completions.
+  The sum is 1 if the rows are all completions.
   """
   chex.assert_equal_shape([logprobs, mask])
   return jnp.exp(jnp.sum(jnp.where(mask, logprobs, 0.0), axis=-1))
 
 
 def entropy(distribution: Array) -> Array:
-  """−Σ_a p log p along the last axis, in nats; float[..., a] -> float[...]."""
+  """Returns −Σ_a p log p in nats: float[..., a] -> float[...]."""
   return jnp.sum(jax.scipy.special.entr(distribution), axis=-1)
 
 
 def given_prefix(x: Array, weights: Array, completions: Completions) -> Array:
-  """E[x | o_1..o_i] for every prefix: what follows a prefix decides x.
+  """Returns E[x | o_1..o_i] for each of the n prefixes.
 
-  With x the answers' indicators this is the *consistent* distribution: what
-  the policy really answers if it goes on from there.
+  If x indicates the answers, this is the *consistent* distribution: the final
+  answers of the policy when it continues from the prefix.
 
   Args:
-    x: float[b, a], a value of each completion.
-    weights: float[b], the completions' probabilities.
-    completions: all of them; n prefixes.
+    x: float[b, a], values of each completion.
+    weights: float[b], probabilities of the completions.
+    completions: all completions.
 
   Returns:
     float[n, a]; 0 for a prefix of probability 0.
@@ -134,15 +129,15 @@ def given_prefix(x: Array, weights: Array, completions: Completions) -> Array:
 
 
 def expected_next(x: Array, weights: Array, completions: Completions) -> Array:
-  """E[x_t | o_<t], the mean over the token that is drawn at t and what follows.
+  """Returns E[x_t | o_<t], the mean over the token at t and all later ones.
 
   With x = D and consistent answer distributions this is the conditional mutual
   information of the token with the answer.
 
   Args:
     x: float[b, t], a value of each token.
-    weights: float[b], the completions' probabilities.
-    completions: all of them.
+    weights: float[b], probabilities of the completions.
+    completions: all completions.
 
   Returns:
     float[b, t], the same for all rows that share o_<t; 0 after the end.
@@ -167,18 +162,11 @@ def _ratio(total: Array, mass: Array) -> Array:
 def group_advantages(
     rewards: Array, weights: Array, *, normalise: bool = True
 ) -> Array:
-  """(r − E r) / (√Var r + 1e-4): GRPO's advantage of an infinite group.
+  """Returns (r − E r) / (√Var r + 1e-4), GRPO's advantage in infinite groups.
 
-  Of one prompt the division is one positive factor for all completions: it
-  turns no direction, but weighs A against what is added to it.
-
-  Args:
-    rewards: float[b].
-    weights: float[b], the completions' probabilities.
-    normalise: whether to divide.
-
-  Returns:
-    float[b].
+  For one prompt the division is a positive factor that all completions share:
+  it keeps the direction, but scales A against terms that are added to it. All
+  arrays are float[b]; `normalise` = False omits the division.
   """
   chex.assert_equal_shape([rewards, weights])
   centred = rewards - jnp.sum(weights * rewards)
@@ -194,13 +182,13 @@ def policy_gradient(
     advantages: Array,
     mask: Array,
 ) -> Params:
-  """E Σ_t A_t ∇ log π(o_t | o_<t), the A_t constants: the update's direction.
+  """Returns E Σ_t A_t ∇ log π(o_t | o_<t) with constant A_t.
 
-  What a step of ascent with ratio 1 and token-mean or constant-length
-  aggregation does in expectation, but for one positive factor.
+  Up to a positive factor this is the expected ascent step with ratio 1 and
+  token-mean or constant-length aggregation.
 
   Args:
-    logprobs: from parameters to float[b, t], of all completions.
+    logprobs: maps parameters to float[b, t] for all completions.
     params: where the gradient is taken.
     advantages: float[b, t].
     mask: bool[b, t].

@@ -1,15 +1,16 @@
-"""Does the update shorten, and spare correctness? Exact, on small policies.
+"""Tests exactly, on small policies, if updates shorten and keep correctness.
 
   python experiments/studies/theory/theorem.py
-  python experiments/studies/theory/theorem.py --instances=16 --steps=50 --output=runs/theorem
+  python experiments/studies/theory/theorem.py --instances=16 --steps=50
 
-Every policy is a table of logits whose completions can all be written down
-(`iapo_jax.tabular`), so that the update's expectation, the expected length and
-the chance of a right answer are exact, in float64. For every credit it is told
-how often length falls and correctness does not: by the derivatives along the
-first update, and over a path of many small updates. docs/theory.md says what
-follows. Writes theorem.json and theorem.svg to the folder; under three minutes
-on two CPU cores.
+Every policy is a table of logits whose completions can all be enumerated
+(`tabular.py`), so that the expected update, the expected length and the chance
+of a right answer are exact, in float64. For every credit the study counts how
+often length falls and correctness does not: by the derivatives along the first
+update, and over a path of many small updates.
+
+Writes theorem.json and theorem.svg to --output; docs/theory.md explains them.
+Takes less than three minutes on two CPU cores.
 """
 
 import pathlib
@@ -38,11 +39,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the instances.", lower_bound=0)
 
 
 def main(_: list[str]) -> None:
-  """Runs the study, and writes what it found."""
+  """Runs the study and writes its results."""
   start = time.perf_counter()
   folder = pathlib.Path(_OUTPUT.value)
   folder.mkdir(parents=True, exist_ok=True)
-  # Derivatives of no sign must be told from small ones.
+  # float64 separates small derivatives from rounding of zeros.
   with jax.enable_x64(True):
     families = all_families(_INSTANCES.value, _SEED.value)
     found = {
@@ -76,7 +77,7 @@ def draw(
     found: dict[str, dict[str, dict[str, float]]],
     paths: dict[str, dict[str, np.ndarray]],
 ) -> Figure:
-  """Shares by method and family, and lengths over two families' paths."""
+  """Draws shares by method and family, and lengths over some paths."""
   figure = Figure(figsize=(13.5, 9.4), layout="constrained")
   top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
   heat = top.subplots(1, 2, sharey=True)
@@ -98,7 +99,7 @@ def draw(
 
 
 def _heat(axes: Axes, found: dict, column: str, title: str) -> None:
-  """A share for every method (rows) and family (columns)."""
+  """Draws the share for every method (rows) and family (columns)."""
   shares = np.array([
       [rows[name][column] for rows in found.values()] for name in METHODS
   ])

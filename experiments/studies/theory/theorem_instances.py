@@ -1,7 +1,7 @@
 """Families of small policies on which the theorem is checked.
 
-An instance is a table of logits for a tree. Instances of a family differ in
-random logits, or in a jitter of hand-made ones. Answer 0 is the right one.
+An instance is a table of logits for a tree. The instances of a family have
+random logits, or hand-made logits with noise. Answer 0 is the right one.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from enumeration import Prefix
 from tabular import TabularParams, Tree
 
 _ANSWERS = 3
-_JITTER = 0.3  # standard deviation of what is added to hand-made logits
+_JITTER = 0.3  # standard deviation of the noise on hand-made logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Family:
 
   Attributes:
     name: in the results.
-    text: what its instances are.
-    tree: of all of them.
+    text: a description.
+    tree: of all instances.
     params: of the instances, stacked: float64[m, n, ...].
   """
 
@@ -37,7 +37,7 @@ Logits = Callable[[Prefix], Sequence[float]]
 
 
 def all_families(count: int, seed: int) -> list[Family]:
-  """Every family, `count` instances each, from a seed."""
+  """Makes all families with `count` instances each."""
   return [
       *_random(count, seed),
       _redundant_tail(count, seed),
@@ -50,7 +50,7 @@ def all_families(count: int, seed: int) -> list[Family]:
 
 
 def _random(count: int, seed: int) -> list[Family]:
-  """Three families of random tables of two tokens and depth 3."""
+  """Makes three families of random tables of two tokens and depth 3."""
   tree, numbers = tabular.make_tree(
       lambda prefix: (0, 1, 2) if len(prefix) < 3 else (2,),
       num_tokens=2,
@@ -89,7 +89,7 @@ def _family(
     count: int,
     seed: Sequence[int],
 ) -> Family:
-  """A hand-made table, with a jitter for each instance."""
+  """Makes instances of a hand-made table, each with noise."""
   tree, numbers = tabular.make_tree(
       next_steps, num_tokens=num_tokens, num_answers=_ANSWERS
   )
@@ -103,7 +103,7 @@ def _family(
 
 
 def _redundant_tail(count: int, seed: int) -> Family:
-  """The first token settles the answer; up to four more say nothing."""
+  """Makes policies whose first token settles the answer."""
   return _family(
       "redundant tail",
       "the first token settles the answer, up to four more say nothing",
@@ -117,7 +117,7 @@ def _redundant_tail(count: int, seed: int) -> Family:
 
 
 def _filler_first(count: int, seed: int) -> Family:
-  """Two steps of work (0) settle the answer; filler (1) only delays them."""
+  """Makes policies whose filler (1) only delays two steps of work (0)."""
 
   def next_steps(prefix: Prefix) -> Sequence[int]:
     if prefix.count(0) == 2:
@@ -137,7 +137,7 @@ def _filler_first(count: int, seed: int) -> Family:
 
 
 def _needed_check(count: int, seed: int) -> Family:
-  """After a slip (1) the answer is surely wrong; a check (2) repairs it."""
+  """Makes policies where a check (2) repairs the answer after a slip (1)."""
 
   def next_steps(prefix: Prefix) -> Sequence[int]:
     if not prefix:
@@ -164,7 +164,7 @@ def _needed_check(count: int, seed: int) -> Family:
 
 
 def _confidently_wrong(count: int, seed: int) -> Family:
-  """Sure and wrong at once; doubt comes with thinking, then the answer."""
+  """Makes policies whose early answers are sure and wrong."""
   table = ((0.0, 4.0, 0.0), (0.5, 0.5, 0.0), (1.5, 0.0, 0.0), (2.0, 0.0, 0.0))
   return _family(
       "early and wrong",
@@ -179,7 +179,7 @@ def _confidently_wrong(count: int, seed: int) -> Family:
 
 
 def _mute_probe(count: int, seed: int) -> Family:
-  """Early answers are guesses whatever was thought: they were never learnt."""
+  """Makes policies that never learned early answers and guess them."""
 
   def answers(prefix: Prefix) -> Sequence[float]:
     if len(prefix) < 3:
@@ -199,7 +199,7 @@ def _mute_probe(count: int, seed: int) -> Family:
 
 
 def _late_information(count: int, seed: int) -> Family:
-  """A chain of up to 12 tokens that says nothing before its tenth."""
+  """Makes chains of up to 12 tokens whose tenth settles the answer."""
   return _family(
       "late answer",
       "a chain of up to 12 tokens settles the answer at its tenth",

@@ -1,7 +1,4 @@
-"""What every credit does to policies whose completions can all be written.
-
-The study of theorem.py, and its tables.
-"""
+"""The effect of every credit on small policies, and its tables."""
 
 import functools
 from typing import Any
@@ -16,7 +13,7 @@ from theorem_instances import Family
 from iapo_jax.core import markdown
 from iapo_jax.core.types import Array
 
-# What changes against the defaults of `tabular.token_advantages`.
+# Changes to the defaults of `tabular.token_advantages`.
 METHODS: dict[str, dict[str, Any]] = {
     "GRPO": {"mode": "grpo"},
     "paper": {"mode": "paper", "explore_weight": 1.0},
@@ -40,12 +37,12 @@ METHODS: dict[str, dict[str, Any]] = {
 _INFO_WEIGHT = {"paper": 1.0, "to_go": 2.0}
 _NO_CREDIT = {"info_weight": 0.0, "explore_weight": 0.0, "length_weight": 0.0}
 _WORDS = ("mode", "probe")
-# Of a derivative or a change that is no more than rounding.
+# Derivatives and changes up to this are rounding.
 _ROUNDING = 1e-10
 
 
 def settings_of(name: str) -> dict[str, Any]:
-  """The arguments of `tabular.token_advantages` of a method."""
+  """Returns the arguments of `tabular.token_advantages` for a method."""
   given = METHODS[name]
   weight = _INFO_WEIGHT.get(given["mode"], 0.0)
   return {
@@ -57,17 +54,11 @@ def settings_of(name: str) -> dict[str, Any]:
 def study(
     family: Family, name: str, steps: int, rate: float
 ) -> dict[str, Any]:
-  """What a method does to all instances of a family.
+  """Measures a method, given by `name`, on all instances of a family.
 
-  Args:
-    family: the instances.
-    name: of the method.
-    steps: of each path.
-    rate: learning rate.
-
-  Returns:
-    Shares of the instances and means over them, by name; `path` holds the
-    mean length [steps + 1].
+  Follows a path of `steps` updates with learning rate `rate`. Returns shares of
+  the instances and means over them, by name; `path` is the mean length
+  [steps + 1].
   """
   settings = settings_of(name)
   words = {key: settings.pop(key) for key in _WORDS}
@@ -102,7 +93,7 @@ def study(
 
 
 def _shares(name: str, length: np.ndarray, correct: np.ndarray) -> dict:
-  """How often length falls, correctness does not, and both."""
+  """Returns how often length falls, correctness does not, and both."""
   falls = length < -_ROUNDING
   keeps = correct >= -_ROUNDING
   return {
@@ -112,7 +103,7 @@ def _shares(name: str, length: np.ndarray, correct: np.ndarray) -> dict:
   }
 
 
-# Programs that run for milliseconds are not worth optimising.
+# Optimisation would take longer than these programs run.
 @functools.partial(
     jax.jit,
     static_argnames=("steps", "mode", "probe"),
@@ -128,7 +119,7 @@ def _measure(
     mode: str,
     probe: str,
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
-  """Derivatives [m] along first updates; lengths, accuracies [m, steps + 1]."""
+  """Returns derivatives [m] and (lengths, accuracies) [m, steps + 1]."""
 
   def credit(now: TabularParams, given: dict[str, Any]) -> Array:
     return tabular.token_advantages(now, tree, mode=mode, probe=probe, **given)
@@ -174,7 +165,7 @@ def _measures(params: TabularParams, tree: Tree) -> tuple[Array, Array]:
 def derivative(
     of: Any, params: TabularParams, tree: Tree, direction: TabularParams
 ) -> Array:
-  """d/dη of(params + η direction) at η = 0."""
+  """Returns d/dη of(params + η direction) at η = 0."""
   return jax.jvp(lambda p: of(p, tree), (params,), (direction,))[1]
 
 
@@ -191,7 +182,7 @@ _COLUMNS = {
 
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
-  """Shares in %, means over the families, as lines of Markdown."""
+  """Tabulates shares in %, means over the families."""
   rows = {
       name: [
           float(np.mean([rows[name][column] for rows in found.values()]))
@@ -205,7 +196,7 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
 def family_table(
     found: dict[str, dict[str, dict[str, float]]], column: str
 ) -> str:
-  """Shares in % of one column, by family, as lines of Markdown."""
+  """Tabulates shares in % of one column, by family."""
   rows = {
       name: [rows[name][column] for rows in found.values()]
       for name in METHODS
