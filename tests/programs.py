@@ -1,6 +1,7 @@
 """What must not be in a compiled step, and how it would be found."""
 
 import math
+import re
 
 import jax
 
@@ -43,9 +44,11 @@ def of_the_vocabulary(text, vocab, tensor, positions):
     tensor: shards of the vocabulary.
     positions: too many of them to have scores at one time.
   """
+  found = re.findall(r"\b[a-z]\w*\[([\d,]+)\]", text)
+  shapes = {tuple(map(int, dims.split(","))) for dims in set(found)}
   return [
       shape
-      for shape in collectives.shapes(text)
+      for shape in shapes
       for size in {vocab, vocab // tensor} & set(shape)
       if math.prod(shape) // size >= positions
   ]

@@ -162,32 +162,27 @@ def arguments(
 
 
 def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
-  """Checks a `report` against the published memory of the chip.
+  """Raises ConfigError if the step of a `report` does not fit the chip.
 
-  The compiler itself allows a little more: 15.75 GiB of 16 GB.
-
-  Raises:
-    ConfigError: if the step does not fit.
+  The limit is the published memory; the compiler allows a little more: 15.75
+  GiB of 16 GB.
   """
-  told = found["memory"]
-  if told["peak_bytes"] > told["device_bytes"]:
-    used, there = (
-        memory.readable(told[name]) for name in ("peak_bytes", "device_bytes")
-    )
-    raise ConfigError(_advice(f"{used} of {there}", parts, stage))
+  used, there = (
+      found["memory"][name] for name in ("peak_bytes", "device_bytes")
+  )
+  if used > there:
+    sizes = f"{memory.readable(used)} of {memory.readable(there)}"
+    raise ConfigError(_advice(sizes, parts, stage))
 
 
 def _advice(used: str, parts: Assembly, stage: Stage) -> str:
   """Says what is too large, what it consists of and how to shrink it."""
   needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
+  sizes = dataclasses.asdict(needed)
+  names = sorted(sizes, key=lambda name: -sizes[name])
   by_part = ", ".join(
-      f"{name} {memory.readable(size)}"
-      for name, size in sorted(
-          dataclasses.asdict(needed).items(), key=lambda x: -x[1]
-      )
-      if size
+      f"{name} {memory.readable(sizes[name])}" for name in names if sizes[name]
   )
-  largest = max(dataclasses.asdict(needed).items(), key=lambda x: x[1])[0]
   fix = {
       "state": "shard it: mesh.fsdp or mesh.tensor",
       "reference": "shard it: mesh.fsdp or mesh.tensor; or loss.kl_weight = 0",
@@ -196,10 +191,10 @@ def _advice(used: str, parts: Assembly, stage: Stage) -> str:
       "probes": "raise loss.micro_batches or probe.stride",
       "update": "raise loss.micro_batches, lower loss.head_chunk, or set"
       " model.remat",
-  }[largest]
+  }[names[0]]
   return (
       f"the step needs {used} on a device. By the library's account: {by_part}."
-      f" Of the {largest}: {fix}"
+      f" Of the {names[0]}: {fix}"
   )
 
 
@@ -209,10 +204,10 @@ def report(
   """Returns all that is known about the step that `train_step` compiled.
 
   Values are JSON-ready; bytes, operations and seconds are those of one device.
+  `roofline_seconds` are lower bounds, by phase and by the resource that limits.
   """
-  cfg, mesh = parts.cfg, parts.mesh
   moved = collectives.transfers(
-      compiled.as_text(), lambda name: _trips(cfg, name)
+      compiled.as_text(), lambda name: _trips(parts.cfg, name)
   )
   sent = dict.fromkeys((*_PHASES, "rest"), 0.0)
   between = dict(sent)
@@ -221,15 +216,24 @@ def report(
     to = between if outside else sent
     to[_phase(transfer.scope)] += transfer.sent_bytes
   found = {
-      "devices": mesh.size,
-      "mesh": dict(mesh.shape),
+      "devices": parts.mesh.size,
+      "mesh": dict(parts.mesh.shape),
       "memory": _memory(compiled) | {"device_bytes": chip.memory},
       "flops": _flops(parts),
       "read_bytes": _reads(parts, stage),
       "collective_bytes": sent,
       "network_bytes": between,
   }
-  return found | {"roofline_seconds": _roofline(found, chip)}
+  roofline = {
+      phase: {
+          "compute": found["flops"][phase] / chip.flops,
+          "memory": found["read_bytes"][phase] / chip.bandwidth,
+          "links": sent[phase] / chip.links,
+          "network": between[phase] / chip.network,
+      }
+      for phase in _PHASES
+  }
+  return found | {"roofline_seconds": roofline}
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
@@ -251,19 +255,6 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         f"{found['collective_bytes'][phase] / 1e9:>9.3g}"
         f"  {bounds[name]:.3g} ({name})"
     )
-
-
-def _roofline(found: dict[str, Any], chip: Chip) -> dict[str, dict[str, float]]:
-  """Returns least seconds by phase and by the resource that bounds it."""
-  return {
-      phase: {
-          "compute": found["flops"][phase] / chip.flops,
-          "memory": found["read_bytes"][phase] / chip.bandwidth,
-          "links": found["collective_bytes"][phase] / chip.links,
-          "network": found["network_bytes"][phase] / chip.network,
-      }
-      for phase in _PHASES
-  }
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
@@ -336,7 +327,7 @@ def _reads(parts: Assembly, stage: Stage) -> dict[str, float]:
 
 def _phase(scope: str) -> str:
   """Returns the phase of an operation from the scope that it was traced in."""
-  names = re.findall(r"[\w]+", scope)
+  names = re.findall(r"\w+", scope)
   return next((x for x in names if x in _PHASES), "rest")
 
 

@@ -8,7 +8,6 @@ ignores communication.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ _BITS = {
     "f32": 32, "f64": 64, "c64": 64, "c128": 128,
     "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8,
 }  # fmt: skip
+Array = tuple[str, tuple[int, ...]]  # its type and shape
+
 # Data for another slice leaves a TPU's program through its host.
 _BETWEEN = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 BETWEEN_SLICES = "between-slices"
@@ -70,17 +71,9 @@ class Transfer:
 
   kind: str
   scope: str
-  result: tuple[tuple[str, tuple[int, ...]], ...]
+  result: tuple[Array, ...]
   devices: int
   times: int
-
-  @property
-  def result_bytes(self) -> int:
-    """Size of the result on one device."""
-    return sum(
-        _BITS.get(dtype, 0) * math.prod(shape) // 8
-        for dtype, shape in self.result
-    )
 
   @property
   def sent_bytes(self) -> float:
@@ -90,7 +83,11 @@ class Transfer:
     to gather, scatter or exchange, and twice that to reduce. A transfer between
     slices sends everything once.
     """
-    n, size = self.devices, self.result_bytes
+    n = self.devices
+    size = sum(
+        _BITS.get(dtype, 0) * math.prod(shape) // 8
+        for dtype, shape in self.result
+    )
     once = {
         "all-gather": size * (n - 1) / n,
         "all-reduce": 2 * size * (n - 1) / n,
@@ -123,14 +120,6 @@ def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
   return list(found.values())
 
 
-def shapes(text: str) -> set[tuple[int, ...]]:
-  """Returns the shape of every array that the program names, per device.
-
-  Arrays inside fusions, which are never stored, are included.
-  """
-  return {shape for dtype, shape in _arrays(text) if dtype in _BITS}
-
-
 class _Program:
   """The computations of a program, by name."""
 
@@ -159,28 +148,34 @@ class _Program:
 
     Transfers without a scope take that of the caller, `around`.
     """
-    for line in self._moving(name):
+    for line in self._lines.get(name, ()):
       found = _INSTRUCTION.match(line)
-      kind = _kind(found["op"], line)
+      if not found:
+        continue
+      operation = found["op"]
+      if operation == "send" and _BETWEEN in line:
+        operation = BETWEEN_SLICES
+      scope = _scope(line) or around
+      kind = operation.removesuffix("-start")
       if kind in _KINDS:
         channel = _CHANNEL.search(line)
-        moved = _transfer(kind, found, line, times)
-        if not moved.scope:
-          moved = dataclasses.replace(moved, scope=around)
-        yield (int(channel[1]) if channel else 0), moved
-        continue
-      scope = _scope(line) or around
-      if branches := _branches(line):
-        yield from max(
-            (list(self.walk(branch, times, scope)) for branch in branches),
-            key=_sent,
+        result = _result(operation, found["type"])
+        yield (
+            int(channel[1]) if channel else 0,
+            Transfer(kind, scope, result, _group(line), times),
         )
-        continue
-      often = times
-      if kind == "while":
-        often *= self._often(line)
-      for called in _CALLED.findall(line):
-        yield from self.walk(called, often, scope)
+      elif branches := _BRANCHES.search(line):
+        yield from max(
+            (
+                list(self.walk(branch, times, scope))
+                for branch in re.findall(r"[\w.\-]+", branches[1])
+            ),
+            key=lambda found: sum(x.sent_bytes for _, x in found),
+        )
+      else:
+        often = times * (self._often(line) if kind == "while" else 1)
+        for called in _CALLED.findall(line):
+          yield from self.walk(called, often, scope)
 
   def _often(self, line: str) -> int:
     if known := _TRIPS.search(line):
@@ -206,64 +201,22 @@ class _Program:
       size += 1
     return math.ceil(size / len(passed))
 
-  @functools.cache  # noqa: B019 (lives as long as the program is read)
-  def _moving(self, name: str) -> list[str]:
-    """Returns the lines that move data or call a computation that does."""
-    kept = []
-    for line in self._lines.get(name, ()):
-      found = _INSTRUCTION.match(line)
-      if not found:
-        continue
-      called = _CALLED.findall(line) + _branches(line)
-      moves = _kind(found["op"], line) in _KINDS
-      # An all-reduce calls its reduction, which moves nothing by itself.
-      if moves or any(self._moving(other) for other in called):
-        kept.append(line)
-    return kept
+def _result(operation: str, text: str) -> tuple[Array, ...]:
+  """Returns the results among the arrays that an instruction's type names.
 
-
-def _kind(operation: str, line: str) -> str:
-  """Returns the kind of an instruction; one that only starts it counts, too."""
-  if operation == "send" and _BETWEEN in line:
-    return BETWEEN_SLICES
-  return operation.removesuffix("-start")
-
-
-def _branches(line: str) -> list[str]:
-  """Returns the computations of which a conditional runs one, else none."""
-  found = _BRANCHES.search(line)
-  names = found[1].split(",") if found else []
-  return [name.strip().lstrip("%") for name in names]
-
-
-def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  """Returns the types and shapes in a text, in order."""
-  return [
+  The type of an asynchronous instruction also names its operands and, for some
+  kinds, two flags; that of an all-reduce does not.
+  """
+  arrays = [
       (dtype, tuple(int(n) for n in dims.split(",") if n))
       for dtype, dims in _ARRAY.findall(text)
   ]
-
-
-def _transfer(kind: str, found: re.Match, line: str, times: int) -> Transfer:
-  arrays = _arrays(found["type"])
-  if kind == BETWEEN_SLICES:
+  if operation == BETWEEN_SLICES:
     arrays = arrays[:1]  # the others are signals
-  elif found["op"].endswith("-start") and len(arrays) > 1:
-    arrays = _made(kind, arrays)
-  return Transfer(kind, _scope(line), tuple(arrays), _group(line), times)
-
-
-def _made(
-    kind: str, arrays: list[tuple[str, tuple[int, ...]]]
-) -> list[tuple[str, tuple[int, ...]]]:
-  """Returns the results among the arrays of an asynchronous instruction.
-
-  It names operands, results and, for some kinds, two flags.
-  """
-  if kind == "all-reduce":  # names only results
-    return arrays
-  data = [x for x in arrays if x[0] not in ("u32", "s32") or x[1]]
-  return data[len(data) // 2 :]
+  elif operation.endswith("-start") and operation != "all-reduce-start":
+    data = [x for x in arrays if x[0] not in ("u32", "s32") or x[1]]
+    arrays = data[len(data) // 2 :]
+  return tuple(arrays)
 
 
 def _scope(line: str) -> str:
@@ -287,7 +240,3 @@ def _group(line: str) -> int:
   if "replica_groups=" in line:
     raise ValueError(f"replica groups are not understood: {line.strip()}")
   return 1
-
-
-def _sent(found: list[tuple[int, Transfer]]) -> float:
-  return sum(x.sent_bytes for _, x in found)
