@@ -73,7 +73,7 @@ class Setup:
 
 def make_setup(devices=1, optimizer=None, **overrides):
   if isinstance(devices, int):
-    devices = jax.devices()[:devices]
+    devices = jax.local_devices()[:devices]
   parts = assembly.assemble(make_config(**overrides), devices)
   # SGD with rate 1: the change of the weights is the gradient itself.
   optimizer = optimizer or optax.sgd(1.0)
@@ -198,12 +198,13 @@ def learner(setup):
       probe = train_step.run_probes(
           frozen, rolled, grades, prompts, cfg, vocabulary
       )
-      samples, metrics = credit.assign(
+      credited, metrics = credit.assign(
           rolled, grades, probe, state.weights, jax.random.key(3), cfg
       )
       experience = update.gather_experience(
-          reference, prompts, rolled, samples.advantages, samples.learned, cfg
-      )
+          reference, prompts, rolled, credited.advantages, credited.learned,
+          cfg,
+      )  # fmt: skip
       if cfg.loss.early_weight:
         experience = train_step.add_early_answers(
             experience, rolled, grades, jax.random.key(4), cfg, vocabulary
@@ -211,6 +212,7 @@ def learner(setup):
       state, more = update.update(
           state, experience, cfg, setup.stage.optimizer, metrics
       )
+      samples = train_step.record(rolled, grades, credited)
     return state, samples, metrics | more
 
   return jax.jit(run)

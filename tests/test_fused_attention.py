@@ -248,4 +248,4 @@ def test_devices_that_cannot(overrides, platform, rule):
 def test_a_mesh_of_cpus_refuses():
   config = config_lib.parse({"model": {"attention": "fused"}})
   with pytest.raises(ConfigError, match="needs GPUs or TPUs, not cpu"):
-    assembly.make_mesh(config, jax.devices()[:1])
+    assembly.make_mesh(config, jax.local_devices()[:1])

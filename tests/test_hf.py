@@ -381,7 +381,7 @@ def mesh_of(cfg, **axes):
       {"vocab_size": 64, "num_heads": 4, "d_model": cfg.d_model}
   )
   count = int(np.prod([max(v, 1) for v in axes.values()]))
-  return assembly.make_mesh(config_lib.parse(config), jax.devices()[:count])
+  return assembly.make_mesh(config_lib.parse(config), jax.local_devices()[:count])
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "olmo2", "llama_biases"])

@@ -175,7 +175,7 @@ def test_gradients_are_those_of_the_whole_batch(devices):
   experience = ragged(params)
   one = MeshConfig(data=1, fsdp=1, tensor=1)
   cfg = CFG if devices == 8 else dataclasses.replace(CFG, mesh=one)
-  mesh = assembly.make_mesh(cfg, jax.devices()[:devices])
+  mesh = assembly.make_mesh(cfg, jax.local_devices()[:devices])
 
   def run(params, experience):
     with sharding.scope(mesh):

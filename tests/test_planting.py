@@ -132,7 +132,7 @@ def test_slips_do_not_depend_on_where_rows_lie():
   run = jax.jit(functools.partial(planting.plant, rule=rule(0.5)))
   expected = jax.device_get(run(*arguments))
   assert 5 < expected[1].sum() < 45
-  mesh = Mesh(np.array(jax.devices()), ("rows",))
+  mesh = Mesh(np.array(jax.local_devices()), ("rows",))
   spread = NamedSharding(mesh, PartitionSpec("rows"))
   placed = [
       x if x.ndim == 0 else jax.device_put(x, spread) for x in arguments
@@ -282,7 +282,7 @@ def test_planted_tokens_teach_nothing(micro_batches):
   @jax.jit
   def learn(advantages, old, planted):
     rolled = recorded.replace(planted=planted, logprobs=old)
-    samples, _ = credit.assign(
+    credited, _ = credit.assign(
         rolled,
         setup.parts.grader(rolled, setup.prompts()),
         None,
@@ -295,7 +295,7 @@ def test_planted_tokens_teach_nothing(micro_batches):
         setup.prompts(),
         rolled,
         advantages,
-        samples.learned,
+        credited.learned,
         setup.cfg,
     )
     state, metrics = update.update(

@@ -14,7 +14,7 @@ import jax
 import pytest
 import runs
 
-from iapo_jax.run import assembly, checkpoint, logs, workdir
+from iapo_jax.run import assembly, checkpoint, logs, sources, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -100,7 +100,7 @@ def finish(process):
 
 
 def final_state(folder):
-  parts = assembly.assemble(workdir.load_config(folder), jax.devices()[:1])
+  parts = assembly.assemble(workdir.load_config(folder), jax.local_devices()[:1])
   stage = assembly.reinforcement_stage(parts)
   where = checkpoint.stage_folder(folder, "rl")
   return checkpoint.restore(where, SETTINGS["num_steps"], stage.spec)
@@ -193,7 +193,7 @@ def test_a_kill_and_a_ctrl_c_change_nothing(
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=300) == 128 + signal.SIGINT
   done = logs.stage_metrics(folder, "rl")[-1]["step"]
-  assert checkpoint.last(folder) == ("rl", done)
+  assert sources.last(folder).name == f"rl/{done}"
   process = start(folder, cache)
   wait_for_step(process, folder, total - 3)
   # A second writer is refused, and does no harm. The first one waits for it.

@@ -443,7 +443,7 @@ class MakeGraderTest(chex.TestCase):
     cfg = config.parse(config.default())
     layout = MeshConfig(data=-1, fsdp=min(devices, 2))
     mesh = assembly.make_mesh(
-        dataclasses.replace(cfg, mesh=layout), jax.devices()[:devices]
+        dataclasses.replace(cfg, mesh=layout), jax.local_devices()[:devices]
     )
     self.assertLen(mesh.devices.flatten(), devices)
     # Rows that lie on another device or group give other grades.

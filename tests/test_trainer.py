@@ -373,7 +373,7 @@ def test_the_estimate_of_memory_is_near_what_is_compiled():
       {"model__remat": True, "rollout__max_tokens": 256},
   ):
     cfg = small(mesh__data=1, **overrides)
-    parts = assembly.assemble(cfg, jax.devices()[:1])
+    parts = assembly.assemble(cfg, jax.local_devices()[:1])
     stage = assembly.reinforcement_stage(parts)
     size = parts.cfg.prompts_per_step
     prompts = jax.tree.map(
@@ -391,7 +391,7 @@ def test_the_estimate_of_memory_is_near_what_is_compiled():
 
 
 def test_the_estimate_of_the_warm_start():
-  parts = assembly.assemble(small(mesh__data=1), jax.devices()[:1])
+  parts = assembly.assemble(small(mesh__data=1), jax.local_devices()[:1])
   stage = assembly.warm_start_stage(parts)
   rows = {
       "prompts": jax.tree.map(lambda x: x[:64], parts.task.tables["train"]
