@@ -1,5 +1,7 @@
 """What tests of whole runs share."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import types
 
 from tensorboardX.proto import event_pb2
 
+from iapo_jax.cli import iapo
 from iapo_jax.run import logs
 from iapo_jax.tools.report.runs import Group, Run
 
@@ -142,3 +145,29 @@ def synthetic(label, place, seeds=1, points=3):
         )
     )
   return Group(label, tuple(members))
+
+
+def command(name, *arguments, cwd=HERE.parent):
+  """`iapo NAME ARGUMENTS` in this process: status, stdout, stderr.
+
+  It must end before anything is compiled or written elsewhere: what a command
+  leaves behind in its process stays here.
+  """
+  streams = [
+      io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+      for _ in range(2)
+  ]
+  with (
+      contextlib.chdir(cwd),
+      contextlib.redirect_stdout(streams[0]),
+      contextlib.redirect_stderr(streams[1]),
+  ):
+    try:
+      iapo.run(name, [str(x) for x in arguments])
+      status = 0
+    except SystemExit as end:
+      status = end.code or 0
+  texts = [stream.buffer.getvalue().decode() for stream in streams]
+  return types.SimpleNamespace(
+      returncode=status, stdout=texts[0], stderr=texts[1]
+  )

@@ -8,11 +8,16 @@ import sys
 import pytest
 import runs
 
+from iapo_jax.cli import iapo
+from iapo_jax.config import fields, parsing, presets
+from iapo_jax.config.schema import Config
+
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = "--config=configs/arithmetic.py"
+CONFIG = "--config=arithmetic"
 
 
 def run(script, *arguments):
+  """A program of experiments/, in a process of its own."""
   return subprocess.run(
       [sys.executable, str(ROOT / "experiments" / script), *arguments],
       cwd=ROOT,
@@ -23,6 +28,14 @@ def run(script, *arguments):
   )
 
 
+def check_refused(result, message):
+  assert result.returncode == 2, result.stdout + result.stderr
+  lines = result.stderr.strip().splitlines()
+  assert lines[-1].startswith(f"error: {message}"), result.stderr
+  assert "Traceback" not in result.stderr
+  assert "compiled" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -31,11 +44,20 @@ def run(script, *arguments):
             "config.credit.inf_weight = '1': unknown field; did you mean"
             " config.credit.info_weight?",
         ),
+        (
+            [CONFIG, "--config.model=tiny"],
+            "config.model = 'tiny': is a group of fields; set one, such as"
+            " --config.model.pretrained",
+        ),
         ([CONFIG, "--config.group_size=1"], "config.group_size = 1: must be"),
         ([CONFIG, "--config.group_size=x"], "flag --config.group_size=x: inv"),
-        ([CONFIG + ":fast"], "variant 'fast': must be one of sft, paper"),
+        ([CONFIG + ":fast"], "variant 'fast': 'fast' must be one of paper,"),
         (["--config=configs/none.py"], "--config = 'configs/none.py': no such"),
-        ([], "flag --config=None: Flag --config must have a value"),
+        (["--config=none"], "--config = 'none': no such file, and no config"),
+        ([], "--config: missing; name one of the above, or a file"),
+        ([CONFIG, "x"], "unknown argument 'x'"),
+        ([CONFIG, "--wrokdir=x"],
+         "unknown argument '--wrokdir=x': did you mean --workdir?; see iapo"),
         (
             [CONFIG, "--config.data.max_prompt_tokens=4"],
             "config.data.max_prompt_tokens = 4: the prompt of row 0 has 12",
@@ -50,27 +72,36 @@ def run(script, *arguments):
         ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else "",
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_before_any_compilation(
     arguments, message, tmp_path
 ):
   workdir = tmp_path / "run"
-  result = run("run.py", *arguments, f"--workdir={workdir}")
-  assert result.returncode == 2
-  lines = result.stderr.strip().splitlines()
-  assert lines[-1].startswith(f"error: {message}"), result.stderr
-  assert "Traceback" not in result.stderr
-  assert "compiled" not in result.stdout
+  result = runs.command("train", *arguments, f"--workdir={workdir}")
+  check_refused(result, message)
+  assert not workdir.exists()
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+  workdir = tmp_path / "run"
+  configuration = "--config=configs/arithmetic.py"
+  check_refused(
+      run("run.py", configuration, "--config.lr=1", f"--workdir={workdir}"),
+      "config.lr = '1': unknown field; did you mean"
+      " config.optimizer.learning_rate or",
+  )
   assert not workdir.exists()
 
 
 def test_a_standard_stream_may_be_closed(tmp_path):
   """As cron and daemons have it."""
-  command = f"{sys.executable} experiments/run.py {CONFIG} --dry_run >&-"
+  program = f"{sys.executable} -m iapo_jax train {CONFIG} --dry_run"
+  command = f"{program} --workdir={tmp_path / 'run'} >&-"
   closed = subprocess.run(["sh", "-c", command], cwd=ROOT, timeout=600)
   assert closed.returncode == 0
 
 
+@pytest.mark.full
 def test_the_demo_end_to_end_at_small_size(tmp_path):
   workdir = tmp_path / "demo"
   result = run("demo.py", "--small", f"--workdir={workdir}")
@@ -110,7 +141,7 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
 
 def test_a_dry_run_prints_the_plan(tmp_path):
   workdir = tmp_path / "run"
-  result = run("run.py", CONFIG, "--dry_run", f"--workdir={workdir}")
+  result = runs.command("train", CONFIG, "--dry_run", f"--workdir={workdir}")
   assert result.returncode == 0, result.stderr
   for told in (
       "133,760 weights", "mesh       data 1 x fsdp 1 x tensor 1 on cpu",
@@ -122,38 +153,100 @@ def test_a_dry_run_prints_the_plan(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        ("evaluate.py", [], "no run: give the folder of one run or of sev"),
-        ("evaluate.py", ["nowhere"], "workdir 'nowhere': holds no run"),
-        ("evaluate.py", ["x", "--split=tset"], "flag --split=tset: value sh"),
-        ("report.py", [], "no run: give the folder of one run or of several"),
-        ("report.py", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
-        ("replay.py", [], "replay.py: needs one argument, RUN/replay/STAGE"),
-        ("score.py", ["x", "--model=m", "--input=i", "--output=o"],
-         "'x': give everything by --flags"),
-        ("compare.py", ["--small"], "--small: needs --output, a file that"),
-        ("compare.py", ["--methods=gpro"], "--methods 'gpro': must be among"),
-        ("compare.py", ["--methods=to_go"],
-         "--methods 'to_go': needs dapo, grpo: settings are chosen beside it"),
+        ("trian", [], "command 'trian': must be one of train, evaluate, sco"),
+        ("--config=x", [], "command '--config=x': must be one of train, eva"),
+        ("evaluate", [], "no run: give the folder of one run or of several"),
+        ("evaluate", ["nowhere"], "workdir 'nowhere': holds no run"),
+        ("evaluate", ["x", "--split=tset"],
+         "argument --split: invalid choice: 'tset'"),
+        ("evaluate", ["x", "--problems=0"],
+         "argument --problems: '0': must be a number, 1 or more"),
+        ("report", [], "no run: give the folder of one run or of several"),
+        ("report", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
+        ("replay", [],
+         "the following arguments are required: RUN/replay/STAGE-STEP"),
+        ("export", ["x"], "the following arguments are required: --output"),
+        ("score", ["x", "--model=m", "--input=i", "--output=o"],
+         "unknown argument 'x'"),
+        ("fields", ["rolout"], "PART = 'rolout': no such field or group"),
+        ("demo", ["--methods=gpro"],
+         "--methods 'gpro': must be among grpo, paper"),
+        ("demo", ["--seeds=0,x"],
+         "--seeds 'x': must be whole numbers below 2^32, apart"),
+        ("demo", ["--seeds="], "--seeds '': must be whole numbers below 2^32"),
     ],
 )  # fmt: skip
-def test_commands_refuse_what_they_cannot_do(script, arguments, message):
-  result = run(script, *arguments)
-  assert result.returncode == 2
-  assert result.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
-  assert "Traceback" not in result.stderr
+def test_commands_refuse_what_they_cannot_do(
+    name, arguments, message, tmp_path
+):
+  check_refused(runs.command(name, *arguments, cwd=tmp_path), message)
+
+
+def test_train_without_a_configuration_lists_them():
+  result = runs.command("train")
+  listed = [x.split()[0] for x in result.stdout.splitlines()[1:]]
+  assert listed == presets.names() and "qwen_math" in listed
+
+
+@pytest.mark.parametrize("name", iapo.COMMANDS)
+def test_every_command_has_help(name):
+  result = runs.command(name, "--help")
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.startswith(f"usage: iapo {name}")
+  assert f"iapo {name}" in result.stdout.partition("\n\n")[2]
+
+
+def test_a_configuration_is_found_by_name_and_by_path(tmp_path):
+  plans = [
+      runs.command("train", config, "--dry_run", f"--workdir={tmp_path}/run")
+      for config in (
+          "--config=arithmetic:to_go",
+          "--config=configs/arithmetic.py:to_go",
+          "--config=sums:arithmetic-to_go",
+      )
+  ]
+  assert plans[0].returncode == 0 and "to_go, info_weight 2" in plans[0].stdout
+  assert plans[0].stdout == plans[1].stdout == plans[2].stdout
+
+
+def test_fields_lists_every_field_with_default_rule_and_doc():
+  text = runs.command("fields").stdout
+  for name, value in parsing.flatten(Config()).items():
+    value = tuple(value) if isinstance(value, list) else value
+    assert f"{name} = {value!r}" in " ".join(text.split()), name
+  part = runs.command("fields", "config.rollout").stdout.splitlines()
+  assert part[:2] == [
+      "rollout.max_tokens = 72; must be at least 2",
+      "    t, the longest completion, in tokens",
+  ]
+  assert all(x.doc for x in fields.describe(Config()))
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("name", "meant"),
     [
-        ("--methods=gpro", "--methods 'gpro': must be among grpo, paper"),
-        ("--seeds=0,x", "--seeds 'x': must be whole numbers below 2^32, apart"),
-        ("--seeds=", "--seeds '': must be whole numbers below 2^32"),
+        ("lr", "config.optimizer.learning_rate or"
+         " config.warm_start.optimizer.learning_rate"),
+        ("optimizer.lr", "config.optimizer.learning_rate"),
+        ("num_generations", "config.group_size"),
+        ("loss.beta", "config.loss.kl_weight"),
+        ("beta", "config.loss.kl_weight"),
+        ("max_completion_length", "config.rollout.max_tokens"),
+        ("temperature",
+         "config.rollout.temperature or config.evaluation.temperature"),
+        ("model.num_hidden_layers", "config.model.num_layers"),
+        ("credit.gamma", "config.credit.discount"),
+        ("loss.clip_hihg", "config.loss.clip_high"),
+        ("groupsize", "config.group_size"),
     ],
-)
-def test_the_demo_refuses_what_it_does_not_know(argument, message, tmp_path):
-  result = run("demo.py", argument, f"--workdir={tmp_path}")
-  assert result.returncode == 2
-  assert result.stderr.strip().startswith(f"error: {message}")
+)  # fmt: skip
+def test_an_unknown_field_suggests_what_means_the_same(name, meant):
+  assert parsing.suggestion(name) == f"; did you mean {meant}?"
+
+
+def test_every_alias_suggests_its_field():
+  for x in fields.describe(Config()):
+    for alias in x.aliases:
+      assert f"config.{x.name}" in parsing.suggestion(alias), alias

@@ -47,9 +47,10 @@ def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
   path = presets.find(name)
   _check_names(overrides)
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values)
+  argv = ["iapo", f"--config={path}{colon}{variant}", *overrides]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   try:
-    rest = values(["iapo", f"--config={path}{colon}{variant}", *overrides])[1:]
+    rest = values(argv)[1:]
   except flags.Error as error:
     raise ConfigError(str(error)) from error
   if rest:
