@@ -6,7 +6,6 @@ import pytest
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config import rules as config_rules
 from iapo_jax.config.schema import Config
-from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import assembly
 
@@ -313,8 +312,9 @@ def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
   assert str(error.value) == message
 
 
+@pytest.mark.mesh
 def test_slices_lie_along_the_data_axis(monkeypatch):
-  monkeypatch.setattr(sharding, "_slices", lambda _: 3)
+  monkeypatch.setattr(assembly, "_slices", lambda _: 3)
   with pytest.raises(ConfigError, match=r"data = 8: must be a multiple of the"):
     assembly.make_mesh(Config())
 

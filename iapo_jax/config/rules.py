@@ -253,7 +253,9 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
   if math.prod(shape.values()) != devices:
     fail("mesh", sizes, f"must multiply to the {devices} devices there are")
   tensor = shape["tensor"]
-  split = ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
+  split = ["num_heads", "num_kv_heads", "mlp_dim"]
+  if c.model.is_read:
+    split.append("vocab_size")
   most = math.gcd(*(getattr(c.model, field) for field in split))
   for field in split:
     value = getattr(c.model, field)
