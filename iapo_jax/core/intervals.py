@@ -37,20 +37,3 @@ def of_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
   """Returns `of_mean` of ours − theirs; the values are paired in order."""
   pairs = zip(ours, theirs, strict=True)
   return of_mean([a - b for a, b in pairs])
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-  """Returns the indices of the (accuracy, tokens) on the Pareto front.
-
-  More accuracy and fewer tokens are better. Equal points do not beat each
-  other.
-  """
-
-  def beaten(i: int) -> bool:
-    accuracy, tokens = points[i]
-    return any(
-        a >= accuracy and t <= tokens and (a, t) != (accuracy, tokens)
-        for a, t in points
-    )
-
-  return [i for i in range(len(points)) if not beaten(i)]

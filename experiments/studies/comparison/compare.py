@@ -17,17 +17,15 @@ files are not run again, even if their folders are gone.
 
 import dataclasses
 import pathlib
-import runpy
-from collections.abc import Callable
 from typing import Any
 
 import misplaced
 import trials
 from absl import flags
-from ml_collections import ConfigDict
 from study import PLAIN, Study
 
 from iapo_jax.cli import command
+from iapo_jax.config import presets
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 
@@ -37,24 +35,24 @@ STEPS = {"mixed": 80, "slips": 160}
 # Accuracy that a chosen setting may lose. The question of slips is which checks
 # survive within two points of GRPO.
 SLACK = {"mixed": 0.005, "slips": 0.02}
-_TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Of configs/.")
+_TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Name in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Result file; docs/evidence/TASK.json by default."
 )
 _METHODS = flags.DEFINE_list(
-    "methods", [], "Contenders of experiments/studies/comparison/trials.py; all by default."
+    "methods", [], "Names of trials.py to run; all by default."
 )
 _STARTS = flags.DEFINE_integer("starts", 2, "Warm starts.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Of each method and warm start.")
-_COLLECT = flags.DEFINE_bool("collect_only", False, "Run nothing.")
-_SMALL = flags.DEFINE_bool("small", False, "Few steps, to see that it works.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs by method and warm start.")
+_COLLECT = flags.DEFINE_bool("collect_only", False, "Run no trials.")
+_SMALL = flags.DEFINE_bool("small", False, "Tiny runs, as a check.")
 
 
 def main(_: list[str]) -> None:
   """Runs missing trials and writes the results of finished ones."""
   if _SMALL.value and not _OUTPUT.value:
-    raise ConfigError("--small: needs --output, a file that is no evidence")
+    raise ConfigError("--small: needs --output, so that docs/evidence is kept")
   runs = f"{_TASK.value}-small" if _SMALL.value else _TASK.value
   output = pathlib.Path(
       _OUTPUT.value or _ROOT / f"docs/evidence/{_TASK.value}.json"
@@ -64,7 +62,7 @@ def main(_: list[str]) -> None:
     return files.read_json(output) if output.exists() else {}
 
   study = Study(
-      configure=_configuration_of(_TASK.value),
+      configure=presets.read(_TASK.value)["get_config"],
       methods=_methods(),
       folder=pathlib.Path(_WORKDIR.value) / runs,
       misplaced=misplaced.run_probes,
@@ -100,10 +98,6 @@ def _methods() -> list[str]:
     rule = f"needs {', '.join(sorted(missing))}: settings are chosen beside it"
     raise ConfigError(f"--methods {','.join(chosen)!r}: {rule}")
   return chosen
-
-
-def _configuration_of(task: str) -> Callable[[str], ConfigDict]:
-  return runpy.run_path(str(_ROOT / "configs" / f"{task}.py"))["get_config"]
 
 
 if __name__ == "__main__":

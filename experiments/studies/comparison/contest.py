@@ -393,6 +393,23 @@ def draw(found: Found) -> Figure:
   return figure
 
 
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+  """Returns the indices of the (accuracy, tokens) on the Pareto front.
+
+  More accuracy and fewer tokens are better. Equal points do not beat each
+  other.
+  """
+
+  def beaten(i: int) -> bool:
+    accuracy, tokens = points[i]
+    return any(
+        a >= accuracy and t <= tokens and (a, t) != (accuracy, tokens)
+        for a, t in points
+    )
+
+  return [i for i in range(len(points)) if not beaten(i)]
+
+
 def _draw_tested(
     axes: Axes, found: Found, styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
@@ -409,7 +426,7 @@ def _draw_tested(
         yerr=accuracy.high - accuracy.mean, linestyle="none", capsize=3,
         markersize=7, label=trials.contenders()[method].label, **style,
     )  # fmt: skip
-  front = sorted((points[i][1], points[i][0]) for i in intervals.pareto(points))
+  front = sorted((points[i][1], points[i][0]) for i in pareto(points))
   if front:
     axes.plot(
         *zip(*front, strict=True), color=LIGHT.faint, linewidth=1, zorder=0

@@ -8,13 +8,13 @@ import jax
 import misplaced
 import numpy as np
 import pytest
-import runs
 import starts as starts_lib
 import study
 import trials
 from recorded import make_params, make_setup, record
 from trials import Trial
 
+from iapo_jax.config import presets
 from iapo_jax.core import files, sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rl import policy, train_step
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 def make_study(task, methods, folder):
   return study.Study(
-      configure=runs.module(f"configs/{task}.py").get_config,
+      configure=presets.read(task)["get_config"],
       methods=methods,
       folder=folder,
       misplaced=misplaced.run_probes,

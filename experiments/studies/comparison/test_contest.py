@@ -3,12 +3,13 @@
 import pathlib
 
 import contest
+import evidence
 import numpy as np
 import pytest
-import runs
 import trials
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import presets
 from iapo_jax.core import intervals
 from iapo_jax.core.errors import ConfigError
 
@@ -42,7 +43,7 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
 def test_pareto_by_hand():
   # The third is beaten by the first; equals do not beat each other.
   points = [(0.9, 20.0), (0.95, 40.0), (0.9, 21.0), (0.8, 10.0), (0.95, 40.0)]
-  assert intervals.pareto(points) == [0, 1, 3, 4]
+  assert contest.pareto(points) == [0, 1, 3, 4]
 
 
 def result(accuracy, tokens):
@@ -67,10 +68,9 @@ def test_every_setting_is_a_configuration():
   for name, contender in trials.contenders().items():
     assert len(contender.settings) == trials.TUNED
     for task in ("mixed", "slips"):
-      module = runs.module(f"configs/{task}.py")
       found = set()
       for fields in contender.settings:
-        config = module.get_config(contender.variant)
+        config = presets.read(task)["get_config"](contender.variant)
         config.update_from_flattened_dict({**contender.fixed, **fields})
         found.add(config_lib.parse(config))
       assert len(found) == trials.TUNED, name
@@ -237,7 +237,7 @@ def test_what_began_without_early_answers_is_apart():
 
 
 def test_the_page_is_made_of_the_results():
-  evidence = runs.module("experiments/studies/comparison/evidence.py")
+  assert pathlib.Path(evidence._DOCS.default) == ROOT / "docs"
   pages = evidence.pages(ROOT / "docs")
   assert {page.name for page in pages} == {"evidence.md", "README.md"}
   for page, tables in pages.items():

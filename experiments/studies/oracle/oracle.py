@@ -16,7 +16,6 @@ more than two of them.
 """
 
 import pathlib
-import runpy
 import time
 from typing import Any
 
@@ -32,6 +31,7 @@ from oracle_policies import KINDS
 
 from iapo_jax.cli import command
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import presets
 from iapo_jax.core import files, intervals, markdown
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import trainer
@@ -39,34 +39,33 @@ from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools.report import figures
 from iapo_jax.tools.report.figures import LIGHT, colour
 
-_ROOT = pathlib.Path(__file__).parents[3]
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write to; docs/evidence by default."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of each policy.", lower_bound=2)
 _STEPS = flags.DEFINE_integer(
-    "steps", 300, "Of the small policies' training.", lower_bound=1
+    "steps", 300, "Training steps of small policies.", lower_bound=1
 )
 _ROWS = flags.DEFINE_integer(
-    "rows", 512, "Completions sampled of each prompt.", lower_bound=1
+    "rows", 512, "Completions of each prompt.", lower_bound=1
 )
 _RUN = flags.DEFINE_string(
-    "run", None, "Folder of a finished run of the demo; by default one is made."
+    "run", None, "Folder of a finished run of the demo; by default a new run."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/oracle", "Folder of the run that is made."
+    "workdir", "runs/oracle", "Folder of the new run."
 )
 _DEMO_STEPS = flags.DEFINE_integer(
-    "demo_steps", 300, "Of that run's warm start.", lower_bound=1
+    "demo_steps", 300, "Steps of its warm start.", lower_bound=1
 )
 _PROBLEMS = flags.DEFINE_integer(
-    "problems", 128, "Whose reasoning is cut and continued.", lower_bound=2
+    "problems", 128, "Problems whose reasoning is cut.", lower_bound=2
 )
 _CONTINUATIONS = flags.DEFINE_integer(
-    "continuations", 64, "Of each cut reasoning.", lower_bound=2
+    "continuations", 64, "Continuations of each cut reasoning.", lower_bound=2
 )
 _SMALL = flags.DEFINE_bool(
-    "small", False, "Little of everything, to see that it works."
+    "small", False, "Tiny sizes, to check that the study works."
 )
 
 # Shares of early answers in the supervised stage; None skips the stage.
@@ -79,7 +78,7 @@ def main(_: list[str]) -> None:
   """Runs the study and writes its results."""
   start = time.perf_counter()
   if _SMALL.value and not _OUTPUT.value:
-    raise ConfigError("--small: needs --output, a folder that is no evidence")
+    raise ConfigError("--small: needs --output, so that docs/evidence is kept")
   folder = pathlib.Path(_OUTPUT.value or "docs/evidence")
   folder.mkdir(parents=True, exist_ok=True)
   records = small_policies()
@@ -134,8 +133,7 @@ def small_policies() -> list[dict[str, Any]]:
 
 def _train_demo() -> pathlib.Path:
   """Trains a shorter warm start of the demo, unless it is finished."""
-  path = _ROOT / "configs" / "arithmetic.py"
-  config = runpy.run_path(str(path))["get_config"]("sft")
+  config = presets.read("arithmetic")["get_config"]("sft")
   config.warm_start.num_steps = 2 if _SMALL.value else _DEMO_STEPS.value
   config.data.arithmetic.test_problems = 256
   folder = pathlib.Path(_WORKDIR.value)

@@ -225,4 +225,4 @@ def test_a_small_study_is_no_evidence():
       cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
   )  # fmt: skip
   assert done.returncode == 2, done.stderr
-  assert "--small: needs --output, a folder that is no ev" in done.stderr
+  assert "--small: needs --output, so that docs/evidence is kept" in done.stderr

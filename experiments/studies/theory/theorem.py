@@ -31,11 +31,18 @@ from iapo_jax.tools.report.figures import LIGHT, colour
 
 _OUTPUT = flags.DEFINE_string("output", "docs/evidence", "Folder to write to.")
 _INSTANCES = flags.DEFINE_integer(
-    "instances", 32, "Of each family.", lower_bound=1
+    "instances", 32, "Instances of each family.", lower_bound=1
 )
-_STEPS = flags.DEFINE_integer("steps", 300, "Of each path.", lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    "steps", 300, "Updates of each path.", lower_bound=1
+)
 _RATE = flags.DEFINE_float("rate", 0.1, "Learning rate.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the instances.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the instances.", lower_bound=0)
+# Methods whose paths are drawn.
+_SHOWN = (
+    "GRPO", "paper", "to_go, γ 1, no gate", "to_go, γ .9 (default)",
+    "to_go, γ .9, cost .05", "cost .05 alone", "length penalty",
+)  # fmt: skip
 
 
 def main(_: list[str]) -> None:
@@ -117,17 +124,10 @@ def _heat(axes: Axes, found: dict, column: str, title: str) -> None:
 
 
 def _paths(axes: Axes, family: str, paths: dict[str, np.ndarray]) -> None:
-  shown = [name for name in METHODS if name in _SHOWN]
-  for i, name in enumerate(shown):
+  for i, name in enumerate(_SHOWN):
     axes.plot(paths[name], color=colour(i, LIGHT), linewidth=2, label=name)
   axes.set(xlabel="update", ylabel="expected tokens", title=family)
   figures.dress(axes)
-
-
-_SHOWN = (
-    "GRPO", "paper", "to_go, γ 1, no gate", "to_go, γ .9 (default)",
-    "to_go, γ .9, cost .05", "cost .05 alone", "length penalty",
-)  # fmt: skip
 
 
 if __name__ == "__main__":
