@@ -18,7 +18,7 @@ from pyarrow import parquet
 from iapo_jax.config import data as data_config
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import builders, examples, published
+from iapo_jax.data import builders, published
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import Download
 
@@ -46,45 +46,45 @@ CHOICES = [
 
 ROWS = [
     (
-        examples.from_gsm8k,
+        published.from_gsm8k,
         {"question": "How many? ",
          "answer": "He has 48/2 = <<48/2=24>>24.\nSo <<24*100=2400>>2400."
                    "\n#### 2,400"},
         Example("How many?", "2400", "He has 48/2 = 24.\nSo 2400."),
     ),
     (
-        examples.from_math,
+        published.from_math,
         {"problem": "Find $x$.", "answer": r"\frac12", "solution": "So.",
          "level": 3},
         Example("Find $x$.", r"\frac12", "So."),
     ),
-    (examples.from_dapo, dapo("What is $1+1$?", "2"),
+    (published.from_dapo, dapo("What is $1+1$?", "2"),
      Example("What is $1+1$?", "2")),
     # In its processed form.
-    (examples.from_dapo, {"prompt": "What?", "solution": "-3"},
+    (published.from_dapo, {"prompt": "What?", "solution": "-3"},
      Example("What?", "-3")),
     (
-        examples.from_commonsense_qa,
+        published.from_commonsense_qa,
         {"answerKey": "B",
          "question": {"stem": "What is hot?", "choices": CHOICES}},
         Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
     ),
     # As the hub's parquet has it.
     (
-        examples.from_commonsense_qa,
+        published.from_commonsense_qa,
         {"answerKey": "B", "question": "What is hot?",
          "choices": {"label": list("ABC"), "text": ["ice", "tea", "ink"]}},
         Example("What is hot?\nA. ice\nB. tea\nC. ink", "B"),
     ),
-    (examples.from_aime, {"problem": "Find n.", "answer": "045"},
+    (published.from_aime, {"problem": "Find n.", "answer": "045"},
      Example("Find n.", "45")),
-    (examples.from_aime, {"question": "Find n.", "answer": r"336^\circ"},
+    (published.from_aime, {"question": "Find n.", "answer": r"336^\circ"},
      Example("Find n.", "336")),
-    (examples.from_aime, {"ID": "1", "Problem": "Find n.", "Answer": 7},
+    (published.from_aime, {"ID": "1", "Problem": "Find n.", "Answer": 7},
      Example("Find n.", "7")),
-    (examples.from_own, {"question": "Why?", "answer": " so "},
+    (published.from_own, {"question": "Why?", "answer": " so "},
      Example("Why?", "so")),
-    (examples.from_own, {"question": "Why?", "answer": 3, "solution": "As."},
+    (published.from_own, {"question": "Why?", "answer": 3, "solution": "As."},
      Example("Why?", "3", "As.")),
 ]  # fmt: skip
 
@@ -97,25 +97,25 @@ def test_rows(convert, row, expected):
 @pytest.mark.parametrize(
     ("convert", "row", "message"),
     [
-        (examples.from_gsm8k, {"question": "How?", "answer": "24"}, "#### N"),
-        (examples.from_gsm8k, {"answer": "#### 2"}, "question = None"),
-        (examples.from_math, {"problem": "x", "answer": " "}, "answer = ' '"),
-        (examples.from_dapo, {"prompt": DAPO_BEFORE + "x", "solution": "2"},
+        (published.from_gsm8k, {"question": "How?", "answer": "24"}, "#### N"),
+        (published.from_gsm8k, {"answer": "#### 2"}, "question = None"),
+        (published.from_math, {"problem": "x", "answer": " "}, "answer = ' '"),
+        (published.from_dapo, {"prompt": DAPO_BEFORE + "x", "solution": "2"},
          "a part of the usual instructions"),
-        (examples.from_dapo,
+        (published.from_dapo,
          {"prompt": DAPO_BEFORE + " " + DAPO_AFTER, "solution": "2"},
          "has no problem in it"),
-        (examples.from_dapo, {"prompt": [], "solution": "2"}, "one message"),
-        (examples.from_commonsense_qa,
+        (published.from_dapo, {"prompt": [], "solution": "2"}, "one message"),
+        (published.from_commonsense_qa,
          {"answerKey": "D", "question": {"stem": "x", "choices": CHOICES}},
          "'D': must be one of"),
-        (examples.from_commonsense_qa,
+        (published.from_commonsense_qa,
          {"answerKey": "A", "question": "x",
           "choices": {"label": ["1"], "text": ["y"]}}, "labels A, B"),
-        (examples.from_aime, {"problem": "x", "answer": "1000"}, "0 .. 999"),
-        (examples.from_aime, {"problem": "x", "answer": "1/2"}, "0 .. 999"),
-        (examples.from_own, {"question": "x", "answer": ""}, "answer = ''"),
-        (examples.from_own, {"question": "x", "answer": "y", "id": 3},
+        (published.from_aime, {"problem": "x", "answer": "1000"}, "0 .. 999"),
+        (published.from_aime, {"problem": "x", "answer": "1/2"}, "0 .. 999"),
+        (published.from_own, {"question": "x", "answer": ""}, "answer = ''"),
+        (published.from_own, {"question": "x", "answer": "y", "id": 3},
          "id: must be among question, answer and solution"),
     ],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_prepared_from_local_files(tmp_path):
   }  # fmt: skip
   # In their order, and as converted.
   assert rows["train"] == [
-      examples.from_gsm8k(texts.row(i)) for i in range(32)
+      published.from_gsm8k(texts.row(i)) for i in range(32)
   ]
   assert rows["train"][0].answer == "3000"
   # Its own folder does as well; nothing is prepared again.
@@ -162,6 +162,31 @@ def test_conversion_has_a_version():
   for convert, row, _ in ROWS:
     digest.update(repr(convert(row)).encode())
   assert digest.hexdigest()[:16] == "1781919569d26589"
+
+
+def test_every_name_of_the_configuration_is_a_data_set():
+  assert tuple(published.DATA_SETS) == data_config.READ
+  for name, data in published.DATA_SETS.items():
+    assert data.name == name
+    assert data.test in (*data.files, "")
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        ("gsm8k", "fetched_ccee20cd12ac4a26"),
+        ("math500", "fetched_2a5a7d0a68a8c6a6"),
+        ("dapo_math", "fetched_bbb09d215fbcf824"),
+        ("commonsense_qa", "fetched_4b3f6004e8b69d80"),
+        ("aime24", "fetched_0efe5bdde9791fb7"),
+        ("aime25", "fetched_c8b097081bca1e3a"),
+    ],
+)
+def test_prepared_folders_keep_their_names(task, folder, tmp_path):
+  """What was fetched and prepared once is found again."""
+  builder = builders.Builder(published.DATA_SETS[task], None, tmp_path)
+  assert builder.data_path == tmp_path / task / folder / "1.0.0"
+  assert set(builder.info.features) == {"question", "answer", "solution"}
 
 
 def test_other_files_are_another_data_set(tmp_path):
@@ -221,21 +246,20 @@ def server(tmp_path):
 
 
 def fetched_from(monkeypatch, address, files):
-  """GSM8K's builder, fetching other files from elsewhere."""
-  downloads = {
-      split: (
-          Download(
-              f"{address}/{path.name}",
-              path.stat().st_size,
-              hashlib.sha256(path.read_bytes()).hexdigest(),
-          ),
+  """GSM8K, with other files from elsewhere to fetch."""
+  downloads = tuple(
+      Download(
+          split,
+          f"{address}/{path.name}",
+          path.stat().st_size,
+          hashlib.sha256(path.read_bytes()).hexdigest(),
       )
       for split, path in files.items()
-  }
-  data = dataclasses.replace(
-      published.data_set("gsm8k"), downloads=downloads
   )
-  monkeypatch.setattr(builders.Gsm8k, "DATA_SET", data)
+  data = dataclasses.replace(
+      published.DATA_SETS["gsm8k"], downloads=downloads
+  )
+  monkeypatch.setitem(published.DATA_SETS, "gsm8k", data)
 
 
 def test_fetched_by_checksum(server, monkeypatch, tmp_path):
@@ -288,15 +312,14 @@ def test_without_a_network_and_files(task, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("task", data_config.PUBLISHED)
 def test_every_published_file_is_pinned(task):
-  data = published.data_set(task)
-  assert set(data.downloads) == set(data.files)
-  for files in data.downloads.values():
-    for file in files:
-      assert file.url.startswith("https://")
-      assert "/main/" not in file.url
-      assert "/master/" not in file.url
-      assert len(bytes.fromhex(file.sha256)) == 32
-      assert file.size > 1000
+  data = published.DATA_SETS[task]
+  assert {file.split for file in data.downloads} == set(data.files)
+  for file in data.downloads:
+    assert file.url.startswith("https://")
+    assert "/main/" not in file.url
+    assert "/master/" not in file.url
+    assert len(bytes.fromhex(file.sha256)) == 32
+    assert file.size > 1000
 
 
 @pytest.mark.skipif(
@@ -304,8 +327,8 @@ def test_every_published_file_is_pinned(task):
     reason="GSM8K is not part of the repository",
 )
 def test_the_pinned_sums_are_those_of_the_real_files():
-  for split, (file,) in published.data_set("gsm8k").downloads.items():
-    content = (tiny.SHARED / "gsm8k" / f"{split}.jsonl").read_bytes()
+  for file in published.DATA_SETS["gsm8k"].downloads:
+    content = (tiny.SHARED / "gsm8k" / f"{file.split}.jsonl").read_bytes()
     assert len(content) == file.size
     assert hashlib.sha256(content).hexdigest() == file.sha256
 

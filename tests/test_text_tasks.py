@@ -95,7 +95,7 @@ def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
 
   return prompts.of(
       question,
-      source=published.data_set(task),
+      source=published.DATA_SETS[task],
       elicitation=elicitation,
       data=data_config(task=task, **settings),
       render=render,
@@ -134,7 +134,7 @@ def test_a_template_that_leaves_something_out():
   with pytest.raises(ConfigError, match="the chat template leaves out part"):
     prompts.of(
         "Q?",
-        source=published.data_set("gsm8k"),
+        source=published.DATA_SETS["gsm8k"],
         elicitation="</think>\n<answer>",
         data=data_config(prompt="think_answer", chat_template=True),
         render=strip,
@@ -167,7 +167,7 @@ def test_what_ends_an_answer(elicitation, closing):
 
 
 def test_demonstrations_of_worked_solutions():
-  example = examples.from_gsm8k(texts.row(1))
+  example = published.from_gsm8k(texts.row(1))
   demonstrate = functools.partial(
       examples.demonstration, example, elicitation="</think>\n<answer>"
   )

@@ -5,7 +5,9 @@ and read through `as_data_source`. A prepared folder is named by the content of
 its source files, so other files make another data set.
 """
 
+import collections
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -29,45 +31,43 @@ from iapo_jax.data import published, registered
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import DataSet
 
-_FIELDS = ("question", "answer", "solution")
+_Files = Mapping[str, Sequence[pathlib.Path]]
+_FIELDS = tuple(field.name for field in dataclasses.fields(Example))
 _VERSION = "1.0.0"  # of the conversion
 # Folders in which repositories keep their files.
 _SUBFOLDERS = ("", "data", "main", "default")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Prepares the data set of its subclass."""
+  """Prepares any data set of `published`, under its name.
+
+  Attributes:
+    data: the data set.
+    files: its local files by split; None if they are fetched.
+    repeated: number of rows that were left out since they repeat a problem.
+  """
 
   VERSION = tfds.core.Version(_VERSION)
-  DATA_SET: DataSet
 
   def __init__(
-      self,
-      *,
-      files: Mapping[str, Sequence[pathlib.Path]] | None = None,
-      data_dir: str | None = None,
+      self, data: DataSet, files: _Files | None, data_dir: pathlib.Path
   ) -> None:
-    """Makes a builder of local files, by split; None fetches them.
-
-    Prepared data sets are kept in `data_dir`, by default TFDS's own.
-    """
-    self._files = files
-    name = f"fetched_{_pins(self.DATA_SET)[:16]}"
-    if files:
-      name = f"local_{_digest(files)[:16]}"
+    """Opens what is prepared of these files in `data_dir`, if anything is."""
+    self.name = data.name
+    self.data = data
+    self.files = files
     self.repeated = 0
     super().__init__(
         file_format="array_record",
         data_dir=data_dir,
         config=tfds.core.BuilderConfig(
-            name=name, version=_VERSION, description=self.DATA_SET.homepage
+            name=f"local_{_digest(files)[:16]}"
+            if files
+            else f"fetched_{_pins(data)[:16]}",
+            version=_VERSION,
+            description=data.homepage,
         ),
     )
-
-  @property
-  def is_local(self) -> bool:
-    """Whether it reads local files."""
-    return self._files is not None
 
   @property
   def url_infos(self) -> dict[str, tfds.download.checksums.UrlInfo]:
@@ -76,15 +76,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         file.url: tfds.download.checksums.UrlInfo(
             size=file.size, checksum=file.sha256, filename=None
         )
-        for files in self.DATA_SET.downloads.values()
-        for file in files
+        for file in self.data.downloads
     }
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text()
     return tfds.core.DatasetInfo(
         builder=self,
-        homepage=self.DATA_SET.homepage,
+        homepage=self.data.homepage,
         features=tfds.features.FeaturesDict(dict.fromkeys(_FIELDS, text)),
         disable_shuffling=True,  # keeps the published order
     )
@@ -92,12 +91,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(
       self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-    files = self._files
+    files = self.files
     if files is None:
-      files = {
-          split: [pathlib.Path(dl_manager.download(x.url)) for x in downloads]
-          for split, downloads in self.DATA_SET.downloads.items()
-      }
+      files = collections.defaultdict(list)
+      for file in self.data.downloads:
+        path = pathlib.Path(dl_manager.download(file.url))
+        files[file.split].append(path)
     return {
         split: self._generate_examples(paths) for split, paths in files.items()
     }
@@ -110,68 +109,19 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for path in paths:
       for line, row in enumerate(_rows(path), start=1):
         try:
-          example = self.DATA_SET.convert(row)
+          example = self.data.convert(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
           raise ConfigError(
-              f"{path}: row {line} is none of {self.DATA_SET.name}: {error}"
+              f"{path}: row {line} is none of {self.name}: {error}"
           ) from error
-        if self.DATA_SET.repeats:
+        if self.data.repeats:
           question = " ".join(example.question.casefold().split())
           if question in seen:
             self.repeated += 1
             continue
           seen.add(question)
-        yield key, {name: getattr(example, name) for name in _FIELDS}
+        yield key, dataclasses.asdict(example)
         key += 1
-
-
-class Gsm8k(Builder, skip_registration=True):
-  """GSM8K: 7,473 train and 1,319 test problems."""
-
-  name = "gsm8k"
-  DATA_SET = published.data_set("gsm8k")
-
-
-class Math500(Builder, skip_registration=True):
-  """MATH-500: 500 test problems."""
-
-  name = "math500"
-  DATA_SET = published.data_set("math500")
-
-
-class DapoMath(Builder, skip_registration=True):
-  """DAPO-Math-17k: train problems, each once."""
-
-  name = "dapo_math"
-  DATA_SET = published.data_set("dapo_math")
-
-
-class CommonsenseQa(Builder, skip_registration=True):
-  """CommonsenseQA: train and validation questions with five choices."""
-
-  name = "commonsense_qa"
-  DATA_SET = published.data_set("commonsense_qa")
-
-
-class Aime24(Builder, skip_registration=True):
-  """AIME 2024: 30 test problems."""
-
-  name = "aime24"
-  DATA_SET = published.data_set("aime24")
-
-
-class Aime25(Builder, skip_registration=True):
-  """AIME 2025: 30 test problems."""
-
-  name = "aime25"
-  DATA_SET = published.data_set("aime25")
-
-
-class Own(Builder, skip_registration=True):
-  """The user's own files: rows of question, answer and perhaps solution."""
-
-  name = "own"
-  DATA_SET = published.data_set("own")
 
 
 def load(
@@ -191,25 +141,24 @@ def load(
   Raises:
     ConfigError: if files are missing, cannot be fetched, or hold other rows.
   """
-  kinds = (Gsm8k, Math500, DapoMath, CommonsenseQa, Aime24, Aime25, Own)
-  kind = next(builder for builder in kinds if builder.name == task)
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()
   if task == "own" and source_dir.startswith(registered.PREFIX):
     with _alone(root, task), _quiet():
       return registered.load(source_dir, str(root))
-  files = _find(kind.DATA_SET, source_dir) if source_dir else None
-  builder = _builder(kind, files, root)
+  data = published.DATA_SETS[task]
+  files = _find(data, source_dir) if source_dir else None
+  builder = _builder(data, files, root)
   if not _is_prepared(builder):
     if files is None:
       _check_can_fetch(builder)
     with _alone(root, task):
       # Another process may have prepared it meanwhile.
-      builder = _builder(kind, files, root)
+      builder = _builder(data, files, root)
       if not _is_prepared(builder):
         _prepare(builder)
   rows = _read(builder)
-  for split, there in builder.DATA_SET.rows.items():
+  for split, there in data.rows.items():
     if len(rows[split]) != there:
       print(
           f"warning: data {task}: {split} has {len(rows[split])} rows, as"
@@ -220,15 +169,13 @@ def load(
 
 
 def _builder(
-    kind: type[Builder],
-    files: Mapping[str, Sequence[pathlib.Path]] | None,
-    root: pathlib.Path,
+    data: DataSet, files: _Files | None, root: pathlib.Path
 ) -> Builder:
   try:
     with _quiet():
-      return kind(files=files, data_dir=str(root))
+      return Builder(data, files, root)
   except Exception as error:  # from protocol buffers
-    raise _damaged(kind.name, root / kind.name) from error
+    raise _damaged(data.name, root / data.name) from error
 
 
 def _is_prepared(builder: Builder) -> bool:
@@ -253,14 +200,12 @@ def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
 
 
 def _prepare(builder: Builder) -> None:
-  data, size = builder.DATA_SET, ""
-  if not builder.is_local:
-    files = [file for split in data.downloads.values() for file in split]
-    size = f", fetches {sum(file.size for file in files) / 1e6:.1f} MB"
-  print(f"data       {data.name}: makes {builder.data_path}{size}", flush=True)
-  settings = tfds.download.DownloadConfig(
-      force_checksums_validation=not builder.is_local
-  )
+  name, is_fetched, size = builder.name, builder.files is None, ""
+  if is_fetched:
+    total = sum(file.size for file in builder.data.downloads)
+    size = f", fetches {total / 1e6:.1f} MB"
+  print(f"data       {name}: makes {builder.data_path}{size}", flush=True)
+  settings = tfds.download.DownloadConfig(force_checksums_validation=is_fetched)
   try:
     with _quiet():
       builder.download_and_prepare(download_config=settings)
@@ -269,12 +214,12 @@ def _prepare(builder: Builder) -> None:
   except Exception as error:  # from network, checksums or disk
     reason = errors.reason(error)
     raise ConfigError(
-        f"data {data.name!r}: could not be prepared in {builder.data_path}"
+        f"data {name!r}: could not be prepared in {builder.data_path}"
         f" ({reason}); --config.data.source_dir=FOLDER takes local files"
     ) from error
   if builder.repeated:
     print(
-        f"data       {data.name}: {builder.repeated} rows say a problem again"
+        f"data       {name}: {builder.repeated} rows say a problem again"
         " and are left out",
         flush=True,
     )
@@ -285,8 +230,7 @@ def _read(builder: Builder) -> dict[str, list[Example]]:
   try:
     with _quiet():
       sources = {
-          split: builder.as_data_source(split)
-          for split in builder.DATA_SET.files
+          split: builder.as_data_source(split) for split in builder.data.files
       }
     return {
         split: [
@@ -319,9 +263,7 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _find(
-    data: DataSet, source_dir: str
-) -> dict[str, list[pathlib.Path]]:
+def _find(data: DataSet, source_dir: str) -> _Files:
   """Finds the local files of each split."""
   root = pathlib.Path(source_dir).expanduser()
   own = root / data.name
@@ -361,8 +303,8 @@ def _check_can_fetch(builder: Builder) -> None:
   """Fails at once where the network would time out after minutes."""
   if urllib.request.getproxies().keys() & {"http", "https", "all"}:
     return  # proxies resolve names themselves
-  data = builder.DATA_SET
-  for file in (f for files in data.downloads.values() for f in files):
+  data = builder.data
+  for file in data.downloads:
     host = urllib.parse.urlsplit(file.url).hostname
     try:
       socket.getaddrinfo(host, None)
@@ -403,15 +345,12 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
 
 def _pins(data: DataSet) -> str:
   """Returns the SHA-256 of the pinned sums of all fetched files."""
-  sums = [
-      f"{split} {file.sha256}"
-      for split, files in sorted(data.downloads.items())
-      for file in files
-  ]
+  files = sorted(data.downloads, key=lambda file: file.split)
+  sums = [f"{file.split} {file.sha256}" for file in files]
   return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-def _digest(files: Mapping[str, Sequence[pathlib.Path]]) -> str:
+def _digest(files: _Files) -> str:
   """Returns the SHA-256 of the files' contents, split by split."""
   digest = hashlib.sha256()
   for split, paths in sorted(files.items()):

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from iapo_jax.core import errors
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import examples
+from iapo_jax.data import published
 from iapo_jax.data.examples import Example
 
 PREFIX = "tfds:"
@@ -53,7 +53,7 @@ def _example(
     source: str, split: str, index: int, row: Mapping[str, Any]
 ) -> Example:
   try:
-    return examples.from_own({name: _plain(row[name]) for name in row})
+    return published.from_own({name: _plain(row[name]) for name in row})
   except ValueError as error:
     raise ConfigError(
         f"config.data.source_dir = {source!r}: row {index} of {split}: {error}"

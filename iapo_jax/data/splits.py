@@ -28,7 +28,7 @@ def make_splits(
   Raises:
     ConfigError: if the data set cannot be split so, or has too few rows.
   """
-  source = published.data_set(data.task)
+  source = published.DATA_SETS[data.task]
   if data.split == "80_20":
     train, test = _halves(rows, data)
     splits = {"train": train, "test": test}

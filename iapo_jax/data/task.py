@@ -226,7 +226,7 @@ def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
   if isinstance(problem, Example):
     return prompts.of(
         problem.question,
-        source=published.data_set(cfg.data.task),
+        source=published.DATA_SETS[cfg.data.task],
         elicitation=cfg.probe.elicitation,
         data=cfg.data,
         render=render,
@@ -246,7 +246,7 @@ def _demonstrable(
   if cfg.data.task == "arithmetic":
     _check_longest(cfg, tok)
     return np.arange(len(train))
-  if not published.data_set(cfg.data.task).has_solutions:
+  if not published.DATA_SETS[cfg.data.task].has_solutions:
     raise ConfigError(
         f"config.warm_start.num_steps = {cfg.warm_start.num_steps}:"
         f" {cfg.data.task} has no worked solutions to learn from"
