@@ -252,7 +252,7 @@ def compile_phases(
   probe = None
   if setup.parts.cfg.probe.stride:
     probe = add("probes", frozen, rolled, grades, prompts)
-  samples, _ = add(
+  credited, _ = add(
       "credit", rolled, grades, probe, state.weights, credit_key
   )
   experience = add(
@@ -260,8 +260,8 @@ def compile_phases(
       reference,
       prompts,
       rolled,
-      samples.advantages,
-      samples.learned,
+      credited.advantages,
+      credited.learned,
   )
   add("update", state, experience)
   add("whole_step", state, reference, prompts)

@@ -1,6 +1,8 @@
-"""Group advantages and the three credits, by hand and by their properties."""
+"""Group advantages and token credits, by hand and by their properties."""
 
+import dataclasses
 import functools
+import inspect
 import math
 
 import chex
@@ -9,7 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from iapo_jax.rl import advantages, mi
+from iapo_jax.config.credits import CREDITS
+from iapo_jax.config.schema import Config
+from iapo_jax.core.types import CreditWeights
+from iapo_jax.rl import advantages, credits, mi
+from iapo_jax.rl.own import Evidence
 
 S = 1 / math.sqrt(2)
 
@@ -222,33 +228,53 @@ class ReferenceNormalisedTest(chex.TestCase):
       np.testing.assert_allclose(normalised(x), expected, 1e-6, 1e-6)
 
 
+def test_a_function_for_each_entry_of_the_configuration():
+  found = inspect.getmembers(credits, inspect.isfunction)
+  public = {
+      name: function
+      for name, function in found
+      if function.__module__ == credits.__name__ and name[0] != "_"
+  }
+  assert set(public) == set(CREDITS)
+  for function in public.values():
+    assert list(inspect.signature(function).parameters) == [
+        "evidence", "weights", "cfg",
+    ]  # fmt: skip
+
+
+INFORMED = ("paper", "to_go", "faithful")
+
 # Two rows for every mode: a correct one of 4 tokens, 3 of reasoning, and a
 # wrong one of 2 tokens. What lies in the padding must not count.
-GROUP_ADV = np.array([0.5, -1.0], np.float32)
-REWARDS = np.array([1.5, -0.5], np.float32)
-CORRECT = np.array([True, False])
-ENTROPY = np.array([[1, 1, 3, 3], [0, 4, 7, 7]], np.float32)
-MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
-REASONING = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+ROWS = {
+    "group_advantages": np.array([0.5, -1.0], np.float32),
+    "rewards": np.array([1.5, -0.5], np.float32),
+    "correct": np.array([True, False]),
+    "entropies": np.array([[1, 1, 3, 3], [0, 4, 7, 7]], np.float32),
+    "mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool),
+    "reasoning": np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool),
+    "uncertainty": np.full((2, 5), np.nan, np.float32),
+}
 # Z(h): 1, 1, 3, 3 is -1, -1, 1, 1 over 2; 0, 4 is -2, 2 over 2 sqrt(2).
 
 
 def make_batch(lengths=(12, 7, 4, 9), width=12, seed=5):
-  """A random batch as the keyword arguments of `iapo_advantages`."""
+  """A random batch as the fields of `Evidence`."""
   rng = np.random.default_rng(seed)
   count, lengths = len(lengths), np.asarray(lengths)
   mask = np.arange(width) < lengths[:, None]
   reasoning = np.arange(width) < (lengths[:, None] - 3)
   information = rng.normal(size=mask.shape)
-  entropy = rng.uniform(0, 3, mask.shape)
+  entropies = rng.uniform(0, 3, mask.shape)
   return {
-      "group_adv": rng.normal(size=count).astype(np.float32),
+      "group_advantages": rng.normal(size=count).astype(np.float32),
       "rewards": np.array([1.5, -0.5, 0.5, -1.5], np.float32),
-      "credited": np.array([True, False, True, True]),
-      "mi": np.where(reasoning, information, 0).astype(np.float32),
-      "entropy": np.where(mask, entropy, 0).astype(np.float32),
+      "correct": np.array([True, False, True, True]),
+      "information": np.where(reasoning, information, 0).astype(np.float32),
+      "entropies": np.where(mask, entropies, 0).astype(np.float32),
       "mask": mask,
-      "reasoning_mask": reasoning,
+      "reasoning": reasoning,
+      "uncertainty": rng.uniform(0, 3, (count, width + 1)).astype(np.float32),
   }
 
 
@@ -259,20 +285,28 @@ def pad_batch(batch, count):
   }
 
 
-class IapoAdvantagesTest(chex.TestCase):
+def make_weights(info=2.0, explore=0.5, discount=0.9, cost=0.0):
+  return CreditWeights(info, explore, discount, cost, length=1.0)
 
-  def credit(self, mode, **kwargs):
-    kwargs = {"info_weight": 2.0, "explore_weight": 0.5, **kwargs}
-    return self.variant(
-        functools.partial(advantages.iapo_advantages, mode=mode, **kwargs)
-    )
+
+class CreditsTest(chex.TestCase):
+
+  def credit(self, mode, horizon=1, **weights):
+    """Fields of `Evidence` -> advantages [b, t] of a mode."""
+    cfg = Config()
+    fields = dataclasses.replace(cfg.credit, mode=mode, horizon=horizon)
+    cfg = dataclasses.replace(cfg, credit=fields)
+
+    @self.variant
+    def run(evidence):
+      return getattr(credits, mode)(evidence, make_weights(**weights), cfg)
+
+    return lambda **fields: run(Evidence(**fields))
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_paper_by_hand(self):
     information = jnp.array([[1.0, 2.0, 3.0, 50.0], [3.0, 1.0, 50.0, 50.0]])
-    got = self.credit("paper")(
-        GROUP_ADV, REWARDS, CORRECT, information, ENTROPY, MASK, REASONING
-    )
+    got = self.credit("paper")(**ROWS, information=information)
     # Z(D): -1, 0, 1 over sqrt(2); 1, -1 over sqrt(2).
     # Row 1, r > 0: 0.5 + 2 Z(D) - 0.5 Z(h).
     first = [0.5 - 2 * S + 0.25, 0.75, 0.5 + 2 * S - 0.25, 0.5 - 0.25]
@@ -284,7 +318,7 @@ class IapoAdvantagesTest(chex.TestCase):
   def test_to_go_by_hand(self):
     information = jnp.array([[1.0, 0.25, 0.75, 50.0], [3.0, 1.0, 50.0, 50.0]])
     got = self.credit("to_go", discount=0.5, cost=0.25)(
-        GROUP_ADV, REWARDS, CORRECT, information, ENTROPY, MASK, REASONING
+        **ROWS, information=information
     )
     # Row 1: net 0.75, 0, 0.5, to go 0.875, 0.25, 0.5, then 0:
     # 0.5 + 1.75 + 0.25, 0.5 + 0.5 + 0.25, 0.5 + 1 - 0.25, 0.5 - 0.25.
@@ -295,13 +329,19 @@ class IapoAdvantagesTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_faithful_by_hand(self):
-    surprise = jnp.array([[0.0, 2.0, 4.0], [1.0, 2.0, 0.0]])
+    # (E_i + E_(i-1)) / 2 - E_(i+1): row 1 has 8 / 2 - 4, 12 / 2 - 4 and 8 / 2,
+    # row 2 5 / 3 - 2 / 3 and 4 / 2. The 9s are not there.
+    uncertainty = jnp.array([[8.0, 4.0, 4.0, 9.0], [10 / 3, 2 / 3, 9.0, 9.0]])
     # The 9 lies in the padding, where the authors' rows hold zeros.
-    entropy = jnp.array([[2.0, 6.0, 4.0], [4.0, 2.0, 9.0]])
+    entropies = jnp.array([[2.0, 6.0, 4.0], [4.0, 2.0, 9.0]])
     mask = jnp.array([[1, 1, 1], [1, 1, 0]], bool)
-    got = self.credit("faithful")(
-        GROUP_ADV, REWARDS, CORRECT, surprise, entropy, mask, mask
-    )
+    got = self.credit("faithful")(**ROWS | {
+        "information": jnp.full((2, 3), jnp.nan),
+        "uncertainty": uncertainty,
+        "entropies": entropies,
+        "mask": mask,
+        "reasoning": mask,
+    })  # fmt: skip
     # Row 1: surprise mean 2, std 2, n = -1, 1, 3, norm sqrt(11);
     # entropy mean 4, std 2, n = 0, 4, 2, norm sqrt(20).
     info = 2 * np.array([-1, 1, 3]) / math.sqrt(11)
@@ -317,19 +357,17 @@ class IapoAdvantagesTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_faithful_against_the_formula(self):
     batch = make_batch()
-    probes = np.random.default_rng(6).uniform(0, 3, (4, 13))
-    probes = probes.astype(np.float32)
-    batch["mi"] = mi.reference_surprise(probes, batch["mask"])
+    surprise = mi.reference_surprise(batch["uncertainty"], batch["mask"])
     for horizon in (1, 3):
       got = self.credit("faithful", horizon=horizon)(**batch)
       # The exploration term has no window.
       expected = [
           a + 2 * capital_n_of(x, horizon) - 0.5 * np.sign(r) * capital_n_of(h)
           for a, x, r, h in zip(
-              batch["group_adv"],
-              batch["mi"],
+              batch["group_advantages"],
+              surprise,
               batch["rewards"],
-              batch["entropy"],
+              batch["entropies"],
               strict=True,
           )
       ]
@@ -339,17 +377,16 @@ class IapoAdvantagesTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_only_the_rewards_sign_counts(self):
-    information = np.zeros((3, 4), np.float32)
     mask = np.ones((3, 4), bool)
-    entropy = np.tile(ENTROPY[:1], (3, 1))
     got = self.credit("paper")(
-        np.zeros(3, np.float32),
-        np.array([0.1, 0.0, -7.0], np.float32),
-        np.ones(3, bool),
-        information,
-        entropy,
-        mask,
-        mask,
+        group_advantages=np.zeros(3, np.float32),
+        rewards=np.array([0.1, 0.0, -7.0], np.float32),
+        correct=np.ones(3, bool),
+        information=np.zeros((3, 4), np.float32),
+        entropies=np.tile(ROWS["entropies"][:1], (3, 1)),
+        mask=mask,
+        reasoning=mask,
+        uncertainty=np.zeros((3, 5), np.float32),
     )
     # Z(h) = -0.5, -0.5, 0.5, 0.5 weighed by 0.5: subtracted, gone, added.
     row = np.array([-0.25, -0.25, 0.25, 0.25])
@@ -358,12 +395,13 @@ class IapoAdvantagesTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_confident_tokens_gain_where_the_reward_is_positive(self):
     batch = make_batch()
-    batch["mi"] = np.zeros_like(batch["mi"])
-    for mode in advantages.TOKEN_CREDITS:
+    for name in ("information", "uncertainty"):
+      batch[name] = np.zeros_like(batch[name])
+    for mode in INFORMED:
       # Without information: surprise 0 has n = 0.
-      got = self.credit(mode)(**batch) - batch["group_adv"][:, None]
+      got = self.credit(mode)(**batch) - batch["group_advantages"][:, None]
       for row, h, valid, r in zip(
-          got, batch["entropy"], batch["mask"], batch["rewards"], strict=True
+          got, batch["entropies"], batch["mask"], batch["rewards"], strict=True
       ):
         # Most to least certain token: falling for r > 0, rising for r < 0.
         ordered = np.asarray(row)[valid][np.argsort(h[valid])]
@@ -372,10 +410,10 @@ class IapoAdvantagesTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_wrong_rows_carry_no_information_to_go(self):
     batch = make_batch()
-    credit = self.credit("to_go", explore_weight=0.0)
-    got = credit(**{**batch, "credited": np.zeros(4, bool)})
+    credit = self.credit("to_go", explore=0.0)
+    got = credit(**{**batch, "correct": np.zeros(4, bool)})
     np.testing.assert_array_equal(
-        got, np.where(batch["mask"], batch["group_adv"][:, None], 0.0)
+        got, np.where(batch["mask"], batch["group_advantages"][:, None], 0.0)
     )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -383,21 +421,22 @@ class IapoAdvantagesTest(chex.TestCase):
     batch = make_batch()
     credit = self.credit("paper")
     np.testing.assert_array_equal(
-        credit(**batch), credit(**{**batch, "credited": ~batch["credited"]})
+        credit(**batch), credit(**{**batch, "correct": ~batch["correct"]})
     )
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_no_weights_leave_the_group_advantage(self):
     batch = make_batch()
-    expected = np.where(batch["mask"], batch["group_adv"][:, None], 0.0)
-    for mode in advantages.TOKEN_CREDITS:
-      credit = self.credit(mode, info_weight=0.0, explore_weight=0.0)
-      np.testing.assert_array_equal(credit(**batch), expected)
+    for mode in INFORMED:
+      got = self.credit(mode, info=0.0, explore=0.0)(**batch)
+      np.testing.assert_array_equal(
+          got, np.where(batch["mask"], batch["group_advantages"][:, None], 0.0)
+      )
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_zero_outside_the_mask(self):
     batch = make_batch()
-    for mode in advantages.TOKEN_CREDITS:
+    for mode in INFORMED:
       got = np.asarray(self.credit(mode)(**batch))
       np.testing.assert_array_equal(got[~batch["mask"]], 0.0)
       self.assertTrue((got[batch["mask"]] != 0.0).all())
@@ -423,7 +462,7 @@ class IapoAdvantagesTest(chex.TestCase):
         alone = {
             name: x[i : i + 1, :length] if x.ndim == 2 else x[i : i + 1]
             for name, x in batch.items()
-        }
+        } | {"uncertainty": batch["uncertainty"][i : i + 1, : length + 1]}
         np.testing.assert_allclose(
             self.credit(mode)(**alone)[0], together[i, :length], 1e-6, 1e-6
         )
@@ -441,14 +480,14 @@ class IapoAdvantagesTest(chex.TestCase):
   def test_rows_without_reasoning(self):
     batch = make_batch(lengths=(3, 3, 1, 0))
     # Reasoning is 3 tokens shorter than the row: none anywhere.
-    self.assertFalse(batch["reasoning_mask"].any())
+    self.assertFalse(batch["reasoning"].any())
     for mode in ("paper", "to_go"):
-      credit = self.credit(mode, explore_weight=0.0)
+      credit = self.credit(mode, explore=0.0)
       np.testing.assert_array_equal(
           credit(**batch),
-          np.where(batch["mask"], batch["group_adv"][:, None], 0.0),
+          np.where(batch["mask"], batch["group_advantages"][:, None], 0.0),
       )
-    for mode in advantages.TOKEN_CREDITS:
+    for mode in INFORMED:
       chex.assert_tree_all_finite(self.credit(mode)(**batch))
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -456,9 +495,9 @@ class IapoAdvantagesTest(chex.TestCase):
     batch = make_batch()
     rest = {
         name: batch.pop(name)
-        for name in ("rewards", "credited", "mask", "reasoning_mask")
+        for name in ("rewards", "correct", "mask", "reasoning")
     }
-    for mode in advantages.TOKEN_CREDITS:
+    for mode in INFORMED:
       credit = self.credit(mode)
 
       def total(inputs, credit=credit):
@@ -467,28 +506,20 @@ class IapoAdvantagesTest(chex.TestCase):
       for gradient in jax.tree.leaves(jax.grad(total)(batch)):
         np.testing.assert_array_equal(gradient, 0.0)
 
-  @parameterized.parameters(*advantages.TOKEN_CREDITS)
+  @parameterized.parameters(*INFORMED)
   def test_weights_may_be_traced(self, mode):
-    batch, traces = make_batch(), []
+    evidence, traces = Evidence(**make_batch()), []
+
+    def credit(weights):
+      return getattr(credits, mode)(evidence, weights, Config())
 
     @jax.jit
-    def credit(weights):
+    def jitted(weights):
       traces.append(mode)
-      return advantages.iapo_advantages(**batch, **weights, mode=mode)
+      return credit(weights)
 
-    names = ("info_weight", "explore_weight", "discount", "cost")
     for values in ((1.0, 0.5, 0.9, 0.0), (3.0, 0.0, 0.5, 0.1)):
-      weights = dict(zip(names, values, strict=True))
-      np.testing.assert_allclose(
-          credit(jax.tree.map(jnp.float32, weights)),
-          advantages.iapo_advantages(**batch, **weights, mode=mode),
-          1e-6,
-          1e-6,
-      )
+      weights = make_weights(*values)
+      got = jitted(jax.tree.map(jnp.float32, weights))
+      np.testing.assert_allclose(got, credit(weights), 1e-6, 1e-6)
     self.assertLen(traces, 1)
-
-  def test_unknown_mode(self):
-    with self.assertRaisesRegex(ValueError, r"mode = 'papers': must be one of"):
-      advantages.iapo_advantages(
-          **make_batch(), mode="papers", info_weight=1.0, explore_weight=1.0
-      )

@@ -368,7 +368,7 @@ def test_groups_have_the_spread_of_those_that_are_compared():
   setup = make_setup(**of_method("gfpo"))
   rolled = record(setup, make_params(setup))
   longest = ~selection.shortest(rolled.lengths, group_size=4, keep=3)
-  samples, metrics = credit.assign(
+  credited, metrics = credit.assign(
       rolled,
       setup.parts.grader(rolled, setup.prompts()),
       None,
@@ -377,6 +377,6 @@ def test_groups_have_the_spread_of_those_that_are_compared():
       setup.cfg,
       reward=longest.astype(jnp.float32),
   )
-  assert samples.rewards.sum() == 8
-  assert not samples.advantages.any()
+  assert credited.evidence.rewards.sum() == 8
+  assert not credited.advantages.any()
   assert metrics["reward/zero_spread_groups"] == 1

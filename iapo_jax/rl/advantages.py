@@ -1,7 +1,7 @@
-"""Advantages: group-relative ones, and the credit IAPO adds to every token.
+"""Formulas of rewards, group advantages and token credit.
 
-Every function maps arrays to arrays. Weights are arguments and may be traced,
-so one compiled program serves all of their values.
+They know no configuration. Weights may be traced: one compiled program serves
+all of their values.
 """
 
 import chex
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from iapo_jax.core import masked
 
 Array = jax.Array
-
-TOKEN_CREDITS = ("paper", "to_go", "faithful")
 
 
 def group_advantages(
@@ -24,15 +22,14 @@ def group_advantages(
 ) -> Array:
   """A = (r − mean_G r) / (std_G r + 1e-4), the std with ddof 1.
 
-  GRPO, arXiv 2402.03300; without `normalise` only the mean is taken away
-  (Dr. GRPO, arXiv 2503.20783). Mean and std are over the members of a group
-  that are `kept`.
+  GRPO, arXiv 2402.03300; without `normalise` only the mean is subtracted
+  (Dr. GRPO, arXiv 2503.20783).
 
   Args:
     rewards: fp32[b], prompt-major.
-    group_size: samples per prompt, at least 2.
-    normalise: whether to divide by the group's standard deviation.
-    kept: bool[b]; all by default.
+    group_size: at least 2.
+    normalise: whether to divide.
+    kept: bool[b], the members that mean and std run over; None is all.
 
   Returns:
     fp32[b], 0 where `kept` is false.
@@ -45,8 +42,8 @@ def group_advantages(
   centred = grouped - masked.mean(grouped, there)[:, None]
   if normalise:
     centred /= masked.std(grouped, there, ddof=1)[:, None] + 1e-4
-  # A group without spread has nothing to learn from: no rounding residue of
-  # its mean may be scaled up by 1 / 1e-4.
+  # A group without spread must give exactly 0: a rounding residue of its mean
+  # would be scaled up by 1 / 1e-4.
   learns = there & masked.differ(grouped, there)
   return jnp.where(learns, centred, 0.0).reshape(-1)
 
@@ -59,11 +56,11 @@ def length_penalised_rewards(
     max_length: int,
     weight: Array | float,
 ) -> Array:
-  """Takes w · T / T_max off the rewards of correct completions.
+  """Subtracts w · T / T_max from r on correct completions.
 
-  The control that a claim about length must face. It is meant for group
-  advantages *without* division by the standard deviation: with it, a group
-  that is correct throughout cancels the weight.
+  The control that a claim about length must face. Use it with group
+  advantages that are *not* divided by the standard deviation: with the
+  division, a group that is correct throughout cancels w.
 
   Args:
     rewards: fp32[b].
@@ -90,9 +87,9 @@ def length_penalised_advantages(
 ) -> Array:
   """A − w · z(T) on correct completions, z over the group's correct ones.
 
-  The penalty comes after the division by the standard deviation of rewards,
-  which cannot cancel it; a group's penalties add up to 0. z(T) is 0 where a
-  group's correct completions are all as long (ddof 0).
+  The penalty follows the division by the standard deviation of rewards, so the
+  division cannot cancel it. The penalties of a group sum to 0. z(T), with
+  ddof 0, is 0 where a group's correct completions have equal lengths.
 
   Args:
     group_adv: fp32[b], A.
@@ -109,7 +106,7 @@ def length_penalised_advantages(
   right = correct.reshape(-1, group_size)
   centred = grouped - masked.mean(grouped, right)[:, None]
   spread = masked.std(grouped, right)[:, None]
-  # Equal lengths have no z, whatever the rounding of their mean.
+  # Equal lengths give 0, however their mean rounds.
   differ = masked.differ(grouped, right) & (spread > 0)
   z = jnp.where(differ, centred / jnp.where(differ, spread, 1.0), 0.0)
   return group_adv - weight * jnp.where(right, z, 0.0).reshape(-1)
@@ -118,19 +115,11 @@ def length_penalised_advantages(
 def overlong_penalised_rewards(
     rewards: Array, lengths: Array, *, max_length: int, buffer: int
 ) -> Array:
-  """Takes up to 1 off rewards in the last `buffer` tokens before T_max.
+  """Subtracts min(max((T − (T_max − buffer)) / buffer, 0), 1) from r.
 
-  min(max((T − (T_max − buffer)) / buffer, 0), 1): DAPO's soft overlong
-  punishment, arXiv 2503.14476.
-
-  Args:
-    rewards: fp32[b].
-    lengths: int32[b], T in tokens.
-    max_length: T_max in tokens.
-    buffer: in tokens, 1 .. T_max.
-
-  Returns:
-    fp32[b].
+  DAPO's soft overlong punishment, arXiv 2503.14476. `rewards` fp32[b];
+  `lengths` int32[b], T; `max_length` (T_max) and `buffer` (1 .. T_max) in
+  tokens. Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, lengths])
   beyond = lengths.astype(jnp.float32) - (max_length - buffer)
@@ -146,20 +135,20 @@ def entropy_weighted_advantages(
     group_size: int,
     weight: Array | float,
 ) -> Array:
-  """A plus, or of r < 0 less, a share by entropy of w · T, per token.
+  """GTPO: adds (r ≥ 0) or subtracts (r < 0) an entropy-weighted share of w · T.
 
     r ≥ 0:  A + w · T · h_t / Σ_j h_(j, t)
     r < 0:  A − w · T · (1 / h_t) / Σ_j (1 / h_(j, t))
 
-  The sums are over members j of the group with r of the same sign that have a
-  token t. GTPO, arXiv 2508.04349, as IAPO's authors compute it, but for the
-  members that have ended, which their code goes on to count.
+  The sums run over members j of the group that have an r of the same sign and
+  a token t. arXiv 2508.04349 as IAPO's authors compute it, except that their
+  code also counts members that have ended.
 
   Args:
     group_adv: fp32[b], A.
     rewards: fp32[b], r.
     entropy: fp32[b, t], h in nats, where each token was sampled.
-    mask: bool[b, t], the tokens of each completion, T of them.
+    mask: bool[b, t], the T tokens of each completion.
     group_size: samples per prompt.
     weight: w.
 
@@ -169,12 +158,12 @@ def entropy_weighted_advantages(
   chex.assert_equal_shape([group_adv, rewards])
   chex.assert_equal_shape([entropy, mask])
   good = (rewards >= 0)[:, None]
-  floored = jnp.maximum(entropy, 1e-6)  # 1 / h of a certain token is finite
+  floored = jnp.maximum(entropy, 1e-6)  # keeps 1 / h of a certain token finite
   value = jnp.where(good, floored, 1.0 / floored)
   lengths = jnp.sum(mask, axis=1, keepdims=True)
 
   def share(members: Array) -> Array:
-    """Of each member in the sum over its group's members, per token."""
+    """Each member's part of its group's sum over `members`, per token."""
     parts = jnp.where(mask & members, value, 0.0)
     grouped = parts.reshape(-1, group_size, parts.shape[1])
     total = jnp.sum(grouped, axis=1, keepdims=True)
@@ -186,15 +175,7 @@ def entropy_weighted_advantages(
 
 
 def discounted_to_go(x: Array, discount: Array | float) -> Array:
-  """y_t = Σ_{s ≥ t} γ^{s−t} x_s along the last axis.
-
-  Args:
-    x: fp32[b, t].
-    discount: γ.
-
-  Returns:
-    fp32[b, t].
-  """
+  """y_t = Σ_{s ≥ t} γ^{s−t} x_s along the last axis of fp32[b, t]."""
   chex.assert_rank(x, 2)
 
   def combine(
@@ -211,11 +192,6 @@ def discounted_to_go(x: Array, discount: Array | float) -> Array:
   return to_go
 
 
-def paper_information(mi: Array, reasoning_mask: Array) -> Array:
-  """Z(D): each token's information, z-scored over its own reasoning."""
-  return masked.unit_zscore(mi, reasoning_mask)
-
-
 def information_to_go(
     mi: Array,
     credited: Array,
@@ -226,13 +202,13 @@ def information_to_go(
 ) -> Array:
   """[credited] · Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after.
 
-  One-step information credits the token that states a result; summed forward
-  it reaches the decision that made the result possible. With γ = 1 and c = 0
-  it telescopes to H_{t−1} − H_R. This project's extension.
+  One-step information credits the token that states a result; the forward sum
+  reaches the decision that made the result possible. With γ = 1 and c = 0 it
+  telescopes to H_{t−1} − H_R. This project's extension.
 
   Args:
     mi: fp32[b, t], D in nats.
-    credited: bool[b], which completions: the correct ones, or all.
+    credited: bool[b].
     reasoning_mask: bool[b, t].
     discount: γ.
     cost: c, nats per token.
@@ -247,19 +223,12 @@ def information_to_go(
 
 
 def reference_normalised(x: Array, *, horizon: int = 1) -> Array:
-  """n(x) / (‖n(x)‖₂ + 1e-8) as the authors' code computes it.
+  """n(x) / (‖n(x)‖₂ + 1e-8) of fp32[b, t] as the authors' code computes it.
 
   n(x) = x − mean(x) / (std(x) + 1e-8): the division binds to the mean only,
   and mean, std (ddof 1) and norm run over padding too. With `horizon` K > 1,
   n(x) is replaced by Σ_{j<K} λ^{K−1−j} x_{t+j} of the raw values, λ = 0.5,
   which gives the farthest token the largest weight.
-
-  Args:
-    x: fp32[b, t].
-    horizon: K, at least 1.
-
-  Returns:
-    fp32[b, t].
   """
   chex.assert_rank(x, 2)
   if horizon > 1:
@@ -276,70 +245,35 @@ def reference_normalised(x: Array, *, horizon: int = 1) -> Array:
   return shifted / (jnp.linalg.norm(shifted, axis=1, keepdims=True) + 1e-8)
 
 
-def iapo_advantages(
+def shaped_advantages(
     group_adv: Array,
     rewards: Array,
-    credited: Array,
-    mi: Array,
-    entropy: Array,
+    information: Array,
+    exploration: Array,
     mask: Array,
-    reasoning_mask: Array,
     *,
-    mode: str,
     info_weight: Array | float,
     explore_weight: Array | float,
-    discount: Array | float = 0.9,
-    cost: Array | float = 0.0,
-    horizon: int = 1,
 ) -> Array:
   """A + w_info · information − sign(r) · w_explore · exploration, per token.
 
-    mode      information                            exploration
-    paper     Z(D) over the reasoning tokens         Z(h) over the completion
-    to_go     discounted D − c to go, credited only  Z(h) over the completion
-    faithful  N(surprise), the authors' formula      N(h)
-
-  Confident tokens are so rewarded in trajectories of positive reward and
-  penalised in others. IAPO, arXiv 2602.19049; `to_go` is this project's.
+  Confident tokens gain in trajectories of positive reward and lose in others.
+  IAPO, arXiv 2602.19049.
 
   Args:
     group_adv: fp32[b], A.
     rewards: fp32[b], r; only its sign is used.
-    credited: bool[b], the completions whose information `to_go` credits.
-    mi: fp32[b, t]: `mi.realised_information`, or for `faithful`
-      `mi.reference_surprise`.
-    entropy: fp32[b, t], h: the policy's entropy where each token was sampled.
+    information: fp32[b, t], made from D.
+    exploration: fp32[b, t], made from the policy's entropy h.
     mask: bool[b, t], the tokens of each completion.
-    reasoning_mask: bool[b, t], its reasoning tokens.
-    mode: one of `TOKEN_CREDITS`.
     info_weight: w_info.
     explore_weight: w_explore.
-    discount: γ, of `to_go`.
-    cost: c, of `to_go`, nats per token.
-    horizon: K, of `faithful`.
 
   Returns:
     fp32[b, t], 0 outside `mask`; a constant for the gradient.
-
-  Raises:
-    ValueError: for an unknown mode.
   """
-  chex.assert_equal_shape([group_adv, rewards, credited])
-  chex.assert_equal_shape([mi, entropy, mask, reasoning_mask])
-  if mode == "paper":
-    information = paper_information(mi, reasoning_mask)
-  elif mode == "to_go":
-    information = information_to_go(
-        mi, credited, reasoning_mask, discount=discount, cost=cost
-    )
-  elif mode == "faithful":
-    information = reference_normalised(mi, horizon=horizon)
-  else:
-    raise ValueError(f"mode = {mode!r}: must be one of {TOKEN_CREDITS}")
-  if mode == "faithful":
-    exploration = reference_normalised(jnp.where(mask, entropy, 0.0))
-  else:
-    exploration = masked.unit_zscore(entropy, mask)
+  chex.assert_equal_shape([group_adv, rewards])
+  chex.assert_equal_shape([information, exploration, mask])
   advantages = (
       group_adv[:, None]
       + info_weight * information

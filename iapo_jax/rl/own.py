@@ -16,6 +16,7 @@ parts by their code: who goes on with one must bring the same again.
 import dataclasses
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from flax import struct
 
 from iapo_jax.config.schema import Config
@@ -33,17 +34,19 @@ from iapo_jax.rewards.reward import Reward, TextReward
 
 @struct.dataclass
 class Evidence:
-  """What a credit can be made of.
+  """The arrays that a credit is made of.
 
   Attributes:
     group_advantages: fp32[b], of `advantages.group_advantages`.
     rewards: fp32[b].
     correct: bool[b].
-    information: fp32[b, t], D in nats; 0 outside of the reasoning, and
-      everywhere without probes.
-    entropies: fp32[b, t], of the policy where each token was sampled.
+    information: fp32[b, t], D in nats, or what `credit.information` puts in its
+      place; 0 outside the reasoning, and everywhere without probes.
+    entropies: fp32[b, t], in nats, of the policy where each token was sampled.
     mask: bool[b, t], the tokens of each completion.
     reasoning: bool[b, t], its reasoning tokens.
+    uncertainty: fp32[b, t + 1], `mi.uncertainty` of the answer before each
+      token and after the last, in nats; 0 without probes.
   """
 
   group_advantages: Array
@@ -53,6 +56,12 @@ class Evidence:
   entropies: Array
   mask: Array
   reasoning: Array
+  uncertainty: Array
+
+  @property
+  def lengths(self) -> Array:
+    """int32[b], tokens of each completion."""
+    return jnp.sum(self.mask, axis=1)
 
 
 # fp32[b, t], the advantage of each token; outside of the mask it is ignored

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.schema import OF_OWN_ANSWER, Config
 from iapo_jax.core import sharding
 from iapo_jax.core.types import (
@@ -17,6 +18,7 @@ from iapo_jax.core.types import (
   Params,
   Prompts,
   Rollout,
+  Samples,
   StepOutput,
   TrainState,
   Vocabulary,
@@ -25,6 +27,7 @@ from iapo_jax.rewards.reward import Grader
 from iapo_jax.rl import (
   credit,
   early_answers,
+  mi,
   policy,
   probes,
   rollout,
@@ -87,12 +90,12 @@ def make_train_step(
       grades = grader(rolled, prompts)
       probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
       reward = own.reward and own.reward(rolled, grades, prompts)
-      samples, metrics = credit.assign(
+      credited, metrics = credit.assign(
           rolled, grades, probe, state.weights, credit_key, cfg,
           reward=reward, own=own.credit,
       )  # fmt: skip
       experience = update.gather_experience(
-          ref_params, prompts, rolled, samples.advantages, samples.learned,
+          ref_params, prompts, rolled, credited.advantages, credited.learned,
           cfg,
       )  # fmt: skip
       if cfg.loss.early_weight:
@@ -102,6 +105,7 @@ def make_train_step(
       state, update_metrics = update.update(
           state, experience, cfg, optimizer, metrics
       )
+      samples = record(rolled, grades, credited)
     return state, StepOutput(metrics | update_metrics, samples)
 
   return jax.jit(
@@ -109,6 +113,30 @@ def make_train_step(
       donate_argnums=0,
       in_shardings=(spec.shardings, reference, batch),
       out_shardings=(spec.shardings, StepOutput(whole, batch)),
+  )
+
+
+def record(
+    rolled: Rollout, grades: Grades, credited: credit.Credited
+) -> Samples:
+  """The per-token record of a step.
+
+  Its information is D itself, also where a control credits something else.
+  """
+  known = credited.evidence
+  return Samples(
+      tokens=rolled.tokens,
+      lengths=rolled.lengths,
+      reasoning_lengths=grades.reasoning_lengths,
+      correct=grades.correct,
+      well_formed=grades.well_formed,
+      rewards=known.rewards,
+      entropies=rolled.entropies,
+      answer_entropies=known.uncertainty,
+      information=mi.realised_information(known.uncertainty, known.reasoning),
+      group_advantages=known.group_advantages,
+      advantages=credited.advantages,
+      learned=credited.learned,
   )
 
 
@@ -150,7 +178,7 @@ def run_probes(
   """
   if not cfg.probe.stride:
     return None
-  faithful = cfg.credit.mode == "faithful"
+  every_token = CREDITS[cfg.credit.mode].at_every_token
   if cfg.probe.at == "sentences":
     ends = jnp.zeros(cfg.model.vocab_size, bool)
     ends = ends.at[jnp.asarray(vocabulary.sentence_ends, jnp.int32)].set(True)
@@ -166,7 +194,7 @@ def run_probes(
       params,
       context,
       policy.first_positions(prompts, cfg.group_size),
-      rolled.lengths if faithful else grades.reasoning_lengths,
+      rolled.lengths if every_token else grades.reasoning_lengths,
       marks,
       jnp.asarray(vocabulary.elicitation, jnp.int32),
       jnp.repeat(prompts.gold[:, 0], cfg.group_size),

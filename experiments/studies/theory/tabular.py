@@ -1,9 +1,9 @@
-"""A policy with logits of its own for every prefix, exact by enumeration.
+"""A policy with separate logits for every prefix, exact by enumeration.
 
 A completion is o_1..o_R, `end`, answer: reasoning tokens, the token that ends
-the reasoning, and an answer that is one token, so T = R + 2. The elicitation is
-`end`: what the policy is asked after o_1..o_t is its own answer if it stopped
-there. What it would answer if it went on may be something else.
+the reasoning, and an answer of one token, so T = R + 2. The elicitation is
+`end`: a probe after o_1..o_t gives the answer if the reasoning stopped there,
+which may differ from the answer after more reasoning.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,28 +15,29 @@ import numpy as np
 from enumeration import Completions, Prefix
 from flax import struct
 
+from iapo_jax.core import masked
 from iapo_jax.core.types import Array
 from iapo_jax.rl import advantages, mi
 
 MODES = ("grpo", "paper", "to_go", "length_penalty")
 PROBES = ("elicited", "consistent", "none")
 
-# Far below any logit, and finite: its gradient is 0, not undefined.
+# Far below any logit, but finite, so that gradients are 0 and not NaN.
 _NEVER = -1e30
 
 
 @struct.dataclass
 class Tree:
-  """Which tokens may follow which reasoning; n prefixes of reasoning.
+  """The tokens that may follow each of n reasoning prefixes.
 
   Attributes:
-    completions: all of them, b rows of t tokens.
+    completions: all completions, b rows of t tokens.
     nodes: int32[b, t + 1], the number of the reasoning o_1..o_min(i, R).
     reasoning_lengths: int32[b], R.
-    steps: int32[b, t], which of the v + 1 actions a token is; 0 for answers.
-    answers: int32[b], which of the a answers is given; 0 is right.
-    allowed: bool[n, v + 1], the actions after each reasoning; the last is
-      `end`.
+    steps: int32[b, t], the action, of v + 1, of each token; 0 for answers.
+    answers: int32[b], the answer, of a; answer 0 is right.
+    allowed: bool[n, v + 1], the actions after each reasoning; the last action
+      is `end`.
     depths: int32[n], tokens of each reasoning.
     num_answers: a.
   """
@@ -52,19 +53,19 @@ class Tree:
 
   @property
   def reasoning_mask(self) -> Array:
-    """bool[b, t], true on tokens 1..R."""
+    """bool[b, t], true for tokens 1..R."""
     slots = jnp.arange(self.steps.shape[1])
     return slots < self.reasoning_lengths[:, None]
 
   @property
   def correct(self) -> Array:
-    """bool[b]."""
+    """bool[b], whether the answer is right."""
     return self.answers == 0
 
 
 @struct.dataclass
 class TabularParams:
-  """Logits; those of actions that a tree does not allow mean nothing.
+  """Logits; those of actions that a tree does not allow have no effect.
 
   Attributes:
     steps: float[n, v + 1], of the tokens and, last, of `end`.
@@ -81,18 +82,16 @@ def make_tree(
     num_tokens: int,
     num_answers: int,
 ) -> tuple[Tree, dict[Prefix, int]]:
-  """The tree of all reasonings that a rule allows.
+  """Makes the tree of all reasonings that a rule allows, and their numbers.
 
   Args:
-    next_steps: what may follow a reasoning: tokens 0..v − 1, and v for `end`.
+    next_steps: returns what may follow a reasoning: tokens 0..v − 1, and v for
+      `end`.
     num_tokens: v.
     num_answers: a.
 
-  Returns:
-    The tree, and the number of each reasoning.
-
   Raises:
-    ValueError: where a reasoning can neither go on nor end.
+    ValueError: if a reasoning can neither continue nor end.
   """
   end = num_tokens
   numbers: dict[Prefix, int] = {}
@@ -134,18 +133,11 @@ def make_tree(
 def consistent_answers(
     params: TabularParams, tree: Tree, numbers: dict[Prefix, int]
 ) -> TabularParams:
-  """Replaces what is answered early by what is answered later on.
+  """Replaces early answers so that elicited and final answers agree.
 
-  After that π(a) of a reasoning is the mean of π(a) after one more token, over
-  the tokens, given that it goes on: elicited and final answers then agree.
-
-  Args:
-    params: float64[n, ...], of one instance.
-    tree: of the policy.
-    numbers: of its reasonings.
-
-  Returns:
-    The same steps, with other answers where the reasoning can go on.
+  Where a reasoning can continue, π(a) becomes the mean of π(a) after one more
+  token, given that it continues. `params` are float64[n, ...] of one instance;
+  `numbers` are those of `make_tree`.
   """
   logits = np.where(tree.allowed, params.steps, -np.inf)
   chance = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -162,13 +154,13 @@ def consistent_answers(
 
 
 def _tables(params: TabularParams, tree: Tree) -> tuple[Array, Array]:
-  """Log-probabilities of the actions [n, v + 1] and of the answers [n, a]."""
+  """Returns log-probabilities of actions [n, v + 1] and answers [n, a]."""
   steps = jax.nn.log_softmax(jnp.where(tree.allowed, params.steps, _NEVER))
   return steps, jax.nn.log_softmax(params.answers)
 
 
 def _by_token(steps: Array, answers: Array, tree: Tree) -> Array:
-  """From values [b, t] of steps and [b] of answers to those of the tokens."""
+  """Combines values of steps [b, t] and of answers [b] to those of tokens."""
   slots = jnp.arange(tree.steps.shape[1])
   values = jnp.where(
       slots <= tree.reasoning_lengths[:, None], steps, answers[:, None]
@@ -177,7 +169,7 @@ def _by_token(steps: Array, answers: Array, tree: Tree) -> Array:
 
 
 def logprobs(params: TabularParams, tree: Tree) -> Array:
-  """Of every completion's tokens: float[b, t] in nats, 0 after the end."""
+  """Returns log π of all tokens: float[b, t] in nats, 0 after the end."""
   steps, answers = _tables(params, tree)
   return _by_token(
       steps[tree.nodes[:, :-1], tree.steps],
@@ -187,14 +179,14 @@ def logprobs(params: TabularParams, tree: Tree) -> Array:
 
 
 def weights(params: TabularParams, tree: Tree) -> Array:
-  """The probability of every completion: float[b], of sum 1."""
+  """Returns the probability of every completion: float[b], of sum 1."""
   return enumeration.probabilities(
       logprobs(params, tree), tree.completions.mask
   )
 
 
 def entropies(params: TabularParams, tree: Tree) -> Array:
-  """h_t in nats, where each token was drawn: float[b, t], 0 after the end."""
+  """Returns the entropies h_t in nats: float[b, t], 0 after the end."""
   steps, answers = (
       enumeration.entropy(jnp.exp(table)) for table in _tables(params, tree)
   )
@@ -204,19 +196,11 @@ def entropies(params: TabularParams, tree: Tree) -> Array:
 def answer_distributions(
     params: TabularParams, tree: Tree, *, probe: str
 ) -> Array:
-  """π_i(a) after o_1..o_i, for i = 0..T; beyond R it means nothing.
+  """Returns π_i(a) after o_1..o_i: float[b, t + 1, a], meaningless beyond R.
 
-  Args:
-    params: of the policy.
-    tree: of its completions.
-    probe: `elicited`, the answer if the reasoning ended there, or
-      `consistent`, the policy's own final answer given o_1..o_i.
-
-  Returns:
-    float[b, t + 1, a].
-
-  Raises:
-    ValueError: for another probe.
+  The probe is `elicited`, the answer if the reasoning ended there, or
+  `consistent`, the policy's final answer given o_1..o_i. Raises ValueError for
+  another probe.
   """
   if probe == "elicited":
     return jax.nn.softmax(params.answers)[tree.nodes]
@@ -231,7 +215,7 @@ def answer_distributions(
 
 
 def information(params: TabularParams, tree: Tree, *, probe: str) -> Array:
-  """D_t in nats: float[b, t], of one of `PROBES`; `none` gives zeros."""
+  """Returns D_t in nats: float[b, t]; the probe `none` gives zeros."""
   mask = tree.reasoning_mask
   if probe == "none":
     return jnp.zeros(mask.shape, params.steps.dtype)
@@ -240,12 +224,12 @@ def information(params: TabularParams, tree: Tree, *, probe: str) -> Array:
 
 
 def expected_length(params: TabularParams, tree: Tree) -> Array:
-  """E T in tokens: float[]."""
+  """Returns E T in tokens: float[]."""
   return jnp.sum(weights(params, tree) * tree.completions.lengths)
 
 
 def accuracy(params: TabularParams, tree: Tree) -> Array:
-  """P(the answer is right): float[]."""
+  """Returns P(the answer is right): float[]."""
   return jnp.sum(weights(params, tree) * tree.correct)
 
 
@@ -262,7 +246,7 @@ def token_advantages(
     gated: Array | bool = True,
     probe: str = "elicited",
 ) -> Array:
-  """A_t of every completion, with the exact group advantage.
+  """Returns A_t of every completion, with the exact group advantage.
 
   The reward is +1 or −1; all completions are well formed.
 
@@ -272,9 +256,9 @@ def token_advantages(
     mode: one of `MODES`.
     info_weight: w_info.
     explore_weight: w_explore.
-    discount: γ, of `to_go`.
-    cost: c, of `to_go`, nats per token.
-    length_weight: w of `length_penalty`; T_max is the longest completion's.
+    discount: γ of `to_go`.
+    cost: c of `to_go`, nats per token.
+    length_weight: w of `length_penalty`; T_max is the longest completion.
     gated: whether `to_go` credits correct completions only.
     probe: one of `PROBES`.
 
@@ -282,7 +266,7 @@ def token_advantages(
     float[b, t], 0 after the end; a constant for the gradient.
 
   Raises:
-    ValueError: for an unknown mode.
+    ValueError: if the mode is unknown.
   """
   if mode not in MODES:
     raise ValueError(f"mode = {mode!r}: must be one of {MODES}")
@@ -303,26 +287,32 @@ def token_advantages(
   )
   if mode in ("grpo", "length_penalty"):
     return jax.lax.stop_gradient(jnp.where(mask, group[:, None], 0.0))
-  return advantages.iapo_advantages(
+  found = information(params, tree, probe=probe)
+  if mode == "paper":
+    found = masked.unit_zscore(found, tree.reasoning_mask)
+  else:
+    found = advantages.information_to_go(
+        found,
+        tree.correct | ~jnp.asarray(gated),
+        tree.reasoning_mask,
+        discount=discount,
+        cost=cost,
+    )
+  return advantages.shaped_advantages(
       group,
       reward,
-      tree.correct | ~jnp.asarray(gated),  # only the gate reads it
-      information(params, tree, probe=probe),
-      entropies(params, tree),
+      found,
+      masked.unit_zscore(entropies(params, tree), mask),
       mask,
-      tree.reasoning_mask,
-      mode=mode,
       info_weight=info_weight,
       explore_weight=explore_weight,
-      discount=discount,
-      cost=cost,
   )
 
 
 def gradient(
     params: TabularParams, tree: Tree, token_adv: Array
 ) -> TabularParams:
-  """E Σ_t A_t ∇ log π(o_t | o_<t) for advantages [b, t]."""
+  """Returns E Σ_t A_t ∇ log π(o_t | o_<t) for advantages [b, t]."""
   return enumeration.policy_gradient(
       lambda p: logprobs(p, tree), params, token_adv, tree.completions.mask
   )
@@ -331,12 +321,12 @@ def gradient(
 def natural_gradient(
     params: TabularParams, tree: Tree, token_adv: Array
 ) -> TabularParams:
-  """The inverse Fisher matrix times `gradient`.
+  """Returns the inverse Fisher matrix times `gradient`.
 
   The Fisher matrix has a block P(s) (diag π − π πᵀ) for each table row s. The
-  gradient's row is P(s) π (Q − V), whose mean is taken away already, so that
-  the block's inverse is a division: logits move by Q − V, the mean advantage of
-  an action less that of its row.
+  gradient's row is P(s) π (Q − V), which has no mean, so the inverse of the
+  block is a division: logits move by Q − V, the mean advantage of an action
+  less that of its row.
   """
   plain = gradient(params, tree, token_adv)
   steps, answers = (jnp.exp(table) for table in _tables(params, tree))
@@ -352,7 +342,7 @@ def natural_gradient(
 
 
 def _reach(params: TabularParams, tree: Tree) -> tuple[Array, Array]:
-  """P(reasoning s is passed) and P(it is the whole reasoning): float[n]."""
+  """Returns P(reasoning s is passed) and P(s is the whole one): float[n]."""
   chance = weights(params, tree)
   count = tree.allowed.shape[0]
   slots = jnp.arange(tree.nodes.shape[1])

@@ -1,0 +1,118 @@
+"""The credit modes: one function for each entry of `config.credits.CREDITS`.
+
+A mode returns the advantage of each token, fp32[b, t]. `credit.assign` ignores
+values outside `evidence.mask` and lets no gradient through.
+"""
+
+import jax.numpy as jnp
+
+from iapo_jax.config.schema import Config
+from iapo_jax.core import masked
+from iapo_jax.core.types import Array, CreditWeights
+from iapo_jax.rl import advantages, mi
+from iapo_jax.rl.own import Evidence
+
+
+def grpo(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
+  """A on every token."""
+  return _on_every_token(evidence.group_advantages, evidence)
+
+
+def gtpo(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
+  """A plus or minus an entropy-weighted share of w_explore · T."""
+  return advantages.entropy_weighted_advantages(
+      evidence.group_advantages,
+      evidence.rewards,
+      evidence.entropies,
+      evidence.mask,
+      group_size=cfg.group_size,
+      weight=weights.explore,
+  )
+
+
+def length_penalty(
+    evidence: Evidence, weights: CreditWeights, cfg: Config
+) -> Array:
+  """A on every token; the rewards in A are less w · T / T_max already."""
+  return _on_every_token(evidence.group_advantages, evidence)
+
+
+def group_length_penalty(
+    evidence: Evidence, weights: CreditWeights, cfg: Config
+) -> Array:
+  """A − w · z(T) on every token of correct completions, A on others."""
+  penalised = advantages.length_penalised_advantages(
+      evidence.group_advantages,
+      evidence.correct,
+      evidence.lengths,
+      group_size=cfg.group_size,
+      weight=weights.length,
+  )
+  return _on_every_token(penalised, evidence)
+
+
+def paper(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
+  """A + w_info · Z(D) − sign(r) · w_explore · Z(h).
+
+  Z(D) is over the reasoning tokens, Z(h) over the completion. arXiv 2602.19049.
+  """
+  information = masked.unit_zscore(evidence.information, evidence.reasoning)
+  exploration = masked.unit_zscore(evidence.entropies, evidence.mask)
+  return _shaped(evidence, information, exploration, weights)
+
+
+def to_go(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
+  """A + w_info · Σ_{s=t..R} γ^{s−t} (D_s − c) − sign(r) · w_explore · Z(h).
+
+  `credit.only_correct` limits the sum to correct completions.
+  """
+  credited = evidence.correct
+  if not cfg.credit.only_correct:
+    credited = jnp.ones_like(credited)
+  information = advantages.information_to_go(
+      evidence.information,
+      credited,
+      evidence.reasoning,
+      discount=weights.discount,
+      cost=weights.cost,
+  )
+  exploration = masked.unit_zscore(evidence.entropies, evidence.mask)
+  return _shaped(evidence, information, exploration, weights)
+
+
+def faithful(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
+  """A + w_info · N(surprise) − sign(r) · w_explore · N(h).
+
+  The authors' published formula, with exact probes.
+  """
+  surprise = mi.reference_surprise(evidence.uncertainty, evidence.mask)
+  information = advantages.reference_normalised(
+      surprise, horizon=cfg.credit.horizon
+  )
+  exploration = advantages.reference_normalised(
+      jnp.where(evidence.mask, evidence.entropies, 0.0)
+  )
+  return _shaped(evidence, information, exploration, weights)
+
+
+def _on_every_token(per_completion: Array, evidence: Evidence) -> Array:
+  """fp32[b, t] of fp32[b]."""
+  return jnp.broadcast_to(per_completion[:, None], evidence.mask.shape)
+
+
+def _shaped(
+    evidence: Evidence,
+    information: Array,
+    exploration: Array,
+    weights: CreditWeights,
+) -> Array:
+  """A with both terms, each fp32[b, t], at their weights."""
+  return advantages.shaped_advantages(
+      evidence.group_advantages,
+      evidence.rewards,
+      information,
+      exploration,
+      evidence.mask,
+      info_weight=weights.info,
+      explore_weight=weights.explore,
+  )
