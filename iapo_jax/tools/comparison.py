@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import math
 import os
@@ -84,8 +85,7 @@ def load(
     )  # fmt: skip
     if alike not in shared:
       parts = assembly.assemble(cfg, home=workdir)
-      stage = assembly.reinforcement_stage(parts)
-      shared[alike] = parts, assembly.sampler_of(parts, stage)
+      shared[alike] = parts, evaluation.make_sampler(parts)
     parts, sampler = shared[alike]
     if cfg.data.task == theirs.data.task:
       workdir_lib.check_data(parts, workdir)
@@ -109,14 +109,19 @@ def _reading(
   problems may have been in its train split.
   """
   given = {k: v for k, v in changes.items() if v is not None}
-  task, place = given.get("task", cfg.data.task), cfg.data.source_dir
+  task = given.get("task", cfg.data.task)
   if task != cfg.data.task:
-    whole = {"split": "published", "first_rows": 0, "test_problems": 0}
-    whole["arithmetic"] = ArithmeticConfig()
-    whole["max_gold_tokens"] = max(cfg.data.max_gold_tokens, _GOLD_TOKENS)
-    if not (pathlib.Path(place).expanduser() / task).is_dir():
-      whole["source_dir"] = ""  # has the other task's files
-    given = whole | given
+    place = pathlib.Path(cfg.data.source_dir).expanduser()
+    has_files = (place / task).is_dir()
+    published = {
+        "split": "published",
+        "first_rows": 0,
+        "test_problems": 0,
+        "arithmetic": ArithmeticConfig(),
+        "max_gold_tokens": max(cfg.data.max_gold_tokens, _GOLD_TOKENS),
+        "source_dir": cfg.data.source_dir if has_files else "",
+    }
+    given = published | given
   data = dataclasses.replace(cfg.data, **given)
   return dataclasses.replace(cfg, data=data)
 
@@ -137,9 +142,7 @@ def _judging(
           rollout=rollout,
           mesh=_mesh_here(cfg.mesh),
           num_steps=0,
-          reward=dataclasses.replace(
-              default.reward, grader=cfg.reward.grader
-          ),
+          reward=dataclasses.replace(default.reward, grader=cfg.reward.grader),
           probe=dataclasses.replace(
               default.probe, elicitation=cfg.probe.elicitation
           ),
@@ -167,20 +170,17 @@ def _mesh_here(mesh: MeshConfig) -> MeshConfig:
 
 def _check_alike(contestants: Sequence[Contestant]) -> None:
   """Raises ConfigError if runs differ in their sampling settings."""
-  first, *others = (c.parts for c in contestants)
+  fields = (
+      "evaluation.samples", "evaluation.batch_size", "evaluation.temperature",
+      "rollout.max_tokens",
+  )  # fmt: skip
+  first, *others = (config_lib.flatten(c.parts.cfg) for c in contestants)
   for other in others:
-    for field in (
-        "evaluation.samples", "evaluation.batch_size",
-        "evaluation.temperature", "rollout.max_tokens",
-    ):  # fmt: skip
-      group, name = field.split(".")
-      ours, theirs = (
-          getattr(getattr(parts.cfg, group), name) for parts in (first, other)
-      )
-      if ours != theirs:
+    for field in fields:
+      if first[field] != other[field]:
         raise ConfigError(
-            f"config.{field}: the runs have {ours} and {theirs}; give one with"
-            f" --{name}"
+            f"config.{field}: the runs have {first[field]} and {other[field]};"
+            f" give one with --{field.partition('.')[2]}"
         )
 
 
@@ -232,10 +232,10 @@ def judge(
     ConfigError: if a run lacks the split or has other problems in it.
   """
   for contestant in contestants:
-    found = contestant.parts.task.tables
-    if split not in found:
+    tables = contestant.parts.task.tables
+    if split not in tables:
       task = contestant.parts.cfg.data.task
-      rule = f"{task} has only {', '.join(found)} problems"
+      rule = f"{task} has only {', '.join(tables)} problems"
       raise ConfigError(f"--split = {split!r}: {rule}")
   _check_problems(contestants, split)
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
@@ -243,43 +243,32 @@ def judge(
   silent = not processes.is_first()
   for seed in tqdm.tqdm(seeds, desc="sampling seeds", disable=silent):
     key = KeyDomain.EVALUATION.key(seed)
-    calls: list[list[Completions]] = [[] for _ in contestants]
-    seconds: list[list[float]] = [[] for _ in contestants]
-    streams = [_batches(c, split, problems) for c in contestants]
+    calls: list[list[tuple[Completions, float]]] = [[] for _ in contestants]
+    streams = [
+        evaluation.batches(c.parts, split, problems) for c in contestants
+    ]
     for number, round_ in enumerate(zip(*streams, strict=True)):
       call_key = jax.random.fold_in(key, number)
       for i, (prompts, count) in enumerate(round_):
         start = time.perf_counter()
-        results = contestants[i].sampler(
-            contestants[i].params, prompts, call_key
-        )
-        calls[i].append(evaluation.counted(results, count))
-        seconds[i].append(time.perf_counter() - start)
+        found = contestants[i].sampler(contestants[i].params, prompts, call_key)
+        done = evaluation.counted(found, count)
+        calls[i].append((done, time.perf_counter() - start))
     for i, contestant in enumerate(contestants):
+      completions, seconds = zip(*calls[i], strict=True)
       size = contestant.parts.cfg.evaluation.batch_size
       table = contestant.parts.task.tables[split]
       everything[i].append(
-          evaluation.summarise(evaluation.concatenate(calls[i], table))
-          | {"seed": seed, SECONDS: statistics.median(seconds[i]) / size}
+          evaluation.summarise(evaluation.concatenate(completions, table))
+          | {"seed": seed, SECONDS: statistics.median(seconds) / size}
       )
   return everything
-
-
-def _batches(contestant: Contestant, split: str, problems: int) -> Any:
-  parts = contestant.parts
-  settings = parts.cfg.evaluation
-  return evaluation.batches(
-      parts.task.tables[split],
-      parts.mesh,
-      problems=problems,
-      batch_prompts=settings.batch_size // settings.samples,
-  )
 
 
 def _warm_up(contestants: Sequence[Contestant], split: str) -> None:
   """Compiles the samplers, and runs each contestant once."""
   for contestant in contestants:
-    prompts, _ = next(_batches(contestant, split, 1))
+    prompts, _ = next(evaluation.batches(contestant.parts, split, 1))
     key = KeyDomain.EVALUATION.key(0)
     jax.block_until_ready(
         contestant.sampler(contestant.params, prompts, key)
@@ -338,13 +327,10 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
   writer.writeheader()
   for record in records:
     base = {name: _no_formula(record[name]) for name in shared}
-    rows = list(record["seeds"])
-    rows += [
-        {"seed": name} | record[name]
-        for name in ("mean", "std")
-        if name in record
-    ]
-    writer.writerows(base | row for row in rows)
+    writer.writerows(base | seed for seed in record["seeds"])
+    for name in ("mean", "std"):
+      if name in record:
+        writer.writerow(base | {"seed": name} | record[name])
   files.write_text(as_csv, text.getvalue())
 
 
@@ -365,43 +351,28 @@ def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   paths = tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
   try:
     stem.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(stem.parent, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   except OSError as error:
     raise ConfigError(
         f"--output = {str(stem)!r}: cannot be written ({error.strerror})"
     ) from error
-  if not os.access(stem.parent, os.W_OK):
-    raise ConfigError(
-        f"--output = {str(stem)!r}: cannot be written (Permission denied)"
-    )
   for path in paths:
     if path.is_dir():
       raise ConfigError(f"--output = {str(stem)!r}: {path.name} is a folder")
   return paths
 
 
-def columns(records: Sequence[dict[str, Any]]) -> list[str]:
-  """Returns the table's heads: the run, then the main metrics."""
-  return ["run", *(head for head, *_ in _columns(records))]
+def rows(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+  """Returns a table of the main metrics: heads, and a row per record.
 
-
-def cells(
-    record: dict[str, Any], records: Sequence[dict[str, Any]]
-) -> list[str]:
-  """Returns the cells of one of `records`, one per head of `columns`."""
-  numbers = [
-      _cell(record, metric, scale, style)
-      for _, metric, scale, style in _columns(records)
-  ]
-  return [f"{record['run']} {record['checkpoint']}", *numbers]
-
-
-def _columns(
-    records: Sequence[dict[str, Any]],
-) -> list[tuple[str, str, float, str]]:
-  """Returns head, metric, factor and format of each main metric."""
+  ± is the standard deviation over sampling seeds.
+  """
   k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
   passed = [(f"pass@{k}", f"pass@{k}", 1, ".3f")]
-  return [
+  metrics = [
       ("accuracy", "accuracy", 1, ".3f"),
       *(passed if k > 1 else []),  # pass@1 is the accuracy
       (f"length@{k} (tokens)", f"length@{k}", 1, ".1f"),
@@ -411,20 +382,22 @@ def _columns(
       ("ms per completion", SECONDS, 1e3, ".3f"),
   ]
 
+  def cell(record: Mapping[str, Any], name: str, scale: float, to: str) -> str:
+    numbers = [record[x][name] for x in ("mean", "std") if x in record]
+    return " ± ".join(format(scale * number, to) for number in numbers)
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-  """Formats records as a Markdown table; ± is over sampling seeds."""
-  rows = (cells(record, records) for record in records)
-  return markdown.table(columns(records), rows)
+  return ["run", *(head for head, *_ in metrics)], [
+      [
+          f"{record['run']} {record['checkpoint']}",
+          *(cell(record, *how) for _, *how in metrics),
+      ]
+      for record in records
+  ]
 
 
-def _cell(
-    record: dict[str, Any], name: str, scale: float, style: str
-) -> str:
-  text = format(scale * record["mean"][name], style)
-  if "std" in record:
-    text += f" ± {format(scale * record['std'][name], style)}"
-  return text
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+  """Formats `rows` as Markdown."""
+  return markdown.table(*rows(records))
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -152,10 +152,10 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   if not records:
     return {}
   first = records[0]
-  rows = [comparison.cells(record, records) for record in records]
+  heads, rows = comparison.rows(records)
   samples = int(first["mean"]["samples"])
   return {
-      "columns": comparison.columns(records),
+      "columns": heads,
       "rows": [{"label": label, "cells": cells} for label, *cells in rows],
       "problems": (
           f"{first['mean']['problems']:.0f} {first['split']} problems of"
