@@ -6,6 +6,8 @@ import runpy
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from iapo_jax.core.errors import ConfigError
 
 
@@ -81,3 +83,14 @@ def parts(
 def read(name: str) -> dict[str, Any]:
   """What the file of a configuration defines."""
   return runpy.run_path(str(folder() / f"{name}.py"))
+
+
+def load(name: str) -> ConfigDict:
+  """The configuration NAME[:VARIANT], by name or path, to be changed.
+
+  Raises:
+    ConfigError: for no such name or variant.
+  """
+  file, colon, variant = name.partition(":")
+  get_config = runpy.run_path(str(find(file)))["get_config"]
+  return get_config(variant) if colon else get_config()

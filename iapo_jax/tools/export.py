@@ -1,11 +1,13 @@
 """Writes a run's policy as a Hugging Face folder that transformers can load."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -13,6 +15,7 @@ import transformers
 from flax import linen as nn
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core import files, markdown
 from iapo_jax.core.errors import ConfigError
@@ -57,12 +60,50 @@ def export(
   """
   if family and (source.workdir / folder.KEPT).is_dir():
     raise ConfigError(f"--family = {family!r}: the model it began from has one")
-  if output.exists():
-    raise ConfigError(f"--output = {str(output)!r}: exists already")
   cfg = workdir_lib.load_config(source.workdir)
   if family:
     model = dataclasses.replace(cfg.model, family=family)
     cfg = dataclasses.replace(cfg, model=model)
+  with _drafted(output) as draft:
+    _write_configs(source.workdir, draft, cfg, dtype)
+    params = load(source, cfg.model)
+    weights.save(
+        draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
+    )
+    card = model_card(source, cfg, output.name, dtype)
+    (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+  return sorted(path.name for path in output.iterdir())
+
+
+def convert(
+    place: pathlib.Path,
+    output: pathlib.Path,
+    params: Params,
+    cfg: ModelConfig,
+    dtype: str,
+) -> None:
+  """Writes the weights of a Hugging Face folder anew, with its other files.
+
+  Args:
+    place: the folder that the weights came from.
+    output: a folder that does not exist yet.
+    params: the decoder's weights.
+    cfg: the decoder.
+    dtype: of the new weights.
+
+  Raises:
+    ConfigError: if `output` exists or cannot be written.
+  """
+  with _drafted(output) as draft:
+    _copy_pretrained(place, draft, dtype)
+    weights.save(draft, params, cfg, dtype=dtype)
+
+
+@contextlib.contextmanager
+def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to fill, which becomes `output`, whole or not at all."""
+  if output.exists():
+    raise ConfigError(f"--output = {str(output)!r}: exists already")
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = pathlib.Path(
@@ -71,20 +112,13 @@ def export(
   except OSError as error:
     _refuse(output, error)
   try:
-    _write_configs(source.workdir, draft, cfg, dtype)
-    params = _load(source, cfg)
-    weights.save(
-        draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
-    )
-    card = model_card(source, cfg, output.name, dtype)
-    (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+    yield draft
     draft.chmod(0o755)  # a temporary folder is closed to other users
     draft.rename(output)
   except OSError as error:
     _refuse(output, error)
   finally:
     shutil.rmtree(draft, ignore_errors=True)
-  return sorted(path.name for path in output.iterdir())
 
 
 def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
@@ -93,9 +127,9 @@ def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
   ) from error
 
 
-def _load(source: sources.Source, cfg: Config) -> Params:
-  """Loads the policy, whole, onto the first device."""
-  init = functools.partial(transformer.init, cfg=cfg.model)
+def load(source: sources.Source, cfg: ModelConfig) -> Params:
+  """Loads the policy of a checkpoint, whole, onto the first device."""
+  init = functools.partial(transformer.init, cfg=cfg)
   shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   where = jax.tree.map(lambda _: device, shapes)
@@ -108,13 +142,9 @@ def _write_configs(
   """Writes configurations and tokenizer: of the pretrained model, or new."""
   kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
   if kept.is_dir():
-    folder.copy_all_but_weights(kept, output)
+    _copy_pretrained(kept, output, dtype)
     if source.is_dir():
       folder.copy_all_but_weights(source, output, skip=_CONFIGS)
-    raw = files.read_json(kept / folder.CONFIG)
-    # Older versions of transformers know only torch_dtype.
-    raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
-    files.write_json(output / folder.CONFIG, raw)
     return
   folder.copy_all_but_weights(source, output, skip=_CONFIGS)
   tok = tokenizer_lib.load(source)
@@ -140,6 +170,17 @@ def _write_configs(
       do_sample=True, temperature=cfg.rollout.temperature, **ids
   )
   generation.save_pretrained(output)
+
+
+def _copy_pretrained(
+    place: pathlib.Path, output: pathlib.Path, dtype: str
+) -> None:
+  """Copies all of a model but its weights, which are to have another dtype."""
+  folder.copy_all_but_weights(place, output)
+  raw = files.read_json(place / folder.CONFIG)
+  # Older versions of transformers know only torch_dtype.
+  raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
+  files.write_json(output / folder.CONFIG, raw)
 
 
 def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:

@@ -13,6 +13,7 @@ from iapo_jax.core.types import Params
 from iapo_jax.data import task
 from iapo_jax.hf import folder, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.run import checkpoint as checkpoint_lib
 from iapo_jax.run import sources
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import export as export_lib
@@ -125,7 +126,8 @@ def load(
         f"--chat_date = {chat_date!r}: must be a date, YYYY-MM-DD"
     ) from error
   path = pathlib.Path(model)
-  is_run = workdir_lib.is_claimed(path)
+  # Both kinds of folder have a config.json.
+  is_run = checkpoint_lib.stage_folder(path, "").is_dir()
   if is_run:
     source = sources.chosen(path, checkpoint)
     run = workdir_lib.load_config(path)

@@ -50,8 +50,8 @@ class Rules:
   tokenizer: Any | None
   eos_ids: tuple[int, ...]
   elicitation: tuple[int, ...]
-  chat: bool
-  date: str
+  chat: bool = False
+  date: str = "2026-01-01"
 
 
 def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
@@ -70,7 +70,7 @@ def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
         if row.strip():
           where = f"{path}:{number}"
           lines.append(_parse(row, where))
-          items.append(_placed(lines[-1], rules, where))
+          items.append(placed(lines[-1], rules, where))
   except OSError as error:
     raise ConfigError(f"--input = {str(path)!r}: {error.strerror}") from error
   except UnicodeDecodeError as error:
@@ -95,8 +95,12 @@ def _no_constant(name: str) -> NoReturn:
   raise ValueError(f"{name} is no number of JSON")
 
 
-def _placed(line: Line, rules: Rules, where: str) -> Item:
-  """Calls `_item`, and puts the line in front of every error."""
+def placed(line: Line, rules: Rules, where: str) -> Item:
+  """Makes a line an item; errors begin with `where`.
+
+  Raises:
+    ConfigError: for a rule that the line breaks.
+  """
   try:
     return _item(line, rules, where)
   except ConfigError as error:
