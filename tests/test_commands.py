@@ -41,10 +41,10 @@ ELSEWHERE = {
     "pip install -e .": "test_packaging.py::test_the_wheel_runs_the_smoke",
     "make test|-m pytest tests/": "test_commands.py::test",  # it is this
     "experiments/compile.py": "test_ahead.py::test_one_that_does_not_fit",
-    "experiments/studies/comparison/compare.py": "test_compare.py::test_trials_and_what_is",
-    "experiments/studies/comparison/evidence.py": "test_contest.py::test_the_page_is_made_of",
-    "experiments/studies/theory/theorem.py": "test_theorem.py::test_evidence_is_what",
-    "experiments/studies/oracle/oracle.py": "test_oracle.py::test_evidence_holds_what",
+    "comparison/compare.py": "comparison/test_compare.py::test_trials_and",
+    "comparison/evidence.py": "comparison/test_contest.py::test_the_page_is",
+    "theory/theorem.py": "theory/test_theorem.py::test_evidence_is_what",
+    "oracle/oracle.py": "oracle/test_oracle.py::test_evidence_holds_what",
     "experiments/replay.py": "test_nonfinite.py::test",
     "own_reward.py|own_credit.py": "test_own.py::test_the_programs_of_the_docs",
     "[--checkpoint=best]": "test_export.py::test",
@@ -124,7 +124,8 @@ def test_commands_of_other_pages_are_marked_or_run_elsewhere(page):
 def test_what_runs_elsewhere_is_there():
   for test in ELSEWHERE.values():
     file, _, name = test.partition("::")
-    source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    folder = "experiments/studies" if "/" in file else "tests"
+    source = (ROOT / folder / file).read_text(encoding="utf-8")
     assert f"def {name}" in source, test
 
 
@@ -133,8 +134,9 @@ def test_scripts_flags_and_fields_exist():
   shared = "".join(
       (ROOT / "iapo_jax" / name).read_text() for name in ("launch.py", "cli.py")
   )
+  form = r"(?:experiments|benchmarks|\.ci)/[\w/]+(?:\.py)?"
   for page, command, _ in ALL:
-    script = re.search(r"(?:experiments|benchmarks|\.ci)/\w+(?:\.py)?", command)
+    script = re.search(form, command)
     if not script:
       continue
     source = (ROOT / script.group()).read_text(encoding="utf-8") + shared
