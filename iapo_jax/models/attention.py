@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-Array = jax.Array
+from iapo_jax.core.types import Array
 
 # (keys [r, k, h, s], values [r, k, s, h], visible bool[m, x or 1, s])
 Segment = tuple[Array, Array, Array]
@@ -103,7 +103,7 @@ def _forward(
     scale: float, cap: float, queries: Array, segments: tuple[Segment, ...]
 ) -> tuple[Array, tuple]:
   """Returns the output and the residuals of the backward pass."""
-  parts = [_part(queries, *segment, scale, cap) for segment in segments]
+  parts = [_part(queries, segment, scale, cap) for segment in segments]
   output, lse = merge(parts)
   output = checkpoint_name(output.astype(queries.dtype), KEPT[0])
   lse = checkpoint_name(lse, KEPT[1])
@@ -124,9 +124,9 @@ def _backward(
   sums = lse, jnp.sum(wide, axis=-1)
   to_queries, to_segments = 0.0, []
   with matmul_precision(queries.dtype.name):
-    for keys, values, visible in segments:
+    for segment in segments:
       part, *pair = _part_gradients(
-          queries, gradient, *sums, keys, values, visible, scale, cap
+          queries, gradient, *sums, segment, scale, cap
       )
       to_queries += part
       to_segments.append((*pair, None))
@@ -156,15 +156,9 @@ def merge(parts: list[Part]) -> tuple[Array, Array]:
   return output, top + jnp.log(total)
 
 
-def _part(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    visible: Array,
-    scale: float,
-    cap: float,
-) -> Part:
+def _part(queries: Array, segment: Segment, scale: float, cap: float) -> Part:
   """Computes the softmax over one segment; arguments as in `attend`."""
+  keys, values, visible = segment
   grouped = _by_segment_row(queries, *keys.shape[:2])
   scores = _scores(grouped, keys, visible, scale, cap)
   peak = jnp.max(scores, axis=-1)
@@ -186,9 +180,7 @@ def _part_gradients(
     gradient: Array,
     lse: Array,
     delta: Array,
-    keys: Array,
-    values: Array,
-    visible: Array,
+    segment: Segment,
     scale: float,
     cap: float,
 ) -> tuple[Array, Array, Array]:
@@ -198,10 +190,9 @@ def _part_gradients(
   log-sum-exp over all segments, and `delta` fp32[b, x, n] is
   Σ gradient · output. Other arguments are those of `attend`.
   """
+  keys, values, visible = segment
   over = functools.partial(_by_segment_row, r=keys.shape[0], k=keys.shape[1])
-  multiply = functools.partial(
-      jnp.einsum, preferred_element_type=jnp.float32
-  )
+  multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   grouped, pulled = over(queries), over(gradient.astype(values.dtype))
   scores = _scores(grouped, keys, visible, scale, cap)
   weights = jnp.exp(scores - over(lse[..., None]))
@@ -232,7 +223,9 @@ def _scores(
       preferred_element_type=jnp.float32,
   )
   r, _, m, *_ = grouped.shape
-  seen = _visible_by_segment_row(visible, r * m, r)
+  rows, x, s = visible.shape
+  seen = jnp.broadcast_to(visible[:, None], (rows, r * m // rows, x, s))
+  seen = seen.reshape(r, 1, m, 1, x, s)
   return jnp.where(seen, soft_cap(scale * scores, cap), -jnp.inf)
 
 
@@ -248,13 +241,6 @@ def _by_query(y: Array) -> Array:
   r, k, m, j, x, *rest = y.shape
   y = y.transpose(0, 2, 4, 1, 3, *range(5, y.ndim))
   return y.reshape(r * m, x, k * j, *rest)
-
-
-def _visible_by_segment_row(visible: Array, b: int, r: int) -> Array:
-  """Maps bool[m, x or 1, s] to [r, 1, b / r, 1, x or 1, s]."""
-  m, x, s = visible.shape
-  rows = jnp.broadcast_to(visible[:, None], (m, b // m, x, s))
-  return rows.reshape(r, 1, b // r, 1, x, s)
 
 
 def soft_cap(scores: Array, cap: float) -> Array:

@@ -5,24 +5,20 @@ the sums and maxima of a query then run along the sublanes of a TPU, its
 statistics are rows, and keys are read in their memory order.
 
 A query sees a run of slots, low <= slot < high. Below, m counts the queries
-that read one row and one key/value head of a segment; `flash_mosaic` (TPU) and
-`flash_triton` (GPU) have the same three functions for all blocks of a segment:
+that read one row and one key/value head of a segment; it is a multiple of
+`LANES`. `flash_mosaic` (TPU) and `flash_triton` (GPU) have the same three
+functions for all blocks of a segment:
 
-  forward(form, queries [r, k, h, m], keys [r, k, h, s], values [r, k, s, h],
-          bounds int32[r, 2, m], dtype)
+  forward(form, inputs, dtype)
       -> output [r, k, h, m] of that dtype, lse fp32[r, k, 1, m]
-  backward_queries(form, queries, keys, values, bounds, lse, delta, gradient)
-      -> fp32[r, k, h, m]
-  backward_segment(form, the same)
-      -> the gradients of keys and values
+  backward_queries(form, inputs, pulled) -> fp32[r, k, h, m]
+  backward_segment(form, inputs, pulled) -> the gradients of keys and values
 
 `lse` is log Σ exp(score); a query that sees nothing has `LOWEST` and output 0.
-In the backward functions it is that of all segments together. `gradient`
-[r, k, h, m] is that of the output, and `delta` fp32[r, k, 1, m] is
-Σ output · gradient. m is a multiple of `LANES`.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +35,36 @@ LANES = 128
 # Σ exp(score − largest), fp32[1, queries], and
 # Σ exp(score − largest) · value, fp32[h, queries].
 Softmax = tuple[Array, Array, Array]
+
+
+class Inputs(NamedTuple):
+  """Queries and the segment that they read, or a block of each in a kernel.
+
+  Attributes:
+    queries: [r, k, h, m]; of a block [h, queries].
+    keys: [r, k, h, s]; of a block [h, slots].
+    values: [r, k, s, h]; of a block [slots, h].
+    bounds: int32[r, 2, m]; of a block low and high, int32[1, queries].
+  """
+
+  queries: Array
+  keys: Array
+  values: Array
+  bounds: Array | tuple[Array, Array]
+
+
+class Pulled(NamedTuple):
+  """Arrays that only the backward kernels read; of a block without r and k.
+
+  Attributes:
+    lse: fp32[r, k, 1, m], of all segments together.
+    delta: fp32[r, k, 1, m], Σ output · gradient.
+    gradient: [r, k, h, m], of the output.
+  """
+
+  lse: Array
+  delta: Array
+  gradient: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,32 +118,15 @@ def empty(width: int, queries: int) -> Softmax:
   )
 
 
-def add(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: tuple[Array, Array],
-    start: Array,
-    so_far: Softmax,
-) -> Softmax:
-  """Adds a block of slots to a softmax.
-
-  Args:
-    form: static.
-    queries: [h, queries].
-    keys: [h, slots].
-    values: [slots, h].
-    bounds: low and high, int32[1, queries].
-    start: int32[], the first slot of the block.
-    so_far: the softmax over the slots before.
-  """
+def add(form: Form, block: Inputs, start: Array, so_far: Softmax) -> Softmax:
+  """Adds a block of slots, of which `start` is the first, to a softmax."""
   peak, total, summed = so_far
-  scores, seen = _scores(form, queries, keys, bounds, start)
+  scores, seen = _scores(form, block, start)
   top = jnp.maximum(peak, jnp.max(scores, axis=0, keepdims=True))
   weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
   factor = jnp.exp(peak - top)
   total = factor * total + jnp.sum(weights, axis=0, keepdims=True)
+  values = block.values
   mixed = product(values, weights.astype(values.dtype), 0, 0)
   return top, total, factor * summed + mixed
 
@@ -131,43 +140,29 @@ def finish(so_far: Softmax) -> tuple[Array, Array]:
 
 
 def gradients(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: tuple[Array, Array],
-    lse: Array,
-    delta: Array,
-    gradient: Array,
-    start: Array,
+    form: Form, block: Inputs, pulled: Pulled, start: Array
 ) -> tuple[Array, Array]:
   """Returns a block's softmax weights and the gradients of its scores.
 
   Both are fp32[slots, queries]; the gradients are those of
-  scale · query · key. `lse` and `delta` are fp32[1, queries], `gradient`
-  [h, queries] is that of the output, and other arguments are as in `add`.
+  scale · query · key. `start` is the first slot of the block.
   """
-  scores, seen = _scores(form, queries, keys, bounds, start)
-  weights = jnp.where(seen, jnp.exp(scores - lse), 0.0)
-  to_scores = weights * (product(values, gradient, 1, 0) - delta)
+  scores, seen = _scores(form, block, start)
+  weights = jnp.where(seen, jnp.exp(scores - pulled.lse), 0.0)
+  to_weights = product(block.values, pulled.gradient, 1, 0)
+  to_scores = weights * (to_weights - pulled.delta)
   if form.cap:
     to_scores *= 1.0 - (jnp.where(seen, scores, 0.0) / form.cap) ** 2
   return weights, to_scores
 
 
-def _scores(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    bounds: tuple[Array, Array],
-    start: Array,
-) -> tuple[Array, Array]:
+def _scores(form: Form, block: Inputs, start: Array) -> tuple[Array, Array]:
   """Returns scores fp32[slots, queries], `LOWEST` if unseen, and bool: seen."""
-  scores = form.scale * product(keys, queries, 0, 0)
+  scores = form.scale * product(block.keys, block.queries, 0, 0)
   if form.cap:
     scores = form.cap * jnp.tanh(scores / form.cap)
   slots = start + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-  low, high = bounds
+  low, high = block.bounds
   seen = (slots >= low) & (slots < high)
   return jnp.where(seen, scores, LOWEST), seen
 

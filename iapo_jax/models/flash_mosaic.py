@@ -4,6 +4,7 @@ A block of slots that no query of a block sees is neither fetched nor computed.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,139 +13,112 @@ from jax.experimental.pallas import tpu as pltpu
 
 from iapo_jax.core.types import Array
 from iapo_jax.models import flash
-from iapo_jax.models.flash import Blocks, Form
+from iapo_jax.models.flash import Blocks, Form, Inputs, Pulled
 
 _MOST_QUERIES = 256
 _MOST_SLOTS = 512
 
 
 def forward(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    dtype: jnp.dtype,
+    form: Form, inputs: Inputs, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
   """Arguments and results are those that `flash` documents."""
-  blocks = _blocks(queries, keys)
-  width, m = queries.shape[2:]
-  spec = _Specs(blocks, width)
-  return pl.pallas_call(
-      functools.partial(_forward_kernel, form, blocks),
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2,
-          grid=(*queries.shape[:2], m // blocks.queries, blocks.across),
-          in_specs=[
-              spec.queries(width), spec.keys, spec.values, spec.bounds,
-          ],
-          out_specs=[spec.queries(width), spec.queries(1)],
-          scratch_shapes=[
-              pltpu.VMEM((1, blocks.queries), jnp.float32),
-              pltpu.VMEM((1, blocks.queries), jnp.float32),
-              pltpu.VMEM((width, blocks.queries), jnp.float32),
-          ],
-      ),
+  r, k, width, m = inputs.queries.shape
+  specs = _specs(inputs)
+  row = 1, _blocks(inputs).queries
+  return _call(
+      _forward_kernel,
+      form,
+      (inputs,),
+      specs[:1],
+      out_specs=[specs[0].queries, specs[1].lse],
       out_shape=[
-          jax.ShapeDtypeStruct(queries.shape, dtype),
-          jax.ShapeDtypeStruct((*queries.shape[:2], 1, m), jnp.float32),
+          jax.ShapeDtypeStruct(inputs.queries.shape, dtype),
+          jax.ShapeDtypeStruct((r, k, 1, m), jnp.float32),
       ],
-      compiler_params=_last_in_turn(),
-      interpret=form.interpret,
+      sums=[row, row, (width, row[1])],
       name="attention_forward",
-  )(*_reach(bounds, blocks), queries, keys, values, bounds)
+  )
 
 
-def backward_queries(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    lse: Array,
-    delta: Array,
-    gradient: Array,
-) -> Array:
+def backward_queries(form: Form, inputs: Inputs, pulled: Pulled) -> Array:
   """Arguments and results are those that `flash` documents."""
-  blocks = _blocks(queries, keys)
-  width, m = queries.shape[2:]
-  spec = _Specs(blocks, width)
-  return pl.pallas_call(
-      functools.partial(_queries_kernel, form, blocks),
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2,
-          grid=(*queries.shape[:2], m // blocks.queries, blocks.across),
-          in_specs=[
-              spec.queries(width), spec.keys, spec.values, spec.bounds,
-              spec.queries(1), spec.queries(1), spec.queries(width),
-          ],
-          out_specs=spec.queries(width),
-          scratch_shapes=[pltpu.VMEM((width, blocks.queries), jnp.float32)],
-      ),
-      out_shape=jax.ShapeDtypeStruct(queries.shape, jnp.float32),
-      compiler_params=_last_in_turn(),
-      interpret=form.interpret,
+  shape = inputs.queries.shape
+  specs = _specs(inputs)
+  return _call(
+      _queries_kernel,
+      form,
+      (inputs, pulled),
+      specs,
+      out_specs=specs[0].queries,
+      out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
+      sums=[(shape[2], _blocks(inputs).queries)],
       name="attention_backward_queries",
-  )(
-      *_reach(bounds, blocks),
-      queries, keys, values, bounds, lse, delta, gradient,
   )
 
 
 def backward_segment(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    lse: Array,
-    delta: Array,
-    gradient: Array,
+    form: Form, inputs: Inputs, pulled: Pulled
 ) -> tuple[Array, Array]:
   """Arguments and results are those that `flash` documents."""
-  blocks = _blocks(queries, keys)
-  width, m = queries.shape[2:]
-  spec = _Specs(blocks, width, slots_outside=True)
+  pair = inputs.keys, inputs.values
+  width, slots = inputs.queries.shape[2], _blocks(inputs).slots
+  specs = _specs(inputs, slots_outside=True)
+  return _call(
+      _segment_kernel,
+      form,
+      (inputs, pulled),
+      specs,
+      slots_outside=True,
+      out_specs=[specs[0].keys, specs[0].values],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in pair],
+      sums=[(width, slots), (slots, width)],
+      name="attention_backward_segment",
+  )
+
+
+def _call(
+    kernel: Callable[..., None],
+    form: Form,
+    arrays: tuple[Inputs] | tuple[Inputs, Pulled],
+    in_specs: tuple[Inputs] | tuple[Inputs, Pulled],
+    *,
+    slots_outside: bool = False,
+    out_specs: pl.BlockSpec | list[pl.BlockSpec],
+    sums: list[tuple[int, int]],
+    **rest: object,
+) -> list[Array]:
+  """Runs a kernel that sums into fp32 arrays of the given shapes.
+
+  The grid runs over rows, heads, blocks of queries and blocks of slots;
+  `slots_outside` swaps the last two.
+  """
+  r, k, _, m = arrays[0].queries.shape
+  blocks = _blocks(arrays[0])
+  steps = m // blocks.queries, blocks.across
   return pl.pallas_call(
-      functools.partial(_segment_kernel, form, blocks),
+      functools.partial(kernel, form, blocks),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=2,
-          grid=(*queries.shape[:2], blocks.across, m // blocks.queries),
-          in_specs=[
-              spec.queries(width), spec.keys, spec.values, spec.bounds,
-              spec.queries(1), spec.queries(1), spec.queries(width),
-          ],
-          out_specs=[spec.keys, spec.values],
-          scratch_shapes=[
-              pltpu.VMEM((width, blocks.slots), jnp.float32),
-              pltpu.VMEM((blocks.slots, width), jnp.float32),
-          ],
+          grid=(r, k, *(steps[::-1] if slots_outside else steps)),
+          in_specs=in_specs,
+          out_specs=out_specs,
+          scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums],
       ),
-      out_shape=[
-          jax.ShapeDtypeStruct(keys.shape, keys.dtype),
-          jax.ShapeDtypeStruct(values.shape, values.dtype),
-      ],
-      compiler_params=_last_in_turn(),
+      # Cores may split all axes of the grid but the last, which adds up.
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=("parallel",) * 3 + ("arbitrary",)
+      ),
       interpret=form.interpret,
-      name="attention_backward_segment",
-  )(
-      *_reach(bounds, blocks),
-      queries, keys, values, bounds, lse, delta, gradient,
-  )
+      **rest,
+  )(*_reach(arrays[0].bounds, blocks), *arrays)
 
 
-def _blocks(queries: Array, keys: Array) -> Blocks:
+def _blocks(inputs: Inputs) -> Blocks:
   """Returns large blocks, since each grid step has a fixed cost."""
-  m, length = queries.shape[-1], keys.shape[-1]
+  m, length = inputs.queries.shape[-1], inputs.keys.shape[-1]
   wide = _MOST_QUERIES if m % _MOST_QUERIES == 0 else flash.LANES
   return Blocks(wide, min(length, _MOST_SLOTS), length)
-
-
-def _last_in_turn() -> pltpu.CompilerParams:
-  """Lets cores split all grid axes but the last, which accumulates."""
-  return pltpu.CompilerParams(
-      dimension_semantics=("parallel",) * 3 + ("arbitrary",)
-  )
 
 
 def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
@@ -160,48 +134,48 @@ def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
   return first.reshape(-1), last.reshape(-1)
 
 
-class _Specs:
-  """The block of each array that a grid step reads or writes.
+def _specs(
+    inputs: Inputs, *, slots_outside: bool = False
+) -> tuple[Inputs, Pulled]:
+  """Returns the block of each array that a grid step reads or writes."""
+  width, blocks = inputs.queries.shape[2], _blocks(inputs)
 
-  A grid runs over rows, heads, blocks of queries and blocks of slots;
-  `slots_outside` swaps the last two.
-  """
+  def query_block(step: tuple) -> Array:
+    return step[3] if slots_outside else step[2]
 
-  def __init__(
-      self, blocks: Blocks, width: int, *, slots_outside: bool = False
-  ) -> None:
-    self._blocks = blocks
-    self._outside = slots_outside
-    self.keys = pl.BlockSpec(
-        (None, None, width, blocks.slots),
-        lambda *step: (step[0], step[1], 0, self._slot_block(step)),
-    )
-    self.values = pl.BlockSpec(
-        (None, None, blocks.slots, width),
-        lambda *step: (step[0], step[1], self._slot_block(step), 0),
-    )
-    self.bounds = pl.BlockSpec(
-        (None, 2, blocks.queries),
-        lambda *step: (step[0], 0, self._query_block(step)),
-    )
-
-  def queries(self, width: int) -> pl.BlockSpec:
-    """Returns the spec of an array [r, k, width, m]."""
-    return pl.BlockSpec(
-        (None, None, width, self._blocks.queries),
-        lambda *step: (step[0], step[1], 0, self._query_block(step)),
-    )
-
-  def _query_block(self, step: tuple) -> Array:
-    return step[3] if self._outside else step[2]
-
-  def _slot_block(self, step: tuple) -> Array:
-    if self._outside:
+  def slot_block(step: tuple) -> Array:
+    if slots_outside:
       return step[2]
     # An unneeded block is not fetched: the index stays that of a needed one.
     row, _, i, j, first, last = step
     at = row * pl.num_programs(2) + i
     return jnp.clip(j, first[at], jnp.maximum(last[at] - 1, first[at]))
+
+  def queries(rows: int) -> pl.BlockSpec:
+    """Returns the spec of an array [r, k, rows, m]."""
+    return pl.BlockSpec(
+        (None, None, rows, blocks.queries),
+        lambda *step: (step[0], step[1], 0, query_block(step)),
+    )
+
+  return (
+      Inputs(
+          queries(width),
+          pl.BlockSpec(
+              (None, None, width, blocks.slots),
+              lambda *step: (step[0], step[1], 0, slot_block(step)),
+          ),
+          pl.BlockSpec(
+              (None, None, blocks.slots, width),
+              lambda *step: (step[0], step[1], slot_block(step), 0),
+          ),
+          pl.BlockSpec(
+              (None, 2, blocks.queries),
+              lambda *step: (step[0], 0, query_block(step)),
+          ),
+      ),
+      Pulled(queries(1), queries(1), queries(width)),
+  )
 
 
 def _forward_kernel(
@@ -209,10 +183,7 @@ def _forward_kernel(
     blocks: Blocks,
     first: jax.Ref,
     last: jax.Ref,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
+    inputs: Inputs,
     output: jax.Ref,
     lse: jax.Ref,
     *scratch: jax.Ref,
@@ -235,10 +206,8 @@ def _forward_kernel(
 
   @pl.when((first[at] <= j) & (j < last[at]))
   def add() -> None:
-    k, v = _load(keys, values, j, blocks)
-    limits = bounds[0:1, :], bounds[1:2, :]
-    begin = j * blocks.slots
-    write(flash.add(form, queries[...], k, v, limits, begin, read()))
+    block = _load(inputs, j, blocks)
+    write(flash.add(form, block, j * blocks.slots, read()))
 
   @pl.when(j == pl.num_programs(3) - 1)
   def finish() -> None:
@@ -251,13 +220,8 @@ def _queries_kernel(
     blocks: Blocks,
     first: jax.Ref,
     last: jax.Ref,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
-    lse: jax.Ref,
-    delta: jax.Ref,
-    gradient: jax.Ref,
+    inputs: Inputs,
+    pulled: Pulled,
     to_queries: jax.Ref,
     summed: jax.Ref,
 ) -> None:
@@ -271,13 +235,10 @@ def _queries_kernel(
 
   @pl.when((first[at] <= j) & (j < last[at]))
   def add() -> None:
-    k, v = _load(keys, values, j, blocks)
-    limits = bounds[0:1, :], bounds[1:2, :]
-    _, to_scores = flash.gradients(
-        form, queries[...], k, v, limits, lse[...], delta[...], gradient[...],
-        j * blocks.slots,
-    )  # fmt: skip
-    summed[...] += flash.product(k, to_scores.astype(k.dtype), 1, 0)
+    block, pull = _load(inputs, j, blocks), Pulled(*(x[...] for x in pulled))
+    _, to_scores = flash.gradients(form, block, pull, j * blocks.slots)
+    narrow = to_scores.astype(block.keys.dtype)
+    summed[...] += flash.product(block.keys, narrow, 1, 0)
 
   @pl.when(j == pl.num_programs(3) - 1)
   def finish() -> None:
@@ -289,13 +250,8 @@ def _segment_kernel(
     blocks: Blocks,
     first: jax.Ref,
     last: jax.Ref,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
-    lse: jax.Ref,
-    delta: jax.Ref,
-    gradient: jax.Ref,
+    inputs: Inputs,
+    pulled: Pulled,
     to_keys: jax.Ref,
     to_values: jax.Ref,
     key_sum: jax.Ref,
@@ -312,16 +268,12 @@ def _segment_kernel(
 
   @pl.when((first[at] <= j) & (j < last[at]))
   def add() -> None:
-    k, v = _load(keys, values, j, blocks)
-    q, to_output = queries[...], gradient[...]
-    limits = bounds[0:1, :], bounds[1:2, :]
-    weights, to_scores = flash.gradients(
-        form, q, k, v, limits, lse[...], delta[...], to_output,
-        j * blocks.slots,
-    )  # fmt: skip
-    weights, to_scores = weights.astype(v.dtype), to_scores.astype(q.dtype)
-    value_sum[...] += flash.product(weights, to_output, 1, 1)
-    key_sum[...] += flash.product(q, to_scores, 1, 1)
+    block, pull = _load(inputs, j, blocks), Pulled(*(x[...] for x in pulled))
+    weights, to_scores = flash.gradients(form, block, pull, j * blocks.slots)
+    weights = weights.astype(block.values.dtype)
+    to_scores = to_scores.astype(block.queries.dtype)
+    value_sum[...] += flash.product(weights, pull.gradient, 1, 1)
+    key_sum[...] += flash.product(block.queries, to_scores, 1, 1)
 
   @pl.when(i == pl.num_programs(3) - 1)
   def finish() -> None:
@@ -329,11 +281,9 @@ def _segment_kernel(
     to_values[...] = value_sum[...].astype(to_values.dtype)
 
 
-def _load(
-    keys: jax.Ref, values: jax.Ref, j: Array, blocks: Blocks
-) -> tuple[Array, Array]:
-  """Returns [h, slots] and [slots, h] of block j, 0 beyond the segment."""
-  k, v = keys[...], values[...]
+def _load(inputs: Inputs, j: Array, blocks: Blocks) -> Inputs:
+  """Returns the arrays of a block of slots, 0 beyond the segment."""
+  k, v = inputs.keys[...], inputs.values[...]
   if blocks.ragged:
     # Memory beyond the segment may hold NaN, and 0 · NaN is NaN.
     left = blocks.length - j * blocks.slots
@@ -341,4 +291,5 @@ def _load(
     down = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)
     k = jnp.where(across < left, k, jnp.zeros_like(k))
     v = jnp.where(down < left, v, jnp.zeros_like(v))
-  return k, v
+  limits = inputs.bounds[0:1, :], inputs.bounds[1:2, :]
+  return Inputs(inputs.queries[...], k, v, limits)

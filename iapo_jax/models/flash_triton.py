@@ -14,160 +14,148 @@ from jax.experimental.pallas import triton
 
 from iapo_jax.core.types import Array
 from iapo_jax.models import flash
-from iapo_jax.models.flash import Blocks, Form
+from iapo_jax.models.flash import Blocks, Form, Inputs, Pulled
 
 _QUERIES = 64
 _SLOTS = 64
 
 
 def forward(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    dtype: jnp.dtype,
+    form: Form, inputs: Inputs, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
   """Arguments and results are those that `flash` documents."""
-  blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
-  r, k, width, m = queries.shape
-  block, whole = _block_of_queries, _whole_segment(blocks, width)
+  r, k, _, m = inputs.queries.shape
+  specs = _specs(inputs)
   return _call(
+      _forward_kernel,
       form,
-      functools.partial(_forward_kernel, form, blocks),
-      grid=(m // _QUERIES, k, r),
-      in_specs=[block(width), *whole, _block_of_bounds()],
-      out_specs=[block(width), block(1)],
+      (inputs,),
+      specs[:1],
+      programs=m // _QUERIES,
+      out_specs=[specs[0].queries, specs[1].lse],
       out_shape=[
-          jax.ShapeDtypeStruct(queries.shape, dtype),
+          jax.ShapeDtypeStruct(inputs.queries.shape, dtype),
           jax.ShapeDtypeStruct((r, k, 1, m), jnp.float32),
       ],
       name="attention_forward",
-  )(queries, keys, values, bounds)
+  )
 
 
-def backward_queries(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    lse: Array,
-    delta: Array,
-    gradient: Array,
-) -> Array:
+def backward_queries(form: Form, inputs: Inputs, pulled: Pulled) -> Array:
   """Arguments and results are those that `flash` documents."""
-  blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
-  r, k, width, m = queries.shape
-  block, whole = _block_of_queries, _whole_segment(blocks, width)
+  shape = inputs.queries.shape
+  specs = _specs(inputs)
   return _call(
+      _queries_kernel,
       form,
-      functools.partial(_queries_kernel, form, blocks),
-      grid=(m // _QUERIES, k, r),
-      in_specs=[
-          block(width), *whole, _block_of_bounds(), block(1), block(1),
-          block(width),
-      ],
-      out_specs=block(width),
-      out_shape=jax.ShapeDtypeStruct(queries.shape, jnp.float32),
+      (inputs, pulled),
+      specs,
+      programs=shape[-1] // _QUERIES,
+      out_specs=specs[0].queries,
+      out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
       name="attention_backward_queries",
-  )(queries, keys, values, bounds, lse, delta, gradient)  # fmt: skip
+  )
 
 
 def backward_segment(
-    form: Form,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    bounds: Array,
-    lse: Array,
-    delta: Array,
-    gradient: Array,
+    form: Form, inputs: Inputs, pulled: Pulled
 ) -> tuple[Array, Array]:
   """Arguments and results are those that `flash` documents."""
-  blocks = Blocks(_QUERIES, _SLOTS, keys.shape[-1])
-  r, k, width, m = queries.shape
-  whole = _whole_segment(blocks, width)
-
-  def all_queries(width: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, None, width, m), lambda j, c, a: (a, c, 0, 0))
-
-  limits = pl.BlockSpec((None, 2, m), lambda j, c, a: (a, 0, 0))
+  pair = inputs.keys, inputs.values
+  specs = _specs(inputs, all_queries=True)
   return _call(
+      _segment_kernel,
       form,
-      functools.partial(_segment_kernel, form, blocks),
-      grid=(blocks.across, k, r),
-      in_specs=[
-          all_queries(width), *whole, limits, all_queries(1), all_queries(1),
-          all_queries(width),
-      ],
-      out_specs=list(whole),
-      out_shape=[
-          jax.ShapeDtypeStruct(keys.shape, keys.dtype),
-          jax.ShapeDtypeStruct(values.shape, values.dtype),
-      ],
+      (inputs, pulled),
+      specs,
+      programs=_blocks(inputs).across,
+      out_specs=[specs[0].keys, specs[0].values],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in pair],
       name="attention_backward_segment",
-  )(queries, keys, values, bounds, lse, delta, gradient)  # fmt: skip
+  )
 
 
 def _call(
-    form: Form, kernel: Callable[..., None], *, in_specs: list, **rest: object
-) -> Callable[..., list[Array]]:
-  """Calls a kernel with the options that all of them share."""
+    kernel: Callable[..., None],
+    form: Form,
+    arrays: tuple[Inputs] | tuple[Inputs, Pulled],
+    in_specs: tuple[Inputs] | tuple[Inputs, Pulled],
+    *,
+    programs: int,
+    **rest: object,
+) -> list[Array]:
+  """Runs a kernel in a number of programs for each row and head."""
+  r, k, *_ = arrays[0].queries.shape
   return pl.pallas_call(
-      kernel,
+      functools.partial(kernel, form, _blocks(arrays[0])),
+      grid=(programs, k, r),
       in_specs=in_specs,
       compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
       interpret=form.interpret,
       **rest,
-  )
+  )(*arrays)
 
 
-def _block_of_queries(width: int) -> pl.BlockSpec:
-  """Returns the spec of an array [r, k, width, m]."""
-  return pl.BlockSpec(
-      (None, None, width, _QUERIES), lambda i, c, a: (a, c, 0, i)
-  )
+def _blocks(inputs: Inputs) -> Blocks:
+  return Blocks(_QUERIES, _SLOTS, inputs.keys.shape[-1])
 
 
-def _block_of_bounds() -> pl.BlockSpec:
-  return pl.BlockSpec((None, 2, _QUERIES), lambda i, c, a: (a, 0, i))
+def _specs(
+    inputs: Inputs, *, all_queries: bool = False
+) -> tuple[Inputs, Pulled]:
+  """Returns the block of each array that a program has.
 
-
-def _whole_segment(
-    blocks: Blocks, width: int
-) -> tuple[pl.BlockSpec, pl.BlockSpec]:
-  """Returns the specs of keys and values, padded to whole blocks."""
+  It has one block of queries or all of them, and the keys and values of a head
+  as if they were padded to whole blocks.
+  """
+  *_, width, m = inputs.queries.shape
+  blocks = _blocks(inputs)
   slots = blocks.across * blocks.slots
+  size = m if all_queries else blocks.queries
 
-  def head(i: Array, c: Array, a: Array) -> tuple:
+  def whole(i: Array, c: Array, a: Array) -> tuple:
     return a, c, 0, 0
 
+  def one(i: Array, c: Array, a: Array) -> tuple:
+    return a, c, 0, i
+
+  def queries(rows: int) -> pl.BlockSpec:
+    """Returns the spec of an array [r, k, rows, m]."""
+    return pl.BlockSpec(
+        (None, None, rows, size), whole if all_queries else one
+    )
+
   return (
-      pl.BlockSpec((None, None, width, slots), head),
-      pl.BlockSpec((None, None, slots, width), head),
+      Inputs(
+          queries(width),
+          pl.BlockSpec((None, None, width, slots), whole),
+          pl.BlockSpec((None, None, slots, width), whole),
+          pl.BlockSpec(
+              (None, 2, size),
+              lambda i, c, a: (a, 0, 0 if all_queries else i),
+          ),
+      ),
+      Pulled(queries(1), queries(1), queries(width)),
   )
 
 
 def _forward_kernel(
     form: Form,
     blocks: Blocks,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
+    inputs: Inputs,
     output: jax.Ref,
     lse: jax.Ref,
 ) -> None:
   """Computes the output of a block of queries."""
-  q, limits = queries[...], _limits(bounds, pl.ds(0, blocks.queries))
+  queries, limits = _queries(inputs, pl.ds(0, blocks.queries))
 
   def add(j: Array, so_far: flash.Softmax) -> flash.Softmax:
-    k, v = _load(keys, values, j, blocks)
-    return flash.add(form, q, k, v, limits, j * blocks.slots, so_far)
+    block = Inputs(queries, *_load(inputs, j, blocks), limits)
+    return flash.add(form, block, j * blocks.slots, so_far)
 
   first, last = _reach(limits, blocks)
-  softmax = jax.lax.fori_loop(first, last, add, flash.empty(*q.shape))
+  start = flash.empty(*queries.shape)
+  softmax = jax.lax.fori_loop(first, last, add, start)
   result, lse[...] = flash.finish(softmax)
   output[...] = result.astype(output.dtype)
 
@@ -175,27 +163,22 @@ def _forward_kernel(
 def _queries_kernel(
     form: Form,
     blocks: Blocks,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
-    lse: jax.Ref,
-    delta: jax.Ref,
-    gradient: jax.Ref,
+    inputs: Inputs,
+    pulled: Pulled,
     to_queries: jax.Ref,
 ) -> None:
   """Computes the gradient of a block of queries."""
-  q, limits = queries[...], _limits(bounds, pl.ds(0, blocks.queries))
-  sums = lse[...], delta[...], gradient[...]
+  queries, limits = _queries(inputs, pl.ds(0, blocks.queries))
+  pull = Pulled(*(x[...] for x in pulled))
 
   def add(j: Array, so_far: Array) -> Array:
-    k, v = _load(keys, values, j, blocks)
-    start = j * blocks.slots
-    _, to_scores = flash.gradients(form, q, k, v, limits, *sums, start)
-    return so_far + flash.product(k, to_scores.astype(k.dtype), 1, 0)
+    keys, values = _load(inputs, j, blocks)
+    block = Inputs(queries, keys, values, limits)
+    _, to_scores = flash.gradients(form, block, pull, j * blocks.slots)
+    return so_far + flash.product(keys, to_scores.astype(keys.dtype), 1, 0)
 
   first, last = _reach(limits, blocks)
-  zeros = jnp.zeros(q.shape, jnp.float32)
+  zeros = jnp.zeros(queries.shape, jnp.float32)
   total = jax.lax.fori_loop(first, last, add, zeros)
   to_queries[...] = form.scale * total
 
@@ -203,34 +186,28 @@ def _queries_kernel(
 def _segment_kernel(
     form: Form,
     blocks: Blocks,
-    queries: jax.Ref,
-    keys: jax.Ref,
-    values: jax.Ref,
-    bounds: jax.Ref,
-    lse: jax.Ref,
-    delta: jax.Ref,
-    gradient: jax.Ref,
+    inputs: Inputs,
+    pulled: Pulled,
     to_keys: jax.Ref,
     to_values: jax.Ref,
 ) -> None:
   """Computes the gradients of a block of slots."""
   j = pl.program_id(0)
-  k, v = _load(keys, values, j, blocks)
+  k, v = _load(inputs, j, blocks)
   start = j * blocks.slots
 
   def add(i: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
     part = pl.ds(i * blocks.queries, blocks.queries)
-    q, to_output = queries[:, part], gradient[:, part]
-    weights, to_scores = flash.gradients(
-        form, q, k, v, _limits(bounds, part), lse[:, part], delta[:, part],
-        to_output, start,
-    )  # fmt: skip
+    q, limits = _queries(inputs, part)
+    pull = Pulled(*(x[:, part] for x in pulled))
+    block = Inputs(q, k, v, limits)
+    weights, to_scores = flash.gradients(form, block, pull, start)
     to_k = flash.product(q, to_scores.astype(q.dtype), 1, 1)
-    to_v = flash.product(weights.astype(v.dtype), to_output, 1, 1)
+    to_v = flash.product(weights.astype(v.dtype), pull.gradient, 1, 1)
     return so_far[0] + to_k, so_far[1] + to_v
 
   zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-  turns = queries.shape[-1] // blocks.queries
+  turns = inputs.queries.shape[-1] // blocks.queries
   to_k, to_v = jax.lax.fori_loop(0, turns, add, zeros)
   part, across, down = _part(j, k.shape[0], blocks)
   to_k = (form.scale * to_k).astype(to_keys.dtype)
@@ -238,9 +215,12 @@ def _segment_kernel(
   triton.store(to_values.at[part, :], to_v.astype(to_values.dtype), mask=down)
 
 
-def _limits(bounds: jax.Ref, part: pl.Slice) -> tuple[Array, Array]:
-  """Returns low and high of some queries, int32[1, queries] each."""
-  return bounds[0, part][None], bounds[1, part][None]
+def _queries(
+    inputs: Inputs, part: pl.Slice
+) -> tuple[Array, tuple[Array, Array]]:
+  """Returns some queries [h, queries], and their low and high."""
+  low, high = (inputs.bounds[row, part][None] for row in range(2))
+  return inputs.queries[:, part], (low, high)
 
 
 def _reach(
@@ -252,10 +232,9 @@ def _reach(
   return jnp.minimum(jnp.min(low) // blocks.slots, last), last
 
 
-def _load(
-    keys: jax.Ref, values: jax.Ref, j: Array, blocks: Blocks
-) -> tuple[Array, Array]:
+def _load(inputs: Inputs, j: Array, blocks: Blocks) -> tuple[Array, Array]:
   """Returns [h, slots] and [slots, h] of block j, 0 beyond the segment."""
+  keys, values = inputs.keys, inputs.values
   part, across, down = _part(j, keys.shape[0], blocks)
   if not blocks.ragged:
     return keys[:, part], values[part, :]

@@ -139,9 +139,8 @@ def _forward_shard(
   parts = []
   for (keys, values), limits in zip(pairs, bounds, strict=True):
     layout = _Layout(queries, keys)
-    output, lse = _kernels(form).forward(
-        form, layout.spread(queries), keys, values, layout.limits(limits), dtype
-    )
+    inputs = layout.inputs(queries, keys, values, limits)
+    output, lse = _kernels(form).forward(form, inputs, dtype)
     parts.append((layout.join(output), layout.join(lse)))
   top = functools.reduce(jnp.maximum, (lse for _, lse in parts))
   total = sum(jnp.exp(lse - top) for _, lse in parts)
@@ -168,13 +167,12 @@ def _backward_shard(
   to_queries, to_pairs = 0.0, []
   for (keys, values), limits in zip(pairs, bounds, strict=True):
     layout = _Layout(queries, keys)
-    arrays = (
-        layout.spread(queries), keys, values, layout.limits(limits),
-        layout.spread(lse[..., None]), layout.spread(delta),
-        layout.spread(gradient),
-    )  # fmt: skip
-    to_queries += layout.join(kernels.backward_queries(form, *arrays))
-    to_pairs.append(tuple(kernels.backward_segment(form, *arrays)))
+    inputs = layout.inputs(queries, keys, values, limits)
+    pulled = flash.Pulled(
+        *map(layout.spread, (lse[..., None], delta, gradient))
+    )
+    to_queries += layout.join(kernels.backward_queries(form, inputs, pulled))
+    to_pairs.append(tuple(kernels.backward_segment(form, inputs, pulled)))
   return to_queries.astype(queries.dtype), tuple(to_pairs)
 
 
@@ -201,6 +199,14 @@ class _Layout:
     self._m = self._b // self._r * self._n // self._k * self._x
     self._padding = -self._m % flash.LANES
 
+  def inputs(
+      self, queries: Array, keys: Array, values: Array, bounds: Array
+  ) -> flash.Inputs:
+    """Returns the kernels' inputs, of queries [b, x, n, h] and bounds."""
+    return flash.Inputs(
+        self.spread(queries), keys, values, self._limits(bounds)
+    )
+
   def spread(self, y: Array) -> Array:
     """Maps [b, x, n, c] to [r, k, c, m], padded with 0."""
     r, k, c = self._r, self._k, y.shape[-1]
@@ -215,7 +221,7 @@ class _Layout:
     y = y.reshape(r, k, c, self._b // r, self._n // k, self._x)
     return y.transpose(0, 3, 5, 1, 4, 2).reshape(self._b, self._x, self._n, c)
 
-  def limits(self, bounds: Array) -> Array:
+  def _limits(self, bounds: Array) -> Array:
     """Maps int32[b, x, 2] to int32[r, 2, m]; padding sees nothing."""
     r, heads = self._r, self._n // self._k
     shape = (r, self._b // r, heads, self._x, 2)

@@ -8,6 +8,7 @@ mutated.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -35,26 +36,26 @@ def _weight(
   )
 
 
-def _bias(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
+def _product(
+    module: nn.Module,
+    name: str,
+    x: Array,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    inputs: int = 1,
 ) -> Array:
-  """Declares a bias, initially zero."""
+  """Multiplies x by a kernel, whose first `inputs` axes are the last of x."""
+  fan_in = math.prod(shape[:inputs])
+  kernel = _weight(module, f"{name}_kernel", shape, axes, fan_in)
+  return dense.product(x, kernel, inputs)
+
+
+def _biased(module: nn.Module, name: str, x: Array, *axes: str) -> Array:
+  """Adds a bias, initially zero, over the last axes of x."""
   init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
-  return module.param(name, init, shape, jnp.float32)
-
-
-def _join(*kernels: Array) -> Array:
-  """Joins two [..., i, o] into one [..., i, 2, o]."""
-  return jnp.stack(kernels, axis=-2)
-
-
-def _join_heads(queries: Array, keys: Array, values: Array) -> Array:
-  """Joins kernels of queries, keys, values into [..., d, k, n / k + 2, h]."""
-  *rest, heads, width = keys.shape
-  parts = [
-      x.reshape(*rest, heads, -1, width) for x in (queries, keys, values)
-  ]
-  return jnp.concatenate(parts, axis=-2)
+  shape = x.shape[-len(axes) :]
+  bias = module.param(f"{name}_bias", init, shape, jnp.float32)
+  return dense.biased(x, bias)
 
 
 def _kept(module: nn.Module, name: str) -> Array | None:
@@ -172,36 +173,33 @@ class Attention(nn.Module):
   def _project(self, x: Array) -> list[Array]:
     """Maps [b, x, d] to queries [b, x, n, h], keys and values [b, x, k, h]."""
     c = self.cfg
-    heads = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
-    axes = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+    heads = {
+        "q": (c.num_heads, "heads"),
+        "k": (c.num_kv_heads, "kv_heads"),
+        "v": (c.num_kv_heads, "kv_heads"),
+    }
     joint = _kept(self, "qkv_kernel")
     if joint is None:
       products = [
-          dense.product(
+          _product(
+              self,
+              name,
               x,
-              _weight(
-                  self,
-                  f"{name}_kernel",
-                  (c.d_model, count, c.head_dim),
-                  ("embed", axes[name], "head_dim"),
-                  c.d_model,
-              ),
+              (c.d_model, count, c.head_dim),
+              ("embed", axis, "head_dim"),
           )
-          for name, count in heads.items()
+          for name, (count, axis) in heads.items()
       ]
     else:
       shared = c.num_heads // c.num_kv_heads
       all_heads = dense.product(x, joint)
       products = jnp.split(all_heads, [shared, shared + 1], axis=3)
     found = []
-    for (name, count), y in zip(heads.items(), products, strict=True):
+    for (name, (count, axis)), y in zip(heads.items(), products, strict=True):
       y = y.reshape(*x.shape[:2], count, c.head_dim)
       if c.qkv_bias:
-        shape, names = (count, c.head_dim), (axes[name], "head_dim")
-        y = dense.biased(y, _bias(self, f"{name}_bias", shape, names))
-      found.append(
-          sharding.constrain(y, "batch", "length", axes[name], "head_dim")
-      )
+        y = _biased(self, name, y, axis, "head_dim")
+      found.append(sharding.constrain(y, "batch", "length", axis, "head_dim"))
     return found
 
   def _normalise(self, name: str, x: Array) -> Array:
@@ -214,17 +212,15 @@ class Attention(nn.Module):
   def _output(self, mixed: Array) -> Array:
     """Maps [b, x, n, h] to [b, x, d]."""
     c = self.cfg
-    kernel = _weight(
+    y = _product(
         self,
-        "o_kernel",
+        "o",
+        mixed,
         (c.num_heads, c.head_dim, c.d_model),
         ("heads", "head_dim", "embed"),
-        c.num_heads * c.head_dim,
+        inputs=2,
     )
-    y = dense.product(mixed, kernel, axes=2)
-    if c.output_bias:
-      y = dense.biased(y, _bias(self, "o_bias", (c.d_model,), ("width",)))
-    return y
+    return _biased(self, "o", y, "width") if c.output_bias else y
 
 
 def _read(x: Array, rows: Array | None) -> Array:
@@ -256,28 +252,20 @@ class MLP(nn.Module):
     }[c.activation]
     joint = _kept(self, "gate_up_kernel")
     if joint is None:
-      gate, up = (dense.product(x, self._wide(name)) for name in ("gate", "up"))
+      shape, axes = (c.d_model, c.mlp_dim), ("embed", "mlp")
+      gate = _product(self, "gate", x, shape, axes)
+      up = _product(self, "up", x, shape, axes)
     else:
       gate, up = jnp.unstack(dense.product(x, joint), axis=-2)
-    gate = self._biased("gate", gate, "mlp")
-    up = self._biased("up", up, "mlp")
+    if c.mlp_bias:
+      gate = _biased(self, "gate", gate, "mlp")
+      up = _biased(self, "up", up, "mlp")
     hidden = activation(gate) * up
     hidden = sharding.constrain(hidden, "batch", "length", "mlp")
     shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
-    kernel = _weight(self, "down_kernel", shape, axes, c.mlp_dim)
+    y = _product(self, "down", hidden, shape, axes)
     # FSDP does not split activations of width d, nor their bias.
-    return self._biased("down", dense.product(hidden, kernel), "width")
-
-  def _wide(self, name: str) -> Array:
-    """Declares the kernel [d, f] of gate or up."""
-    shape, axes = (self.cfg.d_model, self.cfg.mlp_dim), ("embed", "mlp")
-    return _weight(self, f"{name}_kernel", shape, axes, shape[0])
-
-  def _biased(self, name: str, y: Array, axis: str) -> Array:
-    if not self.cfg.mlp_bias:
-      return y
-    bias = _bias(self, f"{name}_bias", y.shape[-1:], (axis,))
-    return dense.biased(y, bias)
+    return _biased(self, "down", y, "width") if c.mlp_bias else y
 
 
 class Block(nn.Module):
@@ -296,19 +284,16 @@ class Block(nn.Module):
     """Arguments and results are those of `Attention`."""
     c = self.cfg
     mixed, new = Attention(c, name="attention")(
-        self._before("attention_norm", x), layer, context, shared
+        self._norm("attention_norm", x, unless="after"), layer, context, shared
     )
-    x = x + self._after("attention_post_norm", mixed)
-    mixed = MLP(c, name="mlp")(self._before("mlp_norm", x))
-    x = x + self._after("mlp_post_norm", mixed)
+    x = x + self._norm("attention_post_norm", mixed, unless="before")
+    mixed = MLP(c, name="mlp")(self._norm("mlp_norm", x, unless="after"))
+    x = x + self._norm("mlp_post_norm", mixed, unless="before")
     return sharding.constrain(x, "batch", "length", "width"), new
 
-  def _before(self, name: str, x: Array) -> Array:
-    skip = self.cfg.norm_position == "after"
-    return x if skip else RMSNorm(self.cfg, name=name)(x)
-
-  def _after(self, name: str, x: Array) -> Array:
-    skip = self.cfg.norm_position == "before"
+  def _norm(self, name: str, x: Array, *, unless: str) -> Array:
+    """Normalises x unless the decoder only has norms at the other place."""
+    skip = self.cfg.norm_position == unless
     return x if skip else RMSNorm(self.cfg, name=name)(x)
 
 
@@ -380,11 +365,10 @@ class Decoder(nn.Module):
 def _layers(cfg: ModelConfig) -> _Layer:
   """Returns the differences between layers as arrays to scan over."""
   kinds = rotary.kinds(cfg)
-  windows = jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
-  chosen = [kinds.index(kind) for kind in cfg.rotary]
+  tables = [kinds.index(kind) for kind in cfg.rotary]
   return _Layer(
-      window=windows,
-      rotary=jnp.asarray(chosen, jnp.int32) if chosen else None,
+      window=jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None,
+      rotary=jnp.asarray(tables, jnp.int32) if tables else None,
   )
 
 
@@ -404,10 +388,18 @@ def for_decoding(params: Params) -> Params:
   """
   layers = dict(params["layers"])
   mixer, mlp = dict(layers["attention"]), dict(layers["mlp"])
-  mixer["qkv_kernel"] = _join_heads(
-      *(mixer.pop(f"{name}_kernel") for name in "qkv")
+  # [..., d, n, h], [..., d, k, h] twice -> [..., d, k, n / k + 2, h]
+  *rest, heads, width = mixer["k_kernel"].shape
+  mixer["qkv_kernel"] = jnp.concatenate(
+      [
+          mixer.pop(f"{name}_kernel").reshape(*rest, heads, -1, width)
+          for name in "qkv"
+      ],
+      axis=-2,
   )
-  mlp["gate_up_kernel"] = _join(mlp.pop("gate_kernel"), mlp.pop("up_kernel"))
+  mlp["gate_up_kernel"] = jnp.stack(
+      [mlp.pop("gate_kernel"), mlp.pop("up_kernel")], axis=-2
+  )
   return params | {"layers": layers | {"attention": mixer, "mlp": mlp}}
 
 
