@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from iapo_jax.config.data import ArithmeticConfig
-from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.errors import fail
 from iapo_jax.data.pipeline import Piece
 from iapo_jax.rewards import text
 
@@ -72,14 +72,8 @@ class Problem:
 def vocabulary(sums: ArithmeticConfig) -> list[str]:
   """Returns every word of the task, the special ones first."""
   repair = ("no",) if sums.slip_rate else ()
-  tags = (
-      text.THINK_OPEN,
-      text.THINK_CLOSE,
-      text.ANSWER_OPEN,
-      text.ANSWER_CLOSE,
-  )
   steps = step_names(sums.operands)
-  return [*SPECIAL, *tags, *_CLAUSES, *repair, *steps, *number_words(sums)]
+  return [*SPECIAL, *text.TAGS, *_CLAUSES, *repair, *steps, *number_words(sums)]
 
 
 def number_words(sums: ArithmeticConfig) -> list[str]:
@@ -87,9 +81,7 @@ def number_words(sums: ArithmeticConfig) -> list[str]:
   return [str(i) for i in range(max(sums.max_total, sums.max_operand) + 1)]
 
 
-def make_splits(
-    sums: ArithmeticConfig, seed: int = 0
-) -> dict[str, list[Problem]]:
+def make_splits(sums: ArithmeticConfig) -> dict[str, list[Problem]]:
   """Draws `train`, `validation` and `test`, which share no problem.
 
   For each level one list of distinct problems is drawn and then cut. Validation
@@ -101,57 +93,54 @@ def make_splits(
   Raises:
     ConfigError: if the ranges hold fewer distinct problems.
   """
-  if sums.operands > len(string.ascii_lowercase):
-    raise ConfigError(
-        f"config.data.arithmetic.operands = {sums.operands}: must be at most"
-        f" {len(string.ascii_lowercase)} (steps are named by letters)"
-    )
-  rng = np.random.default_rng(seed)
-  by_level: dict[str, list[list[Problem]]] = {}
-  for level, sizes in _sizes(sums).items():
-    problems = _distinct(sums, level, rng, sum(sizes.values()))
-    start = 0
-    for name, size in sizes.items():
-      by_level.setdefault(name, []).append(problems[start : start + size])
-      start += size
-  return {name: _in_turns(levels) for name, levels in by_level.items()}
+  most = len(string.ascii_lowercase)
+  if sums.operands > most:
+    rule = f"must be at most {most} (steps are named by letters)"
+    fail("data.arithmetic.operands", sums.operands, rule)
+  rng = np.random.default_rng(0)
+  sizes = _sizes(sums)
+  by_level: dict[str, list[list[Problem]]] = {name: [] for name in sizes}
+  for level in sizes["test"]:
+    wanted = sum(split[level] for split in sizes.values())
+    problems = iter(_distinct(sums, level, rng, wanted))
+    for name, split in sizes.items():
+      by_level[name].append(list(itertools.islice(problems, split[level])))
+  return {
+      name: [p for turn in itertools.zip_longest(*levels) for p in turn if p]
+      for name, levels in by_level.items()
+  }
 
 
-def _sizes(sums: ArithmeticConfig) -> dict[int, dict[str, int]]:
-  """Returns the number of problems of each split, by level."""
-  test, validation = sums.test_problems, sums.validation_problems
+def _sizes(sums: ArithmeticConfig) -> dict[str, dict[int, int]]:
+  """Returns the number of problems of each level, by split."""
+  sizes = {"test": sums.test_problems, "validation": sums.validation_problems}
   if not sums.min_operands:
-    held_out = {"test": test, "validation": validation}
-    return {sums.operands: held_out | {"train": sums.train_problems}}
+    sizes |= {"train": sums.train_problems}
+    return {name: {sums.operands: size} for name, size in sizes.items()}
   levels = range(sums.min_operands, sums.operands + 1)
   tests, validations = (
-      _shared_out(size, dict.fromkeys(levels, size))
-      for size in (test, validation)
+      _shared_out(size, dict.fromkeys(levels, size)) for size in sizes.values()
   )
   rooms = {}
   for level in levels:
     held, needed = _held(sums, level), tests[level] + validations[level]
     rooms[level] = held - needed
     if rooms[level] < 1:
-      raise ConfigError(
-          f"config.data.arithmetic.test_problems = {test}: of problems with"
-          f" {level} operands test needs {tests[level]}, validation"
-          f" {validations[level]} and train at least 1, the ranges hold {held}"
+      fail(
+          "data.arithmetic.test_problems",
+          sums.test_problems,
+          f"of problems with {level} operands test needs {tests[level]},"
+          f" validation {validations[level]} and train at least 1, the ranges"
+          f" hold {held}",
       )
   if sum(rooms.values()) < sums.train_problems:
-    raise ConfigError(
-        f"config.data.arithmetic.train_problems = {sums.train_problems}:"
-        f" validation and test leave {sum(rooms.values())} distinct problems"
+    fail(
+        "data.arithmetic.train_problems",
+        sums.train_problems,
+        f"validation and test leave {sum(rooms.values())} distinct problems",
     )
   trains = _shared_out(sums.train_problems, rooms)
-  return {
-      level: {
-          "test": tests[level],
-          "validation": validations[level],
-          "train": trains[level],
-      }
-      for level in levels
-  }
+  return {"test": tests, "validation": validations, "train": trains}
 
 
 def _shared_out(total: int, rooms: Mapping[int, int]) -> dict[int, int]:
@@ -196,17 +185,12 @@ def _distinct(
     if len(found) >= wanted:
       return list(found)[:wanted]
   drawn = f", of which the draw found {len(found)}" if held >= wanted else ""
-  raise ConfigError(
-      f"config.data.arithmetic.train_problems = {sums.train_problems}: with"
-      f" validation and test {wanted} distinct problems of {operands} operands"
-      f" are needed, the ranges hold {held}{drawn}"
+  fail(
+      "data.arithmetic.train_problems",
+      sums.train_problems,
+      f"with validation and test {wanted} distinct problems of {operands}"
+      f" operands are needed, the ranges hold {held}{drawn}",
   )
-
-
-def _in_turns(levels: Iterable[list[Problem]]) -> list[Problem]:
-  """Interleaves lists: the first of each, then the second of each, ..."""
-  turns = itertools.zip_longest(*levels)
-  return [problem for turn in turns for problem in turn if problem]
 
 
 def demonstration(

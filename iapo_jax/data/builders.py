@@ -26,7 +26,7 @@ from absl import logging
 from pyarrow import parquet
 
 from iapo_jax.core import errors
-from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.data import published, registered
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import DataSet
@@ -61,9 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         file_format="array_record",
         data_dir=data_dir,
         config=tfds.core.BuilderConfig(
-            name=f"local_{_digest(files)[:16]}"
-            if files
-            else f"fetched_{_pins(data)[:16]}",
+            name=_source(data, files),
             version=_VERSION,
             description=data.homepage,
         ),
@@ -148,14 +146,14 @@ def load(
       return registered.load(source_dir, str(root))
   data = published.DATA_SETS[task]
   files = _find(data, source_dir) if source_dir else None
-  builder = _builder(data, files, root)
-  if not _is_prepared(builder):
+  builder, is_prepared = _open(data, files, root)
+  if not is_prepared:
     if files is None:
       _check_can_fetch(builder)
     with _alone(root, task):
       # Another process may have prepared it meanwhile.
-      builder = _builder(data, files, root)
-      if not _is_prepared(builder):
+      builder, is_prepared = _open(data, files, root)
+      if not is_prepared:
         _prepare(builder)
   rows = _read(builder)
   for split, there in data.rows.items():
@@ -168,19 +166,16 @@ def load(
   return rows
 
 
-def _builder(
+def _open(
     data: DataSet, files: _Files | None, root: pathlib.Path
-) -> Builder:
+) -> tuple[Builder, bool]:
+  """Returns a builder, and whether its data set is prepared."""
   try:
     with _quiet():
-      return Builder(data, files, root)
+      builder = Builder(data, files, root)
+      return builder, builder.is_prepared()
   except Exception as error:  # from protocol buffers
     raise _damaged(data.name, root / data.name) from error
-
-
-def _is_prepared(builder: Builder) -> bool:
-  with _quiet():
-    return builder.is_prepared()
 
 
 @contextlib.contextmanager
@@ -190,10 +185,8 @@ def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     lock = (root / f".{task}.lock").open("w")
   except OSError as error:
-    raise ConfigError(
-        f"config.data.prepared_dir = {str(root)!r}: must be a folder that can"
-        f" be written ({error.strerror})"
-    ) from error
+    rule = f"must be a folder that can be written ({error.strerror})"
+    fail("data.prepared_dir", str(root), rule)
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield
@@ -269,9 +262,7 @@ def _find(data: DataSet, source_dir: str) -> _Files:
   own = root / data.name
   root = own if own.is_dir() else root
   if not root.is_dir():
-    raise ConfigError(
-        f"config.data.source_dir = {source_dir!r}: is no folder"
-    )
+    fail("data.source_dir", source_dir, "is no folder")
   found = {}
   for split, patterns in data.files.items():
     matches = (
@@ -279,24 +270,17 @@ def _find(data: DataSet, source_dir: str) -> _Files:
         for pattern in patterns
         for folder in _SUBFOLDERS
     )
-    found[split] = next(filter(None, matches), [])
-    if not found[split]:
+    paths = found[split] = next(filter(None, matches), [])
+    if not paths:
+      rule = f"has no {split} file of {data.name} ({' or '.join(patterns)})"
+      fail("data.source_dir", source_dir, rule)
+    counted = re.search(r"-of-(\d+)\.", paths[0].name)
+    if counted and len(paths) != int(counted.group(1)):
       raise ConfigError(
-          f"config.data.source_dir = {source_dir!r}: has no {split} file of"
-          f" {data.name} ({' or '.join(patterns)})"
+          f"{paths[0]}: is one of {int(counted.group(1))} parts, of which"
+          f" {len(paths)} are there"
       )
-    _check_complete(found[split])
   return found
-
-
-def _check_complete(paths: Sequence[pathlib.Path]) -> None:
-  """Raises ConfigError if parts `-of-N` of a file are missing."""
-  counted = re.search(r"-of-(\d+)\.", paths[0].name)
-  if counted and len(paths) != int(counted.group(1)):
-    raise ConfigError(
-        f"{paths[0]}: is one of {int(counted.group(1))} parts, of which"
-        f" {len(paths)} are there"
-    )
 
 
 def _check_can_fetch(builder: Builder) -> None:
@@ -343,19 +327,16 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
       yield row
 
 
-def _pins(data: DataSet) -> str:
-  """Returns the SHA-256 of the pinned sums of all fetched files."""
-  files = sorted(data.downloads, key=lambda file: file.split)
-  sums = [f"{file.split} {file.sha256}" for file in files]
-  return hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-def _digest(files: _Files) -> str:
-  """Returns the SHA-256 of the files' contents, split by split."""
+def _source(data: DataSet, files: _Files | None) -> str:
+  """Names a prepared folder by the content of its source files."""
+  if not files:
+    pinned = sorted(data.downloads, key=lambda file: file.split)
+    sums = "\n".join(f"{file.split} {file.sha256}" for file in pinned)
+    return f"fetched_{hashlib.sha256(sums.encode()).hexdigest()[:16]}"
   digest = hashlib.sha256()
   for split, paths in sorted(files.items()):
     digest.update(split.encode())
     for path in paths:
       with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
-  return digest.hexdigest()
+  return f"local_{digest.hexdigest()[:16]}"

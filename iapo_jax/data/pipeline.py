@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from iapo_jax.config.data import DataConfig
-from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Prompts, Vocabulary
 from iapo_jax.hf import tokenizer as tokenizer_lib
 
@@ -44,13 +44,7 @@ class PromptTable:
 
   def record(self, index: int) -> Record:
     """Returns one prompt, for a Grain source."""
-    p = self.prompts
-    return {
-        "tokens": p.tokens[index],
-        "lengths": p.lengths[index],
-        "gold": p.gold[index],
-        "gold_lengths": p.gold_lengths[index],
-    }
+    return {name: rows[index] for name, rows in vars(self.prompts).items()}
 
 
 def tokenise_prompts(
@@ -80,34 +74,36 @@ def tokenise_prompts(
       exceeds its limit or changes when it is encoded and decoded.
   """
   limit = data.max_prompt_tokens
-  encode, begin = tokenizer_lib.encode, tokenizer_lib.encode_prompt
+  begin = tokenizer_lib.encode_prompt
   if data.chat_template:
     begin = tokenizer_lib.encode_rendered
   added = len(begin(tokenizer, ""))  # a BOS
-  rows: list[tuple[int, list[int], list[int]]] = []
+  kept, rows, gold_rows = [], [], []
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
-    ids, gold_ids = begin(tokenizer, prompt), encode(tokenizer, gold)
+    ids = begin(tokenizer, prompt)
+    gold_ids = tokenizer_lib.encode(tokenizer, gold)
     _check_row(i, ids, gold_ids, data)
-    _check_gold(i, gold, tokenizer, gold_ids)
-    if len(ids) > limit and data.overlong == "skip":
-      continue
-    truncated += len(ids) > limit
+    _check_gold(i, gold, tokenizer_lib.decode(tokenizer, gold_ids))
     excess = max(len(ids) - limit, 0)
-    rows.append((i, ids[:added] + ids[added + excess :], gold_ids))
+    if excess and data.overlong == "skip":
+      continue
+    truncated += excess > 0
+    kept.append(i)
+    rows.append(ids[:added] + ids[added + excess :])
+    gold_rows.append(gold_ids)
   if not rows:
-    raise ConfigError(
-        f"config.data.max_prompt_tokens = {limit}: the data set is empty"
-        f" ({len(prompts)} prompts given, none within the limit)"
+    rule = (
+        f"the data set is empty ({len(prompts)} prompts given, none within the"
+        " limit)"
     )
-  tokens, lengths = right_pad([r[1] for r in rows], limit, pad_id)
-  gold, gold_lengths = right_pad(
-      [r[2] for r in rows], data.max_gold_tokens, pad_id
-  )
-  kept = np.array([r[0] for r in rows])
+    fail("data.max_prompt_tokens", limit, rule)
   return PromptTable(
-      prompts=Prompts(tokens, lengths, gold, gold_lengths),
-      kept=kept,
+      prompts=Prompts(
+          *right_pad(rows, limit, pad_id),
+          *right_pad(gold_rows, data.max_gold_tokens, pad_id),
+      ),
+      kept=np.array(kept),
       skipped=len(prompts) - len(rows),
       truncated=truncated,
       levels=None if levels is None else np.array(levels)[kept],
@@ -122,24 +118,20 @@ def _check_row(
         f"data row {i}: the {'gold answer' if ids else 'prompt'} is empty"
     )
   if len(ids) > data.max_prompt_tokens and data.overlong == "error":
-    raise ConfigError(
-        f"config.data.max_prompt_tokens = {data.max_prompt_tokens}: the prompt"
-        f" of row {i} has {len(ids)} tokens; raise the limit or set"
+    rule = (
+        f"the prompt of row {i} has {len(ids)} tokens; raise the limit or set"
         " config.data.overlong to skip or truncate_left"
     )
+    fail("data.max_prompt_tokens", data.max_prompt_tokens, rule)
   if len(gold_ids) > data.max_gold_tokens:
-    raise ConfigError(
-        f"config.data.max_gold_tokens = {data.max_gold_tokens}: the gold"
-        f" answer of row {i} has {len(gold_ids)} tokens"
-    )
+    rule = f"the gold answer of row {i} has {len(gold_ids)} tokens"
+    fail("data.max_gold_tokens", data.max_gold_tokens, rule)
 
 
-def _check_gold(i: int, gold: str, tokenizer: Any, ids: list[int]) -> None:
+def _check_gold(i: int, gold: str, read: str) -> None:
   """Raises ConfigError if a gold answer, which graders decode, changes."""
-  read = tokenizer_lib.decode(tokenizer, ids)
-  if "".join(read.split()) != "".join(
-      unicodedata.normalize("NFC", gold).split()
-  ):
+  normal = unicodedata.normalize("NFC", gold)
+  if "".join(read.split()) != "".join(normal.split()):
     raise ConfigError(
         f"data row {i}: the tokenizer reads its gold answer {gold!r} back as"
         f" {read!r}"
@@ -193,10 +185,7 @@ def tokenise_pieces(
   ids = [*encoded.ids, vocabulary.eos_ids[0]]
   learned.append(pieces[-1].learned)
   if len(ids) > width:
-    raise ConfigError(
-        f"config.rollout.max_tokens = {width}: a demonstration has"
-        f" {len(ids)} tokens"
-    )
+    fail("rollout.max_tokens", width, f"a demonstration has {len(ids)} tokens")
   completion, _ = right_pad([ids], width, vocabulary.pad_id)
   mask = np.zeros(width, bool)
   mask[: len(learned)] = learned
@@ -250,9 +239,5 @@ def batches(
 
 def as_prompts(batch: Record) -> Prompts:
   """Returns the prompts of a batch of records."""
-  return Prompts(
-      tokens=batch["tokens"],
-      lengths=batch["lengths"],
-      gold=batch["gold"],
-      gold_lengths=batch["gold_lengths"],
-  )
+  names = [field.name for field in dataclasses.fields(Prompts)]
+  return Prompts(**{name: batch[name] for name in names})

@@ -4,14 +4,12 @@ They have splits `train` and `test`, and text features `question`, `answer` and
 perhaps `solution`. A builder of the user's counts if it was imported.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from iapo_jax.core import errors
-from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import published
 from iapo_jax.data.examples import Example
 
@@ -30,34 +28,27 @@ def load(source: str, root: str) -> dict[str, list[Example]]:
     ConfigError: if TFDS has no such data set or cannot prepare it, or a row
       has another form.
   """
-  name = source.removeprefix(PREFIX)
   try:
     found = tfds.data_source(
-        name,
+        source.removeprefix(PREFIX),
         split=list(_SPLITS),
         data_dir=root,
         builder_kwargs={"file_format": "array_record"},
     )
   except Exception as error:  # from TFDS, the network or a user's builder
-    raise ConfigError(
-        f"config.data.source_dir = {source!r}: TensorFlow Datasets says:"
-        f" {errors.reason(error)}"
-    ) from error
-  return {
-      split: [_example(source, split, i, row) for i, row in enumerate(rows)]
-      for split, rows in zip(_SPLITS, found, strict=True)
-  }
-
-
-def _example(
-    source: str, split: str, index: int, row: Mapping[str, Any]
-) -> Example:
-  try:
-    return published.from_own({name: _plain(row[name]) for name in row})
-  except ValueError as error:
-    raise ConfigError(
-        f"config.data.source_dir = {source!r}: row {index} of {split}: {error}"
-    ) from error
+    rule = f"TensorFlow Datasets says: {errors.reason(error)}"
+    errors.fail("data.source_dir", source, rule)
+  splits: dict[str, list[Example]] = {}
+  for split, rows in zip(_SPLITS, found, strict=True):
+    splits[split] = []
+    for index, row in enumerate(rows):
+      try:
+        plain = {name: _plain(row[name]) for name in row}
+        splits[split].append(published.from_own(plain))
+      except ValueError as error:
+        rule = f"row {index} of {split}: {error}"
+        errors.fail("data.source_dir", source, rule)
+  return splits
 
 
 def _plain(value: Any) -> Any:

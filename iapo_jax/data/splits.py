@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from iapo_jax.config.data import DataConfig
-from iapo_jax.core.errors import ConfigError, fail
+from iapo_jax.core.errors import fail
 from iapo_jax.data import published
 from iapo_jax.data.examples import Example
 
@@ -29,11 +29,17 @@ def make_splits(
     ConfigError: if the data set cannot be split so, or has too few rows.
   """
   source = published.DATA_SETS[data.task]
+  splits: Splits = {}
   if data.split == "80_20":
-    train, test = _halves(rows, data)
-    splits = {"train": train, "test": test}
+    if len(rows) > 1:
+      rule = f"{data.task} has published splits: {', '.join(rows)}"
+      fail("data.split", data.split, rule)
+    everything = first(next(iter(rows.values())), data, "first_rows")
+    count = round(_TRAIN_SHARE * len(everything))
+    splits["train"], splits["test"] = _parted(
+        everything, count, data.split_seed
+    )
   else:
-    splits = {}
     if "train" in rows:
       splits["train"] = first(rows["train"], data, "first_rows")
     elif data.first_rows:
@@ -44,23 +50,25 @@ def make_splits(
   if "test" in splits:
     splits["test"] = first(splits["test"], data, "test_problems")
   if "train" in splits:
-    splits["train"], splits["validation"] = _held_out(splits["train"], data)
+    count = data.validation_problems
+    if count >= len(splits["train"]):
+      rule = f"must leave some of the {len(splits['train'])} train problems"
+      fail("data.validation_problems", count, rule)
+    splits["validation"], splits["train"] = _parted(
+        splits["train"], count, [data.split_seed, 1]
+    )
   return splits
 
 
-def _halves(
-    rows: Mapping[str, Sequence[Example]], data: DataConfig
+def _parted(
+    rows: Sequence[Example], count: int, seed: int | Sequence[int]
 ) -> tuple[list[Example], list[Example]]:
-  """Cuts the one split of a data set into 80 % and 20 %."""
-  if len(rows) > 1:
-    rule = f"{data.task} has published splits: {', '.join(rows)}"
-    fail("data.split", data.split, rule)
-  everything = first(next(iter(rows.values())), data, "first_rows")
-  order = np.random.default_rng(data.split_seed).permutation(len(everything))
-  cut = round(_TRAIN_SHARE * len(everything))
+  """Draws `count` rows; returns them and the others, both in order."""
+  order = np.random.default_rng(seed).permutation(len(rows))
+  drawn = set(order[:count].tolist())
   return (
-      [everything[i] for i in sorted(order[:cut])],
-      [everything[i] for i in sorted(order[cut:])],
+      [row for i, row in enumerate(rows) if i in drawn],
+      [row for i, row in enumerate(rows) if i not in drawn],
   )
 
 
@@ -76,29 +84,15 @@ def first(rows: Sequence[Any], data: DataConfig, field: str) -> list[Any]:
   return list(rows[: count or None])
 
 
-def _held_out(
-    train: Sequence[Example], data: DataConfig
-) -> tuple[list[Example], list[Example]]:
-  """Draws validation from train; returns the rest and it, both in order."""
-  if data.validation_problems >= len(train):
-    rule = f"must leave some of the {len(train)} train problems"
-    fail("data.validation_problems", data.validation_problems, rule)
-  rng = np.random.default_rng([data.split_seed, 1])
-  chosen = rng.permutation(len(train))[: data.validation_problems]
-  chosen = set(chosen.tolist())
-  return (
-      [row for i, row in enumerate(train) if i not in chosen],
-      [row for i, row in enumerate(train) if i in chosen],
-  )
-
-
 def check_trainable(splits: Mapping[str, object], data: DataConfig) -> None:
   """Raises ConfigError if a run's splits lack `train` or `test`."""
   for name in ("train", "test"):
     if name not in splits:
-      raise ConfigError(
-          f"config.data.split = {data.split!r}: {data.task} has no published"
-          f" {name} problems; 80_20 makes both of what it has"
+      fail(
+          "data.split",
+          data.split,
+          f"{data.task} has no published {name} problems; 80_20 makes both of"
+          " what it has",
       )
 
 

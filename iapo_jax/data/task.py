@@ -138,6 +138,7 @@ def load(
   if sums.slip_rate:
     steps = _step_tokens(tok, sums)
     planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
+  made = cfg.data.task == "arithmetic"
   tables, kept = {}, {}
   for name, split in problems.items():
     try:
@@ -147,7 +148,7 @@ def load(
           [problem.answer for problem in split],
           cfg.data,
           pad_id=vocabulary.pad_id,
-          levels=_levels(split, cfg.data),
+          levels=[x.level for x in split] if sums.min_operands else None,
       )
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
@@ -158,25 +159,11 @@ def load(
       tables=tables,
       problems=kept,
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
-      fingerprint=_fingerprint(problems, cfg.data),
+      fingerprint={} if made else splits.fingerprint(problems),
       note=splits.note(cfg.data),
       steps=steps,
       planting=planting,
   )
-
-
-def _fingerprint(problems: Problems, data: DataConfig) -> dict[str, str]:
-  """Returns fingerprints of read problems; made ones need none."""
-  return {} if data.task == "arithmetic" else splits.fingerprint(problems)
-
-
-def _levels(
-    split: Sequence[Problem], data: DataConfig
-) -> Sequence[int] | None:
-  """Returns the level of each problem; None if the task has none."""
-  if not data.arithmetic.min_operands:
-    return None
-  return [problem.level for problem in split]
 
 
 def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
@@ -185,12 +172,11 @@ def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
   encoded = tokenizer.encode(tok, " ".join(words))
   known = set(encoded) - {tok.unk_token_id}
   if not len(encoded) == len(known) == len(words):
-    fail(
-        "data.arithmetic.slip_rate",
-        sums.slip_rate,
+    rule = (
         f"tokenizer {tok.name_or_path!r} must have a token for every word of"
-        " the task; leave data.tokenizer and model.pretrained empty",
+        " the task; leave data.tokenizer and model.pretrained empty"
     )
+    fail("data.arithmetic.slip_rate", sums.slip_rate, rule)
   ids = dict(zip(words, encoded, strict=True))
   return StepTokens(
       names=tuple(ids[name] for name in arithmetic.step_names(sums.operands)),
@@ -206,10 +192,11 @@ def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
 def _word_tokenizer(data: DataConfig) -> Any:
   """Makes a tokenizer of the synthetic task's words."""
   if data.task != "arithmetic":
-    raise ConfigError(
-        f"config.data.tokenizer = '': {data.task} needs one, or a pretrained"
-        " model's; name a folder or a hub repository"
+    rule = (
+        f"{data.task} needs one, or a pretrained model's; name a folder or a"
+        " hub repository"
     )
+    fail("data.tokenizer", "", rule)
   return tokenizer.word_tokenizer(
       arithmetic.vocabulary(data.arithmetic),
       pad=arithmetic.PAD,
@@ -247,36 +234,27 @@ def _demonstrable(
     _check_longest(cfg, tok)
     return np.arange(len(train))
   if not published.DATA_SETS[cfg.data.task].has_solutions:
-    raise ConfigError(
-        f"config.warm_start.num_steps = {cfg.warm_start.num_steps}:"
-        f" {cfg.data.task} has no worked solutions to learn from"
+    rule = f"{cfg.data.task} has no worked solutions to learn from"
+    fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
+  limit, lengths = cfg.rollout.max_tokens, []
+  for problem in train:
+    pieces = examples.written_out(
+        problem.solution, problem.answer, cfg.probe.elicitation
     )
-  limit = cfg.rollout.max_tokens
-  lengths = np.array([
-      _solution_tokens(example, tok, cfg.probe.elicitation)
-      for example in train
-  ])
-  solved = np.array([bool(example.solution) for example in train])
-  fits = lengths <= limit
+    whole = "".join(piece.text for piece in pieces)
+    lengths.append(len(tokenizer.encode(tok, whole)) + 1)  # and an EOS
+  fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
-    raise ConfigError(
-        f"config.rollout.max_tokens = {limit}: {np.sum(~fits)} of {len(train)}"
-        f" worked solutions are longer, up to {lengths.max()} tokens; raise"
-        " the limit or set config.data.overlong to skip"
+    rule = (
+        f"{np.sum(~fits)} of {len(train)} worked solutions are longer, up to"
+        f" {max(lengths)} tokens; raise the limit or set config.data.overlong"
+        " to skip"
     )
-  if not np.any(fits & solved):
-    raise ConfigError(
-        f"config.rollout.max_tokens = {limit}: no worked solution fits"
-    )
-  return np.flatnonzero(fits & solved)
-
-
-def _solution_tokens(example: Example, tok: Any, elicitation: str) -> int:
-  """Counts the tokens of a problem's longest demonstration, EOS included."""
-  pieces = examples.written_out(
-      example.solution, example.answer, elicitation
-  )
-  return len(tokenizer.encode(tok, "".join(p.text for p in pieces))) + 1
+    fail("rollout.max_tokens", limit, rule)
+  fits &= np.array([bool(problem.solution) for problem in train], bool)
+  if not fits.any():
+    fail("rollout.max_tokens", limit, "no worked solution fits")
+  return np.flatnonzero(fits)
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:
@@ -287,12 +265,11 @@ def _check_longest(cfg: Config, tok: Any) -> None:
   most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
   longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
-    bound = f"up to {longest} tokens (counting {most} a word)"
-    raise ConfigError(
-        f"config.rollout.max_tokens = {cfg.rollout.max_tokens}: the longest"
-        " demonstration of the task has"
-        f" {f'{longest} tokens' if most == 1 else bound}"
-    )
+    count = f"{longest} tokens"
+    if most > 1:
+      count = f"up to {count} (counting {most} a word)"
+    rule = f"the longest demonstration of the task has {count}"
+    fail("rollout.max_tokens", cfg.rollout.max_tokens, rule)
 
 
 def vocabulary_of(
@@ -348,11 +325,8 @@ def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
   )
   found = tuple(i for i, text in enumerate(texts) if _ends(text))
   if not found:
-    fail(
-        "probe.at",
-        "sentences",
-        f"tokenizer {tok.name_or_path!r} has no token that ends one",
-    )
+    rule = f"tokenizer {tok.name_or_path!r} has no token that ends one"
+    fail("probe.at", "sentences", rule)
   return found
 
 

@@ -6,11 +6,11 @@ part of a tag, and text that is tokens joined by blanks. The rules of
 the tokens of the gold answer.
 """
 
+import dataclasses
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from iapo_jax.core.errors import fail
 from iapo_jax.core.types import Array, Grades, Prompts, Rollout
@@ -18,14 +18,14 @@ from iapo_jax.rewards import text
 from iapo_jax.rewards.reward import Grader
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Tags:
-  """Token ids of the four tags."""
+  """Token ids of the four tags, in the order of `text.TAGS`."""
 
-  think_open: int = struct.field(pytree_node=False)
-  think_close: int = struct.field(pytree_node=False)
-  answer_open: int = struct.field(pytree_node=False)
-  answer_close: int = struct.field(pytree_node=False)
+  think_open: int
+  think_close: int
+  answer_open: int
+  answer_close: int
 
 
 def tags_of(tokenizer: Any) -> Tags:
@@ -35,14 +35,8 @@ def tags_of(tokenizer: Any) -> Tags:
     ConfigError: if a tag is not one token, another token could spell part of
       a tag, or text is not tokens joined by blanks.
   """
-  names = (
-      text.THINK_OPEN,
-      text.THINK_CLOSE,
-      text.ANSWER_OPEN,
-      text.ANSWER_CLOSE,
-  )
   ids = []
-  for name in names:
+  for name in text.TAGS:
     encoded = tokenizer.encode(name, add_special_tokens=False)
     if len(encoded) != 1 or tokenizer.decode(encoded) != name:
       _refuse(f"the tokenizer must encode {name!r} as one token, not {encoded}")
