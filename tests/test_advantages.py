@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from iapo_jax.config.credits import CREDITS
-from iapo_jax.config.schema import Config
+from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core.types import CreditWeights
 from iapo_jax.rl import advantages, credits, mi
 from iapo_jax.rl.own import Evidence
@@ -240,6 +240,8 @@ def test_a_function_for_each_entry_of_the_configuration():
     assert list(inspect.signature(function).parameters) == [
         "evidence", "weights", "cfg",
     ]  # fmt: skip
+  numbers = {name for mode in CREDITS.values() for name in mode.weights}
+  assert numbers <= set(vars(CreditConfig()))
 
 
 INFORMED = ("paper", "to_go", "faithful")
