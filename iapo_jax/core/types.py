@@ -12,8 +12,8 @@ Shape letters, the same everywhere:
   x  new tokens of one `extend`   s  slots of one key/value segment
   r  rows of a shared segment
 
-Sequences are ordered prompt-major: row `i` belongs to prompt `i // g`.
-Everything is right-padded, and every mask is derived from a length.
+Sequences are prompt-major: row `i` belongs to prompt `i // g`. Everything is
+right-padded, and every mask is derived from a length.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """What the compiled step must know of the tokenizer.
+  """The token ids that a compiled step needs.
 
   Attributes:
-    eos_ids: tokens any of which ends a completion.
+    eos_ids: any of them ends a completion.
     pad_id: fills rows after their end.
-    elicitation: the tokens that end the reasoning and ask for the answer.
-    sentence_ends: tokens that end a sentence or a line.
+    elicitation: ends the reasoning and asks for the answer.
+    sentence_ends: end a sentence or a line.
   """
 
   eos_ids: tuple[int, ...]
@@ -53,7 +53,7 @@ class Prompts:
   Attributes:
     tokens: int32[q, p], right-padded.
     lengths: int32[q], at least 1.
-    gold: int32[q, a], the tokens of the gold answer, right-padded.
+    gold: int32[q, a], right-padded.
     gold_lengths: int32[q], at least 1.
   """
 
@@ -68,19 +68,18 @@ class KVSegment:
   """Keys and values that new tokens may attend to.
 
   A segment of `r` rows serves `b` rows of new tokens where `r` divides `b`:
-  consecutive rows share one segment row, so nothing is copied per row. With
-  `rows`, rows of new tokens come in any order, and a layer at a time they have
-  copies.
+  consecutive rows share one segment row, and nothing is copied per row. With
+  `rows`, rows of new tokens come in any order; each layer then copies the
+  segment rows.
 
   Attributes:
-    keys: [l, r, k, h, s] in the compute dtype, rotary position applied. The
-      slots are last: what attention multiplies is then read as it lies.
+    keys: [l, r, k, h, s] in the compute dtype, rotary position applied. Slots
+      are last because attention reads keys in this layout.
     values: [l, r, k, s, h].
-    visible: bool[m, s], which slots a row of new tokens sees, a run of slots
-      without gaps; `m` divides `b` and consecutive rows of new tokens share a
-      row of it.
-    positions: int32[r, s], of the slots: sliding windows go by them.
-    rows: int32[b], which of the segment rows of its data shard a row of new
+    visible: bool[m, s], the slots that a row of new tokens sees, without gaps;
+      `m` divides `b`, and consecutive rows of new tokens share a row of it.
+    positions: int32[r, s], of the slots; sliding windows use them.
+    rows: int32[b], the segment row, within its data shard, that each row of new
       tokens reads; `m` is then `r`.
   """
 
@@ -96,11 +95,11 @@ Context = tuple[KVSegment, ...]
 
 @struct.dataclass
 class TokenStatistics:
-  """What one distribution over the vocabulary says of one target token.
+  """Statistics of one target token under a next-token distribution.
 
   Attributes:
-    logprob: fp32, log-probability of the target, in nats.
-    entropy: fp32, Shannon entropy of the distribution, in nats.
+    logprob: fp32, in nats.
+    entropy: fp32, of the distribution, in nats.
     hit: bool, whether no token is more probable than the target.
   """
 
@@ -111,15 +110,15 @@ class TokenStatistics:
 
 @struct.dataclass
 class AnswerStatistics:
-  """What early-exit probes say after the prefixes of completions.
+  """Results of early-exit probes after the prefixes of completions.
 
   Attributes:
     logprob: fp32[b, t + 1], of the gold answer's first token, in nats.
-    entropy: fp32[b, t + 1], of the distribution it is from.
+    entropy: fp32[b, t + 1], of the distribution of that token, in nats.
     hit: bool[b, t + 1], whether no token is more probable.
-    answer: log-probabilities and entropies along a whole answer, each token
-      of it after those before, summed, and whether all are hits; None where
-      none was asked for.
+    answer: sums of log-probability and entropy along a whole answer, each token
+      given those before it, and whether all are hits; None where the estimator
+      needs no answer.
     spent: int32[b], tokens that went through the network for a sequence.
   """
 
@@ -132,7 +131,7 @@ class AnswerStatistics:
 
 @struct.dataclass
 class Rollout:
-  """Sampled completions and everything later phases reuse of them.
+  """Sampled completions, and what later phases reuse of them.
 
   Attributes:
     tokens: int32[b, t], `pad_id` after the end.
@@ -162,24 +161,24 @@ class Rollout:
 
   @property
   def chosen(self) -> Array:
-    """bool[b, t], true on the tokens that the policy chose itself."""
+    """bool[b, t], true on the tokens that the policy chose."""
     return self.mask if self.planted is None else self.mask & ~self.planted
 
 
 @struct.dataclass
 class Grades:
-  """What grading says of each completion.
+  """Grades of completions.
 
   Attributes:
     correct: bool[b], whether the answer equals the gold answer.
-    well_formed: bool[b], whether the completion has the asked-for format.
+    well_formed: bool[b], whether the completion has the requested format.
     reasoning_lengths: int32[b], R: tokens that end before `</think>` begins;
       without `</think>` the length less the EOS.
     timed_out: bool[b], whether comparing the answer took too long; it then
       counts as wrong.
     answers: int32[b, a], the first tokens of each completion's own answer;
-      None where nobody needs them.
-    answer_lengths: int32[b], how many there are; 0 without an answer.
+      None where nothing needs them.
+    answer_lengths: int32[b]; 0 without an answer.
   """
 
   correct: Array
@@ -192,7 +191,7 @@ class Grades:
 
 @struct.dataclass
 class CreditWeights:
-  """Numbers of the credit that one compiled program takes as values.
+  """Numbers of the credit that are values of the compiled program.
 
   Attributes:
     info: weight of the information term.
@@ -211,14 +210,14 @@ class CreditWeights:
 
 @struct.dataclass
 class TrainState:
-  """All that training changes, and all that a resumed run needs of it.
+  """All that training changes, and all that a resumed run needs.
 
   Attributes:
     step: int32[], batches of the data stream consumed so far.
-    seed: uint32[], every step's key is derived from it and `step`.
+    seed: uint32[]; the key of a step is derived from it and `step`.
     params: fp32 master weights.
     opt_state: optax state.
-    weights: the credit's weights; passed through unchanged.
+    weights: passed through unchanged.
   """
 
   step: Array
@@ -229,14 +228,14 @@ class TrainState:
 
 
 class KeyDomain(enum.IntEnum):
-  """What randomness is for; keys of different domains never coincide."""
+  """Purposes of randomness; keys of different domains never coincide."""
 
   WEIGHTS = 0
   TRAINING = 1
   EVALUATION = 2
 
   def key(self, seed: Array | int) -> Array:
-    """The domain's own PRNG key of a run's seed."""
+    """Returns the domain's PRNG key for a seed."""
     return jax.random.fold_in(jax.random.key(seed), int(self))
 
 
@@ -252,8 +251,8 @@ class Samples:
     well_formed: bool[b].
     rewards: fp32[b].
     entropies: fp32[b, t], of the policy.
-    answer_entropies: fp32[b, t + 1], H, or what else `probe.estimator` takes
-      for the uncertainty of the answer; 0 after R (after T for `faithful`).
+    answer_entropies: fp32[b, t + 1], H or another `probe.estimator`'s
+      uncertainty of the answer; 0 after R (after T for `faithful`).
     information: fp32[b, t], D; 0 after R.
     group_advantages: fp32[b], A.
     advantages: fp32[b, t], A plus the token's credit; 0 after the end.
@@ -276,7 +275,7 @@ class Samples:
 
 @struct.dataclass
 class StepOutput:
-  """What a training step reports.
+  """Results of a training step.
 
   Attributes:
     metrics: fp32 scalars by name.
@@ -287,5 +286,5 @@ class StepOutput:
   samples: Samples | None = None
 
   def numbers(self) -> dict[str, float]:
-    """The metrics, once the devices have them."""
+    """Returns the metrics as floats; waits for the devices."""
     return {k: float(v) for k, v in jax.device_get(self.metrics).items()}

@@ -1,11 +1,10 @@
-"""Early answers that a policy learns while it is being trained.
+"""Early answers, taught while the policy is trained.
 
-A probe says what it says because the policy has once learned to answer early.
-Reinforcement learning moves the policy on, and the probe's answers need not
-follow: what is elicited and what the policy would really end with come apart.
-So completions are cut at random and followed by the answer that *they* ended
-with. A policy that knows these distributions by heart has consistent probes:
-π_t(a) is the chance that its completion ends in a.
+Probes are informative because a policy has learned to answer early. As
+reinforcement learning changes the policy, its elicited answers drift from those
+that it would end with. So completions are cut at random and followed by the
+answer that they ended with. A policy that has learned these distributions has
+consistent probes: π_t(a) is the probability that its completion ends in a.
 """
 
 import chex
@@ -19,7 +18,7 @@ from iapo_jax.core.types import Array
 
 @struct.dataclass
 class EarlyAnswers:
-  """Completions cut at random, and their own answers.
+  """Completions cut at random, each followed by its own answer.
 
   Attributes:
     tokens: int32[b, t]: the beginning of a completion, the elicitation, the
@@ -42,18 +41,15 @@ def cut(
     elicitation: Array,
     key: Array,
 ) -> EarlyAnswers:
-  """Cuts each completion after 0 .. R tokens, any as likely as the next.
+  """Cuts each completion after 0 .. R tokens, uniformly.
 
   Args:
     tokens: int32[b, t].
     reasoning_lengths: int32[b], R.
-    answers: int32[b, a], that the completions ended with.
+    answers: int32[b, a], of the completions.
     answer_lengths: int32[b], 0 without an answer.
     elicitation: int32[c].
-    key: a PRNG key. A row's cut depends on its number and R alone.
-
-  Returns:
-    As many rows.
+    key: a row's cut depends on its number and R alone.
   """
   chex.assert_rank([tokens, answers, elicitation], [2, 2, 1])
   chex.assert_rank([reasoning_lengths, answer_lengths], 1)

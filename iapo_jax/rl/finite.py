@@ -1,8 +1,8 @@
-"""Whether numbers are finite, and what becomes of an update where one is not.
+"""Detection of numbers that are not finite, and updates that skip them.
 
-NaN and infinities spread: one in a gradient is in every weight after it, and
-nothing brings those back. So a compiled step looks before it applies an update,
-which costs a norm that is computed anyway.
+One NaN in a gradient reaches every weight, and nothing removes it there. So a
+compiled step checks before it applies an update; the check costs a norm that is
+computed anyway.
 """
 
 import math
@@ -18,28 +18,15 @@ from iapo_jax.core.types import Array, PyTree
 
 
 def everywhere(tree: PyTree) -> Array:
-  """Whether every number of every array is finite.
-
-  Args:
-    tree: of arrays; those of integers and booleans always are.
-
-  Returns:
-    bool[]; true of a tree without arrays.
-  """
+  """Whether every number in a tree of arrays is finite: bool[]."""
   found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
   return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
 
 
 def choose(sound: Array, new: PyTree, old: PyTree) -> PyTree:
-  """`new` where `sound`, else `old` as it was.
+  """Selects `new` where `sound` (bool[]), else `old` bit for bit.
 
-  Args:
-    sound: bool[].
-    new: arrays, perhaps not finite.
-    old: as many of the same shapes and dtypes.
-
-  Returns:
-    A tree like both.
+  Both trees have the same shapes and dtypes; `new` may hold NaN.
   """
   chex.assert_shape(sound, ())
   chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
@@ -53,23 +40,14 @@ def apply_update(
     opt_state: optax.OptState,
     metrics: Mapping[str, Array],
 ) -> tuple[PyTree, optax.OptState, dict[str, Array]]:
-  """One update of the optimizer, unless something about it is not finite.
+  """Applies one optimizer update if everything about it is finite.
 
-  Where the gradient's norm or any of the metrics is not, parameters and
-  moments stay as they were, to the last bit. The norm is infinite, too, where
-  its square is beyond fp32: such a gradient has no direction that could be
-  told.
-
-  Args:
-    optimizer: of the parameters.
-    grads: of their loss.
-    params: to learn.
-    opt_state: of the optimizer.
-    metrics: of the loss and of what it is made from.
+  Where the gradient's norm or any metric is not finite, parameters and moments
+  keep every bit. The norm is also infinite where its square overflows fp32.
 
   Returns:
-    Parameters, the optimizer's state, and two more metrics: `grad_norm` of the
-    gradient before clipping, and `skipped`, 1 for an update that was not made.
+    Parameters, the optimizer's state, and two metrics: `grad_norm` before
+    clipping, and `skipped`, 1 for a skipped update.
   """
   norm = optax.tree.norm(grads)
   sound = everywhere((norm, metrics))
@@ -81,7 +59,7 @@ def apply_update(
 
 
 def offenders(metrics: Mapping[str, Any]) -> list[str]:
-  """The names of the numbers that are not finite, in order."""
+  """The names of numbers that are not finite, in order."""
   return [
       name
       for name, x in metrics.items()
@@ -90,14 +68,7 @@ def offenders(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def as_json(content: Any) -> Any:
-  """With null for every number that is not finite: JSON knows none of those.
-
-  Args:
-    content: of dictionaries, lists, numbers and texts.
-
-  Returns:
-    Its like, in new containers.
-  """
+  """Copies JSON-like content with null for numbers that JSON cannot hold."""
   if isinstance(content, Mapping):
     return {name: as_json(value) for name, value in content.items()}
   if isinstance(content, list):
@@ -107,7 +78,7 @@ def as_json(content: Any) -> Any:
 
 
 def from_json(content: Any) -> Any:
-  """With NaN for every null, which of what `as_json` wrote it may have been."""
+  """Reads the nulls of `as_json` back as NaN."""
   if isinstance(content, Mapping):
     return {name: from_json(value) for name, value in content.items()}
   if isinstance(content, list):

@@ -1,8 +1,7 @@
-"""The policy-gradient loss, token by token, and how tokens are weighted.
+"""The policy-gradient loss of each token, and the weights of tokens.
 
-Losses are per token; `token_weights` turns an aggregation rule into weights
-computed once over the *whole* batch, so that a loss is Σ weights · loss and
-splitting the sum into micro-batches cannot change it.
+`token_weights` computes weights once over the *whole* batch, so that the loss
+is Σ weights · loss and splitting it into micro-batches changes nothing.
 """
 
 import chex
@@ -23,21 +22,13 @@ def token_weights(
 ) -> Array:
   """Weights w such that the batch's loss is Σ w · loss over all tokens.
 
-  `token_mean`: every token counts 1 / (tokens that learn).
-  `sequence_mean`: every sequence with tokens that learn counts as much, its
-  tokens equally.
-  `constant_length`: every token counts 1 / (b · `constant_length`).
+  `token_mean`: 1 / (tokens that learn).
+  `sequence_mean`: the mean over a sequence's tokens that learn, then over the
+  sequences that have such tokens.
+  `constant_length`: 1 / (b · `constant_length`).
 
-  Args:
-    mask: bool[b, t], the tokens that learn.
-    aggregation: one of `AGGREGATIONS`.
-    constant_length: tokens, of the third rule.
-
-  Returns:
-    fp32[b, t], 0 outside `mask`.
-
-  Raises:
-    ValueError: for an unknown aggregation.
+  `mask` bool[b, t] marks the tokens that learn. Returns fp32[b, t], 0 outside
+  it; raises ValueError for an unknown aggregation.
   """
   chex.assert_rank(mask, 2)
   valid = mask.astype(jnp.float32)
@@ -66,16 +57,9 @@ def sequence_log_ratios(
 ) -> Array:
   """Mean of log (π(o_t) / π_old(o_t)) over the tokens that learn: log s.
 
-  s is the length-normalised ratio of whole sequences of GSPO, arXiv
-  2507.18071.
-
-  Args:
-    logprobs: fp32[b, t].
-    old_logprobs: fp32[b, t].
-    mask: bool[b, t], the tokens that learn.
-
-  Returns:
-    fp32[b]; 0 of a row without such tokens; a constant for the gradient.
+  s is GSPO's length-normalised ratio of sequences, arXiv 2507.18071.
+  Log-probabilities fp32[b, t], `mask` bool[b, t]. Returns fp32[b], 0 for rows
+  without such tokens; a constant for the gradient.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, mask])
   difference = masked.mean(logprobs - old_logprobs, mask)
@@ -83,18 +67,12 @@ def sequence_log_ratios(
 
 
 def sequence_ratio(logprobs: Array, log_ratios: Array) -> Array:
-  """The value s and the gradient s · ∇ log π(o_t): s · π(o_t) / sg[π(o_t)].
+  """The value s with the gradient s · ∇ log π(o_t): s · π(o_t) / sg[π(o_t)].
 
-  GSPO-token, arXiv 2507.18071: where the advantages of a sequence
-  are one number, and its tokens weigh the same, this is the gradient of s · A.
-
-  Args:
-    logprobs: fp32[b, t] under the policy that learns.
-    log_ratios: fp32[b, t], log s of each token's sequence; the exponent is
-      kept within ±20.
-
-  Returns:
-    fp32[b, t].
+  GSPO-token, arXiv 2507.18071: the gradient of s · A where the tokens of a
+  sequence share one advantage and weigh the same. Log-probabilities under the
+  policy that learns and `log_ratios`, log s of each token's sequence, are
+  fp32[b, t]; the exponent is kept within ±20.
   """
   chex.assert_equal_shape([logprobs, log_ratios])
   log_ratios = jnp.clip(log_ratios, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
@@ -112,15 +90,8 @@ def clipped_surrogate(
   """−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), per token.
 
   PPO (arXiv 1707.06347) with DAPO's separate upper clip (arXiv 2503.14476).
-
-  Args:
-    ratio: fp32[b, t], ρ: of tokens, or of the sequences they are in.
-    advantages: fp32[b, t], constants for the gradient.
-    clip_low: ε_low.
-    clip_high: ε_high.
-
-  Returns:
-    fp32[b, t].
+  `ratio` (ρ, of tokens or of their sequences) and `advantages` are fp32[b, t];
+  advantages are constants for the gradient.
   """
   chex.assert_equal_shape([ratio, advantages])
   advantages = jax.lax.stop_gradient(advantages)
@@ -129,17 +100,11 @@ def clipped_surrogate(
 
 
 def k3_divergence(logprobs: Array, reference_logprobs: Array) -> Array:
-  """exp(Δ) − Δ − 1 with Δ = log π_ref − log π, per token.
+  """exp(Δ) − Δ − 1 with Δ = log π_ref − log π, per token, in nats.
 
   The k3 estimator of KL(π ‖ π_ref) on tokens sampled from π: unbiased, and
-  never negative. The exponent is kept within ±20.
-
-  Args:
-    logprobs: fp32[b, t].
-    reference_logprobs: fp32[b, t], constants for the gradient.
-
-  Returns:
-    fp32[b, t] in nats.
+  never negative. Both are fp32[b, t]; π_ref is a constant for the gradient. The
+  exponent is kept within ±20.
   """
   chex.assert_equal_shape([logprobs, reference_logprobs])
   delta = jax.lax.stop_gradient(reference_logprobs) - logprobs

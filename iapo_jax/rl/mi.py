@@ -1,7 +1,7 @@
-"""From probe statistics to the information each token carries.
+"""From probe statistics to the information of each token.
 
-Early exit means: end the reasoning after token t, ask for the answer, and
-measure how uncertain it is (H_t). What token t resolved is H_{t−1} − H_t.
+Early exit: end the reasoning after token t, ask for the answer, and measure its
+uncertainty H_t. Token t resolves H_{t−1} − H_t.
 """
 
 import chex
@@ -16,31 +16,28 @@ Array = jax.Array
 
 
 def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
-  """How uncertain the answer is after each prefix, in nats.
+  """Returns the uncertainty of the answer after each prefix.
 
     entropy         H of the answer's first token
     gold            −log π(a) of the whole gold answer a
-    own             −log π(a) of the answer a that the completion gave
-    answer_entropy  Σ_j H(a_j | a_<j) along the answer that it gave
-    gold_chance     1 − π(a) of the whole gold answer a, no nats but a chance
+    own             −log π(a) of the completion's own answer a
+    answer_entropy  Σ_j H(a_j | a_<j) along the completion's own answer
+    gold_chance     1 − π(a) of the whole gold answer a, a probability
 
-  `entropy` is IAPO's (arXiv 2602.19049). `gold` and `own` are pointwise: what
-  a token does to the probability of one answer. `answer_entropy` is the
-  entropy of whole answers, estimated along one of them: the mean over answers
-  drawn from π is that entropy. Where probes are consistent 1 − `gold_chance` is
-  the chance that the completion ends right: the value of its prefix.
+  All are in nats except `gold_chance`. `entropy` is IAPO's (arXiv 2602.19049).
+  `gold` and `own` are pointwise: they follow the probability of one answer.
+  `answer_entropy` estimates the entropy of whole answers along one of them; its
+  mean over answers drawn from π is that entropy. Where probes are consistent,
+  1 − `gold_chance` is the probability that the completion ends right, which is
+  the value of its prefix.
 
   Args:
     stats: of probes; `.answer` is of the gold answer for `gold` and
-      `gold_chance`, of the completion's own for `own` and `answer_entropy`,
-      unused for `entropy`.
-    estimator: one of `ESTIMATORS`.
+      `gold_chance`, of the completion's own for `own` and `answer_entropy`.
+    estimator: one of `ESTIMATORS`; ValueError for any other.
 
   Returns:
     fp32[b, t + 1]; 0 beyond the last probe, and where there is no answer.
-
-  Raises:
-    ValueError: for an unknown estimator.
   """
   if estimator == "entropy":
     return stats.entropy
@@ -60,8 +57,8 @@ def realised_information(
 
   The conditional mutual information of the random token O_t with the answer,
   given the prefix, is E[H_{t−1} − H_t] over O_t where the elicited answer
-  distributions are consistent (π_{t−1}(a) = E π_t(a)); D_t is its one-sample
-  value and may be negative. The sum over a reasoning of R tokens telescopes to
+  distributions are consistent (π_{t−1}(a) = E π_t(a)). D_t is its one-sample
+  value and may be negative. The sum over R reasoning tokens telescopes to
   H_0 − H_R. IAPO, arXiv 2602.19049.
 
   Args:
@@ -81,22 +78,22 @@ def realised_information(
 def shuffled_information(
     information: Array, reasoning_mask: Array, key: Array
 ) -> Array:
-  """The control: each row's information in a random order of its positions.
+  """The control: permutes each row's information over its positions.
 
-  Total, mean and spread of a row are kept; which token carries what is lost.
-  What a credit gains over this control is due to *where* information falls.
+  Keeps total, mean and spread of a row. A credit that does better than this
+  control uses *where* information falls.
 
   Args:
     information: fp32[b, t].
     reasoning_mask: bool[b, t], true on tokens 1..R, a prefix of each row.
-    key: a PRNG key. A row's order depends on its number and length alone.
+    key: a row's order depends on its number and length alone.
 
   Returns:
     fp32[b, t], 0 where `reasoning_mask` is false.
   """
   chex.assert_equal_shape([information, reasoning_mask])
   noise = draws.uniform(key, *information.shape)
-  # Sorting by noise permutes the prefix; what follows it stays behind.
+  # Sorting by noise permutes the prefix; the rest stays behind it.
   order = jnp.argsort(jnp.where(reasoning_mask, noise, 2.0), axis=-1)
   shuffled = jnp.take_along_axis(information, order, axis=-1)
   return jnp.where(reasoning_mask, shuffled, 0.0)
@@ -107,7 +104,7 @@ def reference_surprise(answer_entropy: Array, mask: Array) -> Array:
 
   surprise_i = (E_i + E_{i−1}) / 2 − E_{i+1} belongs to token o_{i+1}, with
   E_i = H_i for i < T, E_{−1} := 0 and E_T := 0. Its first and last values are
-  therefore entropies, not differences; it is kept for comparison only.
+  therefore entropies, not differences. For comparison only.
 
   Args:
     answer_entropy: fp32[b, t + 1], H at every completion position.
@@ -118,7 +115,7 @@ def reference_surprise(answer_entropy: Array, mask: Array) -> Array:
   """
   chex.assert_rank([answer_entropy, mask], 2)
   chex.assert_equal(answer_entropy.shape[1], mask.shape[1] + 1)
-  # mask[:, i] says token o_{i+1} exists, that is i < T: where E_i is kept.
+  # mask[:, i] is true where token o_{i+1} exists, that is i < T.
   kept = jnp.where(mask, answer_entropy[:, :-1], 0.0)
   before = jnp.pad(kept, ((0, 0), (1, 0)))[:, :-1]
   after = jnp.pad(kept, ((0, 0), (0, 1)))[:, 1:]

@@ -1,10 +1,10 @@
-"""A batch in micro-batches: completions of like length, by a budget of tokens.
+"""Micro-batches of completions of similar length, by a budget of tokens.
 
-Programs have fixed shapes and completions have all lengths. So completions are
-sorted by length, on each data shard for itself, and a loop takes them from the
-longest on: those of a micro-batch are cut to the shortest of a few lengths that
-holds them, and the shorter they are the more it has. How many micro-batches a
-batch makes depends on its lengths; the program does not.
+Programs have fixed shapes, completions do not. So completions are sorted by
+length on each data shard, and a loop takes them from the longest on. It cuts
+those of a micro-batch to the shortest of a few lengths that holds them; the
+shorter they are, the more of them a micro-batch has. The number of
+micro-batches depends on the lengths; the program does not.
 """
 
 import functools
@@ -17,7 +17,7 @@ from flax import struct
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, PyTree
 
-# (a part of the batch, bool[m] which of its rows count, the length that its
+# (part of the batch, bool[m] its rows that count, the length that its
 # completions are cut to) -> (what is summed, fp32[m, length])
 Step = Callable[[PyTree, Array, int], tuple[PyTree, Array]]
 
@@ -28,8 +28,8 @@ class _Loop:
 
   Attributes:
     index: int32[], rows of each shard that were taken.
-    total: what was summed.
-    found: fp32[shards, rows, t], what was found of each token.
+    total: the sums so far.
+    found: fp32[shards, rows, t], results per token.
   """
 
   index: Array
@@ -49,12 +49,11 @@ def run(
   """Runs `step` over a batch, a micro-batch at a time.
 
   Args:
-    step: of a micro-batch. It must leave rows that do not count out of its
-      sums: they are copies.
+    step: must leave rows that do not count out of its sums: they are copies.
     total: zeros that the sums begin with.
-    batch: arrays with b rows, a multiple of `parts` times the data shards.
+    batch: arrays of b rows, a multiple of `parts` times the data shards.
     lengths: int32[b], of the completions.
-    parts: how many micro-batches completions of `max_tokens` make.
+    parts: number of micro-batches that completions of `max_tokens` make.
     max_tokens: t.
 
   Returns:
@@ -117,17 +116,17 @@ def _micro_batch(
 
 
 def cuts(max_tokens: int) -> list[int]:
-  """To which lengths completions are cut; each is a program of its own.
+  """Lengths that completions are cut to; each needs a program of its own.
 
-  Quarters where completions are long, and no cuts where they are short: then
-  what is saved is not worth to wait for the compiler.
+  Quarters of a long `max_tokens`. Short completions are not cut: that would
+  save less time than the compiler takes.
   """
   parts = 4 if max_tokens >= 256 else 1
   return [max_tokens * (n + 1) // parts for n in range(parts)]
 
 
 def _sorted(x: Array, order: Array, spare: int) -> Array:
-  """[shards, rows + spare, ...], sorted; copies of the last row fill it up."""
+  """[shards, rows + spare, ...], sorted; repeats the last row to fill it."""
   shards, rows = order.shape
   x = x.reshape(shards, rows, *x.shape[1:])
   index = order.reshape(shards, rows, *(1,) * (x.ndim - 2))
@@ -137,7 +136,7 @@ def _sorted(x: Array, order: Array, spare: int) -> Array:
 
 
 def _part(x: Array, index: Array, count: int) -> Array:
-  """[shards · count, ...]: some rows of each shard."""
+  """[shards · count, ...]: `count` rows of each shard."""
   x = jax.lax.dynamic_slice_in_dim(x, index, count, axis=1)
   x = x.reshape(-1, *x.shape[2:])
   return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""The optimizer of a stage."""
+"""Optimizers of the stages."""
 
 import optax
 
@@ -8,15 +8,8 @@ from iapo_jax.config.schema import OptimizerConfig
 def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Linear warm-up, then constant or a cosine to 0 at the stage's end.
 
-  Update i of the warm-up has (i + 1) / warmup_steps of the peak, so that the
-  first one is not wasted.
-
-  Args:
-    c: the stage's optimizer.
-    num_steps: updates of the stage.
-
-  Returns:
-    The schedule.
+  Update i of the warm-up has (i + 1) / warmup_steps of the peak, so the first
+  update is not wasted. `num_steps` counts updates of the stage.
   """
   if c.decay:
     after = optax.cosine_decay_schedule(
@@ -32,15 +25,7 @@ def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     c: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """AdamW behind a global-norm clip; moments are fp32 like the weights.
-
-  Args:
-    c: the stage's optimizer.
-    num_steps: updates of the stage.
-
-  Returns:
-    The transformation.
-  """
+  """AdamW behind a global-norm clip; moments are fp32 like the weights."""
   return optax.chain(
       optax.clip_by_global_norm(c.clip_norm),
       optax.adamw(

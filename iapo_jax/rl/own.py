@@ -1,4 +1,4 @@
-"""Parts of the step that a user's program puts in place of the package's own.
+"""A user's functions in place of the package's own.
 
     from iapo_jax.cli import iapo
     from iapo_jax.rl.own import Own
@@ -9,8 +9,8 @@
     if __name__ == "__main__":
       iapo.run("train", own=Own(text_reward=reward))
 
-is a program with all arguments of `iapo train`. A run does not know its
-parts by their code: who goes on with one must bring the same again.
+is a program with all flags of experiments/run.py. A run does not record the
+code of these functions: to resume it, start the same program.
 """
 
 import dataclasses
@@ -64,10 +64,9 @@ class Evidence:
     return jnp.sum(self.mask, axis=1)
 
 
-# fp32[b, t], the advantage of each token; outside of the mask it is ignored
+# Returns fp32[b, t]; values outside the mask are ignored.
 Credit = Callable[[Evidence], Array]
-# (weights in the compute dtype, rollout, grades, prompts, configuration,
-# vocabulary) -> statistics, None where nothing is probed
+# Weights are in the compute dtype; None where nothing is probed.
 Probing = Callable[
     [Params, Rollout, Grades, Prompts, Config, Vocabulary],
     AnswerStatistics | None,
@@ -76,15 +75,15 @@ Probing = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-  """Functions of a user; each that is None is the package's own.
+  """A user's functions; None keeps the package's own.
 
   Attributes:
-    reward: of each completion, in place of the sum of `config.reward`'s parts.
-      Which completions are right the grader still says.
-    text_reward: the same of decoded texts, on the host; each process is asked
-      for the completions of its own devices.
-    credit: the advantage of each token, in place of `config.credit.mode`.
-    probing: what is known of the answer after each token.
+    reward: replaces the sum of `config.reward`'s parts. The grader still
+      decides which completions are right.
+    text_reward: the same for decoded texts, on the host; each process gets
+      the completions of its own devices.
+    credit: the advantage of each token, replaces `config.credit.mode`.
+    probing: statistics of the answer after each token.
   """
 
   reward: Reward | None = None
@@ -93,17 +92,13 @@ class Own:
   probing: Probing | None = None
 
   def __post_init__(self) -> None:
-    """Checks what cannot be together.
-
-    Raises:
-      ValueError: where there are two rewards.
-    """
+    """Raises ValueError if there are two rewards."""
     if self.reward and self.text_reward:
       raise ValueError("Own: must have reward or text_reward, not both")
 
   @property
   def described(self) -> str:
-    """Which parts there are, by the names of their functions."""
+    """The parts by the names of their functions."""
     named = {
         field.name.replace("_", " "): getattr(self, field.name)
         for field in dataclasses.fields(self)
@@ -115,4 +110,4 @@ class Own:
     )
 
 
-NOTHING = Own()  # all is the package's own
+NOTHING = Own()

@@ -1,4 +1,4 @@
-"""Tokens that the environment writes in the policy's place."""
+"""Tokens that the environment writes in place of the policy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from iapo_jax.core.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Planting:
-  """Tokens that the environment writes in the policy's place.
+  """A rule for tokens that the environment writes in place of the policy.
 
   Attributes:
-    rate: probability that a token which can be replaced is.
-    after: such a token follows as many tokens of the completion as there are
-      entries here, each one of its entry's ids, the oldest first.
-    values: it is one of these, and another one of them, any as likely as the
-      next, takes its place.
+    rate: probability that a token that matches the rule is replaced.
+    after: patterns of the tokens before it, the oldest first: each entry holds
+      the ids that match there.
+    values: ids that can be replaced; the replacement is another of them,
+      uniformly.
   """
 
   rate: float
@@ -34,21 +34,21 @@ def plant(
     row_keys: Array,
     rule: Planting,
 ) -> tuple[Array, Array]:
-  """Replaces sampled tokens where the rule says so, at its rate.
+  """Replaces sampled tokens by the rule.
 
   Args:
     tokens: int32[b, t], of which `count` are written.
     count: int32[].
-    sampled: int32[b], what the policy would write next.
+    sampled: int32[b], the policy's next tokens.
     row_keys: PRNG keys [b], the same at every count; it is folded in.
-    rule: which tokens, how often, and by what.
+    rule: of the task.
 
   Returns:
-    int32[b], what is written; bool[b], whether the environment chose it.
+    int32[b], the tokens to write; bool[b], whether the environment chose them.
   """
   chex.assert_rank([tokens, sampled], [2, 1])
   width, size = len(rule.after), len(rule.values)
-  # Nothing stands before the first token.
+  # No token precedes the first one.
   padded = jnp.pad(tokens, ((0, 0), (width, 0)), constant_values=-1)
   before = jax.lax.dynamic_slice_in_dim(padded, count, width, axis=1)
   is_value = sampled[:, None] == jnp.asarray(rule.values, jnp.int32)
@@ -56,7 +56,7 @@ def plant(
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
   planted = follows(before, rule.after) & jnp.any(is_value, axis=1)
   planted &= uniforms[:, 0] < rule.rate
-  # 1 .. size - 1 places further on, around the end: any but its own.
+  # Moves on by 1 .. size - 1 places, cyclically: to any other value.
   steps = 1 + (uniforms[:, 1] * (size - 1)).astype(jnp.int32)
   place = jnp.argmax(is_value, axis=1) + jnp.minimum(steps, size - 1)
   other = jnp.asarray(rule.values, jnp.int32)[place % size]
@@ -64,14 +64,9 @@ def plant(
 
 
 def follows(before: Array, pattern: Sequence[Sequence[int]]) -> Array:
-  """Whether every token is one of those that its entry allows.
+  """Whether token i of `before` is in set i of `pattern`, for every i.
 
-  Args:
-    before: int32[..., n].
-    pattern: n sets of ids.
-
-  Returns:
-    bool[...].
+  `before` int32[..., n] with n sets; returns bool[...].
   """
   chex.assert_axis_dimension(before, -1, len(pattern))
   matches = [

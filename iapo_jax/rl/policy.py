@@ -1,10 +1,9 @@
-"""Uses of `extend` that several rooms share: encode prompts, run and score.
+"""Uses of `extend` by several modules: encode prompts, run and score.
 
 Slots of a completion segment: slot 0 holds the last prompt token, slot i the
-completion's token i; slot i sits at position (prompt length − 1 + i). What
-follows slot i is predicted by the hidden state of slot i, so sampling and
-scoring need no special first token. The prompt segment holds the tokens before
-slot 0.
+completion's token i, at position (prompt length − 1 + i). The hidden state of
+slot i predicts the next token, so sampling and scoring need no special first
+token. The prompt segment holds the tokens before slot 0.
 """
 
 import dataclasses
@@ -33,25 +32,18 @@ def for_decoding(
 ) -> Params:
   """Weights as rollout and probes read them; made once a step.
 
-  In the compute dtype, whole along FSDP, and laid out for many calls.
-
-  Args:
-    params: fp32 weights.
-    axes: their logical axes (`sharding.logical_axes`).
-    cfg: the decoder.
-
-  Returns:
-    Weights for `transformer.extend` and the head.
+  Casts fp32 weights to the compute dtype, gathers them along FSDP and lays them
+  out for many calls. `axes` are their `sharding.logical_axes`.
   """
   gathered = sharding.gather_for_decoding(params, axes, cfg.dtype)
   return transformer.for_decoding(gathered)
 
 
 def stages(slots: int) -> list[int]:
-  """How many slots of a cache are read, growing with how many there are to.
+  """Numbers of slots of a cache that are read, growing with what is written.
 
-  Every stage is a loop of its own in a program: quarters of the cache, eighths
-  of a long one, but no loops for a dozen slots.
+  Each stage is a loop of its own in the program: quarters of the cache, eighths
+  of a long one, one loop for a short one.
   """
   parts = 8 if slots >= 512 else 4 if slots >= 64 else 1
   return [slots * (n + 1) // parts for n in range(parts)]
@@ -60,14 +52,8 @@ def stages(slots: int) -> list[int]:
 def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
   """Encodes each prompt once, for all samples of its group.
 
-  Args:
-    params: the decoder's weights.
-    prompts: q prompts.
-    cfg: the decoder.
-
-  Returns:
-    A segment of q rows and p slots; the last prompt token and padding are not
-    visible.
+  Returns a segment of q rows and p slots, in which the last prompt token and
+  padding are not visible.
   """
   slots = jnp.arange(prompts.tokens.shape[1])
   positions = jnp.broadcast_to(slots, prompts.tokens.shape)
@@ -80,7 +66,7 @@ class Prefix:
   """What completions follow.
 
   Attributes:
-    prompts: encoded, as `prefill` has them.
+    prompts: the segment of `prefill`.
     tokens: int32[b], in slot 0 of every completion.
     positions: int32[b], of slot 0.
   """
@@ -93,16 +79,9 @@ class Prefix:
 def shallow(
     params: Params, context: Context, cfg: ModelConfig, layers: int
 ) -> tuple[Params, Context, ModelConfig]:
-  """The decoder of the first layers, and what they wrote of a context.
+  """The decoder of the first `layers` layers, and their part of a context.
 
-  Args:
-    params: weights.
-    context: segments of all layers.
-    cfg: the decoder.
-    layers: 1 .. `cfg.num_layers`.
-
-  Returns:
-    All three for `layers` layers; the final norm and the head stay.
+  The final norm and the head stay.
   """
   first = jax.tree.map(lambda x: x[:layers], params["layers"])
   context = tuple(
@@ -141,16 +120,10 @@ def replay(
     cfg: ModelConfig,
     group_size: int,
 ) -> tuple[Array, Context]:
-  """Runs given completions; differentiable, and all of it in one pass.
+  """Runs given completions in one differentiable pass.
 
-  The prompt is encoded once per group and gradients flow through it.
-
-  Args:
-    params: the decoder's weights.
-    prompts: q prompts.
-    tokens: int32[b, t], prompt-major; values after the end do not matter.
-    cfg: the decoder.
-    group_size: g, with b = q · g.
+  The prompt is encoded once per group, and gradients flow through it. `tokens`
+  int32[b, t], prompt-major; values after the end do not matter.
 
   Returns:
     The hidden states [b, t + 1, d] of slots 0..t, and the context that a
@@ -167,17 +140,7 @@ def replay(
 def follow(
     params: Params, prefix: Prefix, tokens: Array, *, cfg: ModelConfig
 ) -> tuple[Array, Context]:
-  """`replay` after prompts that are encoded.
-
-  Args:
-    params: the decoder's weights.
-    prefix: of b completions.
-    tokens: int32[b, t].
-    cfg: the decoder.
-
-  Returns:
-    As of `replay`.
-  """
+  """`replay` after encoded prompts."""
   inputs = jnp.concatenate([prefix.tokens[:, None], tokens], axis=1)
   positions = prefix.positions[:, None] + jnp.arange(inputs.shape[1])
   hidden, completion = transformer.extend(
@@ -197,21 +160,11 @@ def score(
     temperature: float,
     head_chunk: int,
 ) -> TokenStatistics:
-  """Log-probabilities and entropies of completions, differentiable.
+  """Statistics [b, t] of completion tokens int32[b, t], differentiable.
 
-  Args:
-    params: the decoder's weights.
-    prompts: q prompts.
-    tokens: int32[b, t], prompt-major; values after the end do not matter.
-    cfg: the decoder.
-    group_size: g, with b = q · g.
-    temperature: of the distribution.
-    head_chunk: positions whose logits exist at one time.
-
-  Returns:
-    Statistics [b, t] of each completion token.
+  `head_chunk` positions have logits at one time.
   """
-  # Nothing is predicted by the last token.
+  # The last token predicts nothing.
   hidden, _ = replay(
       params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
   )
@@ -241,18 +194,8 @@ def token_loss(
   """A loss of the completions' log-probabilities, summed over all tokens.
 
   Its gradient costs less than that of a function of `score`
-  (`head.token_loss`).
-
-  Args:
-    params: the decoder's weights.
-    prompts: q prompts.
-    tokens: int32[b, t], prompt-major; values after the end do not matter.
-    known: of [b, t], constants that `loss` is given, too.
-    loss: of each token; 0 after the end.
-    cfg: the decoder.
-    group_size: g, with b = q · g.
-    temperature: of the distribution.
-    head_chunk: positions whose logits exist at one time.
+  (`head.token_loss`). `known` [b, t] are constants that `loss` also receives;
+  `loss` must be 0 after the end.
 
   Returns:
     fp32[], and the statistics [b, t], constants for the gradient.

@@ -1,12 +1,12 @@
-"""Early-exit probes: "if you had to answer now", after chosen tokens.
+"""Early-exit probes: the answer if the reasoning ended after chosen tokens.
 
-A probe is c new tokens (the elicitation) that see the prompt and the
-completion up to their position in the rollout's own cache. Many positions are
-probed in one forward pass, as extra rows that share one segment row; keys and
-values are never copied for them.
+A probe is c new tokens (the elicitation) that see the prompt and the completion
+up to their position in the rollout's own cache. One forward pass probes many
+positions, as extra rows that share one segment row; keys and values are never
+copied for them.
 
-Which positions are probed is a mask over slots, the marks; at the others the
-statistics are interpolated.
+Marks, a mask over slots, choose the positions. Statistics of the others are
+interpolated.
 """
 
 import functools
@@ -34,14 +34,14 @@ from iapo_jax.rl import policy
 
 @struct.dataclass
 class _Part:
-  """Whole groups of a batch whose probes go through the network together.
+  """Whole groups of a batch whose probes share forward passes.
 
   Attributes:
     first_positions: int32[m].
     targets: int32[m].
-    answers: int32[m, a], and int32[m] how long they are; or None.
-    at: int32[m, s], the marked positions of each row in their order, the last
-      one again after them.
+    answers: int32[m, a] and their lengths int32[m]; or None.
+    at: int32[m, s], the marked positions of each row in order, padded by the
+      last one.
     counts: int32[m], how many there are.
   """
 
@@ -52,22 +52,19 @@ class _Part:
   counts: Array
 
 
-# Of the first token, and along an answer where one is asked for.
+# Of the first token, and along an answer where one is scored.
 _Found = tuple[TokenStatistics, TokenStatistics | None]
 
 
 def count(last: int | Array, stride: int) -> int | Array:
-  """How many of 0, stride, 2 · stride, ... and `last` there are up to it."""
+  """Number of positions 0, stride, 2 · stride, ..., `last`, up to `last`."""
   return -(-last // stride) + 1
 
 
 def most(last: int, *, at: str, stride: int) -> int:
-  """How many positions up to `last` are probed at most, for one sequence.
+  """The most positions up to `last` that are probed in one sequence.
 
-  Args:
-    last: the longest that a sequence can be.
-    at: `probe.at` of the configuration.
-    stride: `probe.stride`; 0 probes nothing.
+  `at` and `stride` are of `config.probe`; a stride of 0 probes nothing.
   """
   if at == "sentences":
     return last + 1
@@ -80,7 +77,7 @@ def strided(slots: int, stride: int) -> Array:
 
 
 def after(tokens: Array, ends: Array) -> Array:
-  """bool[b, t + 1]: marks after tokens int32[b, t] that `ends` bool[v] has."""
+  """bool[b, t + 1]: marks after tokens int32[b, t] where `ends` bool[v] is."""
   return jnp.pad(ends[tokens], ((0, 0), (1, 0)))
 
 
@@ -93,9 +90,9 @@ def passes(
     budget: int,
     shards: int,
 ) -> tuple[int, int]:
-  """How probes are split up: (parts of the batch, positions in a pass).
+  """Splits probes: (parts of the batch, positions in a pass).
 
-  A part is made of whole groups, as many on each data shard. It has few rows
+  A part has whole groups, equally many on each data shard. Parts have few rows
   rather than few positions in a pass, because a part's passes end with the
   longest of its own rows.
 
@@ -104,9 +101,9 @@ def passes(
     groups: q.
     positions: probed of each row, at most.
     width: c.
-    budget: tokens of a pass, but never less than one position of one group on
-      each data shard.
-    shards: over which the rows lie.
+    budget: tokens of a pass; one position of one group on each data shard is
+      the minimum.
+    shards: data shards.
   """
   smallest = shards if groups % shards == 0 else groups
   group = rows // groups * width
@@ -136,31 +133,31 @@ def answer_statistics(
 ) -> AnswerStatistics:
   """The next-token distribution after (prompt, o_1..o_i, elicitation).
 
-  The answer entropy H_i is `.entropy[:, i]`; `.logprob` and `.hit` say how
-  well the probe knows the target (usually the gold answer's first token).
-  With `answers` the distributions of all their tokens are asked for, each
-  after the tokens before it. IAPO's early exit, arXiv 2602.19049; exact at
-  every marked position, and the same for every budget.
+  The answer entropy H_i is `.entropy[:, i]`; `.logprob` and `.hit` measure how
+  well the probe knows the target (usually the gold answer's first token). With
+  `answers`, the distributions of all their tokens are scored, each after the
+  tokens before it. IAPO's early exit, arXiv 2602.19049; exact at every marked
+  position, and the same for every budget.
 
   Args:
     params: weights in the compute dtype.
     context: the prompt and completion segments of a `Rollout`.
     first_positions: int32[b], the position of slot 0 of each sequence.
     lengths: int32[b], the last position to probe (R); 0 probes H_0 only.
-    marks: bool[b or 1, t + 1], the positions to probe; of every sequence also
-      0 and R, and none beyond R. Between them entropies and log-probabilities
+    marks: bool[b or 1, t + 1], the positions to probe; 0 and R are added, and
+      those beyond R are dropped. Between marks entropies and log-probabilities
       are interpolated linearly, and `hit` is the earlier probe's.
     elicitation: int32[c].
     targets: int32[b], the token whose probability is reported.
     cfg: the decoder.
-    answers: int32[b, a], right-padded, and int32[b] how long they are, 0
-      giving sums of nothing.
+    answers: int32[b, a], right-padded, and their lengths int32[b]; 0 gives
+      sums of nothing.
     temperature: of the distribution.
-    most: marks of one sequence, 0 and R included, that are never exceeded;
-      t + 1 by default.
-    budget: tokens of one forward pass; see `passes`. Sequences are probed part
-      by part, each part as far as the longest of its own lengths.
-    head_chunk: positions of a pass whose logits exist at one time.
+    most: a bound on the marks of one sequence, 0 and R included; None is
+      t + 1.
+    budget: tokens of one forward pass; see `passes`. Each part of the batch
+      is probed as far as the longest of its own lengths.
+    head_chunk: positions of a pass that have logits at one time.
 
   Returns:
     Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
@@ -209,9 +206,9 @@ def _completed(marks: Array, lengths: Array) -> Array:
 
 
 def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
-  """The marked slots of each row in order, the last again; their number.
+  """The marked slots of each row in order, padded by the last; their number.
 
-  Of slots there is a multiple of the chunk.
+  Pads to a multiple of the chunk.
   """
   rows, slots = marks.shape
   counts = jnp.sum(marks, axis=1)
@@ -223,15 +220,10 @@ def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
 
 
 def _split_groups(tree: PyTree, parts: int, groups: int) -> PyTree:
-  """[rows, ...] -> [parts, rows / parts, ...] by whole groups.
+  """[rows, ...] -> [parts, rows / parts, ...] by whole groups, of q.
 
   Part j takes every `parts`-th group, so that each part is spread over all data
-  shards like the batch is.
-
-  Args:
-    tree: of arrays with a row for each group, or for each of its sequences.
-    parts: dividing the groups.
-    groups: q.
+  shards like the batch. Arrays have a row per group or per sequence.
   """
 
   def split(x: Array) -> Array:
@@ -257,9 +249,9 @@ def _join_groups(tree: PyTree, groups: int) -> PyTree:
 
 
 def _of_part(x: Array, index: Array, parts: int, groups: int) -> Array:
-  """Keys or values [l, rows, ...] of a part of `_split_groups`.
+  """Keys or values [l, rows, ...] of one part of `_split_groups`.
 
-  A part at a time: splitting all of the cache would copy all of it.
+  Taking one part at a time avoids a copy of the whole cache.
   """
   layers, rows, *rest = x.shape
   x = x.reshape(layers, groups // parts, parts, rows // groups, *rest)
@@ -273,7 +265,7 @@ def _all_parts(
     context: Context,
     parts: int,
 ) -> _Found:
-  """Statistics [b, s] of a batch, a part of it after the other."""
+  """Statistics [b, s] of a batch, one part after the other."""
   prompt, completion = context
   groups = prompt.visible.shape[0]
   rows = whole, prompt.positions, prompt.visible, completion.positions
@@ -367,7 +359,7 @@ def _one_pass(
     shown = jnp.repeat(part.answers[0][:, :-1], many, axis=0)
     tokens = jnp.concatenate([tokens, shown], axis=1)
   hidden = _ask(params, context, part.first_positions, at, tokens, cfg)
-  # What follows the elicitation, and each token of an answer but its last.
+  # The elicitation's last token, and each token of an answer but its last.
   hidden = hidden[:, elicitation.size - 1 :]
   hidden = hidden.reshape(rows, many, -1, cfg.d_model)
   score = functools.partial(
@@ -388,7 +380,7 @@ def _along(
     answers: Array,
     lengths: Array,
 ) -> TokenStatistics:
-  """Sums [m, n] over answers [m, a] of what their tokens are predicted by."""
+  """Sums [m, n] of the statistics of answers [m, a] over their tokens."""
   rows, many, width, _ = hidden.shape
   targets = jnp.broadcast_to(answers[:, None], (rows, many, width))
   stats = score(

@@ -22,7 +22,7 @@ from iapo_jax.models import head, transformer
 from iapo_jax.rl import planting as planting_lib
 from iapo_jax.rl import policy
 
-_PLANTING = 2**32 - 1  # of keys; no row has this number
+_PLANTING = 2**32 - 1  # folded into the key; no row has this number
 
 
 @struct.dataclass
@@ -38,7 +38,7 @@ class _Decoding:
     logprobs: fp32[b, t].
     entropies: fp32[b, t].
     keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
-    values: [l, b, k, s, h], likewise.
+    values: [l, b, k, s, h], with the same slots.
     planted: bool[b, t]; None where nothing is planted.
   """
 
@@ -82,16 +82,12 @@ def sample(
     cfg: the decoder.
     group_size: g.
     max_tokens: t.
-    eos_ids: tokens any of which ends a completion.
+    eos_ids: any of them ends a completion.
     pad_id: fills `tokens` after the end.
     temperature: divides the logits; 0 takes the most probable token and
       reports the statistics of the undivided logits.
-    planting: which tokens the environment replaces, by draws of its own. Log-
-      probabilities are then the policy's of what is written; entropies do not
-      depend on it.
-
-  Returns:
-    The rollout of b = q · g sequences.
+    planting: replaces tokens, by draws of its own. Log-probabilities are then
+      those of the written tokens; entropies do not depend on it.
   """
   prompt = policy.prefill(params, prompts, cfg=cfg)
   start = policy.first_positions(prompts, group_size)
@@ -139,11 +135,7 @@ def sample(
 def _repeat(
     step: Callable[[_Decoding], _Decoding], carry: _Decoding, max_tokens: int
 ) -> _Decoding:
-  """Steps until all sequences have ended or are full.
-
-  Returns:
-    The carry, its cache of max_tokens + 1 slots.
-  """
+  """Steps until all rows have ended or are full; the cache has t + 1 slots."""
 
   def goes_on(carry: _Decoding, limit: int) -> Array:
     return (carry.index < limit) & ~jnp.all(carry.ended)
@@ -175,9 +167,9 @@ def _feed(
     *,
     cfg: ModelConfig,
 ) -> tuple[Array, _Decoding]:
-  """Runs the token of slot `index`; stores its keys and values.
+  """Runs the token of slot `index`; returns its hidden states [b, d].
 
-  Returns the token's hidden states [b, d] and the carry, the index unchanged.
+  The carry has its keys and values, and the index unchanged.
   """
   hidden, new = transformer.extend(
       params,
@@ -229,7 +221,7 @@ def _empty(
     max_tokens: int,
     pad_id: int,
 ) -> _Decoding:
-  """The carry before anything was fed: slot 0 is the last prompt token."""
+  """The carry before the first token: slot 0 is the last prompt token."""
   token = policy.last_prompt_tokens(prompts, group_size)
   rows = token.shape[0]
   heads = (cfg.num_layers, rows, cfg.num_kv_heads)
@@ -262,7 +254,7 @@ def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
 def _choose(
     scores: Array, row_keys: Array, index: Array, *, greedy: bool
 ) -> tuple[Array, TokenStatistics]:
-  """A sample of softmax(scores [b, v]), or the most probable: int32[b]."""
+  """A sample of softmax(scores [b, v]), or the most probable token."""
   if greedy:
     token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return token, head.statistics(scores, token)

@@ -1,4 +1,4 @@
-"""Which completions, and which of their tokens, learn: masks of the loss."""
+"""Masks of the loss: the completions and tokens that learn."""
 
 import chex
 import jax
@@ -10,17 +10,10 @@ Array = jax.Array
 
 
 def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
-  """The `keep` shortest members of each group; of equals the earlier ones.
+  """The `keep` shortest members of each group, earlier ones first among equals.
 
-  GFPO, arXiv 2508.09726.
-
-  Args:
-    lengths: int32[b], prompt-major.
-    group_size: samples per prompt.
-    keep: 1 .. `group_size`.
-
-  Returns:
-    bool[b].
+  GFPO, arXiv 2508.09726. `lengths` int32[b], prompt-major; `keep` in 1 ..
+  `group_size`. Returns bool[b].
   """
   chex.assert_rank(lengths, 1)
   grouped = lengths.reshape(-1, group_size)
@@ -32,15 +25,15 @@ def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
 def with_spread(
     rewards: Array, *, group_size: int, kept: Array | None = None
 ) -> Array:
-  """Members of groups whose rewards are not all the same.
+  """Members of groups whose rewards differ.
 
-  DAPO (arXiv 2503.14476) samples until a batch has none but these; in a
-  program of fixed shapes the others are left out of it.
+  DAPO (arXiv 2503.14476) samples until a batch holds only these; a program of
+  fixed shapes masks the others instead.
 
   Args:
     rewards: fp32[b], prompt-major.
     group_size: samples per prompt.
-    kept: bool[b], the members that are compared; all by default.
+    kept: bool[b], the members that are compared; None is all.
 
   Returns:
     bool[b].
@@ -62,15 +55,15 @@ def truncated(
     short: int,
     probability: float,
 ) -> Array:
-  """Tokens that a stochastic truncation of completions leaves.
+  """Tokens left by a stochastic truncation of completions.
 
-  The first `always` tokens stay. Of a completion of fewer than `short` tokens
-  each later one stays with `probability`; of a longer one none does. S-GRPO,
+  The first `always` tokens stay. Each later token stays with `probability` in
+  completions of fewer than `short` tokens, and goes in longer ones. S-GRPO,
   arXiv 2504.20834.
 
   Args:
     mask: bool[b, t], the tokens of each completion, a prefix of its row.
-    key: a PRNG key. A row's draws depend on its number and the token's alone.
+    key: draws depend on the numbers of row and token alone.
     always: α in tokens.
     short: k in tokens.
     probability: p.

@@ -24,7 +24,7 @@ from iapo_jax.models import transformer
 
 @dataclasses.dataclass(frozen=True)
 class StateSpec:
-  """What is known of a state before it exists.
+  """Shapes and placement of a state that does not exist yet.
 
   Attributes:
     shapes: the state as `jax.ShapeDtypeStruct`s.
@@ -38,16 +38,7 @@ class StateSpec:
 
 
 def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
-  """A policy that never learns: in the compute dtype, where the state lies.
-
-  Args:
-    spec: of the state beside it.
-    dtype: the compute dtype.
-    params: fp32 weights.
-
-  Returns:
-    Weights that score as `params` do.
-  """
+  """A policy that never learns: `params` in the compute dtype, sharded."""
   return jax.jit(
       lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
       out_shardings=spec.shardings.params,
@@ -55,7 +46,7 @@ def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
 
 
 def reference_shapes(spec: StateSpec, dtype: str) -> PyTree:
-  """What `reference` returns, as `jax.ShapeDtypeStruct`s."""
+  """The result of `reference`, as `jax.ShapeDtypeStruct`s."""
   return jax.eval_shape(
       lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
       spec.shapes.params,
@@ -100,17 +91,7 @@ def state_spec(
     optimizer: optax.GradientTransformation,
     credit: CreditConfig,
 ) -> StateSpec:
-  """Shapes and shardings of a state, without creating it.
-
-  Args:
-    mesh: where the state will lie.
-    model: the decoder.
-    optimizer: whose moments lie like the weights they belong to.
-    credit: the credit's weights.
-
-  Returns:
-    The spec.
-  """
+  """Shapes and shardings of a state; moments lie like their weights."""
   fresh = functools.partial(
       _fresh, model=model, optimizer=optimizer, credit=credit
   )
@@ -131,19 +112,10 @@ def create(
     credit: CreditConfig,
     params: Params | None = None,
 ) -> TrainState:
-  """A state created where it will live, never whole on one device.
+  """Creates a state at step 0 in place, never whole on one device.
 
-  Args:
-    spec: of `state_spec`.
-    seed: of the weights and of every later draw.
-    model: the decoder.
-    optimizer: its moments are made too.
-    credit: the credit's weights.
-    params: weights to start from; copied, so that the state may be donated.
-      Fresh ones by default.
-
-  Returns:
-    The state at step 0.
+  `params` are copied, so that the state may be donated; None initialises fresh
+  ones from `seed`, which also determines every later draw.
   """
 
   def make(seed: jax.Array, params: Params | None) -> TrainState:

@@ -53,17 +53,9 @@ def make_train_step(
     planting: Planting | None = None,
     own: Own = NOTHING,
 ) -> TrainStep:
-  """The whole step as one jitted, sharded program; the state is donated.
+  """Builds the whole step as one jitted, sharded program.
 
-  Args:
-    cfg: the run's configuration.
-    mesh: devices.
-    vocabulary: of the tokenizer.
-    grader: grades inside the program.
-    optimizer: of the policy.
-    spec: of the state.
-    planting: tokens that the environment writes, if it does.
-    own: parts of a user's; its `text_reward` must be a `reward` by now.
+  The state is donated. `own.text_reward` must already be wrapped as `reward`.
 
   Returns:
     (state, reference parameters or None where β = 0, prompts) -> (state,
@@ -148,7 +140,7 @@ def sample(
     vocabulary: Vocabulary,
     planting: Planting | None = None,
 ) -> Rollout:
-  """The training rollout."""
+  """Samples the training rollout."""
   return rollout.sample(
       params,
       prompts,
@@ -171,10 +163,10 @@ def run_probes(
     cfg: Config,
     vocabulary: Vocabulary,
 ) -> AnswerStatistics | None:
-  """Answer statistics [b, t + 1] against the gold answer's first token.
+  """Returns answer statistics [b, t + 1] for the gold answer's first token.
 
-  Probes run on reasoning tokens; the `faithful` credit, like the authors'
-  code, asks at every completion token. None where nothing is probed.
+  Probes run on reasoning tokens, or on every completion token for a mode that
+  needs them (`faithful`). None without probes.
   """
   if not cfg.probe.stride:
     return None
@@ -217,7 +209,7 @@ def add_early_answers(
     cfg: Config,
     vocabulary: Vocabulary,
 ) -> update.Experience:
-  """The experience, and completions cut at random with their own answers."""
+  """Appends completions cut at random, with their own answers."""
   early = early_answers.cut(
       rolled.tokens,
       grades.reasoning_lengths,
@@ -234,7 +226,7 @@ def add_early_answers(
 def _asked_for(
     grades: Grades, prompts: Prompts, cfg: Config
 ) -> tuple[Array, Array] | None:
-  """The answers whose tokens the estimator looks at, and their lengths."""
+  """The answers that the estimator scores, and their lengths."""
   if cfg.probe.estimator == "entropy":
     return None
   if cfg.probe.estimator in OF_OWN_ANSWER:

@@ -1,4 +1,4 @@
-"""Learning from a rollout: loss, micro-batches, optimizer updates."""
+"""The policy-gradient update: loss, micro-batches, optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,17 +26,16 @@ from iapo_jax.rl.early_answers import EarlyAnswers
 
 @struct.dataclass
 class Tokens:
-  """What is known of each token of a rollout.
+  """Per-token inputs of the loss.
 
   Attributes:
     ids: int32[b, t].
     old_logprobs: fp32[b, t], of the policy that sampled.
     reference_logprobs: fp32[b, t]; zeros where β = 0.
     advantages: fp32[b, t].
-    weights: fp32[b, t], of `losses.token_weights` over the whole batch.
-    log_ratios: fp32[b, t], of the sequence each token is in; None where tokens
-      have ratios of their own.
-    early: fp32[b, t], weights of −log π, of tokens of early answers; None where
+    weights: fp32[b, t], `losses.token_weights` over the whole batch.
+    log_ratios: fp32[b, t], of each token's sequence; None for ratios of tokens.
+    early: fp32[b, t], weights of −log π on tokens of early answers; None where
       none are learned.
   """
 
@@ -51,12 +50,12 @@ class Tokens:
 
 @struct.dataclass
 class Experience:
-  """A graded, credited rollout: what the updates learn from.
+  """A graded, credited rollout, from which the updates learn.
 
   Attributes:
     prompts: q prompts.
     lengths: int32[b], of the completions.
-    tokens: theirs.
+    tokens: of the completions.
   """
 
   prompts: Prompts
@@ -65,7 +64,7 @@ class Experience:
 
   @property
   def group_size(self) -> int:
-    """Rows of each prompt."""
+    """Completions of each prompt."""
     return self.lengths.shape[0] // self.prompts.lengths.shape[0]
 
 
@@ -77,18 +76,10 @@ def gather_experience(
     learned: Array,
     cfg: Config,
 ) -> Experience:
-  """What the updates learn from; scores the rollout under the reference.
+  """Collects what the updates need; scores under the reference policy.
 
-  Args:
-    ref_params: of the reference policy; None where β = 0.
-    prompts: q prompts.
-    rolled: their completions.
-    token_advantages: fp32[b, t].
-    learned: bool[b, t], the tokens that carry loss.
-    cfg: the run's configuration.
-
-  Returns:
-    The experience.
+  `token_advantages` fp32[b, t]; `learned` bool[b, t], the tokens that carry
+  loss; `ref_params` is None where β = 0.
   """
   reference = jnp.zeros_like(rolled.logprobs)
   if ref_params is not None:
@@ -117,18 +108,10 @@ def gather_experience(
 def with_early_answers(
     experience: Experience, early: EarlyAnswers, *, weight: float
 ) -> Experience:
-  """The experience, and as many rows that teach to answer early.
+  """Appends rows that teach to answer early.
 
-  The loss then has the mean of −log π(answer) over the rows with an answer,
-  times `weight`.
-
-  Args:
-    experience: of a rollout.
-    early: answers, of the same completions.
-    weight: of this loss.
-
-  Returns:
-    Of each prompt first the completions, then the early answers.
+  The loss gains `weight` times the mean of −log π(answer) over the rows with an
+  answer. Each prompt has its completions first, then its early answers.
   """
   known, zeros = experience.tokens, jnp.zeros(early.tokens.shape, jnp.float32)
   there = jnp.sum(jnp.any(early.learned, axis=1))
@@ -156,10 +139,10 @@ def with_early_answers(
 
 @struct.dataclass
 class _Rows:
-  """What a completion follows, in any order of completions.
+  """What each completion follows; completions may be in any order.
 
   Attributes:
-    prompts: int32[b], which of the prompts of its data shard.
+    prompts: int32[b], the index of the prompt within its data shard.
     tokens: int32[b], in slot 0.
     positions: int32[b], of slot 0.
   """
@@ -169,7 +152,7 @@ class _Rows:
   positions: Array
 
   def after(self, prompts: KVSegment) -> policy.Prefix:
-    """The prefix, given all prompts as they are encoded."""
+    """The prefix, given the encoded prompts."""
     return policy.Prefix(
         prompts=prompts.replace(rows=self.prompts),
         tokens=self.tokens,
@@ -178,7 +161,7 @@ class _Rows:
 
 
 def _rows(prompts: Prompts, group_size: int) -> _Rows:
-  """Of a batch in its order."""
+  """Rows of a prompt-major batch."""
   shards = sharding.data_shards()
   local = prompts.lengths.shape[0] // shards
   index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
@@ -192,7 +175,7 @@ def _rows(prompts: Prompts, group_size: int) -> _Rows:
 def _logprobs(
     params: Params, prompts: Prompts, tokens: Array, lengths: Array, cfg: Config
 ) -> Array:
-  """fp32[b, t]: of completions under a policy; a constant for gradients."""
+  """fp32[b, t] of completions under a policy; a constant for gradients."""
   encoded = policy.prefill(params, prompts, cfg=cfg.model)
 
   def score(
@@ -221,9 +204,9 @@ def _logprobs(
 
 
 def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
-  """How so many completions are scored, for `head`.
+  """Arguments of `head` to score `rows` completions.
 
-  No more logits exist at once than those of a micro-batch of full completions.
+  Limits logits to those of a micro-batch of full completions.
   """
   full = cfg.sequences_per_step // cfg.loss.micro_batches
   return {
@@ -236,16 +219,10 @@ def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
 def experience_loss(
     params: Params, prefix: policy.Prefix, tokens: Tokens, cfg: Config
 ) -> tuple[Array, Array]:
-  """Σ weights · (clipped surrogate + β · KL), and that of early answers.
+  """Σ weights · (clipped surrogate + β · KL), plus that of early answers.
 
-  Args:
-    params: that learn.
-    prefix: of the part's completions.
-    tokens: theirs, with weights over the whole batch.
-    cfg: the run's configuration.
-
-  Returns:
-    The part's share of the loss; the log-probabilities of its tokens.
+  `tokens` are a part of the batch, with weights over the whole batch. Returns
+  the part's share of the loss and the log-probabilities fp32[b, t].
   """
 
   def weighted(logprobs: Array, known: Tokens) -> Array:
@@ -255,7 +232,7 @@ def experience_loss(
       per_token += cfg.loss.kl_weight * terms["kl"]
     if known.early is None:
       return known.weights * per_token
-    # Rows of early answers have ratios to nothing: those count for nothing.
+    # Rows of early answers have no old log-probabilities, hence no ratio.
     per_token = jnp.where(known.weights > 0, per_token, 0.0)
     return known.weights * per_token - known.early * logprobs
 
@@ -289,7 +266,7 @@ def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
 
 
 def _ratios(logprobs: Array, known: Tokens) -> Array:
-  """fp32[b, t]: of tokens, or of the sequences they are in."""
+  """fp32[b, t]: of tokens, or of their sequences."""
   if known.log_ratios is None:
     return losses.importance_ratio(logprobs, known.old_logprobs)
   return losses.sequence_ratio(logprobs, known.log_ratios)
@@ -303,7 +280,7 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   terms |= {"ratio": ratio, "clipped": clipped}
   total = jnp.maximum(jnp.sum(known.weights), 1e-8)
   means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
-  # Where nothing learns the policy is the one that sampled.
+  # Where no token learns, the policy is still the one that sampled.
   means["ratio"] = jnp.where(
       jnp.any(known.weights > 0), means["ratio"], 1.0
   )
@@ -319,7 +296,7 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
 def _compared(
     params: Params, experience: Experience, cfg: Config
 ) -> Experience:
-  """The experience with ratios of sequences, where the loss is of them."""
+  """Adds log-ratios of sequences, where the loss uses them."""
   if cfg.loss.ratio == "token":
     return experience
   known = experience.tokens
@@ -336,11 +313,11 @@ def _compared(
 def _gradients(
     params: Params, experience: Experience, cfg: Config
 ) -> tuple[Params, Array]:
-  """Of the whole batch's loss; the log-probabilities fp32[b, t].
+  """The gradient of the whole batch's loss, and log-probabilities fp32[b, t].
 
   Micro-batches are summed: the weights of tokens are over the whole batch.
-  Prompts are encoded once for all of them, and what all of them ask of the
-  prompts' keys and values goes back through that once.
+  Prompts are encoded once for all micro-batches; the gradients of all of them
+  with respect to the prompts' keys and values go back through that once.
   """
 
   def encode(params: Params) -> tuple[tuple[Array, Array], KVSegment]:
@@ -390,18 +367,12 @@ def update(
     optimizer: optax.GradientTransformation,
     known: Mapping[str, Array] | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-  """`num_updates` optimizer updates, each over the whole batch.
+  """Makes `num_updates` optimizer updates, each over the whole batch.
 
-  One whose numbers are not finite is left out, of `finite.apply_update`. The
-  largest |Δ log-prob| between rollout and training pass is the first update's:
-  there both are the same policy.
-
-  Args:
-    state: to learn from.
-    experience: of the rollout.
-    cfg: the run's configuration.
-    optimizer: of the policy.
-    known: metrics of the experience, which must be finite, too.
+  An update with a number that is not finite is skipped (`finite.apply_update`);
+  `known` are further metrics that must be finite. `logprob_gap`, the largest
+  |Δ log-prob| between rollout and training pass, is the first update's: there
+  both are the same policy.
 
   Returns:
     The state one step on, and the metrics of the updates.

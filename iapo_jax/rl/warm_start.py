@@ -39,15 +39,10 @@ WarmStartStep = Callable[
 def demonstration_loss(
     params: Params, batch: Demonstrations, cfg: Config
 ) -> tuple[Array, dict[str, Array]]:
-  """Σ −log π over the learned tokens, over a constant.
+  """Σ −log π over the learned tokens, divided by b · `rollout.max_tokens`.
 
-  The constant is sequences x longest completion, so that an example that
-  teaches one token counts as one token.
-
-  Args:
-    params: that learn.
-    batch: demonstrations.
-    cfg: the run's configuration.
+  The constant divisor gives an example that teaches one token the weight of one
+  token.
 
   Returns:
     The loss; mean −log π and the share of tokens that are the most probable,
@@ -83,13 +78,7 @@ def make_warm_start_step(
     optimizer: optax.GradientTransformation,
     spec: StateSpec,
 ) -> WarmStartStep:
-  """One supervised update as one jitted, sharded program.
-
-  Args:
-    cfg: the run's configuration.
-    mesh: devices.
-    optimizer: of this stage.
-    spec: of the state.
+  """Builds one supervised update as one jitted, sharded program.
 
   Returns:
     (state, demonstrations) -> (state, output); the state is donated.
