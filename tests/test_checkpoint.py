@@ -13,20 +13,19 @@ from runs import lines, unfinished_copy
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError, SaveError
-from iapo_jax.run import assembly, checkpoint, logs, trainer
+from iapo_jax.run import assembly, checkpoint, logs, sources, trainer
 from iapo_jax.run.checkpoint import Checkpoints, Progress
 
 
 @pytest.fixture(scope="module")
 def parts():
   config = config_lib.default()
-  config.mesh.data = 8
   config.num_steps = 4
   config.warm_start.num_steps = 3
   config.evaluation.update({"every": 2, "problems": 8, "batch_size": 8})
   config.checkpoint.every = 1
   config.data.arithmetic.update({"train_problems": 64, "test_problems": 8})
-  return assembly.assemble(config_lib.parse(config))
+  return assembly.assemble(config_lib.parse(config), jax.local_devices())
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +186,7 @@ def test_what_is_not_sealed_is_not_the_last(state, tmp_path):
   folder = checkpoint.stage_folder(tmp_path, "rl")
   write(folder, state[0], [1, 2])
   unseal(folder / "2")
-  assert checkpoint.last(tmp_path) == ("rl", 1)
+  assert sources.last(tmp_path).name == "rl/1"
 
 
 def test_none_is_intact(state, tmp_path):
@@ -389,8 +388,8 @@ def test_a_damaged_reference(parts, whole, tmp_path, capsys):
 
 def test_the_last_checkpoint_of_a_run(state, tmp_path):
   write(checkpoint.stage_folder(tmp_path, "warm_start"), state[0], [9])
-  assert checkpoint.last(tmp_path) == ("warm_start", 9)
+  assert sources.last(tmp_path).name == "warm_start/9"
   write(checkpoint.stage_folder(tmp_path, "rl"), state[0], [0, 3])
-  assert checkpoint.last(tmp_path) == ("rl", 3)
+  assert sources.last(tmp_path).name == "rl/3"
   with pytest.raises(ConfigError, match="holds no checkpoint"):
-    checkpoint.last(pathlib.Path("/nowhere"))
+    sources.last(pathlib.Path("/nowhere"))

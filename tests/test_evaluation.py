@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.core.types import KeyDomain
 from iapo_jax.data.steps import CheckCounts
 from iapo_jax.run import assembly, evaluation
 from iapo_jax.run.evaluation import Completions
@@ -214,7 +215,6 @@ def test_the_choice_of_a_checkpoint(points, expected):
 @pytest.fixture(scope="module")
 def parts():
   config = config_lib.default()
-  config.mesh.data = 8
   config.rollout.max_tokens = 12
   config.evaluation.update({"samples": 2, "batch_size": 32})
   config.data.arithmetic.update({
@@ -232,29 +232,18 @@ def test_every_problem_counts_once_whatever_the_batch(parts):
   """40 problems, 16 a call: the third call is filled up with repeats."""
   stage = assembly.reinforcement_stage(parts)
   params = assembly.create_state(parts, stage).params
-  sampler = assembly.sampler_of(parts, stage)
-  key = jax.random.key(3)
-  table = parts.task.tables["test"]
-  results = evaluation.evaluate(
-      sampler, params, table, parts.mesh, problems=1000, batch_prompts=16,
-      key=key,
-  )  # fmt: skip
+  sampler = evaluation.make_sampler(parts)
+  results = evaluation.evaluate(parts, sampler, params, "test", 1000)
   assert results.lengths.shape == results.correct.shape == (40, 2)
   assert results.checks.wrong.shape == (40, 2)
   np.testing.assert_array_equal(results.levels, [2, 3] * 20)
   # The first call is what the sampler says of the first sixteen problems.
-  prompts, count = next(
-      evaluation.batches(table, parts.mesh, problems=16, batch_prompts=16)
-  )
+  prompts, count = next(evaluation.batches(parts, "test", 16))
   assert count == 16
+  key = KeyDomain.EVALUATION.key(parts.cfg.seed)
   first = sampler(params, prompts, jax.random.fold_in(key, 0))
-  np.testing.assert_array_equal(results.lengths[:16], first["lengths"])
+  np.testing.assert_array_equal(results.lengths[:16], first.lengths)
   # Two completions of a problem are drawn independently.
   assert (results.lengths[:, 0] != results.lengths[:, 1]).any()
-  counts = [
-      count
-      for _, count in evaluation.batches(
-          table, parts.mesh, problems=1000, batch_prompts=16
-      )
-  ]
+  counts = [count for _, count in evaluation.batches(parts, "test", 1000)]
   assert counts == [16, 16, 8]

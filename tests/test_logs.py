@@ -39,6 +39,19 @@ def test_a_warning_is_shown_too(tmp_path, capsys):
   assert capsys.readouterr().out == "warning: rl step 7: careful\n"
 
 
+def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch, capsys):
+  """The log of every process but the first."""
+  monkeypatch.chdir(tmp_path)
+  with RunLog(None, {logs.METRICS: 7}, wandb="offline") as log:
+    log.write("rl", 1, {"a": 1.0})
+    log.write_samples([{"tokens": []}])
+    log.write_evaluation({"step": 0})
+    log.warn("rl", 1, "careful")
+    assert log.position() == {}
+  assert capsys.readouterr().out == ""
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_every_line_can_be_read_at_once(tmp_path):
   with RunLog(tmp_path) as log:
     log.write("rl", 1, {"a": 1.0})

@@ -14,7 +14,15 @@ from test_trainer import lines_of, small
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rl import finite, train_step
 from iapo_jax.rl.own import Own
-from iapo_jax.run import assembly, checkpoint, logs, replay, trainer, workdir
+from iapo_jax.run import (
+  assembly,
+  checkpoint,
+  logs,
+  replay,
+  sources,
+  trainer,
+  workdir,
+)
 
 
 def poisoned(spoils):
@@ -78,7 +86,7 @@ def test_a_run_stops_after_so_many_and_again_when_it_goes_on(tmp_path):
   for _ in range(2):
     with pytest.raises(FloatingPointError, match=r"rl step 3: \S+, .* finite"):
       trainer.train(cfg, tmp_path, own=always)
-    assert checkpoint.last(tmp_path) == ("rl", 2)
+    assert sources.last(tmp_path).name == "rl/2"
     # What follows the last checkpoint is there once.
     steps = [line["step"] for line in logs.stage_metrics(tmp_path, "rl")]
     assert steps == [1, 2, 3]

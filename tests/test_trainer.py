@@ -38,7 +38,6 @@ def small(**overrides):
       "validation_problems": 16,
       "test_problems": 40,
   })
-  config.mesh.data = 8
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   return config_lib.parse(config)
@@ -157,6 +156,7 @@ def test_a_workdir_with_another_config_is_refused(finished):
   )
 
 
+@pytest.mark.mesh
 def test_another_run_starts_from_the_policy(finished, tmp_path):
   """The checkpoint restores bit by bit onto another mesh."""
   cfg = small(
@@ -323,11 +323,11 @@ def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
   copy = unfinished_copy(finished, tmp_path / "copy")
   path = copy / "environment.json"
   theirs = json.loads(path.read_text())
-  assert theirs["devices"] == "8 x cpu"
+  assert theirs["devices"] == "1 x cpu"
   path.write_text(json.dumps(theirs | {"devices": "4 x tpu"}))
   trainer.train(small(reward__grader="host"), copy)
   assert (
-      "warning: devices: the run began with '4 x tpu' and goes on with '8 x"
+      "warning: devices: the run began with '4 x tpu' and goes on with '1 x"
       " cpu'; the steps"
   ) in capsys.readouterr().out
   # Nothing was left to do but the evaluation: it repeats itself.
@@ -337,6 +337,7 @@ def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
   assert ours | {"seconds": 0} == theirs | {"seconds": 0}
 
 
+@pytest.mark.mesh
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
   trainer.train(small(), tmp_path / "run", dry_run=True)
   assert not (tmp_path / "run").exists()
@@ -446,6 +447,7 @@ class _BeforeReinforcement(Exception):
   pass
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("kl_weight", "dtype", "copies"),
     [(0.0, "float32", 0), (0.1, "float32", 1), (0.1, "bfloat16", 0.5)],

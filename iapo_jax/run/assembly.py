@@ -23,7 +23,6 @@ from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.train_step import TrainStep, make_train_step
 from iapo_jax.rl.warm_start import WarmStartStep, make_warm_start_step
-from iapo_jax.run import evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +133,7 @@ def create_state(
     parts: Assembly, stage: Stage, params: Params | None = None
 ) -> TrainState:
   """Returns a stage's state at step 0, with a copy of `params` if given."""
-  return state_lib.create(
-      stage.spec,
-      parts.cfg.seed,
-      model=parts.cfg.model,
-      optimizer=stage.optimizer,
-      credit=parts.cfg.credit,
-      params=params,
-  )
+  return state_lib.create(stage.spec, parts.cfg, stage.optimizer, params)
 
 
 def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
@@ -177,29 +169,11 @@ def warm_start_step_of(parts: Assembly, stage: Stage) -> WarmStartStep:
   )
 
 
-def sampler_of(parts: Assembly, stage: Stage) -> evaluation.Sampler:
-  """Returns the jitted sampler of evaluations."""
-  return evaluation.make_sampler(
-      parts.cfg,
-      parts.mesh,
-      vocabulary=parts.task.vocabulary,
-      grader=parts.grader,
-      param_axes=stage.spec.param_axes,
-      planting=parts.task.planting,
-      steps=parts.task.steps,
-  )
-
-
 def _stage(
     parts: Assembly, config: OptimizerConfig, num_updates: int
 ) -> Stage:
   optimizer = make_optimizer(config, num_updates)
-  spec = state_lib.state_spec(
-      parts.mesh,
-      model=parts.cfg.model,
-      optimizer=optimizer,
-      credit=parts.cfg.credit,
-  )
+  spec = state_lib.state_spec(parts.mesh, parts.cfg, optimizer)
   return Stage(optimizer, spec)
 
 
@@ -219,10 +193,12 @@ def _find(
   missing: list[str] = []
   for name, kept, field in folders:
     try:
-      place = _kept(home, kept) if name else None
-      if name and not place:
-        place = folder.find(name, weights=kept == folder.KEPT)
-      found.append(place)
+      if name and home and (home / kept).is_dir():
+        found.append(home / kept)
+      elif name:
+        found.append(folder.find(name, weights=kept == folder.KEPT))
+      else:
+        found.append(None)
     except ConfigError as error:
       missing.append(f"{error}; name a folder with --config.{field}=FOLDER")
   try:
@@ -232,11 +208,6 @@ def _find(
   if missing:
     raise ConfigError(". ".join(missing))
   return found[0], found[1], problems
-
-
-def _kept(home: pathlib.Path | None, name: str) -> pathlib.Path | None:
-  """Returns the folder of this name that a begun run keeps, if there is one."""
-  return home / name if home and (home / name).is_dir() else None
 
 
 def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:

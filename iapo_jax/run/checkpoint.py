@@ -190,7 +190,11 @@ class Checkpoints:
       reason = _system_error(error)
       if reason is None:
         raise
-      raise self._failure(step, reason) from error
+      raise SaveError(
+          f"checkpoint {self.folder / str(step)} could not be written"
+          f" ({reason}); the same command goes on from the one before it, or"
+          " starts over where there is none"
+      ) from error
 
   def _check_space(self, state: TrainState, step: int) -> None:
     """Checks the free space before each of TensorStore's threads reports it."""
@@ -201,19 +205,12 @@ class Checkpoints:
         if shard.replica_id == 0
     )
     free = shutil.disk_usage(self.folder).free
-    if free < needed:
-      raise self._failure(
-          step,
-          f"it needs {memory.readable(needed)}, the device has"
-          f" {memory.readable(free)} left",
-      )
-
-  def _failure(self, step: int, reason: str) -> SaveError:
-    return SaveError(
-        f"checkpoint {self.folder / str(step)} could not be written ({reason});"
-        " the same command goes on from the one before it, or starts over where"
-        " there is none"
-    )
+    with self._explained(step):
+      if free < needed:
+        raise OSError(
+            f"it needs {memory.readable(needed)}, the device has"
+            f" {memory.readable(free)} left"
+        )
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -278,7 +275,7 @@ def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
   except FileNotFoundError:
     return "was not completely written"
   except ValueError:
-    return f"has a damaged {_CHECKSUMS}"
+    expected = None
   if not isinstance(expected, dict):
     return f"has a damaged {_CHECKSUMS}"
   try:
@@ -315,18 +312,6 @@ def newest_intact(folder: pathlib.Path) -> int | None:
         flush=True,
     )
   return newest
-
-
-def last(workdir: pathlib.Path) -> tuple[str, int]:
-  """Returns the stage and step of a run's last checkpoint.
-
-  Raises `ConfigError` if there is none.
-  """
-  for stage in reversed(STAGES):
-    found = steps(stage_folder(workdir, stage))
-    if found:
-      return stage, found[-1]
-  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
 
 
 def restore(

@@ -8,7 +8,7 @@ from iapo_jax.core import compilation
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.run import evaluation
 from iapo_jax.run.assembly import Assembly
-from iapo_jax.run.logs import Log
+from iapo_jax.run.logs import RunLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Run:
 
   parts: Assembly
   workdir: pathlib.Path
-  log: Log
+  log: RunLog
   sampler: evaluation.Sampler
   meter: compilation.Meter
   own: Own = NOTHING

@@ -23,18 +23,16 @@ _PACKAGE = pathlib.Path(__file__).parent.parent
 def watched(step: Any, *arguments: PyTree) -> Step:
   """Returns a compiled step that says where something is wrong.
 
-  The step is traced while JAX looks for leaked tracers, which raises JAX's own
-  error. Each call of the result keeps a copy of the state and raises
+  `step` is a jitted function that donates its first argument, a state;
+  `arguments` may be arrays or their types. It is traced while JAX looks for
+  leaked tracers, which raises JAX's own error. Each call of the result keeps a
+  copy of the state and raises
 
   * JAX's error if something moves implicitly between host and devices;
   * `FloatingPointError` if a metric is not finite, with the place of the first
     NaN;
   * `AssertionError` if a weight is not finite, or the state's shapes or dtypes
     have changed.
-
-  Args:
-    step: a jitted function that donates its first argument, a state.
-    arguments: arguments of the step, or arrays of their types.
   """
   _find_leaks(step, *arguments)
   compiled = compilation.lower(step, *arguments).compile()

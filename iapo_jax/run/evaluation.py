@@ -1,26 +1,22 @@
 """Sampled evaluation of a policy on held-out problems."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from flax import struct
 
-from iapo_jax.config.schema import Config
 from iapo_jax.core import sharding
-from iapo_jax.core.types import Array, Params, Prompts, PyTree, Vocabulary
+from iapo_jax.core.types import Array, KeyDomain, Params, Prompts
 from iapo_jax.data.pipeline import PromptTable
-from iapo_jax.data.steps import CheckCounts, StepTokens, count_checks
-from iapo_jax.rewards.reward import Grader
+from iapo_jax.data.steps import CheckCounts, count_checks
 from iapo_jax.rl import policy, rollout
-from iapo_jax.rl.planting import Planting
+from iapo_jax.run import assembly
+from iapo_jax.run.assembly import Assembly
 
-Sampler = Callable[[Params, Prompts, Array], dict[str, PyTree]]
 
-
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Completions:
   """Results of n completions of each of m problems.
 
@@ -35,29 +31,27 @@ class Completions:
     levels: int[m], difficulty of each problem; None if the task has no levels.
   """
 
-  correct: np.ndarray
-  well_formed: np.ndarray
-  lengths: np.ndarray
-  reasoning_lengths: np.ndarray
-  timed_out: np.ndarray
+  correct: Array
+  well_formed: Array
+  lengths: Array
+  reasoning_lengths: Array
+  timed_out: Array
   checks: CheckCounts | None = None
   levels: np.ndarray | None = None
+
+
+Sampler = Callable[[Params, Prompts, Array], Completions]
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
   """Estimates the probability that k completions hold a correct one.
 
   Unbiased from n >= k completions, c of them correct (Chen et al. 2021,
-  arXiv 2107.03374): the mean over problems of
+  arXiv 2107.03374): the mean over the problems of `correct`, bool[m, n], of
 
     1 - C(n - c, k) / C(n, k)  =  1 - Π_{i = n-c+1..n} (1 - k / i)
 
-  Args:
-    correct: bool[m, n].
-    k: 1 .. n.
-
-  Raises:
-    ValueError: for a k outside 1 .. n.
+  Raises `ValueError` for a k outside 1 .. n.
   """
   n = correct.shape[1]
   if not 1 <= k <= n:
@@ -69,14 +63,10 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
 
 
 def length_at_k(lengths: np.ndarray, k: int) -> float:
-  """Returns the mean tokens of the first k completions, as in the paper.
+  """Returns the mean of the first k lengths of int[m, n], as in the paper.
 
   The unbiased form, the expected mean over k of the n completions drawn without
   replacement, is the mean over all n, whatever k is.
-
-  Args:
-    lengths: int[m, n].
-    k: 1 .. n.
   """
   return float(np.mean(lengths[:, :k]))
 
@@ -105,10 +95,8 @@ def summarise(results: Completions) -> dict[str, float]:
       "samples": samples,
   }
   for k in powers_of_two(samples):
-    passed = pass_at_k(results.correct, k)
-    length = length_at_k(results.lengths, k)
-    summary[f"pass@{k}"] = passed
-    summary[f"length@{k}"] = length
+    summary[f"pass@{k}"] = passed = pass_at_k(results.correct, k)
+    summary[f"length@{k}"] = length = length_at_k(results.lengths, k)
     summary[f"efficiency@{k}"] = passed / length
   if results.levels is not None:
     summary |= _by_level(results, results.levels)
@@ -146,12 +134,10 @@ def _standard_error(values: np.ndarray) -> float:
 def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
   """Returns the step of the checkpoint that the paper chooses.
 
-  Takes the `top` validations with the highest accuracy, and from them the one
-  with the highest pass@k / length@k for the largest k. Equal ratios go to the
-  higher accuracy, then to the latest step.
-
-  Args:
-    points: validations: `step`, `accuracy`, `samples`, `efficiency@K`.
+  `points` are validations with `step`, `accuracy`, `samples`, `efficiency@K`.
+  Takes the `top` ones with the highest accuracy, and from them the one with the
+  highest pass@k / length@k for the largest k. Equal ratios go to the higher
+  accuracy, then to the latest step.
   """
   latest_first = sorted(points, key=lambda p: -p["step"])
   best = sorted(latest_first, key=lambda p: -p["accuracy"])[:top]
@@ -159,33 +145,19 @@ def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
   return int(max(best, key=lambda p: p[f"efficiency@{k}"])["step"])
 
 
-def make_sampler(
-    cfg: Config,
-    mesh: Mesh,
-    *,
-    vocabulary: Vocabulary,
-    grader: Grader,
-    param_axes: PyTree,
-    planting: Planting | None = None,
-    steps: StepTokens | None = None,
-) -> Sampler:
+def make_sampler(parts: Assembly) -> Sampler:
   """Returns a jitted program that samples and grades completions of prompts.
 
-  It maps (fp32 parameters, prompts, key) to arrays [q, `evaluation.samples`],
-  named like the fields of `Completions` but for `levels`.
-
-  Args:
-    param_axes: logical axes of the parameters.
-    planting: tokens that the environment writes, if any.
-    steps: the tokens of steps whose checks are counted, if any.
+  It maps (fp32 parameters, prompts, key) to `Completions` of
+  `evaluation.samples` per prompt, without levels.
   """
+  cfg, task, mesh = parts.cfg, parts.task, parts.mesh
   samples = cfg.evaluation.samples
+  param_axes = assembly.reinforcement_stage(parts).spec.param_axes
 
-  def run(params: Params, prompts: Prompts, key: Array) -> dict[str, PyTree]:
+  def run(params: Params, prompts: Prompts, key: Array) -> Completions:
     with sharding.scope(mesh):
-      frozen = policy.for_decoding(
-          params, param_axes, cfg=cfg.model
-      )
+      frozen = policy.for_decoding(params, param_axes, cfg=cfg.model)
       rolled = rollout.sample(
           frozen,
           prompts,
@@ -193,83 +165,76 @@ def make_sampler(
           cfg=cfg.model,
           group_size=samples,
           max_tokens=cfg.rollout.max_tokens,
-          eos_ids=vocabulary.eos_ids,
-          pad_id=vocabulary.pad_id,
+          eos_ids=task.vocabulary.eos_ids,
+          pad_id=task.vocabulary.pad_id,
           temperature=cfg.evaluation.temperature,
-          planting=planting,
+          planting=task.planting,
       )
-      grades = grader(rolled, prompts)
-    rows = {
-        "correct": grades.correct,
-        "well_formed": grades.well_formed,
-        "lengths": rolled.lengths,
-        "reasoning_lengths": grades.reasoning_lengths,
-        "timed_out": grades.timed_out,
-    }
-    if steps:
-      rows["checks"] = count_checks(rolled.tokens, rolled.lengths, steps)
-    return {
-        name: jax.tree.map(lambda x: x.reshape(-1, samples), x)
-        for name, x in rows.items()
-    }
+      grades = parts.grader(rolled, prompts)
+    checks = None
+    if task.steps:
+      checks = count_checks(rolled.tokens, rolled.lengths, task.steps)
+    rows = Completions(
+        correct=grades.correct,
+        well_formed=grades.well_formed,
+        lengths=rolled.lengths,
+        reasoning_lengths=grades.reasoning_lengths,
+        timed_out=grades.timed_out,
+        checks=checks,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, samples), rows)
 
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
 def batches(
-    table: PromptTable, mesh: Mesh, *, problems: int, batch_prompts: int
+    parts: Assembly, split: str, problems: int
 ) -> Iterator[tuple[Prompts, int]]:
-  """Yields the first problems of a table as placed prompts, a call at a time.
+  """Yields the first problems of a split as placed prompts, a call at a time.
 
-  Also yields how many of the call's `batch_prompts` prompts count: repeats fill
-  the last call. A table with fewer than `problems` problems gives all of them.
+  Also yields how many prompts of the call count: repeats fill the last call. A
+  split with fewer than `problems` problems gives all of them.
   """
+  table, settings = parts.task.tables[split], parts.cfg.evaluation
+  size = settings.batch_size // settings.samples
   count = min(problems, len(table.kept))
-  for start in range(0, count, batch_prompts):
-    rows = np.arange(start, start + batch_prompts) % count
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size) % count
     prompts = jax.tree.map(lambda x, rows=rows: x[rows], table.prompts)
-    placed = sharding.put_batch(prompts, mesh)
-    yield placed, min(batch_prompts, count - start)
+    yield sharding.put_batch(prompts, parts.mesh), min(size, count - start)
 
 
 def evaluate(
+    parts: Assembly,
     sampler: Sampler,
     params: Params,
-    table: PromptTable,
-    mesh: Mesh,
-    *,
+    split: str,
     problems: int,
-    batch_prompts: int,
-    key: Array,
 ) -> Completions:
-  """Samples the first `problems` problems of a table, or all if it has fewer.
+  """Samples the first `problems` problems of a split, or all if it has fewer.
 
-  Folds the number of the sampler call into `key`. `params` are fp32 weights.
+  Uses the same key at every call, so that the points of a curve differ only by
+  the policy, and folds the number of the sampler call into it. `params` are
+  fp32 weights.
   """
+  key = KeyDomain.EVALUATION.key(parts.cfg.seed)
   calls = [
       counted(sampler(params, prompts, jax.random.fold_in(key, i)), count)
-      for i, (prompts, count) in enumerate(
-          batches(table, mesh, problems=problems, batch_prompts=batch_prompts)
-      )
+      for i, (prompts, count) in enumerate(batches(parts, split, problems))
   ]
-  return concatenate(calls, table)
+  return concatenate(calls, parts.task.tables[split])
 
 
-def counted(results: dict[str, PyTree], count: int) -> Completions:
-  """Drops the repeats that fill a sampler's last call."""
-  host = jax.device_get(results)
-  return Completions(**jax.tree.map(lambda x: x[:count], host))
+def counted(results: Completions, count: int) -> Completions:
+  """Fetches a sampler's results without the repeats of its last call."""
+  return jax.tree.map(lambda x: x[:count], jax.device_get(results))
 
 
 def concatenate(
-    parts: Sequence[Completions], table: PromptTable
+    calls: Sequence[Completions], table: PromptTable
 ) -> Completions:
   """Joins calls on the first problems of a table and adds their levels."""
-  fields = [f.name for f in dataclasses.fields(Completions)]
-  whole = jax.tree.map(
-      lambda *arrays: np.concatenate(arrays),
-      *({name: getattr(part, name) for name in fields} for part in parts),
-  )
-  if table.levels is not None:
-    whole["levels"] = table.levels[: len(whole["correct"])]
-  return Completions(**whole)
+  whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *calls)
+  if table.levels is None:
+    return whole
+  return whole.replace(levels=table.levels[: len(whole.correct)])

@@ -3,7 +3,7 @@
 import time
 
 from iapo_jax.core import files, processes
-from iapo_jax.core.types import KeyDomain, Params, TrainState
+from iapo_jax.core.types import Params, TrainState
 from iapo_jax.run import evaluation, sources
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.run.context import Run
@@ -19,9 +19,10 @@ def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
   every = run.cfg.evaluation.every
   if not every or (done % every and done != run.cfg.num_steps):
     return None
-  results = _sample(
-      run, state.params, "validation", run.cfg.evaluation.problems
-  )
+  results = evaluation.evaluate(
+      run.parts, run.sampler, state.params, "validation",
+      run.cfg.evaluation.problems,
+  )  # fmt: skip
   summary = evaluation.summarise(results)
   run.log.write("validation", done, summary)
   run.log.write_evaluation({
@@ -38,12 +39,14 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
 
   `start` is the start of the command, in seconds of `time.perf_counter`.
   """
-  count = len(run.parts.task.tables["test"].kept)
+  table = run.parts.task.tables["test"]
   params, name = _judged(run, state)
-  summary = evaluation.summarise(_sample(run, params, "test", count))
-  skipped = run.parts.task.tables["test"].skipped
+  results = evaluation.evaluate(
+      run.parts, run.sampler, params, "test", len(table.kept)
+  )
+  summary = evaluation.summarise(results)
   extra = {
-      "skipped": skipped,
+      "skipped": table.skipped,
       "checkpoint": name,
       "seconds": time.perf_counter() - start,
   }
@@ -54,7 +57,7 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
   print(
       f"test       accuracy {summary['accuracy']:.3f} ±"
       f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
-      f" {count} problems, checkpoint {name}"
+      f" {len(table.kept)} problems, checkpoint {name}"
   )
 
 
@@ -68,19 +71,3 @@ def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
   step = processes.on_first(lambda: sources.best(run.workdir).step)
   best = sources.Source(run.workdir, stage, step)
   return sources.load(run.parts, best, verify=False), best.name
-
-
-def _sample(
-    run: Run, params: Params, split: str, problems: int
-) -> evaluation.Completions:
-  # The key never changes: points of a curve differ only by the policy.
-  settings = run.cfg.evaluation
-  return evaluation.evaluate(
-      run.sampler,
-      params,
-      run.parts.task.tables[split],
-      run.parts.mesh,
-      problems=problems,
-      batch_prompts=settings.batch_size // settings.samples,
-      key=KeyDomain.EVALUATION.key(run.cfg.seed),
-  )

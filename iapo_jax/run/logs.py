@@ -17,7 +17,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import tqdm
 
@@ -33,41 +33,39 @@ SAMPLES = "samples.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 WARNINGS = "warnings.jsonl"
 FILES = (METRICS, SAMPLES, EVALUATIONS, WARNINGS)
-Board = TensorBoard | WeightsAndBiases
 
 
 class RunLog:
-  """The log files of a workdir, written by this process alone."""
+  """The log files of a workdir, written by one process."""
 
   def __init__(
       self,
-      workdir: pathlib.Path,
+      workdir: pathlib.Path | None,
       position: Mapping[str, int] | None = None,
       *,
       wandb: str = "off",
   ) -> None:
     """Opens the logs where a checkpoint left them.
 
-    Args:
-      workdir: of the run.
-      position: bytes of each file to keep, from `RunLog.position`. None begins
-        the logs anew and renames existing ones to NAME.1, NAME.2, ... (existing
-        TensorBoard files are deleted: they repeat the lines).
-      wandb: `off`, `offline` or `online`.
-
-    Raises:
-      ConfigError: if a file is shorter than its position or W&B does not start.
+    `workdir=None` makes a log that writes nothing, for every process but the
+    first. `position`, from `RunLog.position`, has the bytes of each file to
+    keep. None begins the logs anew and renames existing ones to NAME.1, NAME.2,
+    ... (existing TensorBoard files are deleted: they repeat the lines). `wandb`
+    is `off`, `offline` or `online`. Raises `ConfigError` if a file is shorter
+    than its position or W&B does not start.
     """
-    self._workdir = workdir
+    self._files: dict[str, TextIO] = {}
+    self._boards: list[TensorBoard | WeightsAndBiases] = []
+    if workdir is None:
+      return
     for name in FILES:
       if position is None:
         _set_aside(workdir / name)
       else:
         _cut(workdir / name, position.get(name, 0))
-    self._files = {
-        name: (workdir / name).open("a", encoding="utf-8") for name in FILES
-    }
-    self._boards: list[Board] = [TensorBoard(workdir)]
+    for name in FILES:
+      self._files[name] = (workdir / name).open("a", encoding="utf-8")
+    self._boards.append(TensorBoard(workdir))
     if wandb != "off":
       anew = position is None
       self._boards.append(WeightsAndBiases(workdir, wandb, anew=anew))
@@ -76,12 +74,9 @@ class RunLog:
         board.write(line)
 
   def write(self, stage: str, step: int, metrics: Metrics) -> None:
-    """Appends metrics.
+    """Appends metrics; `stage` is `warm_start`, `rl` or `validation`.
 
-    Args:
-      stage: `warm_start`, `rl` or `validation`.
-      step: of the stage, counted from 1; 0 is before the first.
-      metrics: numbers by name.
+    Steps count from 1; 0 is before the first.
     """
     line = {"stage": stage, "step": step} | metrics | {WRITTEN: time.time()}
     self._append(METRICS, line)
@@ -99,7 +94,8 @@ class RunLog:
 
   def warn(self, stage: str, step: int, text: str) -> None:
     """Prints and logs a warning about a step of a stage."""
-    tqdm.tqdm.write(f"warning: {stage} step {step}: {text}")
+    if self._files:
+      tqdm.tqdm.write(f"warning: {stage} step {step}: {text}")
     self._append(WARNINGS, {"stage": stage, "step": step, "warning": text})
 
   def position(self) -> dict[str, int]:
@@ -109,9 +105,10 @@ class RunLog:
     return {name: file.tell() for name, file in self._files.items()}
 
   def _append(self, name: str, record: dict[str, Any]) -> None:
-    line = json.dumps(finite.as_json(record), allow_nan=False)
-    self._files[name].write(line + "\n")
-    self._files[name].flush()
+    if self._files:
+      line = json.dumps(finite.as_json(record), allow_nan=False)
+      self._files[name].write(line + "\n")
+      self._files[name].flush()
 
   def __enter__(self) -> Self:
     return self
@@ -121,36 +118,6 @@ class RunLog:
       file.close()
     for board in self._boards:
       board.close()
-
-
-class NoLog:
-  """A log that writes nothing; used by every process but the first."""
-
-  def write(self, stage: str, step: int, metrics: Metrics) -> None:
-    """Does nothing."""
-
-  def write_samples(self, records: Iterable[dict[str, Any]]) -> None:
-    """Does nothing."""
-
-  def write_evaluation(self, record: dict[str, Any]) -> None:
-    """Does nothing."""
-
-  def warn(self, stage: str, step: int, text: str) -> None:
-    """Does nothing."""
-
-  def position(self) -> dict[str, int]:
-    """Returns no positions."""
-    return {}
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    """Does nothing."""
-
-
-# The log of any process.
-Log = RunLog | NoLog
 
 
 def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:

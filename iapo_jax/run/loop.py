@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import tqdm
@@ -14,11 +15,10 @@ from iapo_jax.core.errors import SharedError
 from iapo_jax.core.types import PyTree, StepOutput, TrainState
 from iapo_jax.data.pipeline import Record
 from iapo_jax.rl import finite
-from iapo_jax.run import checkpoint, replay
+from iapo_jax.run import checkpoint, debugging, memory, replay
 from iapo_jax.run.checkpoint import Checkpoints, Progress
-from iapo_jax.run.logs import Log, Metrics
-
-Step = Callable[[TrainState, PyTree], tuple[TrainState, StepOutput]]
+from iapo_jax.run.context import Run
+from iapo_jax.run.logs import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,11 @@ class Stage:
   Attributes:
     name: `warm_start` or `rl`.
     num_steps: of the whole stage, including those before a restart.
-    compile_step: compiles the step for a state and a batch of these shapes.
+    step: the jitted step, of a state, `constants` and a batch.
     records: endless batches of the train split.
     place: puts a batch on the mesh.
-    meter: measures what compiling costs; marked where the stage begins.
-    save_every: steps between saves; 0 saves only at the end, at validations and
-      on request.
     max_skipped: steps in a row without any update after which the stage stops.
-    replays: folder that keeps the step at which it stops.
+    constants: arguments of the step that never change.
     own: names the user's parts of the step.
     updates: of the optimizer, per step.
     save_start: whether the state before the first step is saved too.
@@ -46,70 +43,78 @@ class Stage:
     observe: looks at a finished step: number, batch, output, metrics.
   """
 
+  run: Run
   name: str
   num_steps: int
-  compile_step: Callable[[TrainState, PyTree], Step]
+  step: Any
   records: grain.DatasetIterator
   place: Callable[[Record], PyTree]
-  checkpoints: Checkpoints
-  meter: compilation.Meter
-  save_every: int
   max_skipped: int
-  replays: pathlib.Path
+  constants: tuple[PyTree, ...] = ()
   own: str = ""
   updates: int = 1
   save_start: bool = False
   sequences: int = 0
   calls_host: bool = False
-  validate: Callable[[TrainState, int], Metrics | None] = lambda *_: None
+  validate: Callable[[Run, TrainState, int], Metrics | None] = lambda *_: None
   observe: Callable[[int, PyTree, StepOutput, Metrics], None] = (
       lambda *_: None
   )
 
 
 def fit(
-    stage: Stage, state: TrainState, log: Log, progress: Progress | None
+    stage: Stage, state: TrainState, progress: Progress | None
 ) -> TrainState:
   """Runs a stage from its start, or from where it was saved, and saves the end.
 
-  Args:
-    stage: what to run.
-    state: at the start of the stage, or restored; donated.
-    log: gets the metrics.
-    progress: restored with the state; None at the start.
-
-  Returns:
-    The state after the stage.
-
-  Raises:
-    Interrupted: if a signal asked to stop; the state is saved.
-    FloatingPointError: if `max_skipped` steps in a row had no update.
+  `state` is the one at the start, or restored together with `progress`; it is
+  donated. Raises `Interrupted` if a signal asked to stop, after saving the
+  state, and `FloatingPointError` if `max_skipped` steps in a row had no update.
   """
-  skipped = progress.skipped if progress else 0
-  if progress:
-    stage.records.set_state(progress.data)
-  elif stage.save_start:
-    _save(stage, state, log, 0, stage.validate(state, 0))
-  first = progress.done + 1 if progress else 1
-  if first > stage.num_steps:
-    return state
+  run, kept = stage.run, stage.run.cfg.checkpoint
+  with Checkpoints(
+      checkpoint.stage_folder(run.workdir, stage.name),
+      keep_last=kept.keep_last,
+      keep_best=kept.keep_best,
+  ) as checkpoints:
+    if progress is None:
+      progress = Progress(0, stage.records.get_state(), {})
+      if stage.save_start:
+        validation = stage.validate(run, state, 0)
+        saved = dataclasses.replace(progress, logs=run.log.position())
+        checkpoints.save(state, saved, validation)
+    else:
+      stage.records.set_state(progress.data)
+    if progress.done >= stage.num_steps:
+      return state
+    return _train(stage, checkpoints, state, progress)
+
+
+def _train(
+    stage: Stage,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    progress: Progress,
+) -> TrainState:
+  """Takes the steps after `progress`, at least one."""
+  run, every = stage.run, stage.run.cfg.checkpoint.every
+  first, skipped = progress.done + 1, progress.skipped
   batch = stage.place(next(stage.records))
   step, was_read = _compile(stage, state, batch)
-  # Without a terminal every refresh prints a line: refresh rarely.
-  interval = 0.5 if sys.stderr.isatty() else 15.0
   with (
       interrupts.deferred() as request,
       tqdm.tqdm(
           total=stage.num_steps,
           initial=first - 1,
           desc=stage.name,
-          mininterval=interval,
+          # Without a terminal every refresh prints a line: refresh rarely.
+          mininterval=0.5 if sys.stderr.isatty() else 15.0,
           disable=not processes.is_first(),
       ) as bar,
   ):
     for done in range(first, stage.num_steps + 1):
       start = time.perf_counter()
-      state, output = step(state, batch)
+      state, output = step(state, *stage.constants, batch)
       # Reads the next batch while the devices work. A checkpoint stores the
       # position before that batch.
       position = stage.records.get_state()
@@ -117,46 +122,63 @@ def fit(
       metrics = _fetch(output, start, stage.sequences)
       if done == first:
         metrics |= _first_step(stage, was_read)
-      log.write(stage.name, done, metrics)
-      skipped = _count_skipped(stage, done, metrics, log, skipped)
+      run.log.write(stage.name, done, metrics)
+      skipped = _count_skipped(stage, done, metrics, skipped)
       if skipped >= stage.max_skipped:
+        checkpoints.settle()
         raise _stopped(stage, done, state, batch, metrics)
       bar.set_postfix(_shown(metrics), refresh=False)
       bar.update()
       stage.observe(done, batch, output, metrics)
       batch = following
-      stage.checkpoints.poll()
-      validation = stage.validate(state, done)
+      checkpoints.poll()
+      validation = stage.validate(run, state, done)
+      due = done == stage.num_steps or (every and done % every == 0)
       # All processes stop after the same step, whichever got the signal.
       asked = processes.highest(request.number)
-      if validation or asked or _save_is_due(stage, done):
-        _save(stage, state, log, done, validation, position, skipped)
+      if validation or asked or due:
+        reached = Progress(done, position, run.log.position(), skipped)
+        checkpoints.save(state, reached, validation)
         # A signal may have come while saving.
         asked = processes.highest(request.number)
       if asked:
         break
-    _settle(stage, done, request)
+    checkpoints.settle()
+    # A signal that comes while the last step is written stops the run, too.
+    asked = processes.highest(request.number)
+    if asked:
+      raise _interrupted(stage, checkpoints.folder / str(done), asked)
   return state
 
 
-def _settle(stage: Stage, done: int, request: interrupts.Request) -> None:
-  """Waits until all is saved; raises if a signal has asked to stop by then.
-
-  A stop that is requested while the last step is written waits for that, too.
-  """
-  stage.checkpoints.settle()
-  asked = processes.highest(request.number)
-  if asked:
-    raise _interrupted(stage, done, asked)
+def _interrupted(
+    stage: Stage, saved: pathlib.Path, number: int
+) -> interrupts.Interrupted:
+  return interrupts.Interrupted(
+      number,
+      f"saved {stage.name} step {saved.name} of {stage.num_steps} in {saved};"
+      " the same command goes on from there",
+  )
 
 
 def _compile(
     stage: Stage, state: TrainState, batch: PyTree
-) -> tuple[Step, bool]:
-  """Returns the compiled step, and whether it was read from the cache."""
-  before = stage.meter.read()
-  step = stage.compile_step(state, batch)
-  account = stage.meter.read() - before
+) -> tuple[debugging.Step, bool]:
+  """Returns the compiled step, and whether it was read from the cache.
+
+  With `debug` the step checks every call.
+  """
+  run, arguments = stage.run, (state, *stage.constants, batch)
+  before = run.meter.read()
+  if run.cfg.debug:
+    step = debugging.watched(stage.step, *arguments)
+  else:
+    step = compilation.lower(stage.step, *arguments).compile()
+    needed = memory.compiled_bytes(step)
+    if needed is not None:  # to compare with the plan's estimate
+      told = memory.readable(needed)
+      print(f"memory     {stage.name} step {told} a device, as compiled")
+  account = run.meter.read() - before
   # Flushed, so that the progress bar does not overwrite it.
   print(
       f"{stage.name}: compiled in {account.seconds:.1f} s,"
@@ -169,7 +191,7 @@ def _compile(
 
 def _first_step(stage: Stage, was_read: bool) -> Metrics:
   """Prints and returns how long the stage took until its first step ended."""
-  account = stage.meter.since_mark()
+  account = stage.run.meter.since_mark()
   rest = account.seconds - account.tracing - account.compiling
   tqdm.tqdm.write(
       f"{stage.name}: first step done after {account.seconds:.1f} s: tracing"
@@ -185,36 +207,6 @@ def _first_step(stage: Stage, was_read: bool) -> Metrics:
   }
 
 
-def _save_is_due(stage: Stage, done: int) -> bool:
-  every = stage.save_every
-  return done == stage.num_steps or bool(every and done % every == 0)
-
-
-def _save(
-    stage: Stage,
-    state: TrainState,
-    log: Log,
-    done: int,
-    validation: Metrics | None,
-    position: dict | None = None,
-    skipped: int = 0,
-) -> None:
-  position = stage.records.get_state() if position is None else position
-  progress = Progress(done, position, log.position(), skipped)
-  stage.checkpoints.save(state, progress, validation)
-
-
-def _interrupted(
-    stage: Stage, done: int, number: int
-) -> interrupts.Interrupted:
-  return interrupts.Interrupted(
-      number,
-      f"saved {stage.name} step {done} of {stage.num_steps} in"
-      f" {stage.checkpoints.folder / str(done)}; the same command goes on"
-      " from there",
-  )
-
-
 def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
   """Waits for a step's metrics and adds its time and throughput."""
   metrics = output.numbers()
@@ -227,13 +219,13 @@ def _fetch(output: StepOutput, start: float, sequences: int) -> Metrics:
 
 
 def _count_skipped(
-    stage: Stage, done: int, metrics: Metrics, log: Log, before: int
+    stage: Stage, done: int, metrics: Metrics, before: int
 ) -> int:
   """Returns how many steps in a row had no update; warns of skipped updates."""
   count = round(metrics["update/skipped"])
   if not count:
     return 0
-  log.warn(
+  stage.run.log.warn(
       stage.name,
       done,
       f"{count} of {stage.updates} updates skipped; not finite:"
@@ -246,8 +238,7 @@ def _stopped(
     stage: Stage, done: int, state: TrainState, batch: PyTree, metrics: Metrics
 ) -> FloatingPointError:
   """Keeps the last step for a replay; returns the error that ends the run."""
-  stage.checkpoints.settle()
-  kept = stage.replays / f"{stage.name}-{done}"
+  kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
   told = f"python experiments/replay.py {kept} runs it again"
   if stage.own:
     told = f"call iapo_jax.run.replay.again with {kept} to run it again"
@@ -269,10 +260,11 @@ def _stopped(
 
 def _last_good(stage: Stage) -> str:
   """Says how another run starts from the last checkpoint of this one."""
-  saved = checkpoint.steps(stage.checkpoints.folder)
+  folder = checkpoint.stage_folder(stage.run.workdir, stage.name).absolute()
+  saved = checkpoint.steps(folder)
   if not saved:
     return "the same start"
-  flags = f"--config.init_from={stage.checkpoints.folder / str(saved[-1])}"
+  flags = f"--config.init_from={folder / str(saved[-1])}"
   if stage.name == "rl":
     flags += " --config.warm_start.num_steps=0"
   return flags

@@ -104,7 +104,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
         shards=_shards(mesh),
     )
     asked, copied = rows // parts * chunk, cache // parts
-  probe = elicitation * _layer_bytes(c, _context(c), mesh)
+  probe = elicitation * _layer_bytes(c, mesh)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -131,10 +131,6 @@ def width(c: Config) -> int:
   return 2 if c.model.dtype == "bfloat16" else 4
 
 
-def _context(c: Config) -> int:
-  return c.data.max_prompt_tokens + c.rollout.max_tokens
-
-
 def _reference_bytes(c: Config, spec: StateSpec) -> int:
   if not (c.num_steps and c.loss.kl_weight):
     return 0
@@ -158,28 +154,31 @@ def _cache_bytes(c: Config, mesh: Mesh, prompts: int, sequences: int) -> int:
 def _update_bytes(
     c: Config, mesh: Mesh, spec: StateSpec, prompts: int, rows: int
 ) -> int:
-  """Returns bytes to hold `prompts` and update on a micro-batch of `rows`.
-
-  Gradients are there twice: of the micro-batch, and summed.
-  """
+  """Returns bytes to hold `prompts` and update on a micro-batch of `rows`."""
   m, tensor = c.model, mesh.shape["tensor"]
+  # Of the micro-batch, and summed.
   gradients = 2 * tree_bytes(spec.shapes.params, spec.shardings.params)
   kept = _kept_bytes(c, tensor)
   pair = 2 * m.num_kv_heads * m.head_dim // tensor * _FP32
   slots = prompts * c.data.max_prompt_tokens * m.num_layers
-  return gradients + slots * (kept + 2 * pair) + _stored_bytes(c, rows, mesh)
+  # One layer at a time is recomputed: its values and their gradients.
+  layers = m.num_layers * kept + 2 * _layer_bytes(c, mesh)
+  tokens = rows * c.rollout.max_tokens
+  chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
+  logits = 3 * chunk * (m.vocab_size // tensor) * _FP32
+  return gradients + slots * (kept + 2 * pair) + tokens * layers + logits
 
 
-def _layer_bytes(c: Config, context: int, mesh: Mesh) -> int:
+def _layer_bytes(c: Config, mesh: Mesh) -> int:
   """Returns activations of a token in a layer: residual, heads, MLP, scores."""
   m, tensor = c.model, mesh.shape["tensor"]
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
-  scores = 2 * m.num_heads // tensor * context * _FP32
+  scores = c.data.max_prompt_tokens + c.rollout.max_tokens
   if fused_attention.chosen(m.attention, mesh.devices.flat[0].platform):
     # Only blocks of scores exist; each of two segments has an output.
-    scores = 2 * m.num_heads // tensor * m.head_dim * _FP32
+    scores = m.head_dim
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
-  return dense * width(c) + scores
+  return dense * width(c) + 2 * m.num_heads // tensor * scores * _FP32
 
 
 def _kept_bytes(c: Config, tensor: int) -> int:
@@ -190,17 +189,6 @@ def _kept_bytes(c: Config, tensor: int) -> int:
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   products = 2 * m.d_model + heads + 2 * m.mlp_dim // tensor
   return products * width(c) + m.num_heads // tensor * _FP32
-
-
-def _stored_bytes(c: Config, rows: int, mesh: Mesh) -> int:
-  """Returns what a micro-batch's backward pass needs of its forward pass."""
-  m, tensor = c.model, mesh.shape["tensor"]
-  tokens = rows * c.rollout.max_tokens
-  layers = m.num_layers * _kept_bytes(c, tensor)
-  # One layer at a time is recomputed: its values and their gradients.
-  layers += 2 * _layer_bytes(c, _context(c), mesh)
-  chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
-  return tokens * layers + 3 * chunk * (m.vocab_size // tensor) * _FP32
 
 
 def tree_bytes(shapes: PyTree, shardings: PyTree) -> int:

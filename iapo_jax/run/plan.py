@@ -6,6 +6,7 @@ import math
 import jax
 from jax.sharding import Mesh
 
+from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core import compilation
 from iapo_jax.models import fused_attention
@@ -20,14 +21,17 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
   `c` has its vocabulary size filled in; `spec` is of the state of reinforcement
   learning.
   """
-  m, shape = c.model, mesh.shape
+  m, e, shape, device = c.model, c.evaluation, mesh.shape, mesh.devices.flat[0]
+  attention = "reference"
+  if fused_attention.chosen(m.attention, device.platform):
+    attention = "fused kernels; decoding by the reference"
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(spec.shapes.params))
   lines = [
       f"model      {weights:,} weights: {m.num_layers} layers of width"
       f" {m.d_model}, vocabulary {m.vocab_size}, {m.dtype}",
       f"mesh       data {shape['data']} x fsdp {shape['fsdp']} x tensor"
-      f" {shape['tensor']} on {mesh.devices.flat[0].device_kind}",
-      f"attention  {_describe_attention(c, mesh)}",
+      f" {shape['tensor']} on {device.device_kind}",
+      f"attention  {attention}",
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
   ]
@@ -39,7 +43,16 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
     )
   if c.num_steps:
     lines += _describe_step(c, shape["data"] * shape["fsdp"])
-  lines.append(_describe_evaluation(c))
+  during = ""
+  if c.num_steps and e.every:
+    during = (
+        f"every {e.every} RL steps on {e.problems} problems, at the end on the"
+        " test split: "
+    )
+  lines.append(
+      f"evaluation {during}{e.samples} sample{'s' if e.samples > 1 else ''} a"
+      f" problem, {e.batch_size} completions per call"
+  )
   for name, needed in memory.programs(c, mesh, spec).items():
     lines.append(f"memory     {_describe_memory(name, needed)}")
   return "\n".join(lines)
@@ -58,13 +71,6 @@ def describe_programs(c: Config, place: str | None) -> str:
     rule = "cannot be kept (before JAX 0.11): grading calls the host"
     line += f"; {names} {rule}"
   return line
-
-
-def _describe_attention(c: Config, mesh: Mesh) -> str:
-  platform = mesh.devices.flat[0].platform
-  if fused_attention.chosen(c.model.attention, platform):
-    return "fused kernels; decoding by the reference"
-  return "reference"
 
 
 def _describe_step(c: Config, shards: int) -> list[str]:
@@ -94,20 +100,6 @@ def _describe_step(c: Config, shards: int) -> list[str]:
   ]
 
 
-def _describe_evaluation(c: Config) -> str:
-  e = c.evaluation
-  during = ""
-  if c.num_steps and e.every:
-    during = (
-        f"every {e.every} RL steps on {e.problems} problems, at the end"
-        " on the test split: "
-    )
-  return (
-      f"evaluation {during}{e.samples} sample{'s' if e.samples > 1 else ''} a"
-      f" problem, {e.batch_size} completions per call"
-  )
-
-
 def _describe_memory(name: str, needed: memory.Estimate) -> str:
   """Describes the total and its parts."""
   told = {
@@ -128,15 +120,7 @@ def _describe_memory(name: str, needed: memory.Estimate) -> str:
 
 def _describe_credit(c: CreditConfig) -> str:
   """Describes the mode and the weights that it uses."""
-  used = {
-      "grpo": [],
-      "gtpo": ["explore_weight"],
-      "length_penalty": ["length_weight"],
-      "group_length_penalty": ["length_weight"],
-      "paper": ["info_weight", "explore_weight"],
-      "to_go": ["info_weight", "explore_weight", "discount", "cost"],
-      "faithful": ["info_weight", "explore_weight", "horizon"],
-  }[c.mode]
+  used = CREDITS[c.mode].weights
   words = [c.mode, *(f"{name} {getattr(c, name):g}" for name in used)]
   if c.information != "realised":
     words.append(f"information {c.information} (control)")

@@ -41,8 +41,7 @@ class Replayed:
   """A step that was run again.
 
   Attributes:
-    metrics: of the second time.
-    before: of the first time, NaN for what was not finite.
+    before: the metrics of the first time, NaN for what was not finite.
     place: where in this package NaN appears first; None if there is none, or
       only infinities.
   """
@@ -66,15 +65,10 @@ def keep(
 ) -> None:
   """Keeps a step without any update; all processes must call this.
 
-  Leaves a step alone that is kept already: it was the same. Raises `OSError` if
+  `place` is the step's folder, STAGE-STEP. `state` is the one after the step,
+  of which only the count has changed. `own` names the user's parts. Leaves a
+  step alone that is kept already: it was the same. Raises `OSError` if
   something cannot be written.
-
-  Args:
-    place: folder of the step, STAGE-STEP.
-    state: after the step, so that only its count has changed.
-    batch: of the step.
-    metrics: of the step.
-    own: names the user's parts of the step.
   """
   # The metrics are written last: if they exist, so does the rest.
   if processes.on_first((place / _METRICS).exists):
@@ -118,10 +112,9 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   # The step is donated its state, which the search needs too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
-  found = None
-  if finite.offenders(metrics):
-    found = debugging.first_nan(step, *arguments)
-  return Replayed(metrics, before, found)
+  lost = finite.offenders(metrics)
+  nan = debugging.first_nan(step, *arguments) if lost else None
+  return Replayed(metrics, before, nan)
 
 
 def _check_own(place: pathlib.Path, own: Own) -> None:
@@ -145,26 +138,27 @@ def _step_of(
     own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
   """Returns the jitted step and its arguments."""
+  prompts = Prompts(0, 0, 0, 0)
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
-    batch = _read_batch(place, Prompts(0, 0, 0, 0))
-    train, reference = assembly.train_step_of(parts, made, own), None
-    if parts.cfg.loss.kl_weight:
-      began = resumption.reference(parts, run)
-      reference = assembly.reference_of(parts, made, began)
-    rest = reference, _placed(batch, parts)
+    train = assembly.train_step_of(parts, made, own)
+    batch = _read_batch(place, prompts)
   else:
     made = assembly.warm_start_stage(parts)
-    batch = _read_batch(place, Demonstrations(Prompts(0, 0, 0, 0), 0, 0))
     train = assembly.warm_start_step_of(parts, made)
-    rest = (_placed(batch, parts),)
-  return train, (_read_state(place, made), *rest)
-
-
-def _read_state(place: pathlib.Path, stage: assembly.Stage) -> TrainState:
-  wanted = sharding.placed_shapes(stage.spec.shapes, stage.spec.shardings)
+    batch = _read_batch(place, Demonstrations(prompts, 0, 0))
+  size = len(jax.tree.leaves(batch)[0])
+  batch = sharding.put_rows(batch, parts.mesh, size)
+  wanted = sharding.placed_shapes(made.spec.shapes, made.spec.shardings)
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(place.absolute() / _STATE, wanted)
+    state = checkpointer.restore(place.absolute() / _STATE, wanted)
+  if stage != "rl":
+    return train, (state, batch)
+  reference = None
+  if parts.cfg.loss.kl_weight:
+    began = resumption.reference(parts, run)
+    reference = assembly.reference_of(parts, made, began)
+  return train, (state, reference, batch)
 
 
 def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
@@ -176,8 +170,3 @@ def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
       )
   except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
     raise ConfigError(f"{str(place / _BATCH)!r}: is damaged") from error
-
-
-def _placed(batch: PyTree, parts: Assembly) -> PyTree:
-  size = len(jax.tree.leaves(batch)[0])
-  return sharding.put_rows(batch, parts.mesh, size)

@@ -55,22 +55,17 @@ def reference(parts: Assembly, workdir: pathlib.Path) -> Params | None:
   intact = processes.on_first(lambda: _intact_reference(parts, workdir))
   if intact is None:
     return sources.start(parts)
-  folder, stage, step = intact
-  chosen = sources.Source(pathlib.Path(folder), stage, step)
-  return sources.load(parts, chosen, verify=False)
+  return sources.load(parts, sources.named(intact), verify=False)
 
 
-def _intact_reference(
-    parts: Assembly, workdir: pathlib.Path
-) -> tuple[str, str, int] | None:
-  """Returns workdir, stage and step of it; None for the pretrained model."""
-  cfg = parts.cfg
+def _intact_reference(parts: Assembly, workdir: pathlib.Path) -> str | None:
+  """Returns the path of its checkpoint; None for the pretrained model."""
+  cfg, other = parts.cfg, None
   start = sources.Source(workdir, "rl", 0)
   problem = start.fault()
   if not problem:
-    return str(workdir), "rl", 0
+    return str(start)
   # Its original is as good.
-  other = None
   if cfg.warm_start.num_steps:
     other = sources.Source(workdir, "warm_start", cfg.warm_start.num_steps)
   elif cfg.init_from:
@@ -81,7 +76,7 @@ def _intact_reference(
     return None
   if other and other.fault() is None:
     print(f"warning: checkpoint {start} {problem}; {other} is read instead")
-    return str(other.workdir), other.stage, other.step
+    return str(other)
   raise ConfigError(
       f"checkpoint {start} {problem}; the KL penalty needs that policy: start"
       " over in another --workdir"

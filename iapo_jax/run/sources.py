@@ -47,7 +47,11 @@ class Source:
 
 def last(workdir: pathlib.Path) -> Source:
   """Returns a run's last checkpoint; raises `ConfigError` if there is none."""
-  return Source(workdir, *checkpoint.last(workdir), named=False)
+  for stage in reversed(checkpoint.STAGES):
+    found = checkpoint.steps(checkpoint.stage_folder(workdir, stage))
+    if found:
+      return Source(workdir, stage, found[-1], named=False)
+  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
 
 
 def best(workdir: pathlib.Path) -> Source:
@@ -163,23 +167,18 @@ def load(
 def check_start(parts: Assembly) -> None:
   """Checks, before anything is loaded or made, that `start` will succeed.
 
-  Raises `ConfigError` as `check_source`, or if a pretrained model's tensors do
-  not fit its configuration.
+  Raises `ConfigError` if the run named by `init_from` has another model or
+  vocabulary, has no such checkpoint, or is unfinished and only its last
+  checkpoint is meant; or if a pretrained model's tensors do not fit its
+  configuration.
   """
   cfg = parts.cfg
-  if cfg.init_from:
-    check_source(parts, named(cfg.init_from))
-  elif cfg.model.pretrained:
-    reader = weights.Reader(folder.find(cfg.model.pretrained))
-    weights.check(reader, cfg.model)
-
-
-def check_source(parts: Assembly, chosen: Source) -> None:
-  """Checks that a run can begin with another run's policy.
-
-  Raises `ConfigError` if that run has another model or vocabulary, if there is
-  no such checkpoint, or if it is only the last one so far of an unfinished run.
-  """
+  if not cfg.init_from:
+    if cfg.model.pretrained:
+      reader = weights.Reader(folder.find(cfg.model.pretrained))
+      weights.check(reader, cfg.model)
+    return
+  chosen = named(cfg.init_from)
   _check_model(parts, chosen.workdir)
   _check_words(parts, chosen.workdir)
   if not chosen.named and not workdir_lib.is_finished(chosen.workdir):

@@ -4,8 +4,7 @@ import contextlib
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,14 +20,11 @@ from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.warm_start import Demonstrations
 from iapo_jax.run import (
   assembly,
-  checkpoint,
-  debugging,
+  evaluation,
   judging,
   logs,
   loop,
-  memory,
   plan,
-  replay,
   resumption,
   sources,
   watch,
@@ -36,9 +32,9 @@ from iapo_jax.run import (
 from iapo_jax.run import samples as samples_lib
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.run.assembly import Assembly
-from iapo_jax.run.checkpoint import Checkpoints, Progress
+from iapo_jax.run.checkpoint import Progress
 from iapo_jax.run.context import Run
-from iapo_jax.run.logs import Log, Metrics, NoLog, RunLog
+from iapo_jax.run.logs import Metrics, RunLog
 
 
 def train(
@@ -62,7 +58,7 @@ def train(
 
   Args:
     cfg: the checked configuration.
-    workdir: of the run.
+    workdir: folder of the run, created if missing.
     dry_run: only print the plan; nothing is written or compiled.
     programs: folder that keeps compiled programs from one start to the next;
       JAX's own setting takes precedence, and holds by default.
@@ -92,9 +88,12 @@ def train(
     _tell_export(parts)
     saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
-    sampler = assembly.sampler_of(parts, assembly.reinforcement_stage(parts))
+    sampler = evaluation.make_sampler(parts)
     try:
-      with _open_log(cfg, workdir, position) as log:
+      place = workdir if processes.is_first() else None
+      with processes.everywhere(
+          lambda: RunLog(place, position, wandb=cfg.log.wandb)
+      ) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
         # A name that stays here would keep the weights on the devices.
         begun, saved = [saved], None
@@ -146,17 +145,6 @@ def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
     yield finished
 
 
-def _open_log(
-    cfg: Config, workdir: pathlib.Path, position: Mapping[str, int] | None
-) -> Log:
-  def opened() -> Log:
-    if not processes.is_first():
-      return NoLog()
-    return RunLog(workdir, position, wandb=cfg.log.wandb)
-
-  return processes.everywhere(opened)
-
-
 def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   """Runs the configured stages and returns the state after them.
 
@@ -174,7 +162,13 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
     return reinforce(run, saved.state, reference, saved.progress)
   params = None
   if cfg.warm_start.num_steps:
-    state = warm_start(run, *_begin_warm_start(run, saved))
+    if saved:
+      state, progress = saved.state, saved.progress
+    else:
+      first = assembly.warm_start_stage(parts)
+      state = assembly.create_state(parts, first, sources.start(parts))
+      progress = None
+    state = warm_start(run, state, progress)
     run.meter.mark()  # what follows counts for the next stage
     if not cfg.num_steps:
       return state
@@ -191,16 +185,6 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   return reinforce(run, state, reference, None)
 
 
-def _begin_warm_start(
-    run: Run, saved: resumption.Saved | None
-) -> tuple[TrainState, Progress | None]:
-  if saved:
-    return saved.state, saved.progress
-  stage = assembly.warm_start_stage(run.parts)
-  params = sources.start(run.parts)
-  return assembly.create_state(run.parts, stage, params), None
-
-
 def warm_start(
     run: Run, state: TrainState, progress: Progress | None
 ) -> TrainState:
@@ -211,7 +195,6 @@ def warm_start(
   cfg, task = run.cfg, run.parts.task
   size = cfg.warm_start.batch_size
   stage = assembly.warm_start_stage(run.parts)
-  step = assembly.warm_start_step_of(run.parts, stage)
 
   def demonstrate(
       record: pipeline.Record, rng: np.random.Generator
@@ -226,29 +209,23 @@ def warm_start(
     )
     return sharding.put_rows(batch, run.parts.mesh, size)
 
-  with _checkpoints(run, "warm_start") as checkpoints:
-    todo = loop.Stage(
-        name="warm_start",
-        num_steps=cfg.warm_start.num_steps,
-        compile_step=lambda state, batch: _compiled(
-            run, "warm_start", step, state, batch
-        ),
-        records=pipeline.batches(
-            len(task.demonstrable),
-            lambda index: {"index": task.demonstrable[index]},
-            batch_size=size,
-            seed=cfg.seed,
-            rows=sharding.own_rows(run.parts.mesh, size),
-            augment=demonstrate,
-        ),
-        place=place,
-        checkpoints=checkpoints,
-        meter=run.meter,
-        save_every=cfg.checkpoint.every,
-        max_skipped=cfg.warm_start.optimizer.max_skipped,
-        replays=replay.folder(run.workdir),
-    )
-    return loop.fit(todo, state, run.log, progress)
+  todo = loop.Stage(
+      run=run,
+      name="warm_start",
+      num_steps=cfg.warm_start.num_steps,
+      step=assembly.warm_start_step_of(run.parts, stage),
+      records=pipeline.batches(
+          len(task.demonstrable),
+          lambda index: {"index": task.demonstrable[index]},
+          batch_size=size,
+          seed=cfg.seed,
+          rows=sharding.own_rows(run.parts.mesh, size),
+          augment=demonstrate,
+      ),
+      place=place,
+      max_skipped=cfg.warm_start.optimizer.max_skipped,
+  )
+  return loop.fit(todo, state, progress)
 
 
 def reinforce(
@@ -265,56 +242,33 @@ def reinforce(
   """
   cfg, size = run.cfg, run.cfg.prompts_per_step
   stage = assembly.reinforcement_stage(run.parts)
-  step = assembly.train_step_of(run.parts, stage, run.own)
-
-  def compile_step(state: TrainState, batch: PyTree) -> loop.Step:
-    compiled = _compiled(run, "rl", step, state, reference, batch)
-    return lambda state, batch: compiled(state, reference, batch)
-
   table = run.parts.task.tables["train"]
-  with _checkpoints(run, "rl") as checkpoints:
-    todo = loop.Stage(
-        name="rl",
-        num_steps=cfg.num_steps,
-        compile_step=compile_step,
-        records=pipeline.batches(
-            len(table.kept),
-            table.record,
-            batch_size=size,
-            seed=cfg.seed,
-            rows=sharding.own_rows(run.parts.mesh, size),
-        ),
-        place=lambda record: sharding.put_rows(
-            pipeline.as_prompts(record), run.parts.mesh, size
-        ),
-        checkpoints=checkpoints,
-        meter=run.meter,
-        save_every=cfg.checkpoint.every,
-        max_skipped=cfg.optimizer.max_skipped,
-        replays=replay.folder(run.workdir),
-        own=run.own.described,
-        updates=cfg.loss.num_updates,
-        save_start=True,
-        sequences=cfg.sequences_per_step,
-        calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
-        validate=lambda state, done: judging.validate(run, state, done),
-        observe=_Observer(run),
-    )
-    return loop.fit(todo, state, run.log, progress)
-
-
-def _compiled(
-    run: Run, stage: str, step: Any, *arguments: PyTree
-) -> Callable[..., tuple[TrainState, StepOutput]]:
-  """Compiles a jitted step; with `debug` the result checks every call."""
-  if run.cfg.debug:
-    return debugging.watched(step, *arguments)
-  compiled = compilation.lower(step, *arguments).compile()
-  needed = memory.compiled_bytes(compiled)
-  if needed is not None:  # to compare with the plan's estimate
-    told = memory.readable(needed)
-    print(f"memory     {stage} step {told} a device, as compiled")
-  return compiled
+  todo = loop.Stage(
+      run=run,
+      name="rl",
+      num_steps=cfg.num_steps,
+      step=assembly.train_step_of(run.parts, stage, run.own),
+      records=pipeline.batches(
+          len(table.kept),
+          table.record,
+          batch_size=size,
+          seed=cfg.seed,
+          rows=sharding.own_rows(run.parts.mesh, size),
+      ),
+      place=lambda record: sharding.put_rows(
+          pipeline.as_prompts(record), run.parts.mesh, size
+      ),
+      max_skipped=cfg.optimizer.max_skipped,
+      constants=(reference,),
+      own=run.own.described,
+      updates=cfg.loss.num_updates,
+      save_start=True,
+      sequences=cfg.sequences_per_step,
+      calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
+      validate=judging.validate,
+      observe=_Observer(run),
+  )
+  return loop.fit(todo, state, progress)
 
 
 class _Observer:
@@ -346,15 +300,6 @@ class _Observer:
               probed="probe/entropy_first" in metrics,
           )
       )
-
-
-def _checkpoints(run: Run, stage: str) -> Checkpoints:
-  kept = run.cfg.checkpoint
-  return Checkpoints(
-      checkpoint.stage_folder(run.workdir, stage),
-      keep_last=kept.keep_last,
-      keep_best=kept.keep_best,
-  )
 
 
 def _tell_export(parts: Assembly) -> None:

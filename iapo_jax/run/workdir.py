@@ -100,10 +100,8 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   it holds a run with another configuration, or one whose configuration is
   lost.
   """
-  ours = config_lib.flatten(parts.cfg)
   if is_claimed(workdir):
-    # Fields that are newer than the run have their defaults.
-    _check_same(ours, config_lib.flatten(load_config(workdir)), workdir)
+    check_holds(workdir, parts.cfg)
     check_data(parts, workdir)
     if is_finished(workdir):
       return True
@@ -131,7 +129,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
       files.sync(workdir / kept)
   if parts.task.fingerprint:
     files.write_json(workdir / _DATA, parts.task.fingerprint)
-  files.write_json(workdir / _CONFIG, ours)
+  files.write_json(workdir / _CONFIG, config_lib.flatten(parts.cfg))
   return False
 
 
@@ -165,24 +163,6 @@ def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
       )
 
 
-def _check_same(
-    ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path
-) -> None:
-  for field in ours | theirs:
-    values = ours.get(field), theirs.get(field)
-    if field in config_lib.FREE:  # `check_data` compares the data
-      continue
-    names = ("init_from", "model.pretrained", "data.tokenizer")
-    if field in names and all(values):
-      # The same folder may be written as several paths.
-      values = tuple(pathlib.Path(value).resolve() for value in values)
-    if values[0] != values[1]:
-      raise ConfigError(
-          f"config.{field} = {ours.get(field)!r}: workdir {str(workdir)!r}"
-          f" holds a run with {theirs.get(field)!r}; use another --workdir"
-      )
-
-
 def is_finished(workdir: pathlib.Path) -> bool:
   """Returns whether a run has its summary, which is written last."""
   path = workdir / SUMMARY
@@ -206,7 +186,19 @@ def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
   ours = config_lib.flatten(cfg)
   if not cfg.model.is_read:
     ours["model.vocab_size"] = theirs["model.vocab_size"]
-  _check_same(ours, theirs, workdir)
+  for field in ours:
+    values = ours[field], theirs[field]
+    if field in config_lib.FREE:  # `check_data` compares the data
+      continue
+    names = ("init_from", "model.pretrained", "data.tokenizer")
+    if field in names and all(values):
+      # The same folder may be written as several paths.
+      values = tuple(pathlib.Path(value).resolve() for value in values)
+    if values[0] != values[1]:
+      raise ConfigError(
+          f"config.{field} = {ours[field]!r}: workdir {str(workdir)!r}"
+          f" holds a run with {theirs[field]!r}; use another --workdir"
+      )
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
