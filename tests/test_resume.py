@@ -100,7 +100,8 @@ def finish(process):
 
 
 def final_state(folder):
-  parts = assembly.assemble(workdir.load_config(folder), jax.local_devices()[:1])
+  cfg = workdir.load_config(folder)
+  parts = assembly.assemble(cfg, jax.local_devices()[:1])
   stage = assembly.reinforcement_stage(parts)
   where = checkpoint.stage_folder(folder, "rl")
   return checkpoint.restore(where, SETTINGS["num_steps"], stage.spec)
