@@ -1,4 +1,4 @@
-"""All runs of a comparison: which there are, running them, what they gave."""
+"""All runs of a comparison: their plans, how they run, and their results."""
 
 import dataclasses
 import hashlib
@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from trials import Trial
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.credits import CREDITS
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.rl import advantages
 from iapo_jax.rl.own import NOTHING, Own, Probing
 from iapo_jax.run import logs, trainer
 from iapo_jax.run import workdir as workdir_lib
@@ -31,23 +31,16 @@ _WAIT_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """A run that is to be.
-
-  Attributes:
-    folder: of it.
-    config: of it.
-    own: parts of its train step.
-  """
+  """A run with its folder, configuration and replaced parts of the step."""
 
   folder: pathlib.Path
   config: ConfigDict
   own: Own = NOTHING
 
   def is_finished(self) -> bool:
-    """Whether it is.
+    """Returns whether the run is finished.
 
-    Raises:
-      ConfigError: where the folder holds another run.
+    Raises ConfigError if the folder holds another run.
     """
     if not workdir_lib.is_finished(self.folder):
       return False
@@ -57,22 +50,22 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """All runs of a task.
+  """All runs of a comparison on one task.
 
   Attributes:
-    configure: the configuration of a variant of the task, a new one each time.
+    configure: makes a new configuration of a variant of the task.
     methods: names of contenders.
-    folder: of the runs.
-    misplaced: probes of contenders whose probes are misplaced.
+    folder: holds the folders of all runs.
+    misplaced: probes for contenders with misplaced probes.
     num_steps: of every run.
-    slack: in accuracy, by which a setting may be below the best plain method.
-    recorded: what `collect` gave before, maybe elsewhere: trials of it are
-      not run again.
-    packed: the beginning of the names of files with warm starts, of `starts`:
-      what they have is not trained again; None for none.
-    starts: warm starts of each kind.
-    seeds: of runs from each.
-    small: a few steps of everything, to see that it works.
+    slack: accuracy that a setting may lose against the best plain method.
+    recorded: an earlier result of `collect`, possibly from another machine;
+      its trials are not run again.
+    packed: path prefix of the archives of warm starts; packed warm starts are
+      not trained again. None disables archives.
+    starts: number of warm starts of each kind.
+    seeds: number of runs from each warm start.
+    small: whether all runs are tiny, as a check that they work.
   """
 
   configure: Callable[[str], ConfigDict]
@@ -88,10 +81,9 @@ class Study:
   small: bool = False
 
   def run(self) -> None:
-    """Runs all that is missing, what depends on results after these.
+    """Runs the missing trials: first tuning, then those of chosen settings.
 
-    Raises:
-      ConfigError: where records are of other configurations.
+    Raises ConfigError if a record belongs to another configuration.
     """
     self.run_trials(trials.tuning(self.methods, starts=self.starts))
     chosen = self.chosen()
@@ -100,7 +92,7 @@ class Study:
     )
 
   def run_trials(self, wanted: Iterable[Trial]) -> None:
-    """Runs those that are neither recorded nor finished, from warm starts."""
+    """Runs trials that are neither recorded nor finished, and their starts."""
     missing = [x for x in wanted if self._recorded(x) is None]
     known = trials.contenders()
     begins = {(x.start, known[x.method].early_answers) for x in missing}
@@ -121,7 +113,7 @@ class Study:
     return pathlib.Path(f"{self.packed}-{planned.folder.name}.tar.gz")
 
   def pack(self) -> None:
-    """Packs the finished warm starts that are not packed yet."""
+    """Packs finished warm starts that are not packed yet."""
     for start, early in itertools.product(range(self.starts), (True, False)):
       planned = self.warm_start(start, early)
       file = self._packed(planned)
@@ -129,7 +121,7 @@ class Study:
         starts.pack(planned.folder, file)
 
   def warm_start(self, start: int, early: bool = True) -> Planned:
-    """A warm start, with examples of early answers or without."""
+    """Plans a warm start, with examples of early answers or without."""
     config = self.configure("sft")
     config.seed = start
     name = f"start-{start}"
@@ -141,7 +133,7 @@ class Study:
     return Planned(self.folder / name, self._sized(config))
 
   def trial(self, trial: Trial) -> Planned:
-    """A trial."""
+    """Plans a trial."""
     contender = trials.contenders()[trial.method]
     config = self.configure(contender.variant)
     fields = {**contender.fixed, **contender.settings[trial.setting]}
@@ -152,20 +144,20 @@ class Study:
     config.prompts_per_step = 8
     config.num_steps = 2 if self.small else self.num_steps
     credit = config.credit
-    read = credit.mode in advantages.TOKEN_CREDITS
+    read = CREDITS[credit.mode].reads_information
     if not read or credit.information == "none":
-      config.probe.stride = 0  # and its cost is none
+      config.probe.stride = 0  # unread probes are not run
     _judge(config, tuning=trial.seed == trials.TUNING_SEED)
     own = Own(probing=self.misplaced if contender.misplaced else None)
     return Planned(self.folder / trial.name, self._sized(config), own)
 
   def _start_of(self, trial: Trial) -> Planned:
-    """The warm start that a trial begins from."""
+    """Plans the warm start that a trial begins from."""
     early = trials.contenders()[trial.method].early_answers
     return self.warm_start(trial.start, early)
 
   def _sized(self, config: ConfigDict) -> ConfigDict:
-    """The configuration, small if that is wanted."""
+    """Returns the configuration, reduced if the study is small."""
     if self.small:
       config.data.arithmetic.update({
           "train_problems": 96, "validation_problems": 24, "test_problems": 48,
@@ -175,14 +167,14 @@ class Study:
     return config
 
   def finish(self, runs: Sequence[Planned]) -> None:
-    """Runs what is not finished, but for what another process runs."""
+    """Runs unfinished runs and waits for those of other processes."""
     while missing := [run for run in runs if not run.is_finished()]:
       ours = [run for run in missing if self._take(run)]
       if not ours:
         time.sleep(_WAIT_SECONDS)
 
   def _take(self, run: Planned) -> bool:
-    """Whether this process had the run; another one may."""
+    """Runs it, unless it is finished or another process runs it now."""
     if run.is_finished():
       return False
     print(f"\n== {run.folder}", flush=True)
@@ -198,7 +190,7 @@ class Study:
     return True
 
   def chosen(self) -> dict[str, int]:
-    """The setting of each method, by its validation results."""
+    """Chooses the setting of each method by its validation results."""
     results = {
         method: trials.means_of_settings(
             self._results(trials.tuning([method], starts=self.starts))
@@ -222,7 +214,7 @@ class Study:
     return [x for x in self.methods if not trials.contenders()[x].setting_of]
 
   def collect(self) -> dict[str, Any]:
-    """What is finished of all contenders and what is recorded, as JSON."""
+    """Returns all finished and recorded results of all contenders, as JSON."""
     if set(self.methods) < set(trials.contenders()):
       return dataclasses.replace(
           self, methods=list(trials.contenders())
@@ -257,7 +249,7 @@ class Study:
   def _with_recorded(
       self, kind: str, found: Sequence[Record]
   ) -> list[Record]:
-    """What is found, and behind it what is recorded of other trials."""
+    """Returns `found`, followed by the records of other trials."""
     def of(row: Record) -> tuple[Any, ...]:
       return tuple(row[field.name] for field in dataclasses.fields(Trial))
 
@@ -265,13 +257,13 @@ class Study:
     return [*found, *(x for x in self._kept(kind) if of(x) not in there)]
 
   def _results(self, wanted: Iterable[Trial]) -> list[Record]:
-    """Of those that are recorded or finished."""
+    """Returns the results of trials that are recorded or finished."""
     return [
         found for x in wanted if (found := self.result(x)) is not None
     ]
 
   def result(self, trial: Trial) -> Record | None:
-    """What a trial gave that is recorded or finished; None of any other."""
+    """Returns the result of a recorded or finished trial, else None."""
     if (kept := self._recorded(trial)) is not None:
       return kept
     planned = self.trial(trial)
@@ -287,10 +279,9 @@ class Study:
     return dataclasses.asdict(trial) | made | found | _cost(folder)
 
   def _recorded(self, trial: Trial) -> Record | None:
-    """The record of a trial.
+    """Returns the record of a trial.
 
-    Raises:
-      ConfigError: where it is of another configuration.
+    Raises ConfigError if it belongs to another configuration.
     """
     key = dataclasses.asdict(trial)
     for kept in (*self._kept("tuning"), *self._kept("trials")):
@@ -307,9 +298,9 @@ class Study:
     return self.recorded.get(kind, [])
 
   def _configuration(self, trial: Trial) -> str:
-    """Tells configurations apart, by fields that differ from the defaults.
+    """Returns a digest of the configuration's fields that are not defaults.
 
-    So a field that is new in a version does not make all records worthless.
+    So records stay valid if a new version adds fields.
     """
     planned = self.trial(trial)
     parts = [
@@ -320,7 +311,7 @@ class Study:
     return _digest(text)
 
   def _summaries_of_starts(self) -> list[Record]:
-    """Of warm starts that are recorded or finished."""
+    """Returns the results of recorded or finished warm starts."""
     found = {x["begun_from"]: x for x in self._kept("warm_starts")}
     for start, early in itertools.product(range(self.starts), (True, False)):
       if (planned := self.warm_start(start, early)).is_finished():
@@ -334,10 +325,10 @@ class Study:
 
 
 def _name_of(start: Planned) -> str:
-  """Of a warm start as it came out here, by its result.
+  """Returns a name for the weights of a warm start, a digest of its result.
 
-  The same seed gives other weights on another kind of processor: only trials
-  that began from the same weights are pairs.
+  The same seed gives other weights on another kind of processor, and only
+  trials from the same weights are pairs.
   """
   found = summary(start.folder)
   text = json.dumps({**found, "seconds": 0}, sort_keys=True)
@@ -345,18 +336,18 @@ def _name_of(start: Planned) -> str:
 
 
 def _judge(config: ConfigDict, *, tuning: bool) -> None:
-  """Settings are chosen by validation problems, compared by test problems."""
+  """Sets validation problems for tuning, and test problems for the rest."""
   if tuning:
     config.evaluation.every = config.num_steps
     config.evaluation.samples = 4
-    config.data.test_problems = 8  # nobody reads the result
+    config.data.test_problems = 8  # the result is not used
   else:
     config.evaluation.every = 0
     config.evaluation.samples = 2
 
 
 def _changed(config: ConfigDict) -> dict[str, Any]:
-  """Fields that are not as by default."""
+  """Returns the fields that differ from the defaults."""
   usual = config_lib.flatten(config_lib.Config())
   flat = config_lib.flatten(config_lib.parse(config))
   return {name: value for name, value in flat.items() if value != usual[name]}
@@ -367,19 +358,19 @@ def _digest(text: str) -> str:
 
 
 def summary(folder: pathlib.Path) -> dict[str, float]:
-  """The test result of a run."""
+  """Reads the test result of a run."""
   found = files.read_json(folder / workdir_lib.SUMMARY)
   return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
 
 
 def validation(folder: pathlib.Path) -> dict[str, float]:
-  """The last validation result of a run."""
+  """Reads the last validation result of a run."""
   found = logs.stage_metrics(folder, "validation")[-1]
   return {k: _short(v) for k, v in found.items() if not isinstance(v, str)}
 
 
 def _cost(folder: pathlib.Path) -> dict[str, float]:
-  """What training put through the network, and how far calibration was off."""
+  """Reads tokens, seconds and calibration gaps of a run's training."""
   steps: list[Mapping[str, Any]] = logs.stage_metrics(folder, "rl")
   config = workdir_lib.load_config(folder)
   rows = config.sequences_per_step
@@ -396,5 +387,5 @@ def _cost(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _short(value: Any) -> Any:
-  """Six digits of a float: files that people read differences of."""
+  """Rounds a float to six digits, so that diffs of files are readable."""
   return float(f"{value:.6g}") if isinstance(value, float) else value
