@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+from unittest import mock
 
 import chex
 import jax
@@ -370,12 +371,19 @@ WORD_CASES = (
 )
 
 
-def exactly(completions, golds):
+def exactly(completions, golds, *, need_tags):
   """Right answers are the gold ones, character by character."""
+  assert need_tags
   return [
       Graded(text.extract_answer(completion) == gold, None, False)
       for completion, gold in zip(completions, golds, strict=True)
   ]
+
+
+def grade_exactly(*batch):
+  """`host.grade_tokens`, by `exactly`."""
+  with mock.patch.object(host.grading, "grade", exactly):
+    return host.grade_tokens(word_level(), *batch)
 
 
 class TokenMatchTest(chex.TestCase):
@@ -395,7 +403,7 @@ class TokenMatchTest(chex.TestCase):
 
   def test_host_by_hand(self):
     for batch in self.cases():
-      columns = host.grade_tokens(word_level(), *batch, exactly)
+      columns = grade_exactly(*batch)
       self.check_cases(columns[:3])
       self.assertFalse(columns[3].any())
 
@@ -411,7 +419,7 @@ class TokenMatchTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_same_as_the_host(self):
     batch = random_batch(prompts=1200, group=3)
-    columns = host.grade_tokens(word_level(), *batch, exactly)
+    columns = grade_exactly(*batch)
     correct, well_formed, lengths, _ = columns
     grades = match(self.variant(match_fn()), *batch)
     np.testing.assert_array_equal(grades.correct, correct)
@@ -572,9 +580,7 @@ def test_ids_beyond_the_tokenizer_are_unknown_text_to_both_graders():
   lengths = np.array([6, 5])
   gold, gold_lengths = np.array([[word], [word]]), np.array([1, 1])
   ended = np.zeros(2, bool)
-  theirs = host.grade_tokens(
-      tok, tokens, lengths, ended, gold, gold_lengths, exactly
-  )
+  theirs = grade_exactly(tokens, lengths, ended, gold, gold_lengths)
   ours = token_match.grade_tokens(
       *map(jnp.asarray, (tokens, lengths, gold, gold_lengths)), tags=tags
   )

@@ -78,12 +78,10 @@ def grade(
 
 def start() -> None:
   """Starts the processes that `grade` may need, without waiting for them."""
-  _pool().start()
+  _pool(os.getpid()).start()
 
 
-def _decide(
-    tasks: Sequence[Task],
-) -> dict[Task, bool | None]:
+def _decide(tasks: Sequence[Task]) -> dict[Task, bool | None]:
   """Decides distinct tasks; None means that one took too long."""
   decisions: dict[Task, bool | None] = {}
   open_tasks = []
@@ -95,18 +93,14 @@ def _decide(
     else:
       decisions[task] = decision
   if open_tasks:
-    results = _pool().compare(open_tasks)
+    results = _pool(os.getpid()).compare(open_tasks)
     decisions |= dict(zip(open_tasks, results, strict=True))
   return decisions
 
 
-def _pool() -> Pool:
-  """Returns the pool of this process; a fork gets one of its own."""
-  return _pool_of(os.getpid())
-
-
 @functools.cache
-def _pool_of(_: int) -> Pool:
+def _pool(_: int) -> Pool:
+  """Makes the pool of a process, by its id; a fork gets one of its own."""
   workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
   pool = Pool(
       workers, soft_seconds=_SOFT_SECONDS, hard_seconds=_HARD_SECONDS

@@ -14,12 +14,7 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
-from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Grader, Reward, TextReward
-
-# n completions, n gold answers -> n grades
-Judge = Callable[[list[str], list[str]], list[Graded]]
-by_meaning: Judge = functools.partial(grading.grade, need_tags=True)
 
 
 def make_grader(
@@ -165,7 +160,6 @@ def grade_tokens(
     ended: np.ndarray,
     gold: np.ndarray,
     gold_lengths: np.ndarray,
-    judge: Judge = by_meaning,
     answer_tokens: int = 0,
 ) -> tuple[np.ndarray, ...]:
   """Grades completions by the rules of `rewards.text`.
@@ -177,7 +171,6 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
-    judge: compares answers with gold answers.
     answer_tokens: a, how many tokens of own answers to return; 0 for none.
 
   Returns:
@@ -189,14 +182,22 @@ def grade_tokens(
   rows, completions, golds = _texts(
       tokenizer, tokens, lengths, ended, gold, gold_lengths
   )
-  graded = judge(completions, golds)
+  graded = grading.grade(completions, golds, need_tags=True)
   columns = (
       np.array([g.correct for g in graded], bool),
       np.array([text.is_well_formed(c) for c in completions], bool),
       np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
       np.array([g.timed_out for g in graded], bool),
   )
-  return columns + _own(tokenizer, completions, answer_tokens)
+  if not answer_tokens:
+    return columns
+  answers = np.zeros((len(graded), answer_tokens), np.int32)
+  answer_lengths = np.zeros(len(graded), np.int32)
+  for row, g in enumerate(graded):
+    if g.answer is not None:
+      ids = tokenizer_lib.encode(tokenizer, g.answer)[:answer_tokens]
+      answers[row, : len(ids)], answer_lengths[row] = ids, len(ids)
+  return (*columns, answers, answer_lengths)
 
 
 def _texts(
@@ -220,18 +221,3 @@ def _texts(
   ]
   completions = [decode(ids) for ids in rows]
   return rows, completions, [g for g in golds for _ in range(group)]
-
-
-def _own(
-    tokenizer: Any, completions: list[str], answer_tokens: int
-) -> tuple[np.ndarray, ...]:
-  """Returns the first tokens of each completion's answer, and their count."""
-  if not answer_tokens:
-    return ()
-  answers = np.zeros((len(completions), answer_tokens), np.int32)
-  lengths = np.zeros(len(completions), np.int32)
-  for row, completion in enumerate(completions):
-    if found := text.find_answer(completion, need_tags=True):
-      ids = tokenizer_lib.encode(tokenizer, found.text)[:answer_tokens]
-      answers[row, : len(ids)], lengths[row] = ids, len(ids)
-  return answers, lengths

@@ -7,7 +7,6 @@ of text: nothing is pickled, and the main program is not imported again.
 import collections
 import contextlib
 import json
-import math
 import os
 import pathlib
 import subprocess
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing import connection
-from typing import IO
 
 Task = tuple[str, str, str]  # answer, gold answer, prose around the answer
 
@@ -115,7 +113,7 @@ class Pool:
         else:
           continue
         if index is not None:
-          gone = worker.is_dead and time.monotonic() < worker.due
+          gone = worker.is_dead and time.monotonic() < worker.deadline
           if gone and index in again:
             again.remove(index)
             waiting.appendleft((index, tasks[index]))
@@ -143,9 +141,9 @@ class _Worker:
   """A grading process.
 
   Attributes:
+    replies: the stream that it writes replies to.
     task: the index of its task; None if it has none.
     deadline: by the monotonic clock, when it is given up.
-    due: the deadline of its last task.
     was_ready: whether it ever came up.
   """
 
@@ -170,16 +168,11 @@ class _Worker:
       raise RuntimeError(
           f"a grading process cannot be started by {sys.executable!r}: {error}"
       ) from error
+    self.replies = self._process.stdout
     self.task: int | None = None
     self.deadline = time.monotonic() + _START_SECONDS
-    self.due = self.deadline
     self.was_ready = False
     self.is_dead = False
-
-  @property
-  def replies(self) -> IO[bytes]:
-    """The stream that it writes its replies to."""
-    return self._process.stdout
 
   @property
   def is_idle(self) -> bool:
@@ -191,7 +184,7 @@ class _Worker:
     answer, gold, prose = task
     request = {"answer": answer, "gold": gold, "prose": prose}
     self.task = index
-    self.deadline = self.due = time.monotonic() + self._seconds
+    self.deadline = time.monotonic() + self._seconds
     # If the process has ended, `receive` finds out.
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -205,7 +198,6 @@ class _Worker:
     elif reply not in ("yes", "no", "late"):
       self.kill()
     self.task = None
-    self.deadline = math.inf
     return {"yes": True, "no": False}.get(reply)
 
   def signal(self) -> None:
@@ -216,7 +208,7 @@ class _Worker:
     """Kills the process and waits for its end."""
     self._process.kill()
     self._process.wait()
-    for stream in (self._process.stdin, self._process.stdout):
+    for stream in (self._process.stdin, self.replies):
       with contextlib.suppress(OSError):  # from data that it never read
         stream.close()
     self.task = None
