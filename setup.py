@@ -68,6 +68,8 @@ setuptools.setup(
         "test": [
             "build>=1.2",
             "hypothesis>=6.100",  # generated texts
+            "ipykernel>=6.29",  # executes the notebook
+            "nbclient>=0.10",
             "pytest>=8.0",
             "pytest-xdist>=3.8",
             "ruff>=0.9",

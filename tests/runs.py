@@ -14,6 +14,7 @@ import types
 from tensorboardX.proto import event_pb2
 
 from iapo_jax.cli import iapo
+from iapo_jax.config import parsing
 from iapo_jax.run import logs
 from iapo_jax.tools.report.runs import Group, Run
 
@@ -145,6 +146,21 @@ def synthetic(label, place, seeds=1, points=3):
         )
     )
   return Group(label, tuple(members))
+
+
+def small_sums():
+  """A run of every stage in seconds, as a configuration to change."""
+  config = parsing.default()
+  config.update({"num_steps": 2, "prompts_per_step": 4, "group_size": 4})
+  config.rollout.max_tokens = 48
+  config.warm_start.update({"num_steps": 4, "batch_size": 8})
+  config.evaluation.update({"every": 1, "problems": 8, "batch_size": 16})
+  config.data.arithmetic.update({
+      "operands": 2, "train_problems": 48, "validation_problems": 8,
+      "test_problems": 16,
+  })  # fmt: skip
+  config.model.update({"d_model": 32, "mlp_dim": 64})
+  return config
 
 
 def command(name, *arguments, cwd=HERE.parent):

@@ -1,0 +1,110 @@
+"""The Python API, and the notebook that shows it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import iapo_jax
+from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import weights
+from iapo_jax.run import assembly, sources, workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = {"prompt": "5 b + 1 c =", "completion": "b 5 + 1 = 6 </think>"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  config = runs.small_sums()
+  return iapo_jax.train(config, workdir=tmp_path_factory.mktemp("api") / "run")
+
+
+def test_a_finished_run_has_its_numbers(run):
+  assert run.metrics == json.loads((run.workdir / "summary.json").read_text())
+  assert run.config == workdir.load_config(run.workdir)
+  steps = [line["step"] for line in run.history()]
+  assert steps == list(range(1, run.config.num_steps + 1))
+  assert run.history("warm_start")
+  page = run.report()
+  assert page == run.workdir / "report" / "index.html" and page.exists()
+
+
+def test_training_again_finds_the_run(run, capsys):
+  again = iapo_jax.train(runs.small_sums(), workdir=str(run.workdir))
+  assert again == run
+  assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_loaded_run_has_the_policy_of_its_last_checkpoint(run):
+  policy = iapo_jax.load(run.workdir)
+  parts = assembly.assemble(run.config, home=run.workdir)
+  expected = sources.load(parts, sources.last(run.workdir))
+  jax.tree.map(np.testing.assert_array_equal, policy.params, expected)
+
+
+def test_scores_of_a_run_and_of_its_export_are_the_same(run, tmp_path):
+  policy = run.policy()
+  policy.export(tmp_path / "exported")
+  exported = iapo_jax.load(tmp_path / "exported")
+  exported.export(tmp_path / "again")
+  scores = [
+      x.score([TEXT, TEXT | {"id": 7}])
+      for x in (policy, exported, iapo_jax.load(tmp_path / "again"))
+  ]
+  assert scores[0] == scores[1] == scores[2]
+  first, second = scores[0]
+  assert second == first | {"id": 7}
+  # b 5 + 1 = 6 are reasoning; D_t = H_(t-1) - H_t telescopes.
+  assert first["reasoning_tokens"] == 6
+  entropies = first["answer_entropies"][:7]
+  np.testing.assert_allclose(
+      sum(first["mi"]), entropies[0] - entropies[6], atol=1e-5
+  )
+
+
+def test_an_export_in_another_dtype(run, tmp_path):
+  run.policy().export(tmp_path / "half", dtype="bfloat16")
+  reader = weights.Reader(tmp_path / "half")
+  assert {dtype for _, dtype in reader.header().values()} == {"BF16"}
+
+
+def test_what_cannot_be_is_said(run, tmp_path):
+  with pytest.raises(ConfigError, match="text 0: has no completion"):
+    run.policy().score([{"prompt": "5 b ="}])
+  with pytest.raises(ConfigError, match="exists already"):
+    run.policy().export(tmp_path)
+  with pytest.raises(ConfigError, match="no such file, and no configuration"):
+    iapo_jax.train("arithmetics", workdir=tmp_path / "run")
+  with pytest.raises(AttributeError, match="no attribute 'lode'"):
+    iapo_jax.lode  # noqa: B018
+
+
+def test_importing_the_package_imports_no_jax():
+  program = "import sys, iapo_jax; print('jax' in sys.modules)"
+  done = subprocess.run(
+      [sys.executable, "-c", program], capture_output=True, text=True
+  )
+  assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.full
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+  nbclient = pytest.importorskip("nbclient")
+  import nbformat
+
+  path = ROOT / "docs" / "quickstart.ipynb"
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  nbclient.NotebookClient(
+      notebook,
+      timeout=600,
+      kernel_name="python3",
+      resources={"metadata": {"path": str(tmp_path)}},
+  ).execute(env=runs.environment())
+  assert (tmp_path / "runs" / "quickstart" / "summary.json").exists()
