@@ -2,18 +2,25 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test
 BIN := $(VENV)/bin
+# A worker a core; files stay whole, since tests of a file share runs.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile \
+  --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 # Warm start, then GRPO, IAPO paper and IAPO to_go from one checkpoint.
 demo: $(VENV)/.installed
-	$(BIN)/python experiments/demo.py
+	$(BIN)/iapo demo
 
-# Everything that is checked: style and the test suite. What needs torch or the
-# compiler for TPUs skips unless it is there: make test EXTRAS=test,parity,tpu
+# Style and the fast tests: what a change of a formula, a shape, a field or a
+# message can break.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	  --max-worker-restart=0
+	$(PYTEST) -m "not full"
+
+# All tests. What needs torch or the compiler for TPUs skips unless it is there:
+# make test-all EXTRAS=test,parity,tpu
+test-all: $(VENV)/.installed lint
+	$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ A block of commands is marked by a comment `# needs ...`: hardware, a network or
 hours. Of all of them scripts, flags and fields must exist.
 """
 
+import importlib
 import json
 import pathlib
 import re
@@ -15,7 +16,9 @@ import pytest
 import runs
 import texts
 
+from iapo_jax.cli import command as command_lib
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
 from iapo_jax.run import logs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,26 +35,27 @@ OTHERS = sorted(
 PROGRAMS = (
     "python", ".venv/bin/python", "make", "pip", "tensorboard", "wandb", "git",
     "for i", "gcloud", "srun", "find", "JAX_PLATFORMS=cpu", "XLA_FLAGS=",
-    "bash", ".ci/",
+    "bash", ".ci/", "iapo",
 )  # fmt: skip
 # Commands that a test of another file runs at small size.
 ELSEWHERE = {
-    "make demo|experiments/demo.py": "test_cli.py::test_the_demo_end_to_end",
+    "make demo|iapo demo": "test_cli.py::test_the_demo_end_to_end",
     "runs/demo/seed-0/{sft": "test_evaluation.py::test",
     "pip install -e .": "test_packaging.py::test_the_wheel_runs_the_smoke",
-    "make test|-m pytest tests/": "test_commands.py::test",  # it is this
-    "experiments/compile.py": "test_ahead.py::test_one_that_does_not_fit",
+    "make test|-m pytest": "test_commands.py::test",  # it is this
+    "arithmetic:gains": "test_contributing.py::test",
+    "iapo compile": "test_ahead.py::test_one_that_does_not_fit",
     "comparison/compare.py": "comparison/test_compare.py::test_trials_and",
     "comparison/evidence.py": "comparison/test_contest.py::test_the_page_is",
     "theory/theorem.py": "theory/test_theorem.py::test_evidence_is_what",
     "oracle/oracle.py": "oracle/test_oracle.py::test_evidence_holds_what",
-    "experiments/replay.py": "test_nonfinite.py::test",
+    "iapo replay": "test_nonfinite.py::test",
     "own_reward.py|own_credit.py": "test_own.py::test_the_programs_of_the_docs",
     "[--checkpoint=best]": "test_export.py::test",
     "[--html=PAGE.html]": "test_scoring.py::test_the_command_says_what_torch",
     "for i in 0 1": "test_processes.py::test_two_processes_equal_one",
     "JAX_PLATFORMS=cpu": "test_processes.py::test_two_processes_equal_one",
-    "run.py $F|find runs/cold": "test_compilation.py::test",
+    "iapo train $F|find runs/cold": "test_compilation.py::test",
     "benchmarks/phases.py": "test_benchmarks.py::test_phases_reports_every",
     "benchmarks/step.py": "test_benchmarks.py::test_step_checks_and_reports",
     "benchmarks/probes.py": "test_benchmarks.py::test_probes_beside_other",
@@ -129,21 +133,34 @@ def test_what_runs_elsewhere_is_there():
     assert f"def {name}" in source, test
 
 
+def options_of(name):
+  """The arguments of `iapo NAME`."""
+  module = importlib.import_module(f"iapo_jax.cli.{name}")
+  parser = command_lib.Parser(prog=name)
+  module.add_arguments(parser)
+  return {x for action in parser._actions for x in action.option_strings}
+
+
 def test_scripts_flags_and_fields_exist():
-  fields = config_lib.flatten(config_lib.Config())
-  shared = "".join(
-      (ROOT / "iapo_jax" / name).read_text() for name in ("launch.py", "cli.py")
-  )
-  form = r"(?:experiments|benchmarks|\.ci)/[\w/]+(?:\.py)?"
+  fields = config_lib.flatten(Config())
   for page, command, _ in ALL:
-    script = re.search(form, command)
-    if not script:
+    ours = re.search(r"(?:^|\s)iapo (\w+)", command)
+    script = re.search(
+        r"(?:experiments|benchmarks|\.ci)/[\w/]+(?:\.py)?", command
+    )
+    if not ours and not script:
       continue
-    source = (ROOT / script.group()).read_text(encoding="utf-8") + shared
+    if ours:
+      known = options_of(ours.group(1))
+    else:
+      source = (ROOT / script.group()).read_text(encoding="utf-8")
+      name = re.search(r'iapo.run\("(\w+)"', source)
+      known = options_of(name.group(1)) if name else set()
+      known |= {f"--{x}" for x in re.findall(r'"(\w+)"', source)}
     for flag in re.findall(r"(?<=[\s\[])--([\w.]+)", command):
       name = flag.removeprefix("config.")
-      known = name in fields if name != flag else f'"{flag}"' in source
-      assert known or flag == "config", f"{page}: --{flag} of {command}"
+      found = name in fields if name != flag else f"--{flag}" in known
+      assert found or flag == "config", f"{page}: --{flag} of {command}"
 
 
 @pytest.mark.parametrize("page", PAGES + OTHERS)
@@ -176,7 +193,10 @@ def sandbox(tmp_path_factory):
   (folder / "bin").mkdir()
   python = folder / "bin" / "python"
   python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-  python.chmod(0o755)
+  iapo = folder / "bin" / "iapo"
+  iapo.write_text(f'#!/bin/sh\nexec {sys.executable} -m iapo_jax "$@"\n')
+  for program in (python, iapo):
+    program.chmod(0o755)
   return folder
 
 
@@ -186,7 +206,7 @@ def smaller(command):
     command = re.sub(rf"(?<=[/=\s]){name}\b", place, command)
   if "--config=" not in command:
     return command
-  sums = "configs/arithmetic.py" in command
+  sums = "arithmetic" in command.partition("--config=")[2].split()[0]
   for field, value in (SMALL | (SUMS if sums else {})).items():
     if f"--config.{field}=" not in command:
       command += f" --config.{field}={value}"

@@ -1,5 +1,6 @@
 """Wheel and source distribution: what is in them, and that they work."""
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -42,6 +43,9 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
       str(path.relative_to(ROOT))
       for path in (ROOT / "iapo_jax").rglob("*")
       if path.suffix in (".py", ".typed", ".j2")
+  } | {
+      f"iapo_jax/config/_presets/{path.name}"
+      for path in (ROOT / "configs").glob("*.py")
   }
   assert inside <= names
   assert {name for name in names if not name.startswith(about)} == inside
@@ -64,39 +68,69 @@ def test_one_version_everywhere():
     assert VERSION in (ROOT / page).read_text(encoding="utf-8"), page
 
 
-def test_the_wheel_runs_the_smoke_configuration_from_anywhere(built, tmp_path):
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+  """An environment in which `iapo` is the wheel's, and an empty folder."""
   (wheel,) = built.glob("*.whl")
-  site, work = tmp_path / "site", tmp_path / "work"
-  work.mkdir()
+  site = tmp_path_factory.mktemp("site")
   call(
       sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
       f"--target={site}", str(wheel),
   )  # fmt: skip
-  smoke = (ROOT / "configs" / "gsm8k_smoke.py").read_text(encoding="utf-8")
-  (work / "smoke.py").write_text(smoke, encoding="utf-8")
-  texts.write_gsm8k(work / "data")
-  texts.write_tokenizer(work / "tokenizer")
+  work = tmp_path_factory.mktemp("work")
   environment = runs.environment() | {"PYTHONPATH": str(site)}
   where = "import iapo_jax; print(iapo_jax.__file__)"
   place = call(sys.executable, "-c", where, cwd=work, env=environment)
   assert place.startswith(str(site))
-  told = call(
-      sys.executable, "-m", "iapo_jax", "--config=smoke.py",
+  return functools.partial(
+      call, sys.executable, str(site / "bin" / "iapo"), cwd=work,
+      env=environment,
+  ), work  # fmt: skip
+
+
+@pytest.mark.full
+def test_the_wheel_runs_the_smoke_configuration_from_anywhere(installed):
+  iapo, work = installed
+  texts.write_gsm8k(work / "data")
+  texts.write_tokenizer(work / "tokenizer")
+  told = iapo(
+      "train", "--config=gsm8k_smoke",
       "--workdir=run", "--config.data.source_dir=data",
       "--config.data.tokenizer=tokenizer", "--config.data.first_rows=0",
       "--config.data.validation_problems=4", "--config.data.test_problems=4",
       "--config.num_steps=1", "--config.warm_start.num_steps=2",
       "--config.evaluation.every=0", "--config.rollout.max_tokens=64",
-      cwd=work, env=environment,
   )  # fmt: skip
   assert "test       accuracy" in told
   assert (work / "run" / "summary.json").exists()
+
+
+@pytest.mark.full
+def test_the_wheel_has_every_command(installed):
+  """Train, evaluate, export, report, in a folder with no clone near it."""
+  iapo, work = installed
+  assert "rollout.max_tokens = 72" in iapo("fields", "rollout")
+  small = [
+      f"--config.{name}={value}"
+      for name, value in {
+          "num_steps": 2, "warm_start.num_steps": 3, "evaluation.problems": 8,
+          "evaluation.batch_size": 64, "data.arithmetic.test_problems": 16,
+          "prompts_per_step": 4, "group_size": 4,
+      }.items()
+  ]  # fmt: skip
+  iapo("train", "--config=arithmetic:to_go", *small)
+  run = "runs/arithmetic-to_go"
+  assert "pass@1" in iapo("evaluate", run, "--problems=8", "--batch_size=64")
+  assert "model.safetensors" in iapo("export", run, "--output=exported")
+  iapo("report", run)
+  assert (work / run / "report" / "index.html").exists()
 
 
 def test_nothing_that_imports_torch_is_imported_before_it_is_needed():
   """Whether there is torch or not: it takes seconds of every command."""
   program = "import sys, iapo_jax.cli.train; print(*sys.modules)"
   loaded = set(call(sys.executable, "-c", program).split())
-  assert {"iapo_jax.run.boards", "iapo_jax.hf.families", "transformers"} <= loaded
+  ours = {"iapo_jax.run.boards", "iapo_jax.hf.families"}
+  assert ours | {"transformers"} <= loaded
   importing = {"torch", "tensorboardX", "transformers.modeling_rope_utils"}
   assert not importing & loaded
