@@ -168,7 +168,7 @@ BROKEN_TEXT = {
     ),
     "half a pair": (
         {"prompt": "5", "completion": "b\ud800"},
-        "in.jsonl:1 completion: holds half a surrogate pair",
+        "in.jsonl:1: completion: holds half a surrogate pair",
     ),
     "empty": ({"prompt": "", "completion": "b"}, "must have at least"),
     "postfix": (

@@ -102,78 +102,82 @@ def placed(line: Line, rules: Rules, where: str) -> Item:
     ConfigError: for a rule that the line breaks.
   """
   try:
-    return _item(line, rules, where)
+    return _item(line, rules)
   except ConfigError as error:
-    if str(error).startswith(where):
-      raise
     raise ConfigError(f"{where}: {error}") from error
 
 
-def _item(line: Line, rules: Rules, where: str) -> Item:
+def _item(line: Line, rules: Rules) -> Item:
   for name in _SCORES:
     if name in line:
-      raise ConfigError(f"{where} {name}: is a field of the output; rename it")
+      raise ConfigError(f"{name}: is a field of the output; rename it")
   has_text, has_ids = (
-      [name for name in names if name in line] for names in (_TEXT, _IDS)
+      any(name in line for name in names) for names in (_TEXT, _IDS)
   )
-  if bool(has_text) == bool(has_ids):
-    rule = "must have either prompt and completion, or prompt_ids and"
-    raise ConfigError(f"{where}: {rule} completion_ids")
+  if has_text == has_ids:
+    raise ConfigError(
+        "must have either prompt and completion, or prompt_ids and"
+        " completion_ids"
+    )
   for name in _IDS if has_ids else _TEXT:
     if name not in line:
-      raise ConfigError(f"{where}: has no {name}")
+      raise ConfigError(f"has no {name}")
   if has_text and "postfix_ids" in line:
     rule = "goes with prompt_ids; the text of --elicitation with prompt"
-    raise ConfigError(f"{where} postfix_ids: {rule}")
+    raise ConfigError(f"postfix_ids: {rule}")
   read_line = _item_of_ids if has_ids else _item_of_text
-  item = read_line(line, rules, where)
-  most = rules.max_positions
-  if most and item.positions > most:
+  item = read_line(line, rules)
+  if rules.max_positions and item.positions > rules.max_positions:
     raise ConfigError(
-        f"{where}: prompt, completion and elicitation have {item.positions}"
-        f" tokens; the model was trained for {most}"
+        f"prompt, completion and elicitation have {item.positions} tokens; the"
+        f" model was trained for {rules.max_positions}"
     )
   return item
 
 
-def _item_of_ids(line: Line, rules: Rules, where: str) -> Item:
-  prompt, completion = (_ids(line, name, rules, where) for name in _IDS)
+def _item_of_ids(line: Line, rules: Rules) -> Item:
+  prompt, completion = (_ids(line, name, rules) for name in _IDS)
   if "postfix_ids" in line:
-    postfix = _ids(line, "postfix_ids", rules, where)
+    postfix = _ids(line, "postfix_ids", rules)
   else:
-    _tokenizer(rules, where, "has no postfix_ids")
+    _tokenizer(rules, "has no postfix_ids")
     postfix = rules.elicitation
   for name, ids in (("prompt_ids", prompt), ("postfix_ids", postfix)):
     if not ids:
-      raise ConfigError(f"{where} {name}: must have at least one token")
+      raise ConfigError(f"{name}: must have at least one token")
   return Item(prompt, completion, postfix, reasoning=len(completion))
 
 
-def _item_of_text(line: Line, rules: Rules, where: str) -> Item:
-  tok = _tokenizer(rules, where, "is text")
-  _check_unicode({name: line[name] for name in _TEXT}, where)
+def _item_of_text(line: Line, rules: Rules) -> Item:
+  tok = _tokenizer(rules, "is text")
+  for name in _TEXT:
+    try:
+      json.dumps(line[name], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      rule = "holds half a surrogate pair, which is no text"
+      raise ConfigError(f"{name}: {rule}") from error
   prompt, completion = line["prompt"], line["completion"]
   if not isinstance(completion, str):
-    _fail(where, "completion", completion, "must be text")
-  if isinstance(prompt, list) or (rules.chat and isinstance(prompt, str)):
-    messages = prompt
-    if isinstance(prompt, str):
-      messages = [{"role": "user", "content": prompt}]
-    if not all(isinstance(message, dict) for message in messages):
-      _fail(where, "prompt", prompt, "must be text, or a list of messages")
+    _fail("completion", completion, "must be text")
+  messages = prompt
+  if rules.chat and isinstance(prompt, str):
+    messages = [{"role": "user", "content": prompt}]
+  if isinstance(messages, str):
+    begin = tokenizer_lib.encode_prompt(tok, messages)
+  elif isinstance(messages, list) and all(
+      isinstance(message, dict) for message in messages
+  ):
     rendered = tokenizer_lib.render_chat(tok, messages, date=rules.date)
     begin = tokenizer_lib.encode_rendered(tok, rendered)
-  elif isinstance(prompt, str):
-    begin = tokenizer_lib.encode_prompt(tok, prompt)
   else:
-    _fail(where, "prompt", prompt, "must be text, or a list of messages")
+    _fail("prompt", prompt, "must be text, or a list of messages")
   ids = tokenizer_lib.encode(tok, completion)
   if not begin:
-    _fail(where, "prompt", prompt, "must have at least one token")
+    _fail("prompt", prompt, "must have at least one token")
   for name, found in (("prompt", begin), ("completion", ids)):
     if max(found, default=0) >= rules.vocab_size:
       rule = f"has a token the model does not have: {max(found)}"
-      raise ConfigError(f"{where} {name}: {rule}")
+      raise ConfigError(f"{name}: {rule}")
   ended = bool(ids) and ids[-1] in rules.eos_ids
   own = ids[:-1] if ended else ids
   return Item(
@@ -184,40 +188,29 @@ def _item_of_text(line: Line, rules: Rules, where: str) -> Item:
   )
 
 
-def _check_unicode(texts: Mapping[str, Any], where: str) -> None:
-  for name, value in texts.items():
-    try:
-      json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-      rule = "holds half a surrogate pair, which is no text"
-      raise ConfigError(f"{where} {name}: {rule}") from error
-
-
-def _tokenizer(rules: Rules, where: str, what: str) -> Any:
+def _tokenizer(rules: Rules, what: str) -> Any:
   if rules.tokenizer is None:
     raise ConfigError(
-        f"{where}: {what}, and there is no tokenizer (the model's folder has no"
+        f"{what}, and there is no tokenizer (the model's folder has no"
         " tokenizer.json; --tokenizer names another)"
     )
   return rules.tokenizer
 
 
-def _ids(line: Line, name: str, rules: Rules, where: str) -> tuple[int, ...]:
+def _ids(line: Line, name: str, rules: Rules) -> tuple[int, ...]:
   ids = line[name]
-  whole = isinstance(ids, list) and all(type(i) is int for i in ids)
-  if not whole:
-    _fail(where, name, ids, "must be a list of whole numbers")
+  if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+    _fail(name, ids, "must be a list of whole numbers")
   for i in ids:
     if not 0 <= i < rules.vocab_size:
-      rule = f"must be token ids from 0 to {rules.vocab_size - 1}"
-      _fail(where, name, i, rule)
+      _fail(name, i, f"must be token ids from 0 to {rules.vocab_size - 1}")
   return tuple(ids)
 
 
-def _fail(where: str, name: str, value: Any, rule: str) -> NoReturn:
+def _fail(name: str, value: Any, rule: str) -> NoReturn:
   shown = repr(value)
   shown = shown if len(shown) < 60 else shown[:57] + "..."
-  raise ConfigError(f"{where} {name} = {shown}: {rule}")
+  raise ConfigError(f"{name} = {shown}: {rule}")
 
 
 def scored(

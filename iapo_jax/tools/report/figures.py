@@ -8,7 +8,6 @@ import re
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -112,19 +111,13 @@ def all_of(groups: Sequence[Group]) -> list[Picture]:
 
 def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
   """Returns stage, metric, title and unit of each curve over steps."""
-  results = [
-      ("validation", "accuracy", "Accuracy (validation)", "share correct"),
-      ("validation", "mean_tokens", "Length (validation)",
-       "tokens per completion"),
-  ]  # fmt: skip
-  if not any(group.curve("validation", "accuracy") for group in groups):
-    results = [
-        ("rl", "reward/accuracy", "Accuracy (training)", "share correct"),
-        ("rl", "length/completion", "Length (training)",
-         "tokens per completion"),
-    ]  # fmt: skip
+  stage, accuracy, length = "validation", "accuracy", "mean_tokens"
+  if not any(group.curve(stage, accuracy) for group in groups):
+    stage, accuracy, length = "rl", "reward/accuracy", "length/completion"
+  name = "training" if stage == "rl" else stage
   return [
-      *results,
+      (stage, accuracy, f"Accuracy ({name})", "share correct"),
+      (stage, length, f"Length ({name})", "tokens per completion"),
       ("rl", "probe/entropy_first", "Uncertainty before reasoning (training)",
        "H₀ (nats)"),
       ("rl", "probe/entropy_last", "Uncertainty after reasoning (training)",
@@ -146,15 +139,9 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
   def draw(axes: Axes, theme: Theme) -> None:
     for i, group, tokens, accuracy in points:
       axes.errorbar(
-          tokens[0],
-          accuracy[0],
-          xerr=tokens[1] or 0,
-          yerr=accuracy[1] or 0,
-          fmt=_marker(i),
-          markersize=8,
-          color=colour(i, theme),
-          capsize=3,
-      )
+          tokens[0], accuracy[0], xerr=tokens[1] or 0, yerr=accuracy[1] or 0,
+          fmt=_marker(i), markersize=8, color=colour(i, theme), capsize=3,
+      )  # fmt: skip
       # An own entry for the legend: error bars would hide the marker there.
       axes.plot([], [], linestyle="", marker=_marker(i), markersize=8,
                 color=colour(i, theme), label=_plain(group.label))  # fmt: skip
@@ -182,22 +169,29 @@ def _keep_to_shares(axes: Axes) -> None:
 def _over_steps(
     groups: Sequence[Group], stage: str, metric: str, title: str, unit: str
 ) -> Picture:
+  """Draws the mean of each group over steps, and its single seeds thinly."""
+  drawn = []
+  for i, group in enumerate(groups):
+    curves = group.curve(stage, metric)
+    if curves:
+      drawn.append((i, group.label, curves, _mean_curve(curves)))
+
   def draw(axes: Axes, theme: Theme) -> None:
-    for i, group in enumerate(groups):
-      curves = group.curve(stage, metric)
-      if not curves:
-        continue
-      style = {"color": colour(i, theme), "linestyle": line_style(i)}
-      mean = _mean_curve(curves)
-      axes.plot(
-          *mean, **style, **_dots(mean[0], i), linewidth=2,
-          label=_plain(group.label),
-      )  # fmt: skip
+    for i, label, curves, mean in drawn:
+      lines = [(*mean, {"linewidth": 2, "label": _plain(label)})]
       if len(curves) > 1:
-        for curve in curves:
-          steps, values = zip(*curve, strict=True)
-          axes.plot(steps, values, **style, **_dots(steps, i), linewidth=0.7,
-                    alpha=0.45)  # fmt: skip
+        thin = {"linewidth": 0.7, "alpha": 0.45}
+        lines += [(*zip(*curve, strict=True), thin) for curve in curves]
+      for steps, values, look in lines:
+        axes.plot(
+            steps,
+            values,
+            color=colour(i, theme),
+            linestyle=line_style(i),
+            # A line through a single point would not be seen.
+            marker=_marker(i) if len(steps) == 1 else None,
+            **look,
+        )
     name = "step of the warm start" if stage == "warm_start" else "RL step"
     axes.set(xlabel=name, ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -206,21 +200,13 @@ def _over_steps(
     else:
       axes.set_ylim(bottom=0)
 
-  told = []
-  for group in groups:
-    curves = group.curve(stage, metric)
-    if curves:
-      _, mean = _mean_curve(curves)
-      if not mean:
-        continue
-      told.append(f"{group.label}: from {mean[0]:.3g} to {mean[-1]:.3g}")
-  text = f"{unit} over steps; " + "; ".join(told)
+  told = "; ".join(
+      f"{label}: from {means[0]:.3g} to {means[-1]:.3g}"
+      for _, label, _, (_, means) in drawn
+      if means
+  )
+  text = f"{unit} over steps; {told}"
   return _render(f"{stage}_{metric}", title, text, draw)
-
-
-def _dots(steps: Sequence[int], index: int) -> dict[str, Any]:
-  """Returns a marker if there is one point, where a line would be invisible."""
-  return {"marker": _marker(index)} if len(steps) == 1 else {}
 
 
 def _mean_curve(curves: Curves) -> tuple[list[int], list[float]]:
@@ -235,16 +221,16 @@ def _histogram(
 ) -> Picture:
   width = max(1, round(max(before + after) / 30))
   edges = list(range(0, max(before + after) + 2 * width, width))
+  means = [statistics.mean(lengths) for lengths in (before, after)]
 
   def draw(axes: Axes, theme: Theme) -> None:
-    share = [100 / len(before)] * len(before)
     axes.hist(
         before,
         edges,
-        weights=share,
+        weights=[100 / len(before)] * len(before),
         color=theme.faint,
         alpha=0.45,
-        label=f"before: mean {statistics.mean(before):.1f}",
+        label=f"before: mean {means[0]:.1f}",
     )
     axes.hist(
         after,
@@ -253,15 +239,12 @@ def _histogram(
         histtype="step",
         linewidth=2,
         color=colour(index, theme),
-        label=f"after: mean {statistics.mean(after):.1f}",
+        label=f"after: mean {means[1]:.1f}",
     )
     axes.set(xlabel="tokens per completion", ylabel="% of completions")
     axes.margins(y=0.2)
 
-  told = (
-      f"mean {statistics.mean(before):.1f} tokens before,"
-      f" {statistics.mean(after):.1f} after"
-  )
+  told = f"mean {means[0]:.1f} tokens before, {means[1]:.1f} after"
   title = f"Lengths, {group.label} (validation)"
   slug = re.sub(r"[^a-z0-9]+", "_", group.label.lower()).strip("_")[:40]
   return _render(f"lengths_{index}_{slug}".rstrip("_"), title, told, draw)
@@ -275,7 +258,7 @@ def _plain(label: str) -> str:
   label = label.encode("utf-8", "backslashreplace").decode("utf-8")
   label = label.replace("$", r"\$")
   lines = textwrap.wrap(label, _LABEL, break_on_hyphens=False) or [label]
-  return " " + "\n".join(lines) if label.startswith("_") else "\n".join(lines)
+  return (" " if label.startswith("_") else "") + "\n".join(lines)
 
 
 def _render(name: str, title: str, text: str, draw: Draw) -> Picture:
@@ -358,9 +341,3 @@ def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes a figure as SVG; the same figure gives the same bytes."""
   with matplotlib.rc_context({"svg.hashsalt": "iapo_jax"}):
     figure.savefig(path, metadata={"Date": None})
-
-
-def write_pngs(pictures: Sequence[Picture], folder: pathlib.Path) -> None:
-  """Writes NAME.png of every picture."""
-  for picture in pictures:
-    (folder / f"{picture.name}.png").write_bytes(picture.png)

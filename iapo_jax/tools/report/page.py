@@ -5,6 +5,7 @@ the page's script reads only attributes of the page's own elements.
 """
 
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,15 +43,28 @@ def write(
       problems=sorted({n for g in groups for n in g.finished("problems")}),
       pictures=pictures,
       notes=_notes(groups, timing),
-      warnings=_warnings(groups),
-      chapters=[_chapter(group) for group in groups],
+      warnings=[
+          f"{group.label} ({run.folder.name}), {w['stage']} step {w['step']}:"
+          f" {w['warning']}"
+          for group in groups
+          for run in group.runs
+          for w in run.warnings
+      ],
+      chapters=[
+          {
+              "label": group.label,
+              "examples": list(map(_example, runs.examples(group.runs[0]))),
+          }
+          for group in groups
+      ],
       judged=_judged(timing),
       settings=_settings(groups),
   )
   page = output / "index.html"
   try:
     output.mkdir(parents=True, exist_ok=True)
-    figures.write_pngs(pictures, output)
+    for picture in pictures:
+      (output / f"{picture.name}.png").write_bytes(picture.png)
     # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
     files.write_text(page, html, errors="backslashreplace")
   except OSError as error:
@@ -68,17 +82,24 @@ def headlines(groups: Sequence[Group]) -> list[str]:
       for group in groups
       if group.runs[0].config["num_steps"] and group.finished("accuracy")
   ]
-  control = next((group for group in trained if group.is_control), None)
+  control = next(
+      (g for g in trained if g.runs[0].config["credit.mode"] == "grpo"), None
+  )
   if len(trained) == 1:
     control = None  # there is nothing to compare
+
+  def result(group: Group) -> list[float]:
+    metrics = ("mean_tokens", "accuracy")
+    return [statistics.mean(group.finished(metric)) for metric in metrics]
+
   said = []
   for group in trained:
     if group is control:
       continue
-    tokens, accuracy = _result(group)
+    tokens, accuracy = result(group)
     text = f"{group.label}: {tokens:.1f} tokens at accuracy {accuracy:.3f}"
     if control:
-      base_tokens, base_accuracy = _result(control)
+      base_tokens, base_accuracy = result(control)
       text += (
           f"; {control.label}: {base_tokens:.1f} at {base_accuracy:.3f}"
           f" ({_signed(100 * (tokens / base_tokens - 1), 0)} % tokens,"
@@ -86,13 +107,6 @@ def headlines(groups: Sequence[Group]) -> list[str]:
       )
     said.append(text + ".")
   return said
-
-
-def _result(group: Group) -> tuple[float, float]:
-  return (
-      runs.mean_and_error(group, "mean_tokens")[0],
-      runs.mean_and_error(group, "accuracy")[0],
-  )
 
 
 def _signed(value: float, digits: int) -> str:
@@ -116,26 +130,14 @@ def _row(index: int, group: Group) -> dict[str, Any]:
     if found and found[1] is not None and metric.startswith(("acc", "mean_t")):
       text += f" ±\N{NO-BREAK SPACE}{format(found[1], style)}"
     texts.append(text)
-  members, finished = len(group.runs), len(group.finished("accuracy"))
-  seeds = str(members)
-  if finished < members:
-    seeds = f"{finished} of {members} finished"
+  seeds, finished = len(group.runs), len(group.finished("accuracy"))
+  count = f"{finished} of {seeds} finished" if finished < seeds else str(seeds)
   return {
       "label": group.label,
       "light": figures.colour(index, figures.LIGHT),
       "dark": figures.colour(index, figures.DARK),
-      "cells": [*texts, seeds],
+      "cells": [*texts, count],
   }
-
-
-def _warnings(groups: Sequence[Group]) -> list[str]:
-  return [
-      f"{group.label} ({run.folder.name}), {w['stage']} step {w['step']}:"
-      f" {w['warning']}"
-      for group in groups
-      for run in group.runs
-      for w in run.warnings
-  ]
 
 
 def _notes(
@@ -181,15 +183,6 @@ def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     if name != "seed" and (apart or len(groups) == 1):
       rows.append({"name": name, "values": [str(v) for v in values]})
   return rows
-
-
-def _chapter(group: Group) -> dict[str, Any]:
-  """Returns the examples of a group's first run."""
-  chosen = runs.examples(group.runs[0])
-  return {
-      "label": group.label,
-      "examples": [_example(record) for record in chosen],
-  }
 
 
 def _example(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,12 +58,6 @@ class Group:
     """Returns a test result of every finished run."""
     return [run.summary[metric] for run in self.runs if run.summary]
 
-  @property
-  def is_control(self) -> bool:
-    """Whether this is plain GRPO."""
-    config = self.runs[0].config
-    return config["credit.mode"] == "grpo" and config["num_steps"] > 0
-
 
 def read(folder: pathlib.Path) -> Run:
   """Reads a run, finished or not.
@@ -81,8 +75,7 @@ def read(folder: pathlib.Path) -> Run:
         f"{str(folder / logs.SAMPLES)!r}: has records of an older version,"
         " without group_advantage; the run must be made anew to be drawn"
     )
-  path = folder / workdir_lib.SUMMARY
-  summary = files.read_json(path) if path.exists() else None
+  summary = folder / workdir_lib.SUMMARY
   return Run(
       folder=folder,
       config=config,
@@ -90,7 +83,7 @@ def read(folder: pathlib.Path) -> Run:
       samples=samples,
       evaluations=logs.read(folder, logs.EVALUATIONS),
       warnings=logs.read(folder, logs.WARNINGS),
-      summary=summary,
+      summary=files.read_json(summary) if summary.exists() else None,
   )
 
 
@@ -103,12 +96,10 @@ def read_groups(
     ConfigError: if a folder holds no run, or if runs of one label differ in
       more than their seed.
   """
-  groups = [
-      Group(label, tuple(read(folder) for folder in members))
-      for label, members in folders.items()
-  ]
-  for group in groups:
-    _check_seeds(group)
+  groups = []
+  for label, members in folders.items():
+    groups.append(Group(label, tuple(read(folder) for folder in members)))
+    _check_seeds(groups[-1])
   return groups
 
 
@@ -139,43 +130,39 @@ def mean_and_error(
   The error is over seeds if there are several, else over problems, or None if
   the summary lacks it. Without a finished run the result is None.
   """
-  values = group.finished(metric)
-  if not values:
-    return None
+  summaries = [run.summary for run in group.runs if run.summary]
+  values = [summary[metric] for summary in summaries]
   if len(values) > 1:
     error = statistics.stdev(values) / len(values) ** 0.5
-  else:
-    errors = [run.summary.get(f"{metric}_se") for run in group.runs
-              if run.summary]  # fmt: skip
-    error = errors[0]
-  return statistics.mean(values), error
+    return statistics.mean(values), error
+  return (values[0], summaries[0].get(f"{metric}_se")) if values else None
 
 
 def before_and_after(group: Group) -> tuple[list[int], list[int]] | None:
   """Returns completion lengths of the first and last validation, all seeds."""
-  before: list[int] = []
-  after: list[int] = []
-  for run in group.runs:
-    if len(run.evaluations) > 1:
-      before += _flat(run.evaluations[0]["lengths"])
-      after += _flat(run.evaluations[-1]["lengths"])
+  before, after = (
+      [
+          length
+          for run in group.runs
+          if len(run.evaluations) > 1
+          for completions in run.evaluations[at]["lengths"]
+          for length in completions
+      ]
+      for at in (0, -1)
+  )
   return (before, after) if before else None
 
 
-def examples(run: Run, *, correct: int = 2, wrong: int = 1) -> list[Record]:
+def examples(run: Run) -> list[Record]:
   """Returns recorded completions worth showing.
 
-  These are the first record of the run, then so many correct and wrong ones of
-  its last recorded step.
+  These are the run's first record, and two correct and one wrong of its last
+  recorded step.
   """
   if not run.samples:
     return []
   first, last = run.samples[0]["step"], run.samples[-1]["step"]
   shown = [run.samples[0]] if first < last else []
   latest = [s for s in run.samples if s["step"] == last]
-  shown += [s for s in latest if s["correct"]][:correct]
-  return shown + [s for s in latest if not s["correct"]][:wrong]
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> list[int]:
-  return [value for row in rows for value in row]
+  shown += [s for s in latest if s["correct"]][:2]
+  return shown + [s for s in latest if not s["correct"]][:1]
