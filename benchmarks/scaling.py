@@ -169,6 +169,7 @@ def command(
   shards = cell.data * cell.fsdp
   fields = {
       "model.pretrained": shape,
+      "model.attention": "fused",
       "mesh.data": cell.data,
       "mesh.fsdp": cell.fsdp,
       "mesh.tensor": cell.tensor,

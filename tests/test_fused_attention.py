@@ -121,9 +121,9 @@ def gradient_of_scores(params, prompts, tokens, cfg):
   """Of log-probabilities that all weigh differently."""
 
   def loss(params):
-    stats = policy.score(
+    stats = tiny.score(
         params, prompts, tokens, cfg=cfg, group_size=2, temperature=1.0,
-        head_chunk=4,
+        chunk=4,
     )  # fmt: skip
     weights = jnp.arange(1, tokens.size + 1).reshape(tokens.shape)
     return jnp.mean(stats.logprob * weights), stats
@@ -209,7 +209,7 @@ def test_scores_never_exist():
 
 
 def test_what_is_chosen():
-  """By itself a CPU takes the reference; so does decoding, always."""
+  """By itself a run takes the reference; so does decoding, always."""
   programs = {
       kind: str(
           forward_program(dataclasses.replace(tiny.MODEL, attention=kind), 5)
@@ -220,8 +220,9 @@ def test_what_is_chosen():
   assert "pallas_call" in programs["fused"]
   assert "pallas_call" not in str(forward_program(FUSED, 1))
   chosen = fused_attention.chosen
-  assert chosen("auto", "tpu") and chosen("fused", "gpu")
-  assert not chosen("auto", "gpu") and not chosen("reference", "tpu")
+  assert chosen("fused", "tpu") and chosen("fused", "gpu")
+  for platform in ("cpu", "gpu", "tpu"):
+    assert not chosen("auto", platform) and not chosen("reference", platform)
 
 
 @pytest.mark.parametrize(

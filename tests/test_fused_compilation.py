@@ -98,7 +98,7 @@ def compile_for(mesh, program, cfg, tokens):
 
 
 def test_probes_compile_for_tpus(tpus):
-  cfg = dataclasses.replace(MODEL, attention="auto")
+  cfg = dataclasses.replace(MODEL, attention="fused")
   compiled = compile_for(tpus, answers, cfg, 700)
   assert "tpu_custom_call" in compiled.as_text()
 
@@ -108,9 +108,9 @@ def test_gradients_compile_for_tpus_and_need_less_memory(tpus):
     return gradient_of_scores(params, prompts, tokens, cfg)
 
   needed = {}
-  for kind in ("auto", "reference"):
+  for kind in ("fused", "reference"):
     cfg = dataclasses.replace(MODEL, attention=kind)
     compiled = compile_for(tpus, gradient, cfg, 2000)
-    assert ("tpu_custom_call" in compiled.as_text()) == (kind == "auto")
+    assert ("tpu_custom_call" in compiled.as_text()) == (kind == "fused")
     needed[kind] = compiled.memory_analysis().temp_size_in_bytes
-  assert needed["auto"] < needed["reference"]
+  assert needed["fused"] < needed["reference"]
