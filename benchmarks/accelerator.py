@@ -96,7 +96,10 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ("bfloat16", "float32"), "Of products and cache."
 )
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "auto", ["auto", "reference", "fused"], "Ours; fused needs kernels."
+    "attention",
+    "auto",
+    ["auto", "reference", "fused"],
+    "Ours; fused needs kernels.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 3, "Timed calls of everything; fewer of slow ones.", lower_bound=1

@@ -5,8 +5,8 @@
 The weights are random and made on the device. Programs are `contest.py`'s, and
 so are what they are called with; those that are timed alone run on weights in
 the compute dtype. `configurations` says in which settings a part is tried: the
-first that the library's own account of memory (`iapo_jax.run.memory`) finds room
-for, or one of the next where the device disagrees.
+first that the library's own account of memory (`iapo_jax.run.memory`) finds
+room for, or one of the next where the device disagrees.
 """
 
 import math

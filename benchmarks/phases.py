@@ -58,7 +58,7 @@ from iapo_jax.run import assembly
 from iapo_jax.run.assembly import Assembly, Stage
 
 _ROOT = pathlib.Path(__file__).parent.parent
-config_flags.DEFINE_config_file(
+_CONFIG = config_flags.DEFINE_config_file(
     "config",
     f"{_ROOT / 'configs' / 'arithmetic.py'}:to_go",
     "Configuration file, with a variant after a colon.",
@@ -405,8 +405,7 @@ def _ratios(summary: dict[str, Any], work: Work) -> Iterator[str]:
 
 def main(_: list[str]) -> None:
   """Compiles, measures and reports."""
-  cfg, _ = command.load_config()
-  setup = build(cfg)
+  setup = build(config_lib.parse(_CONFIG.value))
   state = assembly.create_state(setup.parts, setup.stage)
   phases, work = compile_phases(setup, state, first_prompts(setup))
   timers = {name: phase.seconds for name, phase in phases.items()}

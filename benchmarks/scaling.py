@@ -138,7 +138,7 @@ def compile_cell(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
   report = folder / "report.json"
   report.unlink(missing_ok=True)
   done = subprocess.run(
-      command(cell, shape, report),
+      arguments_of(cell, shape, report),
       cwd=_ROOT,
       capture_output=True,
       text=True,
@@ -153,7 +153,7 @@ def compile_cell(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
   return found | {"error": last[-1].removeprefix("error: ")}
 
 
-def command(
+def arguments_of(
     cell: Cell, shape: pathlib.Path, report: pathlib.Path
 ) -> list[str]:
   """What compiles a cell.

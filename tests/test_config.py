@@ -230,7 +230,8 @@ def test_a_broken_rule_is_one_line(overrides, message):
     [
         (
             {"groupsize": 8},
-            "config.groupsize = 8: unknown field; did you mean config.group_size?",
+            "config.groupsize = 8: unknown field; did you mean"
+            " config.group_size?",
         ),
         (
             {"credit": {"inf_weight": 1.0}},

@@ -1,5 +1,6 @@
 """Hugging Face folders: what is refused, and by which name."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -381,7 +382,8 @@ def mesh_of(cfg, **axes):
       {"vocab_size": 64, "num_heads": 4, "d_model": cfg.d_model}
   )
   count = int(np.prod([max(v, 1) for v in axes.values()]))
-  return assembly.make_mesh(config_lib.parse(config), jax.local_devices()[:count])
+  devices = jax.local_devices()[:count]
+  return assembly.make_mesh(config_lib.parse(config), devices)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "olmo2", "llama_biases"])
@@ -389,12 +391,8 @@ def test_each_device_reads_what_it_keeps(name, monkeypatch):
   """Eight devices hold the numbers of one, and no read is of a whole split."""
   cfg = folder.read_model(GOLDEN / name)
   mesh = mesh_of(cfg, fsdp=4, tensor=2)
-  spec = state_lib.state_spec(
-      mesh,
-      model=cfg,
-      optimizer=make_optimizer(config_lib.Config().optimizer, 1),
-      credit=config_lib.Config().credit,
-  )
+  run = dataclasses.replace(config_lib.Config(), model=cfg)
+  spec = state_lib.state_spec(mesh, run, make_optimizer(run.optimizer, 1))
   # 61 rows do not split in two: the tables stay whole along that axis.
   where = jax.tree.map(
       lambda shape, s: (

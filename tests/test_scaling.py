@@ -112,7 +112,7 @@ def test_a_cell_becomes_the_command_for_it(scaling):
   cell = scaling.Cell("32b", "v5p:4x4x4", 2, 4, 8, 64, 16, slices=2)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scaling, "_LEVEL", type("Flag", (), {"value": "O0"}))
-    found = scaling.command(cell, pathlib.Path("shape"), pathlib.Path("a"))
+    found = scaling.arguments_of(cell, pathlib.Path("shape"), pathlib.Path("a"))
   assert found[1] == "experiments/compile.py"
   assert {
       "--config=configs/qwen_math.py:7b-gsm8k-to_go",

@@ -160,8 +160,8 @@ class ModelConfig:
   )
   attention: str = field(
       "auto",
-      "reference (XLA), fused (a kernel for GPUs and TPUs), or auto: fused where"
-      " it has run and was faster, which is nowhere yet",
+      "reference (XLA), fused (a kernel for GPUs and TPUs), or auto: fused"
+      " where it has run and was faster, which is nowhere yet",
       one_of("auto", "reference", "fused"),
       aliases=("attn_implementation",),
   )
