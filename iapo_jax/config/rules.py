@@ -30,12 +30,9 @@ def check(c: Config) -> None:
     )
   data_config.check(c.data)
   e = c.evaluation
-  if e.batch_size % e.samples:
-    fail(
-        "evaluation.batch_size",
-        e.batch_size,
-        f"must be a multiple of evaluation.samples = {e.samples}",
-    )
+  _check_multiple(
+      "evaluation.batch_size", e.batch_size, e.samples, "evaluation.samples"
+  )
   if e.checkpoint == "best" and (not e.every or c.checkpoint.keep_best < 5):
     fail(
         "evaluation.checkpoint",
@@ -50,8 +47,13 @@ def check(c: Config) -> None:
   _check_selection(c)
 
 
+def _check_multiple(field: str, value: int, unit: int, what: str) -> None:
+  if value % unit:
+    fail(field, value, f"must be a multiple of {what} = {unit}")
+
+
 def _check_probe(c: Config) -> None:
-  """Rules between what is probed and what is credited."""
+  """Checks probes beside the credit that reads them."""
   mode, probe = c.credit.mode, c.probe
   stride = probe.stride
   reads = CREDITS[mode].reads_information and c.credit.information != "none"
@@ -78,7 +80,7 @@ def _check_probe(c: Config) -> None:
 
 
 def check_layers(c: Config) -> None:
-  """Whether the decoder has the layers that probes go through."""
+  """Checks that the decoder has the layers that probes go through."""
   if c.probe.layers > c.model.num_layers:
     rule = f"must be at most model.num_layers = {c.model.num_layers}"
     fail("probe.layers", c.probe.layers, rule)
@@ -100,7 +102,7 @@ def _check_every_token(c: Config) -> None:
 
 
 def _check_credit(c: Config) -> None:
-  """Rules of rewards and credit."""
+  """Checks rewards and credit."""
   credit, mode = c.credit, CREDITS[c.credit.mode]
   if credit.information != "realised" and not mode.takes_controls:
     names = [name for name, known in CREDITS.items() if known.takes_controls]
@@ -123,7 +125,7 @@ def _check_credit(c: Config) -> None:
 
 
 def _check_selection(c: Config) -> None:
-  """Rules of what learns."""
+  """Checks which completions and tokens learn."""
   select = c.select
   if select.shortest == 1 or select.shortest > c.group_size:
     rule = f"must be 0, or 2 to group_size = {c.group_size}"
@@ -147,14 +149,7 @@ def _check_selection(c: Config) -> None:
 
 
 def check_model(m: ModelConfig) -> None:
-  """Every rule of the decoder by itself.
-
-  Args:
-    m: the decoder.
-
-  Raises:
-    ConfigError: for a broken rule.
-  """
+  """Checks every rule that a decoder must obey by itself."""
   _check_pretrained(m)
   fields.check(m, "model.")
   if m.num_heads % m.num_kv_heads:
@@ -175,7 +170,7 @@ def check_model(m: ModelConfig) -> None:
 
 
 def _check_pretrained(m: ModelConfig) -> None:
-  """Whether fields are left to the pretrained model that gives them."""
+  """Checks that fields which a pretrained model gives are left out."""
   if not m.pretrained or m.is_read:
     return
   default = ModelConfig()
@@ -208,15 +203,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def check_platform(m: ModelConfig, platform: str) -> None:
-  """Whether the devices can do what the decoder asks for.
-
-  Args:
-    m: the decoder.
-    platform: of the devices: `cpu`, `gpu` or `tpu`.
-
-  Raises:
-    ConfigError: where they cannot.
-  """
+  """Checks that devices (cpu, gpu or tpu) have the attention asked for."""
   if m.attention != "fused":
     return
   if platform not in model_config.FUSED_PLATFORMS:
@@ -231,18 +218,10 @@ def check_platform(m: ModelConfig, platform: str) -> None:
 
 
 def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
-  """The sizes of (data, fsdp, tensor) on this many devices, checked.
-
-  Args:
-    c: the configuration.
-    devices: how many there are.
-
-  Returns:
-    Devices along each mesh axis.
+  """The sizes of (data, fsdp, tensor) on so many devices.
 
   Raises:
-    ConfigError: where the sizes do not fit the devices, the heads, the
-      prompts or the micro-batches.
+    ConfigError: if they do not fit the devices, the decoder or a batch.
   """
   sizes = dataclasses.asdict(c.mesh)
   fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -268,18 +247,17 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
           f" {', '.join(sizes)}",
       )
   if c.model.d_model % shape["fsdp"]:
-    fail(
-        "model.d_model",
-        c.model.d_model,
-        f"mesh.fsdp = {shape['fsdp']} must divide it",
-    )
-  shards = shape["data"] * shape["fsdp"]
-  if c.num_steps and c.prompts_per_step % shards:
-    fail(
-        "prompts_per_step",
-        c.prompts_per_step,
-        f"must be a multiple of data x fsdp = {shards}",
-    )
+    rule = f"mesh.fsdp = {shape['fsdp']} must divide it"
+    fail("model.d_model", c.model.d_model, rule)
+  _check_batches(c, shape["data"] * shape["fsdp"])
+  return shape["data"], shape["fsdp"], shape["tensor"]
+
+
+def _check_batches(c: Config, shards: int) -> None:
+  """Checks that every stage's batches split over the devices."""
+  what = "data x fsdp"
+  if c.num_steps:
+    _check_multiple("prompts_per_step", c.prompts_per_step, shards, what)
   sequences = c.sequences_per_step // shards
   if c.num_steps and sequences % c.loss.micro_batches:
     fail(
@@ -288,23 +266,13 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
         f"must divide the {sequences} completions of each of data x fsdp ="
         f" {shards} shards",
     )
-  _check_batches(c, shards)
-  return shape["data"], shape["fsdp"], shape["tensor"]
-
-
-def _check_batches(c: Config, shards: int) -> None:
-  """Whether the supervised and the sampled batches split over the devices."""
-  size = c.warm_start.batch_size
-  if c.warm_start.num_steps and size % shards:
-    fail(
-        "warm_start.batch_size",
-        size,
-        f"must be a multiple of data x fsdp = {shards}",
-    )
-  size, unit = c.evaluation.batch_size, shards * c.evaluation.samples
-  if size % unit:
-    fail(
-        "evaluation.batch_size",
-        size,
-        f"must be a multiple of data x fsdp x evaluation.samples = {unit}",
-    )
+  if c.warm_start.num_steps:
+    size = c.warm_start.batch_size
+    _check_multiple("warm_start.batch_size", size, shards, what)
+  e = c.evaluation
+  _check_multiple(
+      "evaluation.batch_size",
+      e.batch_size,
+      shards * e.samples,
+      f"{what} x evaluation.samples",
+  )
