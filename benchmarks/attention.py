@@ -38,7 +38,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.schema import Config
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, Params, Prompts, PyTree
-from iapo_jax.models import transformer
+from iapo_jax.models import head, transformer
 from iapo_jax.rl import policy, probes
 from iapo_jax.run import assembly, memory
 
@@ -222,10 +222,13 @@ def _update(
   live = jnp.arange(tokens.shape[1]) < lengths[:, None]
 
   def total(params: Params) -> Array:
-    summed, _ = policy.token_loss(
-        params, prompts, tokens, live, loss=lambda x, live: x * live,
-        cfg=cfg.model, group_size=cfg.group_size, temperature=1.0,
-        head_chunk=cfg.loss.head_chunk,
+    hidden, _ = policy.replay(
+        params, prompts, tokens[:, :-1], cfg=cfg.model,
+        group_size=cfg.group_size,
+    )  # fmt: skip
+    summed, _ = head.token_loss(
+        params, hidden, tokens, live, loss=lambda x, live: x * live,
+        cfg=cfg.model, temperature=1.0, chunk=cfg.loss.head_chunk,
     )  # fmt: skip
     return summed
 

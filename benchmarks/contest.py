@@ -139,12 +139,7 @@ class Contestant:
     )
     self._checkpoint = job.get("checkpoint")
     self._optimizer = make_optimizer(self.cfg.optimizer, job["steps"])
-    self._of_run = {
-        "model": self.cfg.model,
-        "optimizer": self._optimizer,
-        "credit": self.cfg.credit,
-    }
-    self.spec = state_lib.state_spec(self.mesh, **self._of_run)
+    self.spec = state_lib.state_spec(self.mesh, self.cfg, self._optimizer)
     self._step = train_step.make_train_step(
         self.cfg,
         self.mesh,
@@ -172,7 +167,7 @@ class Contestant:
       make = jax.jit(self._random, out_shardings=self.spec.shardings.params)
       self.reference = make()
     self.state = state_lib.create(
-        self.spec, self.cfg.seed, params=self.reference, **self._of_run
+        self.spec, self.cfg, self._optimizer, self.reference
     )
 
   def frozen(self) -> Params:

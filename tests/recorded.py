@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import sharding
@@ -77,12 +78,7 @@ def make_setup(devices=1, optimizer=None, **overrides):
   parts = assembly.assemble(make_config(**overrides), devices)
   # SGD with rate 1: the change of the weights is the gradient itself.
   optimizer = optimizer or optax.sgd(1.0)
-  spec = state_lib.state_spec(
-      parts.mesh,
-      model=parts.cfg.model,
-      optimizer=optimizer,
-      credit=parts.cfg.credit,
-  )
+  spec = state_lib.state_spec(parts.mesh, parts.cfg, optimizer)
   return Setup(parts, assembly.Stage(optimizer, spec))
 
 
@@ -158,14 +154,14 @@ def record(setup, params, epoch=0):
   cfg, group = setup.cfg, setup.cfg.group_size
 
   def run(params, prompts):
-    stats = policy.score(
+    stats = tiny.score(
         params,
         prompts,
         tokens,
         cfg=cfg.model,
         group_size=group,
         temperature=cfg.rollout.temperature,
-        head_chunk=cfg.loss.head_chunk,
+        chunk=cfg.loss.head_chunk,
     )
     _, context = _forward(params, prompts, tokens, cfg)
     live = jnp.arange(tokens.shape[1]) < lengths[:, None]

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from recorded import learn, make_params, make_setup, record
 
 from iapo_jax.config.schema import Config, LossConfig
 from iapo_jax.core import sharding
-from iapo_jax.rl import early_answers, policy, update
+from iapo_jax.rl import early_answers, update
 
 
 class CutTest(chex.TestCase):
@@ -116,9 +117,9 @@ def test_the_gradient_is_that_of_both_losses(devices, micro_batches):
   prompts = jax.device_get(setup.prompts())
 
   def loss(params):
-    stats = policy.score(
+    stats = tiny.score(
         params, prompts, early.tokens, cfg=setup.cfg.model, group_size=4,
-        temperature=1.0, head_chunk=64,
+        temperature=1.0, chunk=64,
     )  # fmt: skip
     learned = np.asarray(early.learned)
     rows = learned.any(axis=1).sum()

@@ -113,14 +113,14 @@ def test_a_rollout_leaves_what_a_replay_leaves(name):
       pad_id=0,
       temperature=1.0,
   )
-  stats = policy.score(
+  stats = tiny.score(
       params,
       prompts,
       rolled.tokens,
       cfg=cfg,
       group_size=2,
       temperature=1.0,
-      head_chunk=5,
+      chunk=5,
   )
   gap = jnp.where(rolled.mask, stats.logprob - rolled.logprobs, 0.0)
   np.testing.assert_allclose(gap, 0.0, atol=1e-4)

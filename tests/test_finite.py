@@ -85,6 +85,9 @@ def test_json_and_back():
 
 
 @pytest.mark.parametrize("new", [jnp.zeros(3), jnp.zeros(2, jnp.int32)])
-def test_only_like_is_chosen_instead_of_like(new):
+def test_a_state_takes_the_place_of_one_like_it(new):
+  changing = optax.GradientTransformation(
+      lambda params: (), lambda grads, state, params: (grads, new)
+  )
   with pytest.raises(AssertionError):
-    finite.choose(jnp.bool_(True), new, jnp.zeros(2))
+    finite.apply_update(changing, jnp.ones(2), jnp.ones(2), jnp.zeros(2), {})

@@ -16,7 +16,7 @@ from iapo_jax.config.schema import (
   RolloutConfig,
 )
 from iapo_jax.core import sharding
-from iapo_jax.rl import losses, micro_batches, policy, update
+from iapo_jax.rl import losses, micro_batches, update
 from iapo_jax.rl.early_answers import EarlyAnswers
 from iapo_jax.run import assembly
 
@@ -91,9 +91,9 @@ PROMPTS = tiny.make_prompts(lengths=(5, 1, 3, 6, 2, 4, 6, 1))
 
 
 def score(params, ids):
-  return policy.score(
+  return tiny.score(
       params, PROMPTS, ids, cfg=CFG.model, group_size=CFG.group_size,
-      temperature=1.0, head_chunk=256,
+      temperature=1.0, chunk=256,
   ).logprob  # fmt: skip
 
 

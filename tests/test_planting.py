@@ -13,7 +13,7 @@ from recorded import make_config, make_params, make_setup, record
 
 from iapo_jax.core.types import Rollout
 from iapo_jax.data import steps
-from iapo_jax.rl import credit, planting, policy, rollout, update
+from iapo_jax.rl import credit, planting, rollout, update
 from iapo_jax.rl.planting import Planting
 
 GROUP, WIDTH = 3, 12
@@ -89,14 +89,14 @@ def test_statistics_are_the_policys_of_what_is_written(params, temperature):
       params, prompts, jax.random.key(1), rule(0.5), temperature=temperature
   )
   assert np.any(rolled.planted)
-  stats = policy.score(
+  stats = tiny.score(
       params,
       prompts,
       rolled.tokens,
       cfg=tiny.MODEL,
       group_size=GROUP,
       temperature=temperature or 1.0,
-      head_chunk=4,
+      chunk=4,
   )
   for ours, theirs in (
       (rolled.logprobs, stats.logprob),

@@ -40,14 +40,14 @@ def sample(
 
 
 def score(params, prompts, tokens, cfg=tiny.MODEL, temperature=1.0):
-  return policy.score(
+  return tiny.score(
       params,
       prompts,
       tokens,
       cfg=cfg,
       group_size=tokens.shape[0] // prompts.lengths.shape[0],
       temperature=temperature,
-      head_chunk=4,
+      chunk=4,
   )
 
 

@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from iapo_jax.models import head
-from iapo_jax.rl import policy
 
 GROUP, WIDTH, LENGTH = 4, 24, 8
 MODEL = dataclasses.replace(
@@ -28,14 +27,14 @@ def make_case(cfg, lengths):
 
 
 def shared_loss(params, prompts, tokens, weights, cfg):
-  stats = policy.score(
+  stats = tiny.score(
       params,
       prompts,
       tokens,
       cfg=cfg,
       group_size=GROUP,
       temperature=1.0,
-      head_chunk=LENGTH,
+      chunk=LENGTH,
   )
   return jnp.sum(weights * stats.logprob)
 

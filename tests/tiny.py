@@ -12,7 +12,8 @@ from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core.types import Prompts
 from iapo_jax.data import task
-from iapo_jax.models import transformer
+from iapo_jax.models import head, transformer
+from iapo_jax.rl import policy
 
 # Real data, where somebody has put it beside the repository.
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -67,6 +68,18 @@ def full_forward(params, tokens, cfg):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   hidden, _ = transformer.extend(params, tokens, positions, cfg=cfg)
   return hidden
+
+
+def score(
+    params, prompts, tokens, *, cfg=MODEL, group_size, temperature=1.0, chunk=4
+):
+  """Statistics [b, t] of completions; the last token predicts nothing."""
+  hidden, _ = policy.replay(
+      params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
+  )
+  return head.token_statistics(
+      params, hidden, tokens, cfg=cfg, temperature=temperature, chunk=chunk
+  )
 
 
 def array_sizes(jaxpr):

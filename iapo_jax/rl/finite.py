@@ -5,6 +5,7 @@ compiled step checks before it applies an update; the check costs a norm that is
 computed anyway.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,16 +22,6 @@ def everywhere(tree: PyTree) -> Array:
   """Whether every number in a tree of arrays is finite: bool[]."""
   found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
   return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
-
-
-def choose(sound: Array, new: PyTree, old: PyTree) -> PyTree:
-  """Selects `new` where `sound` (bool[]), else `old` bit for bit.
-
-  Both trees have the same shapes and dtypes; `new` may hold NaN.
-  """
-  chex.assert_shape(sound, ())
-  chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
-  return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
 
 
 def apply_update(
@@ -52,8 +43,12 @@ def apply_update(
   norm = optax.tree.norm(grads)
   sound = everywhere((norm, metrics))
   steps, new_state = optimizer.update(grads, opt_state, params)
+  old = params, opt_state
   new = optax.apply_updates(params, steps), new_state
-  params, opt_state = choose(sound, new, (params, opt_state))
+  chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
+  params, opt_state = jax.tree.map(
+      functools.partial(jnp.where, sound), new, old
+  )
   skipped = jnp.where(sound, 0.0, 1.0)
   return params, opt_state, {"grad_norm": norm, "skipped": skipped}
 

@@ -21,9 +21,8 @@ from iapo_jax.core.types import (
   Params,
   Prompts,
   PyTree,
-  TokenStatistics,
 )
-from iapo_jax.models import head, transformer
+from iapo_jax.models import transformer
 
 
 @jax.named_scope("rollout")
@@ -59,21 +58,6 @@ def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
   positions = jnp.broadcast_to(slots, prompts.tokens.shape)
   _, segment = transformer.extend(params, prompts.tokens, positions, cfg=cfg)
   return segment.replace(visible=slots < prompts.lengths[:, None] - 1)
-
-
-@struct.dataclass
-class Prefix:
-  """What completions follow.
-
-  Attributes:
-    prompts: the segment of `prefill`.
-    tokens: int32[b], in slot 0 of every completion.
-    positions: int32[b], of slot 0.
-  """
-
-  prompts: KVSegment
-  tokens: Array
-  positions: Array
 
 
 def shallow(
@@ -112,6 +96,30 @@ def first_positions(prompts: Prompts, group_size: int) -> Array:
   return jnp.repeat(prompts.lengths - 1, group_size)
 
 
+@struct.dataclass
+class Starts:
+  """Slot 0 of each completion, and the prompt before it.
+
+  Attributes:
+    tokens: int32[b].
+    positions: int32[b].
+    prompts: int32[b], the index of the prompt within its data shard; None where
+      completions are prompt-major.
+  """
+
+  tokens: Array
+  positions: Array
+  prompts: Array | None = None
+
+
+def starts(prompts: Prompts, group_size: int) -> Starts:
+  """Starts of prompt-major completions."""
+  return Starts(
+      tokens=last_prompt_tokens(prompts, group_size),
+      positions=first_positions(prompts, group_size),
+  )
+
+
 def replay(
     params: Params,
     prompts: Prompts,
@@ -129,87 +137,23 @@ def replay(
     The hidden states [b, t + 1, d] of slots 0..t, and the context that a
     rollout of these completions leaves.
   """
-  prefix = Prefix(
-      prompts=prefill(params, prompts, cfg=cfg),
-      tokens=last_prompt_tokens(prompts, group_size),
-      positions=first_positions(prompts, group_size),
-  )
-  return follow(params, prefix, tokens, cfg=cfg)
+  encoded = prefill(params, prompts, cfg=cfg)
+  return follow(params, encoded, starts(prompts, group_size), tokens, cfg=cfg)
 
 
 def follow(
-    params: Params, prefix: Prefix, tokens: Array, *, cfg: ModelConfig
+    params: Params,
+    encoded: KVSegment,
+    starts: Starts,
+    tokens: Array,
+    *,
+    cfg: ModelConfig,
 ) -> tuple[Array, Context]:
-  """`replay` after encoded prompts."""
-  inputs = jnp.concatenate([prefix.tokens[:, None], tokens], axis=1)
-  positions = prefix.positions[:, None] + jnp.arange(inputs.shape[1])
+  """`replay` after prompts that `prefill` has encoded."""
+  encoded = encoded.replace(rows=starts.prompts)
+  inputs = jnp.concatenate([starts.tokens[:, None], tokens], axis=1)
+  positions = starts.positions[:, None] + jnp.arange(inputs.shape[1])
   hidden, completion = transformer.extend(
-      params, inputs, positions, (prefix.prompts,), cfg=cfg
+      params, inputs, positions, (encoded,), cfg=cfg
   )
-  return hidden, (prefix.prompts, completion)
-
-
-@jax.named_scope("score")
-def score(
-    params: Params,
-    prompts: Prompts,
-    tokens: Array,
-    *,
-    cfg: ModelConfig,
-    group_size: int,
-    temperature: float,
-    head_chunk: int,
-) -> TokenStatistics:
-  """Statistics [b, t] of completion tokens int32[b, t], differentiable.
-
-  `head_chunk` positions have logits at one time.
-  """
-  # The last token predicts nothing.
-  hidden, _ = replay(
-      params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
-  )
-  return head.token_statistics(
-      params,
-      hidden,
-      tokens,
-      cfg=cfg,
-      temperature=temperature,
-      chunk=head_chunk,
-  )
-
-
-@jax.named_scope("loss")
-def token_loss(
-    params: Params,
-    prompts: Prompts,
-    tokens: Array,
-    known: PyTree,
-    *,
-    loss: head.TokenLoss,
-    cfg: ModelConfig,
-    group_size: int,
-    temperature: float,
-    head_chunk: int,
-) -> tuple[Array, TokenStatistics]:
-  """A loss of the completions' log-probabilities, summed over all tokens.
-
-  Its gradient costs less than that of a function of `score`
-  (`head.token_loss`). `known` [b, t] are constants that `loss` also receives;
-  `loss` must be 0 after the end.
-
-  Returns:
-    fp32[], and the statistics [b, t], constants for the gradient.
-  """
-  hidden, _ = replay(
-      params, prompts, tokens[:, :-1], cfg=cfg, group_size=group_size
-  )
-  return head.token_loss(
-      params,
-      hidden,
-      tokens,
-      known,
-      loss=loss,
-      cfg=cfg,
-      temperature=temperature,
-      chunk=head_chunk,
-  )
+  return hidden, (encoded, completion)

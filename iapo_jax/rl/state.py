@@ -9,8 +9,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from iapo_jax.config.model import ModelConfig
-from iapo_jax.config.schema import CreditConfig
+from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core import sharding
 from iapo_jax.core.types import (
   CreditWeights,
@@ -66,36 +65,28 @@ def credit_weights(c: CreditConfig) -> CreditWeights:
 
 def _fresh(
     seed: jax.Array,
-    *,
-    model: ModelConfig,
+    params: Params | None,
+    cfg: Config,
     optimizer: optax.GradientTransformation,
-    credit: CreditConfig,
-    params: Params | None = None,
 ) -> TrainState:
   """A state at step 0; boxed unless `params` are given."""
   if params is None:
-    params = transformer.init(KeyDomain.WEIGHTS.key(seed), model)
+    params = transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model)
   return TrainState(
       step=jnp.int32(0),
       seed=jnp.asarray(seed, jnp.uint32),
       params=params,
       opt_state=optimizer.init(params),
-      weights=credit_weights(credit),
+      weights=credit_weights(cfg.credit),
   )
 
 
 def state_spec(
-    mesh: Mesh,
-    *,
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    credit: CreditConfig,
+    mesh: Mesh, cfg: Config, optimizer: optax.GradientTransformation
 ) -> StateSpec:
   """Shapes and shardings of a state; moments lie like their weights."""
-  fresh = functools.partial(
-      _fresh, model=model, optimizer=optimizer, credit=credit
-  )
-  boxed = jax.eval_shape(fresh, jnp.uint32(0))
+  fresh = functools.partial(_fresh, cfg=cfg, optimizer=optimizer)
+  boxed = jax.eval_shape(fresh, jnp.uint32(0), None)
   return StateSpec(
       shapes=nn.unbox(boxed),
       shardings=sharding.tree_shardings(boxed, mesh),
@@ -105,30 +96,20 @@ def state_spec(
 
 def create(
     spec: StateSpec,
-    seed: int,
-    *,
-    model: ModelConfig,
+    cfg: Config,
     optimizer: optax.GradientTransformation,
-    credit: CreditConfig,
     params: Params | None = None,
 ) -> TrainState:
   """Creates a state at step 0 in place, never whole on one device.
 
   `params` are copied, so that the state may be donated; None initialises fresh
-  ones from `seed`, which also determines every later draw.
+  ones from `cfg.seed`, which also determines every later draw.
   """
 
   def make(seed: jax.Array, params: Params | None) -> TrainState:
-    if params is not None:
-      params = jax.tree.map(jnp.copy, params)
-    return nn.unbox(
-        _fresh(
-            seed,
-            model=model,
-            optimizer=optimizer,
-            credit=credit,
-            params=params,
-        )
-    )
+    params = jax.tree.map(jnp.copy, params)
+    return nn.unbox(_fresh(seed, params, cfg, optimizer))
 
-  return jax.jit(make, out_shardings=spec.shardings)(jnp.uint32(seed), params)
+  return jax.jit(make, out_shardings=spec.shardings)(
+      jnp.uint32(cfg.seed), params
+  )

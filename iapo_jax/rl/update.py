@@ -137,39 +137,13 @@ def with_early_answers(
   )
 
 
-@struct.dataclass
-class _Rows:
-  """What each completion follows; completions may be in any order.
-
-  Attributes:
-    prompts: int32[b], the index of the prompt within its data shard.
-    tokens: int32[b], in slot 0.
-    positions: int32[b], of slot 0.
-  """
-
-  prompts: Array
-  tokens: Array
-  positions: Array
-
-  def after(self, prompts: KVSegment) -> policy.Prefix:
-    """The prefix, given the encoded prompts."""
-    return policy.Prefix(
-        prompts=prompts.replace(rows=self.prompts),
-        tokens=self.tokens,
-        positions=self.positions,
-    )
-
-
-def _rows(prompts: Prompts, group_size: int) -> _Rows:
-  """Rows of a prompt-major batch."""
+def _starts(prompts: Prompts, group_size: int) -> policy.Starts:
+  """Starts of a prompt-major batch, whose order micro-batches change."""
   shards = sharding.data_shards()
   local = prompts.lengths.shape[0] // shards
   index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
-  return _Rows(
-      prompts=jnp.tile(index, shards),
-      tokens=policy.last_prompt_tokens(prompts, group_size),
-      positions=policy.first_positions(prompts, group_size),
-  )
+  starts = policy.starts(prompts, group_size)
+  return starts.replace(prompts=jnp.tile(index, shards))
 
 
 def _logprobs(
@@ -179,13 +153,13 @@ def _logprobs(
   encoded = policy.prefill(params, prompts, cfg=cfg.model)
 
   def score(
-      part: tuple[_Rows, Array], there: Array, length: int
+      part: tuple[policy.Starts, Array], there: Array, length: int
   ) -> tuple[None, Array]:
     del there  # nothing is summed
-    rows, ids = part
+    starts, ids = part
     ids = ids[:, :length]
     hidden, _ = policy.follow(
-        params, rows.after(encoded), ids[:, :-1], cfg=cfg.model
+        params, encoded, starts, ids[:, :-1], cfg=cfg.model
     )
     stats = head.token_statistics(
         params, hidden, ids, **_scoring(cfg, ids.shape[0])
@@ -195,7 +169,7 @@ def _logprobs(
   _, logprobs = micro_batches.run(
       score,
       None,
-      (_rows(prompts, lengths.shape[0] // prompts.lengths.shape[0]), tokens),
+      (_starts(prompts, lengths.shape[0] // prompts.lengths.shape[0]), tokens),
       lengths,
       parts=cfg.loss.micro_batches,
       max_tokens=cfg.rollout.max_tokens,
@@ -216,8 +190,12 @@ def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
   }
 
 
-def experience_loss(
-    params: Params, prefix: policy.Prefix, tokens: Tokens, cfg: Config
+def _loss(
+    params: Params,
+    encoded: KVSegment,
+    starts: policy.Starts,
+    tokens: Tokens,
+    cfg: Config,
 ) -> tuple[Array, Array]:
   """Σ weights · (clipped surrogate + β · KL), plus that of early answers.
 
@@ -237,7 +215,7 @@ def experience_loss(
     return known.weights * per_token - known.early * logprobs
 
   hidden, _ = policy.follow(
-      params, prefix, tokens.ids[:, :-1], cfg=cfg.model
+      params, encoded, starts, tokens.ids[:, :-1], cfg=cfg.model
   )
   loss, stats = head.token_loss(
       params,
@@ -327,22 +305,25 @@ def _gradients(
   cache, pull, segment = jax.vjp(encode, params, has_aux=True)
 
   def loss(
-      params: Params, cache: tuple[Array, Array], rows: _Rows, tokens: Tokens
+      params: Params,
+      cache: tuple[Array, Array],
+      starts: policy.Starts,
+      tokens: Tokens,
   ) -> tuple[Array, Array]:
-    prompts = segment.replace(keys=cache[0], values=cache[1])
-    return experience_loss(params, rows.after(prompts), tokens, cfg)
+    encoded = segment.replace(keys=cache[0], values=cache[1])
+    return _loss(params, encoded, starts, tokens, cfg)
 
   def step(
-      part: tuple[_Rows, Tokens], there: Array, length: int
+      part: tuple[policy.Starts, Tokens], there: Array, length: int
   ) -> tuple[tuple[Params, PyTree], Array]:
-    rows, tokens = part
+    starts, tokens = part
     tokens = jax.tree.map(lambda x: x[:, :length], tokens)
     counted = jax.tree.map(
         lambda x: jnp.where(there[:, None], x, 0.0),
         (tokens.weights, tokens.early),
     )
     tokens = tokens.replace(weights=counted[0], early=counted[1])
-    return jax.grad(loss, (0, 1), has_aux=True)(params, cache, rows, tokens)
+    return jax.grad(loss, (0, 1), has_aux=True)(params, cache, starts, tokens)
 
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, jnp.float32), (params, cache)
@@ -350,7 +331,7 @@ def _gradients(
   (total, to_cache), logprobs = micro_batches.run(
       step,
       zeros,
-      (_rows(experience.prompts, experience.group_size), experience.tokens),
+      (_starts(experience.prompts, experience.group_size), experience.tokens),
       experience.lengths,
       parts=cfg.loss.micro_batches,
       max_tokens=cfg.rollout.max_tokens,

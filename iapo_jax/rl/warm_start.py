@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from iapo_jax.config.schema import Config
 from iapo_jax.core import masked, sharding
 from iapo_jax.core.types import Array, Params, Prompts, StepOutput, TrainState
+from iapo_jax.models import head
 from iapo_jax.rl import finite, losses, policy
 from iapo_jax.rl.state import StateSpec
 
@@ -53,16 +54,22 @@ def demonstration_loss(
       aggregation="constant_length",
       constant_length=cfg.rollout.max_tokens,
   )
-  loss, stats = policy.token_loss(
+  hidden, _ = policy.replay(
       params,
       batch.prompts,
+      batch.completion[:, :-1],
+      cfg=cfg.model,
+      group_size=1,
+  )
+  loss, stats = head.token_loss(
+      params,
+      hidden,
       batch.completion,
       weights,
       loss=lambda logprobs, weights: -weights * logprobs,
       cfg=cfg.model,
-      group_size=1,
       temperature=1.0,
-      head_chunk=cfg.loss.head_chunk,
+      chunk=cfg.loss.head_chunk,
   )
   hits = stats.hit.astype(jnp.float32)
   return loss, {
