@@ -16,6 +16,8 @@ from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import assembly
 from iapo_jax.tools import ahead
 
+pytestmark = pytest.mark.full
+
 ROOT = pathlib.Path(__file__).parent.parent
 PHASES = {"rollout", "probes", "reference", "update"}
 TOKENS, CHUNK = 192, 64

@@ -6,6 +6,8 @@ import sys
 import pytest
 import runs
 
+pytestmark = pytest.mark.full
+
 ROOT = pathlib.Path(__file__).parent.parent
 PHASES = {
     "rollout", "grading", "probes", "reference", "credit", "update",

@@ -251,6 +251,7 @@ def write_input(folder):
     (folder / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_do_what_they_should(page, sandbox):
   write_files(page, sandbox)

@@ -16,6 +16,8 @@ from iapo_jax.core.types import Prompts
 from iapo_jax.models import transformer
 from iapo_jax.tools import ahead
 
+pytestmark = pytest.mark.full
+
 AXES = ("data", "fsdp", "tensor")
 MODEL = dataclasses.replace(
     tiny.MODEL,

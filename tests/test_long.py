@@ -19,6 +19,8 @@ from iapo_jax.core import files
 from iapo_jax.rl.own import Own
 from iapo_jax.run import logs, trainer, workdir
 
+pytestmark = pytest.mark.full
+
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY = 25  # steps between saves
 

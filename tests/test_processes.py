@@ -21,6 +21,8 @@ from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import checkpoint, logs, workdir
 from iapo_jax.tools import comparison
 
+pytestmark = pytest.mark.full
+
 HERE = pathlib.Path(__file__).parent
 
 

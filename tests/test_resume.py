@@ -16,6 +16,8 @@ import runs
 
 from iapo_jax.run import assembly, checkpoint, logs, sources, workdir
 
+pytestmark = pytest.mark.full
+
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
     "warm_start.num_steps": 12,

@@ -13,6 +13,8 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.config import rules as config_rules
 from iapo_jax.hf import folder, tokenizer
 
+pytestmark = pytest.mark.full
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -26,6 +26,8 @@ from iapo_jax.run import sources, trainer
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import export, scoring
 
+pytestmark = pytest.mark.full
+
 names = pytest.mark.parametrize("name", checkpoints.CONFIGS)
 TOKENS = np.random.default_rng(7).integers(3, 61, (2, 48))
 
