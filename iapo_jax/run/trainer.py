@@ -160,7 +160,6 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
       reference = assembly.reference_of(parts, stage, began)
       del began
     return reinforce(run, saved.state, reference, saved.progress)
-  params = None
   if cfg.warm_start.num_steps:
     if saved:
       state, progress = saved.state, saved.progress
