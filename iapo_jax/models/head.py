@@ -208,7 +208,7 @@ def token_loss(
       of_chunk,
       shards,
       {_name(cfg): params[_name(cfg)]},
-      *_split((hidden, targets, (known, there)), chunk),
+      _split((hidden, targets, (known, there)), chunk),
   )
   stats = _join(parts, targets.shape[1])
   return total, jax.lax.stop_gradient(stats)
@@ -219,87 +219,54 @@ def _summed(
     of_chunk: Callable[..., tuple[Array, TokenStatistics]],
     shards: int,
     weights: Params,
-    hidden: Array,
-    targets: Array,
-    rest: PyTree,
+    chunks: tuple[Array, Array, PyTree],
 ) -> tuple[Array, TokenStatistics]:
   """Returns the summed loss of all chunks, and the statistics of each."""
-  run = _by_shard(of_chunk, shards)
-
-  def body(total: Array, part: tuple) -> tuple[Array, TokenStatistics]:
-    value, stats = run(weights, *part)
-    return total + jnp.sum(value), stats
-
-  parts = _shards((hidden, targets, rest), shards)
-  total, stats = jax.lax.scan(body, jnp.float32(0.0), parts)
-  return total, _whole(stats, shards)
+  return _summed_forward(of_chunk, shards, weights, chunks)[0]
 
 
 def _summed_forward(
     of_chunk: Callable[..., tuple[Array, TokenStatistics]],
     shards: int,
     weights: Params,
-    hidden: Array,
-    targets: Array,
-    rest: PyTree,
+    chunks: tuple[Array, Array, PyTree],
 ) -> tuple[tuple[Array, TokenStatistics], tuple[Params, Array]]:
   """Computes `_summed` and the gradients of weights and hidden states.
 
   Each data shard sums its own gradient of the weights, and the shards are added
   once: a sum per chunk would move the gradient of a whole vocabulary each time.
   """
-  pull = _by_shard(
-      jax.value_and_grad(of_chunk, (0, 1), has_aux=True), shards
-  )
+  pull = jax.value_and_grad(of_chunk, (0, 1), has_aux=True)
+  many = ()
+  if shards > 1:
+    many = (shards,)
+    pull = jax.vmap(
+        pull, in_axes=(None, 0, 0, 0), spmd_axis_name=sharding.BATCH_AXES
+    )
+    # [chunks, b, ...] -> [chunks, shards, b / shards, ...]
+    chunks = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], shards, -1, *x.shape[2:]), chunks
+    )
 
   def body(
-      so_far: tuple[Array, Params], part: tuple
+      so_far: tuple[Array, Params], chunk: tuple
   ) -> tuple[tuple[Array, Params], tuple[TokenStatistics, Array]]:
-    (value, stats), (to_weights, to_states) = pull(weights, *part)
+    (value, stats), (to_weights, to_states) = pull(weights, *chunk)
     so_far = jax.tree.map(jnp.add, so_far, (value, to_weights))
     return so_far, (stats, to_states)
 
-  many = () if shards == 1 else (shards,)
   start = (
       jnp.zeros(many, jnp.float32),
       jax.tree.map(lambda x: jnp.zeros((*many, *x.shape), x.dtype), weights),
   )
-  (total, to_weights), (stats, to_hidden) = jax.lax.scan(
-      body, start, _shards((hidden, targets, rest), shards)
-  )
+  sums, parts = jax.lax.scan(body, start, chunks)
   if shards > 1:
-    total, to_weights = jax.tree.map(
-        lambda x: jnp.sum(x, axis=0), (total, to_weights)
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    parts = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), parts
     )
-  stats, to_hidden = _whole((stats, to_hidden), shards)
+  (total, to_weights), (stats, to_hidden) = sums, parts
   return (total, stats), (to_weights, to_hidden)
-
-
-def _by_shard(run: Callable[..., PyTree], shards: int) -> Callable[..., PyTree]:
-  """Maps `run` over data shards; all share its first argument, the weights."""
-  if shards == 1:
-    return run
-  return jax.vmap(
-      run, in_axes=(None, 0, 0, 0), spmd_axis_name=sharding.BATCH_AXES
-  )
-
-
-def _shards(tree: PyTree, shards: int) -> PyTree:
-  """Maps [chunks, b, ...] to [chunks, shards, b / shards, ...]."""
-  if shards == 1:
-    return tree
-  return jax.tree.map(
-      lambda x: x.reshape(x.shape[0], shards, -1, *x.shape[2:]), tree
-  )
-
-
-def _whole(tree: PyTree, shards: int) -> PyTree:
-  """Inverts `_shards`."""
-  if shards == 1:
-    return tree
-  return jax.tree.map(
-      lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), tree
-  )
 
 
 def _summed_backward(
@@ -307,12 +274,14 @@ def _summed_backward(
     shards: int,
     gradients: tuple[Params, Array],
     cotangents: tuple[Array, TokenStatistics],
-) -> tuple[Params, Array, None, None]:
+) -> tuple[Params, tuple[Array, None, None]]:
   """Scales the gradients by that of the sum."""
   del of_chunk, shards
   factor, _ = cotangents
-  scaled = jax.tree.map(lambda x: (factor * x).astype(x.dtype), gradients)
-  return *scaled, None, None
+  to_weights, to_hidden = jax.tree.map(
+      lambda x: (factor * x).astype(x.dtype), gradients
+  )
+  return to_weights, (to_hidden, None, None)
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
