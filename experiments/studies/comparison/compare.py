@@ -19,7 +19,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import misplaced
 import trials
 from absl import flags
 from study import PLAIN, Study
@@ -65,7 +64,6 @@ def main(_: list[str]) -> None:
       configure=presets.read(_TASK.value)["get_config"],
       methods=_methods(),
       folder=pathlib.Path(_WORKDIR.value) / runs,
-      misplaced=misplaced.run_probes,
       num_steps=STEPS[_TASK.value],
       slack=SLACK[_TASK.value],
       recorded=recorded(),

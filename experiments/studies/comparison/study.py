@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import misplaced
 import starts
 import trials
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.credits import CREDITS
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.rl.own import NOTHING, Own, Probing
+from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.run import logs, trainer
 from iapo_jax.run import workdir as workdir_lib
 
@@ -56,7 +57,6 @@ class Study:
     configure: makes a new configuration of a variant of the task.
     methods: names of contenders.
     folder: holds the folders of all runs.
-    misplaced: probes for contenders with misplaced probes.
     num_steps: of every run.
     slack: accuracy that a setting may lose against the best plain method.
     recorded: an earlier result of `collect`, possibly from another machine;
@@ -71,7 +71,6 @@ class Study:
   configure: Callable[[str], ConfigDict]
   methods: Sequence[str]
   folder: pathlib.Path
-  misplaced: Probing
   num_steps: int
   slack: float
   recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -148,7 +147,7 @@ class Study:
     if not read or credit.information == "none":
       config.probe.stride = 0  # unread probes are not run
     _judge(config, tuning=trial.seed == trials.TUNING_SEED)
-    own = Own(probing=self.misplaced if contender.misplaced else None)
+    own = Own(probing=misplaced.run_probes if contender.misplaced else None)
     return Planned(self.folder / trial.name, self._sized(config), own)
 
   def _start_of(self, trial: Trial) -> Planned:
@@ -157,7 +156,7 @@ class Study:
     return self.warm_start(trial.start, early)
 
   def _sized(self, config: ConfigDict) -> ConfigDict:
-    """Returns the configuration, reduced if the study is small."""
+    """Reduces the configuration if the study is small."""
     if self.small:
       config.data.arithmetic.update({
           "train_problems": 96, "validation_problems": 24, "test_problems": 48,

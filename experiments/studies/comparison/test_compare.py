@@ -1,7 +1,11 @@
 """The command that compares methods: one real trial of each kind, small."""
 
 import dataclasses
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 import tarfile
 
 import jax
@@ -18,6 +22,8 @@ from iapo_jax.config import presets
 from iapo_jax.core import files, sharding
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rl import policy, train_step
+from iapo_jax.run import assembly, sources
+from iapo_jax.run import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -27,7 +33,6 @@ def make_study(task, methods, folder):
       configure=presets.read(task)["get_config"],
       methods=methods,
       folder=folder,
-      misplaced=misplaced.run_probes,
       num_steps=80,
       slack=0.005,
       starts=1,
@@ -107,21 +112,46 @@ def test_trials_and_what_is_collected(tmp_path):
     changed.run_trials([tried[0]])
 
 
-def test_nothing_that_is_recorded_is_lost(tmp_path):
-  """Fewer seeds and starts, or another choice, leave it in the file."""
-  recorded = files.read_json(ROOT / "docs" / "evidence" / "mixed.json")
-  todo = dataclasses.replace(
-      make_study("mixed", ["grpo", "dapo"], tmp_path),
-      small=False,
-      recorded=recorded,
-      seeds=1,
+def test_the_command_keeps_all_records(tmp_path):
+  """Fewer seeds and starts, or another choice, leave them in the file."""
+  recorded = ROOT / "docs" / "evidence" / "mixed.json"
+  output = shutil.copy(recorded, tmp_path)
+  command = [
+      sys.executable, ROOT / "experiments/studies/comparison/compare.py",
+      "--task=mixed", "--collect_only", "--methods=grpo,dapo", "--starts=1",
+      "--seeds=1", f"--output={output}", "--workdir=runs",
+  ]  # fmt: skip
+  done = subprocess.run(
+      command, cwd=tmp_path, capture_output=True, text=True, timeout=120
   )
-  found = todo.collect()
+  assert done.returncode == 0, done.stderr
+  ours, theirs = (
+      files.read_json(pathlib.Path(x)) for x in (output, recorded)
+  )
   for kind in ("tuning", "trials"):
-    ours, theirs = (
-        sorted(x[kind], key=str) for x in (found, recorded)
-    )
-    assert ours == theirs != []
+    assert sorted(ours[kind], key=str) == sorted(theirs[kind], key=str) != []
+  assert os.listdir(tmp_path) == ["mixed.json"]
+
+
+@pytest.mark.parametrize("task", ["mixed", "slips"])
+def test_committed_warm_starts_can_be_used(task, tmp_path):
+  evidence = ROOT / "docs" / "evidence"
+  recorded = files.read_json(evidence / f"{task}.json")
+  todo = dataclasses.replace(
+      make_study(task, [], tmp_path), small=False, packed=str(evidence / task)
+  )
+  for row in recorded["warm_starts"]:
+    planned = todo.warm_start(row["start"], row.get("early_answers", True))
+    todo._unpack(planned)
+    # Its configuration is the one that would be trained today.
+    assert planned.is_finished()
+    assert study._name_of(planned) == row["begun_from"]
+  run = todo.warm_start(0).folder
+  parts = assembly.assemble(
+      workdir_lib.load_config(run), jax.devices()[:1], home=run
+  )
+  params = sources.load(parts, sources.last(run))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_a_pack_that_is_damaged(tmp_path):

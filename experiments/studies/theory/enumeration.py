@@ -125,7 +125,7 @@ def given_prefix(x: Array, weights: Array, completions: Completions) -> Array:
       numbers,
       count,
   )
-  return _ratio(total, mass[:, None])
+  return ratio(total, mass[:, None])
 
 
 def expected_next(x: Array, weights: Array, completions: Completions) -> Array:
@@ -152,10 +152,11 @@ def expected_next(x: Array, weights: Array, completions: Completions) -> Array:
       )
       for values in (weight * x, weight)
   ]
-  return jnp.where(mask, _ratio(*sums)[before], 0.0)
+  return jnp.where(mask, ratio(*sums)[before], 0.0)
 
 
-def _ratio(total: Array, mass: Array) -> Array:
+def ratio(total: Array, mass: Array) -> Array:
+  """Returns total / mass, and 0 where the mass is 0."""
   return jnp.where(mass > 0, total / jnp.where(mass > 0, mass, 1.0), 0.0)
 
 

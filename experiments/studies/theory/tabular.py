@@ -20,7 +20,6 @@ from iapo_jax.core.types import Array
 from iapo_jax.rl import advantages, mi
 
 MODES = ("grpo", "paper", "to_go", "length_penalty")
-PROBES = ("elicited", "consistent", "none")
 
 # Far below any logit, but finite, so that gradients are 0 and not NaN.
 _NEVER = -1e30
@@ -260,7 +259,7 @@ def token_advantages(
     cost: c of `to_go`, nats per token.
     length_weight: w of `length_penalty`; T_max is the longest completion.
     gated: whether `to_go` credits correct completions only.
-    probe: one of `PROBES`.
+    probe: `elicited` or `consistent` (see `answer_distributions`), or `none`.
 
   Returns:
     float[b, t], 0 after the end; a constant for the gradient.
@@ -331,13 +330,9 @@ def natural_gradient(
   plain = gradient(params, tree, token_adv)
   steps, answers = (jnp.exp(table) for table in _tables(params, tree))
   reached, ended = _reach(params, tree)
-
-  def divide(rows: Array, mass: Array) -> Array:
-    return jnp.where(mass > 0, rows / jnp.where(mass > 0, mass, 1.0), 0.0)
-
   return TabularParams(
-      steps=divide(plain.steps, reached[:, None] * steps),
-      answers=divide(plain.answers, ended[:, None] * answers),
+      steps=enumeration.ratio(plain.steps, reached[:, None] * steps),
+      answers=enumeration.ratio(plain.answers, ended[:, None] * answers),
   )
 
 
