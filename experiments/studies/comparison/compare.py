@@ -31,8 +31,8 @@ from iapo_jax.core.errors import ConfigError
 _ROOT = pathlib.Path(__file__).parents[3]
 # Updates of every run. Slips are few, so learning when to check takes longer.
 STEPS = {"mixed": 80, "slips": 160}
-# Accuracy that a chosen setting may lose. The question of slips is which checks
-# survive within two points of GRPO.
+# Accuracy that a chosen setting may lose. Slips allow two points, since the
+# question is which checks survive.
 SLACK = {"mixed": 0.005, "slips": 0.02}
 _TASK = flags.DEFINE_enum("task", "mixed", list(STEPS), "Name in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Folder of all runs.")

@@ -183,7 +183,7 @@ def truth_of(
   whole = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1)
   logp = oracle_encoding.log_distributions(params, whole, cfg)
   logp = logp[:, len(prompt) - 1 :]
-  # Of the texts that begin alike the first one stands for what they share.
+  # Texts with a common prefix share its chances; take those of the first.
   chances = [
       np.exp(logp[:: (_V - 1) ** (longest - 1 - i), i])
       for i in range(longest)
@@ -197,7 +197,7 @@ def truth_of(
 
 
 def expected_by_position(truth: Truth) -> list[float]:
-  """E I(O_{i+1}; A | o_1..o_i) over reasoning, i < t; 0 where it is over."""
+  """Returns E I(O_{i+1}; A | o_1..o_i), i < t, with 0 after reasoning."""
   reached = continuations.reached(truth.chances)
   found = []
   for i, information in enumerate(truth.information):

@@ -15,7 +15,7 @@ RIGHT, WRONG, OPEN = (60.0, 0.0), (0.0, 60.0), (0.0, 0.0)
 
 
 def chain(*answers: Sequence[float]) -> tuple[Tree, TabularParams]:
-  """One token or the end after each prefix, at even chances.
+  """Makes a policy with one token or the end after each prefix, equally likely.
 
   Each entry of `answers` holds the two answer logits after 0, 1, 2... tokens.
   """
@@ -31,7 +31,7 @@ def chain(*answers: Sequence[float]) -> tuple[Tree, TabularParams]:
 
 
 def random_table(seed: int) -> tuple[Tree, TabularParams, dict]:
-  """Two tokens, depth 3, two answers; the tree, its table and its numbers."""
+  """Makes a random table of two tokens, depth 3 and two answers."""
   tree, numbers = tabular.make_tree(
       lambda p: (0, 1, 2) if len(p) < 3 else (2,),
       num_tokens=2,
@@ -49,7 +49,7 @@ def random_table(seed: int) -> tuple[Tree, TabularParams, dict]:
 def derivatives(
     params: TabularParams, tree: Tree, direction: TabularParams
 ) -> tuple[Array, Array]:
-  """The derivatives of expected length and accuracy along a direction."""
+  """Returns derivatives of length and accuracy along a direction."""
   return tuple(
       jax.jvp(lambda p, of=of: of(p, tree), (params,), (direction,))[1]
       for of in (tabular.expected_length, tabular.accuracy)
