@@ -239,7 +239,7 @@ def _stopped(
 ) -> FloatingPointError:
   """Keeps the last step for a replay; returns the error that ends the run."""
   kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
-  told = f"python experiments/replay.py {kept} runs it again"
+  told = f"iapo replay {kept} runs it again"
   if stage.own:
     told = f"call iapo_jax.run.replay.again with {kept} to run it again"
   try:

@@ -412,5 +412,5 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       isinstance(r, dict) and needed <= r.keys() and SECONDS in r["mean"]
       for r in records
   ):
-    raise ConfigError(f"{str(path)!r}: was not written by evaluate.py")
+    raise ConfigError(f"{str(path)!r}: was not written by `iapo evaluate`")
   return records
