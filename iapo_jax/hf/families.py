@@ -47,18 +47,14 @@ _ROPE = {
     "amplitude": "attention_factor",
 }
 # The fields that each kind of rotary embedding uses.
+_ROPE_ALL = ("theta", "fraction")
+_ROPE_LONGER = (*_ROPE_ALL, "factor", "original_positions")
 _ROPE_FIELDS = {
-    "default": ("theta", "fraction"),
-    "linear": ("theta", "fraction", "factor"),
-    "llama3": (
-        "theta", "fraction", "factor", "original_positions", "low_freq",
-        "high_freq",
-    ),
-    "yarn": (
-        "theta", "fraction", "factor", "original_positions", "beta_fast",
-        "beta_slow", "amplitude",
-    ),
-}  # fmt: skip
+    "default": _ROPE_ALL,
+    "linear": (*_ROPE_ALL, "factor"),
+    "llama3": (*_ROPE_LONGER, "low_freq", "high_freq"),
+    "yarn": (*_ROPE_LONGER, "beta_fast", "beta_slow", "amplitude"),
+}
 _ROPE_OPTIONAL = (
     "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
 )  # fmt: skip
@@ -101,6 +97,11 @@ class Family:
   refused: tuple[str, ...] = ()
   partial: bool = False
   fused: bool = False
+
+  @property
+  def names(self) -> dict[str, str]:
+    """Our names of the fields in its configuration, to theirs."""
+    return _COMMON | dict(self.fields)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -163,6 +164,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 _NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+_CAPS = ("score_cap", "logit_cap")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -179,11 +181,9 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
     if value:
       _refuse(field, value, f"is not supported (model_type {name})")
   values = {
-      ours: getattr(theirs, field)
-      for ours, field in (_COMMON | dict(family.fields)).items()
+      ours: getattr(theirs, field) for ours, field in family.names.items()
   }
-  caps = ("score_cap", "logit_cap")
-  values |= {cap: float(values[cap] or 0) for cap in caps if cap in values}
+  values |= {cap: float(values[cap] or 0) for cap in _CAPS if cap in values}
   if "query_scalar" in values:
     values["query_scalar"] = float(values["query_scalar"])
   heads = theirs.num_attention_heads
@@ -347,13 +347,12 @@ def _written(
 ) -> transformers.PreTrainedConfig:
   """Writes as much of a decoder as the configuration of its family can hold."""
   family = family_of(model.family, "config.model.family")
-  names = _COMMON | dict(family.fields)
-  values = {theirs: getattr(model, ours) for ours, theirs in names.items()}
-  for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-    if name in values:
-      values[name] = values[name] or None
-  if "query_scalar" in names:
-    values[names["query_scalar"]] = _whole(model.query_scalar or model.head_dim)
+  ours = {field: getattr(model, field) for field in family.names}
+  ours |= {cap: ours[cap] or None for cap in _CAPS if cap in ours}
+  if "query_scalar" in ours:
+    scalar = model.query_scalar or model.head_dim
+    ours["query_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+  values = {family.names[field]: value for field, value in ours.items()}
   if not model.max_positions:
     del values["max_position_embeddings"]
   values[family.activation] = _ACTIVATIONS[model.activation]
@@ -369,10 +368,6 @@ def _written(
     raise ConfigError(f"config.model.family = {model.family!r}: {text}") from (
         error
     )
-
-
-def _whole(value: float) -> float | int:
-  return int(value) if value == int(value) else value
 
 
 def _written_windows(model: ModelConfig, family: Family) -> dict[str, Any]:

@@ -65,25 +65,20 @@ def commit(folder: pathlib.Path) -> str:
   return folder.name if folder.parent.name == "snapshots" else ""
 
 
-def read_config(folder: pathlib.Path) -> transformers.PreTrainedConfig:
-  """Reads a model's configuration with transformers.
+def read_model(folder: pathlib.Path) -> ModelConfig:
+  """Reads a model's decoder.
 
-  Raises `ConfigError` if there is none or its family is not supported.
+  Raises `ConfigError` if there is no configuration or it is not supported.
   """
   raw = files.read_json(folder / CONFIG)
   families.family_of(raw.get("model_type"), f"{folder / CONFIG} model_type")
   try:
-    return transformers.AutoConfig.from_pretrained(
+    theirs = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
   except Exception as error:  # its validation raises many kinds
     text = " ".join(str(error).split())
     raise ConfigError(f"{folder / CONFIG}: {text}") from error
-
-
-def read_model(folder: pathlib.Path) -> ModelConfig:
-  """Reads a model's decoder; raises `ConfigError` if it is not supported."""
-  theirs = read_config(folder)
   try:
     model = families.model_of(theirs)
     config_rules.check_model(model)

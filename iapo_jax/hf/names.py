@@ -28,7 +28,6 @@ class Part:
   theirs: str
   ours: str
 
-
   @property
   def groups(self) -> list[list[str]]:
     """For each axis of theirs, the axes of ours that it consists of."""
@@ -58,11 +57,11 @@ class Tensor:
 
 def tensors(cfg: ModelConfig) -> tuple[Tensor, ...]:
   """Returns every tensor of a decoder's checkpoint; a tied head has none."""
-  found = [_one("model.embed_tokens.weight", ("embedding",), "v d", "v d")]
+  found = [_one("model.embed_tokens.weight", ("embedding",), "v d")]
   found += _norms(cfg) + _attention(cfg) + _mlp(cfg)
-  found.append(_one("model.norm.weight", ("final_norm", "scale"), "d", "d"))
+  found.append(_one("model.norm.weight", ("final_norm", "scale"), "d"))
   if not cfg.tie_embeddings:
-    found.append(_one("lm_head.weight", ("head",), "v d", "v d"))
+    found.append(_one("lm_head.weight", ("head",), "v d"))
   return tuple(found)
 
 
@@ -91,8 +90,8 @@ def tensor_shape(tensor: Tensor, letters: dict[str, int]) -> tuple[int, ...]:
   return (sum(part[0] for part in parts), *parts[0][1:])
 
 
-def _one(name: str, path: Path, theirs: str, ours: str) -> Tensor:
-  return Tensor(name, (Part(path, theirs, ours),))
+def _one(name: str, path: Path, axes: str) -> Tensor:
+  return Tensor(name, (Part(path, axes, axes),))
 
 
 def _in_layer(name: str, *parts: tuple[str, str, str]) -> Tensor:
@@ -167,21 +166,21 @@ def _attention(cfg: ModelConfig) -> list[Tensor]:
 
 
 def _mlp(cfg: ModelConfig) -> list[Tensor]:
-  gate = ("mlp/gate_kernel", "f d", "d f")
-  up = ("mlp/up_kernel", "f d", "d f")
+  wide = {
+      name: (f"mlp/{name}_kernel", "f d", "d f") for name in ("gate", "up")
+  }
   if FAMILIES[cfg.family].fused:
-    found = [_in_layer("mlp.gate_up_proj.weight", gate, up)]
+    found = [_in_layer("mlp.gate_up_proj.weight", *wide.values())]
   else:
     found = [
-        _in_layer("mlp.gate_proj.weight", gate),
-        _in_layer("mlp.up_proj.weight", up),
+        _in_layer(f"mlp.{name}_proj.weight", part)
+        for name, part in wide.items()
     ]
   down = ("mlp/down_kernel", "d f", "f d")
   found.append(_in_layer("mlp.down_proj.weight", down))
   if cfg.mlp_bias:
-    axes = {"gate": "f", "up": "f", "down": "d"}
     found += [
         _in_layer(f"mlp.{name}_proj.bias", (f"mlp/{name}_bias", axis, axis))
-        for name, axis in axes.items()
+        for name, axis in (("gate", "f"), ("up", "f"), ("down", "d"))
     ]
   return found

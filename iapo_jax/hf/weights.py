@@ -44,11 +44,13 @@ class _Source:
     tensor: of the checkpoint.
     part: of the tensor.
     first_row: of the part in the tensor.
+    shape: of the weight, all its layers.
   """
 
   tensor: Tensor
   part: Part
   first_row: int
+  shape: tuple[int, ...]
 
 
 class Reader:
@@ -137,12 +139,12 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
       for name in _names(tensor, cfg)
   }
   where = repr(str(reader.folder))
-  _name(f"{where}: lacks", [name for name in expected if name not in found])
+  _refuse(f"{where}: lacks", [name for name in expected if name not in found])
   extra = {n for n in found if n not in expected and not _DERIVED.fullmatch(n)}
   if cfg.tie_embeddings and _TIED_HEAD in extra:
     _check_tied(reader)
     extra.remove(_TIED_HEAD)
-  _name(f"{where}: its config has no", sorted(extra))
+  _refuse(f"{where}: its config has no", sorted(extra))
   for name, shape in expected.items():
     theirs, dtype = found[name]
     if theirs != shape:
@@ -162,7 +164,7 @@ def _names(tensor: Tensor, cfg: ModelConfig) -> list[str]:
   return [tensor.name.format(layer) for layer in range(count)]
 
 
-def _name(what: str, found: Sequence[str]) -> None:
+def _refuse(what: str, found: Sequence[str]) -> None:
   if found:
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     raise ConfigError(f"{what} {', '.join(found[:3])}{more}")
@@ -202,37 +204,25 @@ def load(
   letters = names.sizes(cfg)
   sources: dict[Path, _Source] = {}
   for tensor in names.tensors(cfg):
-    row = 0
+    row, layers = 0, (cfg.num_layers,) if tensor.in_layers else ()
     for part in tensor.parts:
-      sources[part.path] = _Source(tensor, part, row)
+      shape = (*layers, *names.shape(part.ours, letters))
+      sources[part.path] = _Source(tensor, part, row, shape)
       row += names.shape(part.theirs, letters)[0]
-  shapes = {
-      path: _our_shape(source, cfg, letters) for path, source in sources.items()
-  }
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  where = dict.fromkeys(shapes, device)
+  where = dict.fromkeys(sources, device)
   if shardings is not None:
     where = traverse_util.flatten_dict(shardings)
   params = {}
-  for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
+  for path in sorted(sources, key=lambda path: -math.prod(sources[path].shape)):
     kind = jnp.dtype("float32" if path[-1] == "scale" else dtype)
-    params[path] = _load_one(
-        reader, sources[path], shapes[path], kind, where[path], letters
-    )
+    params[path] = _load_one(reader, sources[path], kind, where[path], letters)
   return traverse_util.unflatten_dict(params)
-
-
-def _our_shape(
-    source: _Source, cfg: ModelConfig, letters: Mapping[str, int]
-) -> tuple[int, ...]:
-  layers = (cfg.num_layers,) if source.tensor.in_layers else ()
-  return (*layers, *names.shape(source.part.ours, letters))
 
 
 def _load_one(
     reader: Reader,
     source: _Source,
-    shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
     letters: Mapping[str, int],
@@ -243,7 +233,7 @@ def _load_one(
   def shard(index: tuple[slice, ...]) -> np.ndarray:
     chosen = tuple(
         range(*entry.indices(size))
-        for entry, size in zip(index, shape, strict=True)
+        for entry, size in zip(index, source.shape, strict=True)
     )
     if chosen not in read:
       out = np.empty([len(entry) for entry in chosen], dtype)
@@ -255,7 +245,7 @@ def _load_one(
       read[chosen] = out
     return read[chosen]
 
-  array = jax.make_array_from_callback(shape, sharding, shard)
+  array = jax.make_array_from_callback(source.shape, sharding, shard)
   return array.block_until_ready()  # before `read` is freed
 
 
