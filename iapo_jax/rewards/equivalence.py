@@ -7,10 +7,11 @@ forever, so it belongs in a process that can be killed.
 """
 
 import functools
+import itertools
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from iapo_jax.rewards import numbers, spelling
 from iapo_jax.rewards.text import last_boxed
@@ -71,14 +72,14 @@ _NAMED = re.compile(
 )
 _LESS = r"\s*(<|\\le(?![a-z]))\s*"
 _MORE = r"\s*(>|\\ge(?![a-z]))\s*"
+_ORDER = r"\s*(<|>|\\[lg]e(?![a-z]))\s*"
+_TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _BETWEEN = re.compile(rf"([^<>=,]+?){_LESS}[A-Za-z]{_LESS}([^<>=,]+)")
 _DESCENDING = re.compile(
     rf"([^<>=,]+?){_MORE}([A-Za-z]){_MORE}([^<>=,]+)"
 )
-_FROM = re.compile(rf"([^<>=,A-Za-z]+?){_LESS}[A-Za-z]")
-_TO = re.compile(rf"([^<>=,A-Za-z]+?){_MORE}[A-Za-z]")
-_BELOW = re.compile(rf"[A-Za-z]{_LESS}([^<>=,]+)")
-_ABOVE = re.compile(rf"[A-Za-z]{_MORE}([^<>=,]+)")
+_LETTER_FIRST = re.compile(rf"[A-Za-z]{_ORDER}([^<>=,]+)")
+_LETTER_LAST = re.compile(rf"([^<>=,A-Za-z]+?){_ORDER}[A-Za-z]")
 _MATRIX = re.compile(
     r"\\begin\s*\{([pbvVB]?matrix|array)\}(?:\{[^{}]*\})?(.*)"
     r"\\end\s*\{\1\}",
@@ -101,7 +102,7 @@ def settle(answer: str, gold: str) -> bool | None:
     return False
   if choice := _CHOICE_GOLD.fullmatch(theirs):
     return _chosen(mine) == choice.group(1)
-  if mine == theirs or _squeezed(mine) == _squeezed(theirs):
+  if _squeezed(mine) == _squeezed(theirs):
     return True
   golds = _gold_candidates(theirs)
   if golds and (found := numbers.candidates(mine)):
@@ -110,7 +111,7 @@ def settle(answer: str, gold: str) -> bool | None:
     return _words(mine) == _words(theirs)
   if _is_endless(mine) and not _is_endless(theirs):
     return False
-  if _depth(mine) > _MOST_NESTED:
+  if max(_depths(mine)) > _MOST_NESTED:
     return False
   return None
 
@@ -157,13 +158,10 @@ def _is_endless(text: str) -> bool:
   )
 
 
-def _depth(text: str) -> int:
-  """Returns how deep brackets nest."""
-  deepest = depth = 0
-  for character in text:
-    depth += (character in _OPENING) - (character in _CLOSING)
-    deepest = max(deepest, depth)
-  return deepest
+def _depths(tokens: Iterable[str]) -> Iterator[int]:
+  """Yields how deep brackets nest, at the start and after each token."""
+  changes = ((x in _OPENING) - (x in _CLOSING) for x in tokens)
+  return itertools.accumulate(changes, initial=0)
 
 
 def equivalent(answer: str, gold: str, prose: str) -> bool:
@@ -186,7 +184,7 @@ def equivalent(answer: str, gold: str, prose: str) -> bool:
 
 
 def _same(mine: str, theirs: str) -> bool:
-  if mine == theirs or _squeezed(mine) == _squeezed(theirs):
+  if _squeezed(mine) == _squeezed(theirs):
     return True
   mine, theirs = _drop_assignments(mine, theirs)
   if "," not in theirs:
@@ -217,13 +215,12 @@ def _same(mine: str, theirs: str) -> bool:
 
 def _set_and_list(mine: str, theirs: str) -> bool | None:
   """Compares a set in braces with a list; None if it is another pair."""
-  kinds = [_bracketed(mine), _bracketed(theirs)]
-  if sum(kind is not None and kind[0] == "{}" for kind in kinds) != 1:
+  ours, golds = _bracketed(mine), _bracketed(theirs)
+  if bool(ours) == bool(golds):
     return None
-  bare = theirs if kinds[0] else mine
-  members = (kinds[0] or kinds[1])[1]
-  listed = _listed(bare)
-  if len(listed) < 2 or (kinds[0] and kinds[1]):
+  kind, members = ours or golds
+  listed = _listed(theirs if ours else mine)
+  if kind != "{}" or len(listed) < 2:
     return None
   return _same_set(members, listed)
 
@@ -288,14 +285,15 @@ def _uncounted(text: str) -> str:
 
 def _split(text: str, separator: str) -> list[str]:
   """Splits at the separators outside of all brackets."""
-  parts, depth, start, at = [], 0, 0, 0
-  for token in _TOKEN.findall(text):
-    depth += (token in _OPENING) - (token in _CLOSING)
+  tokens = _TOKEN.findall(text)
+  parts, part = [], []
+  for token, depth in zip(tokens, _depths(tokens), strict=False):
     if token == separator and depth <= 0:
-      parts.append(text[start:at].strip())
-      start = at + len(token)
-    at += len(token)
-  return [*parts, text[start:].strip()]
+      parts.append(part)
+      part = []
+    else:
+      part.append(token)
+  return ["".join(part).strip() for part in (*parts, part)]
 
 
 def _unions(text: str) -> list[str]:
@@ -349,31 +347,26 @@ def _interval(text: str) -> str:
   """Returns an inequality of one letter as an interval; else the text."""
   if match := _DESCENDING.fullmatch(text):
     high, second, letter, first, low = match.groups()
-    turned = {">": "<", r"\ge": r"\le"}
-    text = f"{low} {turned[first]} {letter} {turned[second]} {high}"
+    text = f"{low} {_TURNED[first]} {letter} {_TURNED[second]} {high}"
   if match := _BETWEEN.fullmatch(text):
     low, first, second, high = match.groups()
     opening = "(" if first == "<" else "["
     return f"{opening}{low},{high}{')' if second == '<' else ']'}"
-  if match := _BELOW.fullmatch(text):
-    return rf"(-\infty,{match[2]}{')' if match[1] == '<' else ']'}"
-  if match := _ABOVE.fullmatch(text):
-    return rf"{'(' if match[1] == '>' else '['}{match[2]},\infty)"
-  if match := _FROM.fullmatch(text):
-    return rf"{'(' if match[2] == '<' else '['}{match[1]},\infty)"
-  if match := _TO.fullmatch(text):
-    return rf"(-\infty,{match[1]}{')' if match[2] == '>' else ']'}"
-  return text
+  if match := _LETTER_FIRST.fullmatch(text):
+    order, bound = match.groups()
+  elif match := _LETTER_LAST.fullmatch(text):
+    bound, order = match[1], _TURNED[match[2]]
+  else:
+    return text
+  if order in ("<", r"\le"):
+    return rf"(-\infty,{bound}{')' if order == '<' else ']'}"
+  return rf"{'(' if order == '>' else '['}{bound},\infty)"
 
 
 def _is_closed(inner: str) -> bool:
   """Returns whether brackets pair up, of whatever kinds."""
-  depth = 0
-  for token in _TOKEN.findall(inner):
-    depth += (token in _OPENING) - (token in _CLOSING)
-    if depth < 0:
-      return False
-  return depth == 0
+  depths = list(_depths(_TOKEN.findall(inner)))
+  return min(depths) == depths[-1] == 0
 
 
 def _same_leaf(mine: str, theirs: str) -> bool:

@@ -28,49 +28,12 @@ _TRANSLATION = str.maketrans(_SYMBOLS)
 _VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 _SUPERSCRIPT = re.compile(r"[⁻⁺]?[⁰¹²³⁴-⁹]+")
 _SUBSCRIPT = re.compile(r"[₀-₉]+")
-_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())")
-_CALLED_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[({])")
-_PARENTHESISED_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
-
-_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
-_THOUSANDS = re.compile(r"\{,\}|,\s*\\[!,]\s*(?=\d{3})")
-_RELATIONS = (
-    (re.compile(r"\\not\s*=|!=|=/=|=\\=|<>"), r"\\ne "),
-    (re.compile(r">\s*=|=>"), r"\\ge "),
-    (re.compile(r"<\s*="), r"\\le "),
-    (re.compile(r"~\s*="), r"\\approx "),
-    (re.compile(r"[:=]="), "="),
-)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*]+)\*\*(?![\w({*])")
 _INLINE = re.compile(r"(?<!\\)\$([^$\\\s](?:[^$]*[^$\\\s])?)\$(?!\d)")
 _PARENTHESISED = re.compile(r"\\\((.*?)\\\)")
-_FUNCTIONS = re.compile(
-    r"(?<![\\A-Za-z{])(pi|sin|cos|tan|cot|sec|csc|ln|log)(?=[\s(\d]|$)"
-)
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
 _TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([^{}\\]*\d[^{}\\]*)\}")
-_LETTER_TEXT = re.compile(r"\\text\s*\{\s*([ie])\s*\}")
-_SPACES = re.compile(
-    r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~"
-)
-_COSMETIC = re.compile(
-    r"\\(?:displaystyle|textstyle|limits|nolimits|left|right"
-    r"|[bB]igg?[lrm]?)(?![A-Za-z])\s*"
-)
-_TEXT = re.compile(
-    r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm"
-    r"|mathbf|mathit|mathsf|mathtt|operatorname)(?=\s*\{)"
-)
-_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_BARE_FRACTION = re.compile(
-    r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(?=\{)|(\{[^{}]*\})\s*(\d))"
-)
-_BARE_ROOT = re.compile(r"\\sqrt\s*(\d)")
-_DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b")
-_SYNONYMS = re.compile(
-    r"\\(cdot|ast|leq|geq|neq|lbrace|rbrace|lbrack|rbrack|colon|varnothing"
-    r"|dollar|percent|infin|lparen|rparen|setminus)(?![A-Za-z])"
-)
-_SYNONYM_OF = {
+_SYNONYMS = {
     "cdot": r"\times ", "ast": r"\times ", "leq": r"\le ", "geq": r"\ge ",
     "neq": r"\ne ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
     "rbrack": "]", "colon": ":", "varnothing": r"\emptyset ",
@@ -78,6 +41,58 @@ _SYNONYM_OF = {
     "rparen": ")", "setminus": r"\backslash ",
 }  # fmt: skip
 
+
+def _brace_root(match: re.Match[str]) -> str:
+  """Writes √2 with braces; √( keeps its parentheses for now."""
+  return rf"\sqrt{{{match.group(1)}}}" if match.group(1) else r"\sqrt"
+
+
+def _brace_fraction(match: re.Match[str]) -> str:
+  r"""Adds the braces that \frac12, \frac1{23} and \frac{12}3 leave out."""
+  if match.group(1):
+    return rf"\frac{{{match.group(1)}}}{{{match.group(2)}}}"
+  if match.group(3):
+    return rf"\frac{{{match.group(3)}}}"
+  return rf"\frac{match.group(4)}{{{match.group(5)}}}"
+
+
+# Patterns and replacements, in the order in which they apply.
+_REWRITES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\not\s*=|!=|=/=|=\\=|<>", r"\\ne "),
+        (r">\s*=|=>", r"\\ge "),
+        (r"<\s*=", r"\\le "),
+        (r"~\s*=", r"\\approx "),
+        (r"[:=]=", "="),
+        # Commas of thousands, blanks, and commands of spacing and size.
+        (r"\{,\}|,\s*\\[!,]\s*(?=\d{3})", ","),
+        (r"\\!", ""),
+        (r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~",
+         " "),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|left|right"
+         r"|[bB]igg?[lrm]?)(?![A-Za-z])\s*", ""),
+        # Words, numbers and functions in text.
+        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm"
+         r"|mathbf|mathit|mathsf|mathtt|operatorname)(?=\s*\{)", r"\\text"),
+        (r"\\text\s*\{\s*([ie])\s*\}", r"\1"),
+        (r"(?<![\\A-Za-z{])(pi|sin|cos|tan|cot|sec|csc|ln|log)(?=[\s(\d]|$)",
+         r"\\\1 "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (rf"\\({'|'.join(_SYNONYMS)})(?![A-Za-z])",
+         lambda match: _SYNONYMS[match.group(1)]),
+        # Roots, fractions and degrees.
+        (r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())", _brace_root),
+        (r"(?<![\\A-Za-z])sqrt\s*(?=[({])", r"\\sqrt"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(?=\{)|(\{[^{}]*\})\s*(\d))",
+         _brace_fraction),
+        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b", r"^\\circ "),
+        (r"\\%", "%"),
+        (r"\*\*", "^"),
+    )
+)  # fmt: skip
 _LEAD_IN = re.compile(
     r"^(?:\\text\s*\{\s*)?"
     r"(?:(?:so|thus|hence|therefore|then|and|finally)\b[,:]?\s*)?"
@@ -109,23 +124,8 @@ def normalise(text: str) -> str:
   text = _PARENTHESISED.sub(r"\1", _INLINE.sub(r"\1", text))
   if "\\begin" not in text:  # in a matrix, `\\` ends a row
     text = _DOUBLED.sub(r"\\", text)
-  for pattern, relation in _RELATIONS:
-    text = pattern.sub(relation, text)
-  text = _THOUSANDS.sub(",", text).replace("\\!", "")
-  text = _SPACES.sub(" ", text)
-  text = _COSMETIC.sub("", text)
-  text = _LETTER_TEXT.sub(r"\1", _TEXT.sub(r"\\text", text))
-  text = _FUNCTIONS.sub(r"\\\1 ", text)
-  text = _FRACTION.sub(r"\\frac", text)
-  text = _SYNONYMS.sub(lambda m: _SYNONYM_OF[m.group(1)], text)
-  text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1)}}}" if m.group(1) else
-                   r"\sqrt", text)  # fmt: skip
-  text = _CALLED_ROOT.sub(r"\\sqrt", text)
-  text = _PARENTHESISED_ROOT.sub(r"\\sqrt{\1}", text)
-  text = _BARE_FRACTION.sub(_brace_fraction, text)
-  text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
-  text = _DEGREES.sub(r"^\\circ ", text)
-  text = text.replace(r"\%", "%").replace("**", "^")
+  for pattern, replacement in _REWRITES:
+    text = pattern.sub(replacement, text)
   text = _unwrap(" ".join(text.split()))
   number = _TEXT_NUMBER.fullmatch(text)
   return number.group(1).strip() if number else text
@@ -139,15 +139,6 @@ def _spell_vulgar(match: re.Match[str]) -> str:
   """Writes ½ as a fraction; after digits it is part of a mixed number."""
   above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
   return rf" \frac{{{above}}}{{{below}}}"
-
-
-def _brace_fraction(match: re.Match[str]) -> str:
-  r"""Adds the braces that \frac12, \frac1{23} and \frac{12}3 leave out."""
-  if match.group(1):
-    return rf"\frac{{{match.group(1)}}}{{{match.group(2)}}}"
-  if match.group(3):
-    return rf"\frac{{{match.group(3)}}}"
-  return rf"\frac{match.group(4)}{{{match.group(5)}}}"
 
 
 def _unwrap(text: str) -> str:
