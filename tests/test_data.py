@@ -6,7 +6,7 @@ import tiny
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.data import ArithmeticConfig, DataConfig
-from iapo_jax.config.schema import Config
+from iapo_jax.config.schema import Config, WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import arithmetic, pipeline
 from iapo_jax.rewards import text
@@ -24,7 +24,7 @@ def pieces(problem, seed=0, **overrides):
       problem,
       ArithmeticConfig(redundancy=redundancy),
       np.random.default_rng(seed),
-      **(settings | overrides),
+      WarmStartConfig(**(settings | overrides)),
   )
 
 

@@ -11,6 +11,7 @@ import tiny
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import arithmetic
 from iapo_jax.data import task as task_lib
@@ -27,8 +28,9 @@ def pieces(problem, sums, seed=0, early_share=0.0, early_full_share=0.0):
       problem,
       sums,
       np.random.default_rng(seed),
-      early_share=early_share,
-      early_full_share=early_full_share,
+      WarmStartConfig(
+          early_share=early_share, early_full_share=early_full_share
+      ),
   )
 
 

@@ -9,6 +9,7 @@ import texts
 import tiny
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import examples, prompts, published, splits
 from iapo_jax.data.examples import Example
@@ -172,7 +173,8 @@ def test_demonstrations_of_worked_solutions():
       examples.demonstration, example, elicitation="</think>\n<answer>"
   )
   whole = demonstrate(
-      np.random.default_rng(0), early_share=0.0, early_full_share=0.0
+      np.random.default_rng(0),
+      WarmStartConfig(early_share=0.0, early_full_share=0.0),
   )
   # 3 boxes of 4 nails.
   assert "".join(piece.text for piece in whole) == (
@@ -183,7 +185,8 @@ def test_demonstrations_of_worked_solutions():
   cuts, full = set(), 0
   for seed in range(300):
     pieces = demonstrate(
-        np.random.default_rng(seed), early_share=1.0, early_full_share=0.1
+        np.random.default_rng(seed),
+        WarmStartConfig(early_share=1.0, early_full_share=0.1),
     )
     reasoning = pieces[0].text.removesuffix("</think>\n<answer>")
     assert example.solution.startswith(reasoning)

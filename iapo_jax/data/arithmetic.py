@@ -19,8 +19,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import fail
-from iapo_jax.data.pipeline import Piece
+from iapo_jax.data.pipeline import Piece, cut_early
 from iapo_jax.rewards import text
 
 EOS = "<eos>"
@@ -197,20 +198,12 @@ def demonstration(
     problem: Problem,
     sums: ArithmeticConfig,
     rng: np.random.Generator,
-    *,
-    early_share: float,
-    early_full_share: float,
+    stage: WarmStartConfig,
 ) -> list[Piece]:
-  """Writes a chain of thought, or an early answer, for the warm start.
+  """Writes a chain of thought and its answer, or an early answer.
 
-  Args:
-    problem: the sum.
-    sums: how redundant chains are, and how often they slip and check.
-    rng: the only source of randomness.
-    early_share: probability that the chain is cut at a random point and
-      followed by the answer that the whole chain reaches.
-    early_full_share: share of those cut chains whose tokens are all learned;
-      of the others only the answer is learned.
+  An early answer is the one that the whole chain reaches. `rng` is the only
+  source of randomness.
 
   Returns:
     Pieces whose joined texts are the completion without EOS. Results that
@@ -218,11 +211,8 @@ def demonstration(
   """
   redundant = rng.random() < sums.redundancy
   chain, slips, answer = _chain(problem, sums, rng, redundant=redundant)
-  learned = True
-  if rng.random() < early_share:
-    chain = chain[: rng.integers(len(chain))]
-    slips = frozenset(place for place in slips if place < len(chain))
-    learned = bool(rng.random() < early_full_share)
+  chain, learned = cut_early(chain, rng, stage)
+  slips = frozenset(place for place in slips if place < len(chain))
   opening = [*chain, text.THINK_CLOSE, text.ANSWER_OPEN]
   return [
       *_pieces(opening, slips, learned),

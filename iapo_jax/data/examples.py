@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 
-from iapo_jax.data.pipeline import Piece
+from iapo_jax.config.schema import WarmStartConfig
+from iapo_jax.data.pipeline import Piece, cut_early
 from iapo_jax.rewards import text
 
 
@@ -28,30 +29,17 @@ class Example:
 def demonstration(
     example: Example,
     rng: np.random.Generator,
+    stage: WarmStartConfig,
     *,
     elicitation: str,
-    early_share: float,
-    early_full_share: float,
 ) -> list[Piece]:
   """Writes the worked solution and the answer, or an early answer.
 
-  Args:
-    example: a problem with a solution.
-    rng: the only source of randomness.
-    elicitation: the text between the reasoning and the answer.
-    early_share: probability that the solution is cut after a random word and
-      followed by the answer.
-    early_full_share: share of those cut solutions whose tokens are all
-      learned; of the others only the answer is learned.
-
-  Returns:
-    Pieces whose joined texts are the completion without EOS.
+  The joined texts of the pieces are the completion without EOS; `elicitation`
+  stands between reasoning and answer.
   """
   words = re.findall(r"\s*\S+", example.solution)
-  learned = True
-  if rng.random() < early_share:
-    words = words[: rng.integers(len(words))]
-    learned = bool(rng.random() < early_full_share)
+  words, learned = cut_early(words, rng, stage)
   return written_out("".join(words), example.answer, elicitation, learned)
 
 

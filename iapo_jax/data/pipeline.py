@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from iapo_jax.config.data import DataConfig
+from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Prompts, Vocabulary
 from iapo_jax.hf import tokenizer as tokenizer_lib
@@ -22,6 +23,21 @@ class Piece:
 
   text: str
   learned: bool
+
+
+def cut_early(
+    words: Sequence[str], rng: np.random.Generator, stage: WarmStartConfig
+) -> tuple[Sequence[str], bool]:
+  """Cuts the share `early_share` of worked texts before a random word.
+
+  Returns the words, and whether all tokens are learned or the answer alone. All
+  are learned in texts that are not cut, and in the share `early_full_share` of
+  those that are.
+  """
+  if rng.random() >= stage.early_share:
+    return words, True
+  words = words[: rng.integers(len(words))]
+  return words, bool(rng.random() < stage.early_full_share)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,17 +67,13 @@ class Task:
     `rng` is the only source of randomness.
     """
     problem, stage = self.problems["train"][index], cfg.warm_start
-    early = {
-        "early_share": stage.early_share,
-        "early_full_share": stage.early_full_share,
-    }
     if isinstance(problem, Example):
       pieces = examples.demonstration(
-          problem, rng, elicitation=cfg.probe.elicitation, **early
+          problem, rng, stage, elicitation=cfg.probe.elicitation
       )
     else:
       pieces = arithmetic.demonstration(
-          problem, cfg.data.arithmetic, rng, **early
+          problem, cfg.data.arithmetic, rng, stage
       )
     record = self.tables["train"].record(index)
     return record | pipeline.tokenise_pieces(
