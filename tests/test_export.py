@@ -79,6 +79,7 @@ def still(model, tmp_path_factory):
   return place
 
 
+@pytest.mark.mesh
 def test_a_run_keeps_all_of_the_model_but_its_weights(model, still):
   kept = still / "pretrained"
   assert {path.name for path in kept.iterdir()} == {
@@ -94,6 +95,7 @@ def test_a_run_keeps_all_of_the_model_but_its_weights(model, still):
   assert cfg.model.pretrained == str(model)
 
 
+@pytest.mark.mesh
 def test_a_run_says_which_commit_of_a_model_it_began_with(still, tmp_path):
   found = json.loads((still / "environment.json").read_text())
   assert found["model_commit"] == COMMIT
@@ -109,6 +111,7 @@ def test_ends_and_padding_are_those_of_the_generation_config(model):
   assert set(table.tokens[0, table.lengths[0] :]) <= {3}
 
 
+@pytest.mark.mesh
 def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
   """Hugging Face -> run -> Hugging Face: the very files again."""
   files = export.export(
@@ -130,6 +133,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
   ).read_text()
 
 
+@pytest.mark.mesh
 def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
   export.export(sources.last(still), tmp_path / "out", dtype="bfloat16")
   ours = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
@@ -141,7 +145,7 @@ def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
   assert config["dtype"] == "bfloat16"
 
 
-def test_a_run_needs_its_model_no_more(model, still, tmp_path):
+def test_a_run_needs_its_model_no_more(model, tmp_path):
   """Resumed, judged and exported where the folder is gone."""
   gone = tmp_path / "gone"
   shutil.copytree(model, gone)
@@ -158,6 +162,7 @@ def test_a_run_needs_its_model_no_more(model, still, tmp_path):
     trainer.train(cfg, tmp_path / "other")
 
 
+@pytest.mark.mesh
 def test_another_run_begins_where_one_ended(model, still, tmp_path, capsys):
   """`init_from` has the weights, `pretrained` the architecture."""
   cfg = small(
@@ -289,7 +294,7 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   assert "`warm_start/2`" in body
   assert str(tmp_path) not in card
   source = sources.last(tmp_path / "run")
-  params = export._load(source, workdir.load_config(tmp_path / "run"))
+  params = export.load(source, workdir.load_config(tmp_path / "run").model)
   theirs = folder.read_model(tmp_path / "out")
   again = weights.load(tmp_path / "out", theirs)
   assert theirs.qk_norm == "head"
@@ -314,6 +319,7 @@ def test_a_size_beside_a_pretrained_model(model):
     )
 
 
+@pytest.mark.mesh
 def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
   with pytest.raises(ConfigError, match="--family = 'qwen3': the model it beg"):
     export.export(sources.last(still), tmp_path / "out", family="qwen3")
@@ -339,5 +345,7 @@ def test_exports_that_cannot_be(tmp_path):
     sources.chosen(tmp_path / "nothing", "last")
   done = run_export("--output=x")
   assert (done.returncode, done.stderr.strip()) == (
-      2, "error: give the folder of one run",
-  )  # fmt: skip
+      2,
+      "error: the following arguments are required: RUN; see iapo export"
+      " --help",
+  )

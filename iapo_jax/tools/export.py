@@ -5,10 +5,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NoReturn
 
 import jax
 import transformers
@@ -27,8 +25,15 @@ from iapo_jax.models import transformer
 from iapo_jax.run import checkpoint, sources
 from iapo_jax.run import workdir as workdir_lib
 
-_CARD = "README.md"
 _CONFIGS = (folder.CONFIG, folder.GENERATION)
+# Fields of the configuration that the card shows.
+_SHOWN = (
+    "model.family", "model.num_layers", "model.d_model", "model.vocab_size",
+    "prompts_per_step", "group_size", "rollout.max_tokens",
+    "rollout.temperature", "credit.mode", "credit.info_weight",
+    "credit.explore_weight", "credit.discount", "loss.kl_weight",
+    "optimizer.learning_rate", "seed",
+)  # fmt: skip
 
 
 def export(
@@ -71,7 +76,7 @@ def export(
         draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
     )
     card = model_card(source, cfg, output.name, dtype)
-    (draft / _CARD).write_text(card, encoding="utf-8", errors="replace")
+    (draft / "README.md").write_text(card, encoding="utf-8", errors="replace")
   return sorted(path.name for path in output.iterdir())
 
 
@@ -101,30 +106,22 @@ def convert(
 
 @contextlib.contextmanager
 def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder to fill, which becomes `output`, whole or not at all."""
+  """Yields a folder to fill, which becomes `output`, whole or not at all."""
   if output.exists():
     raise ConfigError(f"--output = {str(output)!r}: exists already")
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(
-        tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent)
-    )
+    with tempfile.TemporaryDirectory(
+        prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True
+    ) as name:
+      draft = pathlib.Path(name)
+      yield draft
+      draft.chmod(0o755)  # a temporary folder is closed to other users
+      draft.rename(output)
   except OSError as error:
-    _refuse(output, error)
-  try:
-    yield draft
-    draft.chmod(0o755)  # a temporary folder is closed to other users
-    draft.rename(output)
-  except OSError as error:
-    _refuse(output, error)
-  finally:
-    shutil.rmtree(draft, ignore_errors=True)
-
-
-def _refuse(output: pathlib.Path, error: OSError) -> NoReturn:
-  raise ConfigError(
-      f"--output = {str(output)!r}: cannot be written ({error.strerror})"
-  ) from error
+    raise ConfigError(
+        f"--output = {str(output)!r}: cannot be written ({error.strerror})"
+    ) from error
 
 
 def load(source: sources.Source, cfg: ModelConfig) -> Params:
@@ -151,9 +148,10 @@ def _write_configs(
   vocabulary = task_lib.vocabulary_of(
       tok, cfg.probe.elicitation, folder.read_tokens(source)
   )
+  ends = list(vocabulary.eos_ids)
   ids = {
       "bos_token_id": tok.bos_token_id,
-      "eos_token_id": _one_or_all(vocabulary.eos_ids),
+      "eos_token_id": ends[0] if len(ends) == 1 else ends,
       "pad_token_id": vocabulary.pad_id,
   }
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
@@ -183,10 +181,6 @@ def _copy_pretrained(
   files.write_json(output / folder.CONFIG, raw)
 
 
-def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
-  return ids[0] if len(ids) == 1 else list(ids)
-
-
 def model_card(
     source: sources.Source, cfg: Config, name: str, dtype: str
 ) -> str:
@@ -194,28 +188,30 @@ def model_card(
 
   It says what the model is, how it was made and how it writes.
   """
-  header = {
-      "library_name": "transformers",
-      "pipeline_tag": "text-generation",
-      "tags": ["iapo", "reinforcement-learning", "reasoning"],
-  }
-  lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in header.items()), "---"]
-  credit = cfg.credit
-  lines += [
+  origin = "a pretrained model" if cfg.model.pretrained else "random weights"
+  if cfg.init_from:  # a path, which means nothing on another machine
+    origin = "the policy of another run"
+  flat = config_lib.flatten(cfg)
+  return "\n".join([
+      "---",
+      'library_name: "transformers"',
+      'pipeline_tag: "text-generation"',
+      'tags: ["iapo", "reinforcement-learning", "reasoning"]',
+      "---",
       "",
       f"# {name}",
       "",
       f"Checkpoint `{source.name}` (stage/step) of a run of iapo_jax that was"
       f" to have {cfg.warm_start.num_steps} supervised steps and"
-      f" {cfg.num_steps} steps of reinforcement learning with `{credit.mode}`"
-      f" credit (IAPO, arXiv 2602.19049). It began from {_origin(cfg)}. Weights"
-      f" are {dtype}.",
+      f" {cfg.num_steps} steps of reinforcement learning with"
+      f" `{cfg.credit.mode}` credit (IAPO, arXiv 2602.19049). It began from"
+      f" {origin}. Weights are {dtype}.",
       "",
       "Its licence is that of the model and the data it was trained from.",
       "",
       markdown.table(
           ("setting", "value"),
-          ((field, str(value)) for field, value in _settings(cfg)),
+          ((field, str(flat[field])) for field in _SHOWN),
       ),
       "",
       *_result(source),
@@ -223,28 +219,7 @@ def model_card(
       " stands in `<answer>`. Early answers are elicited by"
       f" {json.dumps(cfg.probe.elicitation)}.",
       "",
-  ]
-  return "\n".join(lines)
-
-
-def _origin(cfg: Config) -> str:
-  """Says where the policy began, without paths of this machine."""
-  if cfg.init_from:
-    return "the policy of another run"
-  return "a pretrained model" if cfg.model.pretrained else "random weights"
-
-
-def _settings(cfg: Config) -> list[tuple[str, Any]]:
-  """Returns the fields of the configuration that the card shows."""
-  flat = config_lib.flatten(cfg)
-  wanted = (
-      "model.family", "model.num_layers", "model.d_model", "model.vocab_size",
-      "prompts_per_step", "group_size", "rollout.max_tokens",
-      "rollout.temperature", "credit.mode", "credit.info_weight",
-      "credit.explore_weight", "credit.discount", "loss.kl_weight",
-      "optimizer.learning_rate", "seed",
-  )  # fmt: skip
-  return [(name, flat[name]) for name in wanted]
+  ])
 
 
 def _result(source: sources.Source) -> list[str]:
