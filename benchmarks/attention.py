@@ -245,7 +245,6 @@ def _probes(
   return probes.answer_statistics(
       params,
       context,
-      policy.first_positions(prompts, cfg.group_size),
       lengths,
       probes.strided(tokens.shape[1] + 1, 1),
       jnp.arange(_ELICITATION),

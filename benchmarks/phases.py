@@ -278,7 +278,7 @@ def measure_work(
   width = len(setup.parts.task.vocabulary.elicitation) + cfg.probe.shown_tokens
   positions = 0.0
   if probe is not None:
-    positions = _probe_positions(probe.spent // width, width, slots, cfg)
+    positions = _probe_positions(probe.spent // width, width, cfg)
   return Work(
       sequences=sequences,
       mean_length=float(jnp.mean(rolled.lengths)),
@@ -288,14 +288,12 @@ def measure_work(
   )
 
 
-def _probe_positions(
-    counts: Array, width: int, slots: int, cfg: Config
-) -> float:
+def _probe_positions(counts: Array, width: int, cfg: Config) -> float:
   """Per sequence, as `probes` makes its passes; counts: int32[b], asked for."""
   parts, chunk = probes.passes(
       len(counts),
       cfg.prompts_per_step,
-      probes.most(slots, at=cfg.probe.at, stride=cfg.probe.stride),
+      probes.most(cfg),
       width,
       budget=cfg.tokens_per_pass,
       shards=1,

@@ -160,13 +160,11 @@ def ours(
   last = batch.tokens.shape[1]
 
   def entropies(
-      params: Params, context: Context, starts: Array, lengths: Array,
-      elicitation: Array,
-  ) -> Array:  # fmt: skip
+      params: Params, context: Context, lengths: Array, elicitation: Array
+  ) -> Array:
     return probes.answer_statistics(
         params,
         context,
-        starts,
         lengths,
         probes.strided(last + 1, stride),
         elicitation,
@@ -177,7 +175,7 @@ def ours(
         head_chunk=Config().loss.head_chunk,
     ).entropy
 
-  inputs = batch.params, batch.context, batch.starts, lengths
+  inputs = batch.params, batch.context, lengths
   return _method(entropies, (*inputs, batch.elicitation))
 
 

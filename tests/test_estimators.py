@@ -61,13 +61,12 @@ class UncertaintyTest(chex.TestCase):
 
 @functools.partial(jax.jit, static_argnames=("cfg", "budget", "stride"))
 def ask(
-    params, context, first, lengths, targets, answers, cfg=tiny.MODEL,
+    params, context, lengths, targets, answers, cfg=tiny.MODEL,
     budget=30, stride=1,
 ):  # fmt: skip
   return probes.answer_statistics(
       params,
       context,
-      first,
       lengths,
       probes.strided(context[1].visible.shape[1], stride),
       jnp.asarray(ELICITATION),
@@ -101,12 +100,11 @@ def along(params, prompts, rolled, row, position, cfg=tiny.MODEL):
 @pytest.mark.parametrize("budget", [1, 1000])
 def test_whole_answers_are_full_re_encodings(budget):
   params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
   with_answers = ask(
-      params, rolled.context, first, lengths, targets, (ANSWERS, LENGTHS),
+      params, rolled.context, lengths, targets, (ANSWERS, LENGTHS),
       budget=budget,
   )  # fmt: skip
-  plain = ask(params, rolled.context, first, lengths, targets, None)
+  plain = ask(params, rolled.context, lengths, targets, None)
   for name in ("logprob", "entropy", "hit"):
     np.testing.assert_allclose(
         getattr(with_answers, name), getattr(plain, name), atol=1e-5
@@ -131,10 +129,9 @@ def test_whole_answers_are_full_re_encodings(budget):
 
 
 def test_strides_interpolate_along_answers_too():
-  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
+  params, _, rolled, lengths, targets = make_case(tiny.MODEL)
   inputs = (
-      params, rolled.context, policy.first_positions(prompts, GROUP), lengths,
-      targets, (ANSWERS, LENGTHS),
+      params, rolled.context, lengths, targets, (ANSWERS, LENGTHS),
   )  # fmt: skip
   every, some = ask(*inputs), ask(*inputs, stride=3)
   for row, length in enumerate(np.asarray(lengths)):
@@ -151,17 +148,16 @@ def test_strides_interpolate_along_answers_too():
 def test_shallow_probes_are_those_of_the_first_layers():
   """Beside the whole decoder with its other layers switched off."""
   params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
   cut, context, cfg = policy.shallow(params, rolled.context, tiny.MODEL, 1)
   assert cfg.num_layers == 1
-  ours = ask(cut, context, first, lengths, targets, None, cfg=cfg)
+  ours = ask(cut, context, lengths, targets, None, cfg=cfg)
   # A layer whose branches give nothing leaves its input as it is.
   silent = jax.tree.map(lambda x: x.at[1:].set(0), params["layers"])
   quiet = params | {"layers": silent}
   again = rollout_context(quiet, prompts, rolled.tokens)
-  theirs = ask(quiet, again, first, lengths, targets, None)
+  theirs = ask(quiet, again, lengths, targets, None)
   np.testing.assert_allclose(ours.entropy, theirs.entropy, atol=1e-5)
-  whole = ask(params, rolled.context, first, lengths, targets, None)
+  whole = ask(params, rolled.context, lengths, targets, None)
   assert np.abs(ours.entropy - whole.entropy).max() > 0.1
 
 

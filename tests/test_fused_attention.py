@@ -137,7 +137,6 @@ def answers(params, prompts, tokens, lengths, cfg):
   return probes.answer_statistics(
       params,
       context,
-      policy.first_positions(prompts, 2),
       lengths,
       jnp.ones((1, tokens.shape[1] + 1), bool),
       jnp.array([4, 7, 3]),

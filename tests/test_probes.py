@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from iapo_jax.models import head
-from iapo_jax.rl import policy, probes, rollout
+from iapo_jax.rl import probes, rollout
 
 GROUP, WIDTH = 2, 8
 ELICITATION = (17, 4, 9)
@@ -21,7 +21,6 @@ ELICITATION = (17, 4, 9)
 def probe(
     params,
     context,
-    first,
     lengths,
     targets,
     marks=None,
@@ -35,7 +34,6 @@ def probe(
   return probes.answer_statistics(
       params,
       context,
-      first,
       lengths,
       probes.strided(slots, 1) if marks is None else marks,
       jnp.asarray(ELICITATION),
@@ -93,9 +91,8 @@ def reencoded(params, prompts, rolled, row, position, cfg):
 @pytest.mark.parametrize("budget", [1, 18, 40, 1000])
 def test_probes_are_full_re_encodings(cfg, budget):
   params, prompts, rolled, lengths, targets = make_case(cfg)
-  first = policy.first_positions(prompts, GROUP)
   stats = probe(
-      params, rolled.context, first, lengths, targets, cfg=cfg, budget=budget
+      params, rolled.context, lengths, targets, cfg=cfg, budget=budget
   )
   assert int(jnp.max(lengths)) == WIDTH, "some row should be probed to the end"
   for row in range(6):
@@ -125,7 +122,6 @@ def test_every_completion_ends_at_once_or_never(eos):
   stats = probe(
       params,
       rolled.context,
-      policy.first_positions(prompts, GROUP),
       lengths,
       targets,
   )
@@ -140,15 +136,15 @@ def test_every_completion_ends_at_once_or_never(eos):
 
 def test_padding_and_neighbours_do_not_matter():
   cfg = tiny.MODEL
-  params, prompts, rolled, lengths, targets = make_case(cfg)
-  first = policy.first_positions(prompts, GROUP)
-  whole = probe(params, rolled.context, first, lengths, targets)
+  params, _, rolled, lengths, targets = make_case(cfg)
+  whole = probe(params, rolled.context, lengths, targets)
 
   def cut(segment, rows, slots):
     return segment.replace(
         keys=segment.keys[:, :rows, ..., :slots],
         values=segment.values[:, :rows, :, :slots],
         visible=segment.visible[:rows, :slots],
+        positions=segment.positions[:rows, :slots],
     )
 
   # The first prompt's own group, its prompt segment as short as it can be,
@@ -158,7 +154,6 @@ def test_padding_and_neighbours_do_not_matter():
   part = probe(
       params,
       (cut(prompt, 1, 5), cut(completion, GROUP, longest + 1)),
-      first[:GROUP],
       lengths[:GROUP],
       targets[:GROUP],
   )
@@ -197,9 +192,8 @@ def interpolated(some, every, marks, lengths):
 def test_strided_probes_are_exact_where_they_are_and_linear_between(
     stride, budget
 ):
-  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
-  case = (params, rolled.context, first, lengths, targets)
+  params, _, rolled, lengths, targets = make_case(tiny.MODEL)
+  case = (params, rolled.context, lengths, targets)
   marks = probes.strided(WIDTH + 1, stride)
   most = probes.count(WIDTH, stride)
   some = probe(*case, marks, budget=budget, most=most)
@@ -209,9 +203,8 @@ def test_strided_probes_are_exact_where_they_are_and_linear_between(
 
 def test_probes_after_chosen_tokens():
   """Other positions, and another number of them, in every row."""
-  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
-  case = (params, rolled.context, first, lengths, targets)
+  params, _, rolled, lengths, targets = make_case(tiny.MODEL)
+  case = (params, rolled.context, lengths, targets)
   ends = np.arange(29) % 3 == 0
   marks = np.asarray(probes.after(rolled.tokens, jnp.asarray(ends)))
   expected = np.zeros((6, WIDTH + 1), bool)
@@ -240,10 +233,9 @@ def test_a_pass_holds_the_budget_and_no_pass_is_half_empty():
 
 def test_short_parts_take_few_passes():
   """The program's own count of passes, from how often its body ran."""
-  params, prompts, rolled, _, targets = make_case(
+  params, _, rolled, _, targets = make_case(
       tiny.MODEL, eos_ids=(99,)
   )
-  first = policy.first_positions(prompts, GROUP)
   lengths = jnp.array([0, 1, 8, 3, 2, 2])
   ran = []
 
@@ -258,7 +250,7 @@ def test_short_parts_take_few_passes():
 
   with unittest.mock.patch.object(head, "token_statistics", counted):
     stats = probes.answer_statistics(
-        params, rolled.context, first, lengths, probes.strided(WIDTH + 1, 1),
+        params, rolled.context, lengths, probes.strided(WIDTH + 1, 1),
         jnp.asarray(ELICITATION), targets, cfg=tiny.MODEL, budget=18,
     )  # fmt: skip
     jax.block_until_ready(stats)
@@ -270,9 +262,8 @@ def test_short_parts_take_few_passes():
 def test_temperature_divides_the_probe_too():
   cfg = tiny.MODEL
   params, prompts, rolled, lengths, targets = make_case(cfg)
-  first = policy.first_positions(prompts, GROUP)
   stats = probe(
-      params, rolled.context, first, lengths, targets, temperature=0.5
+      params, rolled.context, lengths, targets, temperature=0.5
   )
   logp = reencoded(params, prompts, rolled, 1, 1, cfg)
   cool = jax.nn.log_softmax(2.0 * logp)
@@ -283,13 +274,12 @@ def test_temperature_divides_the_probe_too():
 
 def test_keys_and_values_are_never_copied():
   """No array of the program is as large as one layer's keys per probe."""
-  params, prompts, rolled, lengths, targets = make_case(tiny.MODEL)
-  first = policy.first_positions(prompts, GROUP)
+  params, _, rolled, lengths, targets = make_case(tiny.MODEL)
   run = functools.partial(
       probes.answer_statistics, cfg=tiny.MODEL, budget=1000
   )
   jaxpr = jax.make_jaxpr(run)(
-      params, rolled.context, first, lengths, probes.strided(WIDTH + 1, 1),
+      params, rolled.context, lengths, probes.strided(WIDTH + 1, 1),
       jnp.asarray(ELICITATION), targets,
   )  # fmt: skip
   # 6 rows x 9 positions, each with 9 slots of 2 heads of width 8.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.schema import Config
 from iapo_jax.core import sharding
 from iapo_jax.core.types import (
   AnswerStatistics,
@@ -37,7 +38,6 @@ class _Part:
   """Whole groups of a batch whose probes share forward passes.
 
   Attributes:
-    first_positions: int32[m].
     targets: int32[m].
     answers: int32[m, a] and their lengths int32[m]; or None.
     at: int32[m, s], the marked positions of each row in order, padded by the
@@ -45,7 +45,6 @@ class _Part:
     counts: int32[m], how many there are.
   """
 
-  first_positions: Array
   targets: Array
   answers: tuple[Array, Array] | None
   at: Array
@@ -61,12 +60,10 @@ def count(last: int | Array, stride: int) -> int | Array:
   return -(-last // stride) + 1
 
 
-def most(last: int, *, at: str, stride: int) -> int:
-  """The most positions up to `last` that are probed in one sequence.
-
-  `at` and `stride` are of `config.probe`; a stride of 0 probes nothing.
-  """
-  if at == "sentences":
+def most(cfg: Config) -> int:
+  """The most positions that are probed in one completion; 0 without probes."""
+  last, stride = cfg.rollout.max_tokens, cfg.probe.stride
+  if cfg.probe.at == "sentences":
     return last + 1
   return count(last, stride) if stride else 0
 
@@ -118,7 +115,6 @@ def passes(
 def answer_statistics(
     params: Params,
     context: Context,
-    first_positions: Array,
     lengths: Array,
     marks: Array,
     elicitation: Array,
@@ -142,7 +138,6 @@ def answer_statistics(
   Args:
     params: weights in the compute dtype.
     context: the prompt and completion segments of a `Rollout`.
-    first_positions: int32[b], the position of slot 0 of each sequence.
     lengths: int32[b], the last position to probe (R); 0 probes H_0 only.
     marks: bool[b or 1, t + 1], the positions to probe; 0 and R are added, and
       those beyond R are dropped. Between marks entropies and log-probabilities
@@ -162,9 +157,9 @@ def answer_statistics(
   Returns:
     Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
   """
-  chex.assert_rank([first_positions, lengths, elicitation, targets], 1)
+  chex.assert_rank([lengths, elicitation, targets], 1)
   slots = context[1].visible.shape[1]
-  rows, groups = first_positions.shape[0], context[0].visible.shape[0]
+  rows, groups = lengths.shape[0], context[0].visible.shape[0]
   width = elicitation.shape[0] + (answers[0].shape[1] - 1 if answers else 0)
   parts, chunk = passes(
       rows,
@@ -174,7 +169,8 @@ def answer_statistics(
       budget=budget,
       shards=sharding.data_shards(),
   )
-  marks = _completed(marks, lengths)
+  slot, last = jnp.arange(slots), lengths[:, None]
+  marks = (marks | (slot == 0) | (slot == last)) & (slot <= last)
   at, counts = _listed(marks, chunk)
   one_pass = functools.partial(
       _one_pass, params, elicitation=elicitation, cfg=cfg,
@@ -182,7 +178,7 @@ def answer_statistics(
   )  # fmt: skip
   first, whole = _all_parts(
       functools.partial(_all_passes, one_pass, chunk),
-      _Part(first_positions, targets, answers, at, counts),
+      _Part(targets, answers, at, counts),
       context,
       parts,
   )
@@ -197,12 +193,6 @@ def answer_statistics(
       answer=spread(whole),
       spent=counts * width,
   )
-
-
-def _completed(marks: Array, lengths: Array) -> Array:
-  """bool[b, t + 1]: marks at 0 and at the length, and none beyond it."""
-  at, last = jnp.arange(marks.shape[1]), lengths[:, None]
-  return (marks | (at == 0) | (at == last)) & (at <= last)
 
 
 def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
@@ -358,7 +348,17 @@ def _one_pass(
   if part.answers:
     shown = jnp.repeat(part.answers[0][:, :-1], many, axis=0)
     tokens = jnp.concatenate([tokens, shown], axis=1)
-  hidden = _ask(params, context, part.first_positions, at, tokens, cfg)
+  # Position i sees slots 0..i. Rows are sequence-major.
+  prompt, completion = context
+  slots = jnp.arange(completion.positions.shape[1])
+  begin = (completion.positions[:, :1] + at + 1).reshape(-1, 1)
+  hidden, _ = transformer.extend(
+      params,
+      sharding.constrain(tokens, "batch", "length"),
+      begin + jnp.arange(tokens.shape[1]),
+      (prompt, completion.replace(visible=slots <= at.reshape(-1, 1))),
+      cfg=cfg,
+  )
   # The elicitation's last token, and each token of an answer but its last.
   hidden = hidden[:, elicitation.size - 1 :]
   hidden = hidden.reshape(rows, many, -1, cfg.d_model)
@@ -395,30 +395,6 @@ def _along(
     return jnp.sum(jnp.where(there, x, 0.0), axis=-1)
 
   return jax.tree.map(total, stats)
-
-
-def _ask(
-    params: Params,
-    context: Context,
-    first_positions: Array,
-    at: Array,
-    tokens: Array,
-    cfg: ModelConfig,
-) -> Array:
-  """[b · m, x, d]: tokens [b · m, x] run after positions int32[b, m]."""
-  prompt, completion = context
-  width = tokens.shape[1]
-  # Position i sees slots 0..i. Rows are sequence-major.
-  slots = jnp.arange(completion.positions.shape[1])
-  begin = (first_positions[:, None] + at + 1).reshape(-1, 1)
-  hidden, _ = transformer.extend(
-      params,
-      sharding.constrain(tokens, "batch", "length"),
-      begin + jnp.arange(width),
-      (prompt, completion.replace(visible=slots <= at.reshape(-1, 1))),
-      cfg=cfg,
-  )
-  return hidden
 
 
 def _at_every_slot(

@@ -32,26 +32,16 @@ class _Decoding:
   Attributes:
     index: int32[], i: the slot fed next.
     token: int32[b], the token of that slot.
-    ended: bool[b], whether an EOS was sampled.
-    lengths: int32[b], tokens sampled so far, EOS included.
-    tokens: int32[b, t].
-    logprobs: fp32[b, t].
-    entropies: fp32[b, t].
+    rolled: the rollout so far, without its context.
     keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
     values: [l, b, k, s, h], with the same slots.
-    planted: bool[b, t]; None where nothing is planted.
   """
 
   index: Array
   token: Array
-  ended: Array
-  lengths: Array
-  tokens: Array
-  logprobs: Array
-  entropies: Array
+  rolled: Rollout
   keys: Array
   values: Array
-  planted: Array | None = None
 
 
 @jax.named_scope("rollout")
@@ -91,11 +81,9 @@ def sample(
   """
   prompt = policy.prefill(params, prompts, cfg=cfg)
   start = policy.first_positions(prompts, group_size)
-  rows = start.shape[0]
-  row_keys = draws.row_keys(key, rows)
+  row_keys = draws.row_keys(key, start.size)
   if planting:
-    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), rows)
-
+    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), start.size)
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
   def step(carry: _Decoding) -> _Decoding:
@@ -110,26 +98,18 @@ def sample(
     planted = None
     if planting:
       token, planted = planting_lib.plant(
-          carry.tokens, carry.index, token, plant_keys, planting
+          carry.rolled.tokens, carry.index, token, plant_keys, planting
       )
       stats = head.statistics(scores, token)
-    ends = _is_any(token, eos_ids)
+    ends = jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
     return _append(carry, token, stats, ends, planted, pad_id)
 
-  carry = _empty(prompts, cfg, group_size, max_tokens, pad_id)
-  if planting:
-    carry = carry.replace(planted=jnp.zeros(carry.tokens.shape, bool))
+  token = policy.last_prompt_tokens(prompts, group_size)
+  carry = _empty(token, cfg, max_tokens, pad_id, planted=bool(planting))
   carry = _repeat(step, carry, max_tokens)
   _, carry = feed(carry)
-  return Rollout(
-      tokens=carry.tokens,
-      lengths=carry.lengths,
-      ended=carry.ended,
-      logprobs=carry.logprobs,
-      entropies=carry.entropies,
-      context=_context(prompt, start, carry.replace(index=carry.index + 1)),
-      planted=carry.planted,
-  )
+  context = _context(prompt, start, carry.replace(index=carry.index + 1))
+  return carry.rolled.replace(context=context)
 
 
 def _repeat(
@@ -138,7 +118,7 @@ def _repeat(
   """Steps until all rows have ended or are full; the cache has t + 1 slots."""
 
   def goes_on(carry: _Decoding, limit: int) -> Array:
-    return (carry.index < limit) & ~jnp.all(carry.ended)
+    return (carry.index < limit) & ~jnp.all(carry.rolled.ended)
 
   for limit in policy.stages(max_tokens):
     carry = jax.lax.while_loop(
@@ -194,46 +174,50 @@ def _append(
     pad_id: int,
 ) -> _Decoding:
   """The carry with a further token [b] in every row that has not ended."""
-  live = ~carry.ended
+  rolled = carry.rolled
+  live = ~rolled.ended
 
   def write(log: Array, value: Array, rest: int | float) -> Array:
     column = jnp.where(live, value, rest)[:, None]
     return jax.lax.dynamic_update_slice(log, column, (0, carry.index))
 
-  return carry.replace(
-      index=carry.index + 1,
-      token=token,
-      ended=carry.ended | ends,
-      lengths=carry.lengths + live,
-      tokens=write(carry.tokens, token, pad_id),
-      logprobs=write(carry.logprobs, stats.logprob, 0.0),
-      entropies=write(carry.entropies, stats.entropy, 0.0),
+  rolled = rolled.replace(
+      tokens=write(rolled.tokens, token, pad_id),
+      lengths=rolled.lengths + live,
+      ended=rolled.ended | ends,
+      logprobs=write(rolled.logprobs, stats.logprob, 0.0),
+      entropies=write(rolled.entropies, stats.entropy, 0.0),
       planted=planted if planted is None else write(
-          carry.planted, planted, False
+          rolled.planted, planted, False
       ),
   )
+  return carry.replace(index=carry.index + 1, token=token, rolled=rolled)
 
 
 def _empty(
-    prompts: Prompts,
+    token: Array,
     cfg: ModelConfig,
-    group_size: int,
     max_tokens: int,
     pad_id: int,
+    *,
+    planted: bool,
 ) -> _Decoding:
-  """The carry before the first token: slot 0 is the last prompt token."""
-  token = policy.last_prompt_tokens(prompts, group_size)
+  """The carry before the first token; `token` [b] is in slot 0."""
   rows = token.shape[0]
-  heads = (cfg.num_layers, rows, cfg.num_kv_heads)
-  log = jnp.zeros((rows, max_tokens), jnp.float32)
+  shape = rows, max_tokens
+  heads = cfg.num_layers, rows, cfg.num_kv_heads
   return _Decoding(
       index=jnp.int32(0),
       token=token,
-      ended=jnp.zeros(rows, bool),
-      lengths=jnp.zeros(rows, jnp.int32),
-      tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
-      logprobs=log,
-      entropies=log,
+      rolled=Rollout(
+          tokens=jnp.full(shape, pad_id, jnp.int32),
+          lengths=jnp.zeros(rows, jnp.int32),
+          ended=jnp.zeros(rows, bool),
+          logprobs=jnp.zeros(shape, jnp.float32),
+          entropies=jnp.zeros(shape, jnp.float32),
+          context=(),
+          planted=jnp.zeros(shape, bool) if planted else None,
+      ),
       keys=jnp.zeros((*heads, cfg.head_dim, 0), cfg.dtype),
       values=jnp.zeros((*heads, 0, cfg.head_dim), cfg.dtype),
   )
@@ -261,8 +245,3 @@ def _choose(
   keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, index)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
   return head.draw(scores, uniforms)
-
-
-def _is_any(token: Array, ids: tuple[int, ...]) -> Array:
-  """bool[b]: whether a token is one of `ids`."""
-  return jnp.any(token[:, None] == jnp.asarray(ids, jnp.int32), axis=-1)

@@ -185,7 +185,6 @@ def run_probes(
   return probes.answer_statistics(
       params,
       context,
-      policy.first_positions(prompts, cfg.group_size),
       rolled.lengths if every_token else grades.reasoning_lengths,
       marks,
       jnp.asarray(vocabulary.elicitation, jnp.int32),
@@ -193,9 +192,7 @@ def run_probes(
       cfg=model,
       answers=_asked_for(grades, prompts, cfg),
       temperature=cfg.rollout.temperature,
-      most=probes.most(
-          cfg.rollout.max_tokens, at=cfg.probe.at, stride=cfg.probe.stride
-      ),
+      most=probes.most(cfg),
       budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
   )

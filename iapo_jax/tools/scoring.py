@@ -76,7 +76,6 @@ def _statistics(
   probe = probes.answer_statistics(
       params,
       context,
-      policy.first_positions(prompts, 1),
       reasoning,
       probes.strided(tokens.shape[1] + 1, 1),
       postfix,
@@ -116,28 +115,19 @@ def score(
         _statistics(params, *arrays, cfg=cfg, head_chunk=head_chunk)
     )
     for row, i in enumerate(alike):
-      logprobs, entropies, answers, information = (x[row] for x in found)
-      length = len(items[i].completion)
-      yield (
-          i,
-          Scores(
-              logprobs[:length],
-              entropies[:length],
-              answers[: items[i].reasoning + 1],
-              information[:length],
-          ),
-      )
+      length, reasoning = len(items[i].completion), items[i].reasoning
+      lengths = (length, length, reasoning + 1, length)
+      scores = (x[row, :n] for x, n in zip(found, lengths, strict=True))
+      yield i, Scores(*scores)
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
   """Yields indices of items with one postfix and similar lengths."""
-
-  def key(i: int) -> tuple[tuple[int, ...], int, int]:
-    item = items[i]
-    lengths = _padded(len(item.completion)), _padded(len(item.prompt))
-    return (item.postfix, *lengths)
-
-  order = sorted(range(len(items)), key=key)
+  keys = [
+      (item.postfix, _padded(len(item.completion)), _padded(len(item.prompt)))
+      for item in items
+  ]
+  order = sorted(range(len(items)), key=lambda i: keys[i])
   for _, same in itertools.groupby(order, lambda i: items[i].postfix):
     together = list(same)
     for start in range(0, len(together), size):
@@ -156,15 +146,14 @@ def _arrays(
     items: Sequence[Item],
 ) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray]:
   """Returns right-padded arrays; the padding does not change the scores."""
-
-  def pad(
-      rows: Sequence[Sequence[int]],
-  ) -> tuple[np.ndarray, np.ndarray]:
-    return pipeline.right_pad(rows, _padded(max(map(len, rows))), 0)
-
-  tokens, lengths = pad([item.prompt for item in items])
+  (tokens, lengths), (completions, _) = (
+      pipeline.right_pad(rows, _padded(max(map(len, rows))), 0)
+      for rows in (
+          [item.prompt for item in items],
+          [item.completion for item in items],
+      )
+  )
   none = np.zeros((len(items), 1), np.int32)
   prompts = Prompts(tokens, lengths, gold=none, gold_lengths=none[:, 0] + 1)
-  completions, _ = pad([item.completion for item in items])
   reasoning = np.array([item.reasoning for item in items], np.int32)
   return prompts, completions, reasoning, np.array(items[0].postfix, np.int32)
