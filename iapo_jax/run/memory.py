@@ -91,9 +91,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   elicitation = 4 + c.probe.shown_tokens
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
   asked = copied = 0  # probed tokens in a pass; cache of a part of the batch
-  positions = probes.most(
-      c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
-  )
+  positions = probes.most(c)
   if positions:
     parts, chunk = probes.passes(
         c.sequences_per_step,

@@ -77,9 +77,7 @@ def _describe_step(c: Config, shards: int) -> list[str]:
   """Describes one step of reinforcement learning."""
   sequences, micro = c.sequences_per_step, c.loss.micro_batches
   probed = "none"
-  positions = probes.most(
-      c.rollout.max_tokens, at=c.probe.at, stride=c.probe.stride
-  )
+  positions = probes.most(c)
   if c.probe.at == "sentences":
     probed = "at the ends of sentences"
   elif positions:
