@@ -6,13 +6,17 @@ statistics are rows, and keys are read in their memory order.
 
 A query sees a run of slots, low <= slot < high. Below, m counts the queries
 that read one row and one key/value head of a segment; it is a multiple of
-`LANES`. `flash_mosaic` (TPU) and `flash_triton` (GPU) have the same three
-functions for all blocks of a segment:
+`LANES`. `flash_mosaic` (TPU) and `flash_triton` (GPU) each have one function
+for all blocks of a segment:
 
-  forward(form, inputs, dtype)
-      -> output [r, k, h, m] of that dtype, lse fp32[r, k, 1, m]
-  backward_queries(form, inputs, pulled) -> fp32[r, k, h, m]
-  backward_segment(form, inputs, pulled) -> the gradients of keys and values
+  run(kernel, form, (inputs,) or (inputs, pulled), results) -> list of arrays
+
+`results` maps the field of `Inputs` or `Pulled` whose shape and blocks a result
+has to the result's dtype. The kernels are
+
+  forward: inputs -> the output, like `queries`, and `lse`
+  backward_queries: inputs, pulled -> the gradient of `queries`
+  backward_segment: inputs, pulled -> the gradients of `keys` and `values`
 
 `lse` is log Σ exp(score); a query that sees nothing has `LOWEST` and output 0.
 """
@@ -51,6 +55,12 @@ class Inputs(NamedTuple):
   keys: Array
   values: Array
   bounds: Array | tuple[Array, Array]
+
+  def result(self, field: str, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    """Returns the type of a kernel's result."""
+    r, k, _, m = self.queries.shape
+    shape = (r, k, 1, m) if field == "lse" else getattr(self, field).shape
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 class Pulled(NamedTuple):

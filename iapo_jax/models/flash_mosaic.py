@@ -4,7 +4,7 @@ A block of slots that no query of a block sees is neither fetched nor computed.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,99 +19,50 @@ _MOST_QUERIES = 256
 _MOST_SLOTS = 512
 
 
-def forward(
-    form: Form, inputs: Inputs, dtype: jnp.dtype
-) -> tuple[Array, Array]:
-  """Arguments and results are those that `flash` documents."""
-  r, k, width, m = inputs.queries.shape
-  specs = _specs(inputs)
-  row = 1, _blocks(inputs).queries
-  return _call(
-      _forward_kernel,
-      form,
-      (inputs,),
-      specs[:1],
-      out_specs=[specs[0].queries, specs[1].lse],
-      out_shape=[
-          jax.ShapeDtypeStruct(inputs.queries.shape, dtype),
-          jax.ShapeDtypeStruct((r, k, 1, m), jnp.float32),
-      ],
-      sums=[row, row, (width, row[1])],
-      name="attention_forward",
-  )
-
-
-def backward_queries(form: Form, inputs: Inputs, pulled: Pulled) -> Array:
-  """Arguments and results are those that `flash` documents."""
-  shape = inputs.queries.shape
-  specs = _specs(inputs)
-  return _call(
-      _queries_kernel,
-      form,
-      (inputs, pulled),
-      specs,
-      out_specs=specs[0].queries,
-      out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
-      sums=[(shape[2], _blocks(inputs).queries)],
-      name="attention_backward_queries",
-  )
-
-
-def backward_segment(
-    form: Form, inputs: Inputs, pulled: Pulled
-) -> tuple[Array, Array]:
-  """Arguments and results are those that `flash` documents."""
-  pair = inputs.keys, inputs.values
-  width, slots = inputs.queries.shape[2], _blocks(inputs).slots
-  specs = _specs(inputs, slots_outside=True)
-  return _call(
-      _segment_kernel,
-      form,
-      (inputs, pulled),
-      specs,
-      slots_outside=True,
-      out_specs=[specs[0].keys, specs[0].values],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in pair],
-      sums=[(width, slots), (slots, width)],
-      name="attention_backward_segment",
-  )
-
-
-def _call(
-    kernel: Callable[..., None],
+def run(
+    kernel: str,
     form: Form,
     arrays: tuple[Inputs] | tuple[Inputs, Pulled],
-    in_specs: tuple[Inputs] | tuple[Inputs, Pulled],
-    *,
-    slots_outside: bool = False,
-    out_specs: pl.BlockSpec | list[pl.BlockSpec],
-    sums: list[tuple[int, int]],
-    **rest: object,
+    results: Mapping[str, jnp.dtype],
 ) -> list[Array]:
-  """Runs a kernel that sums into fp32 arrays of the given shapes.
+  """Runs one of the kernels that `flash` documents.
 
-  The grid runs over rows, heads, blocks of queries and blocks of slots;
-  `slots_outside` swaps the last two.
+  The grid runs over rows, heads, blocks of queries and blocks of slots; for the
+  segment's gradients the last two are swapped.
   """
-  r, k, _, m = arrays[0].queries.shape
-  blocks = _blocks(arrays[0])
+  inputs, *_ = arrays
+  r, k, width, m = inputs.queries.shape
+  blocks = _blocks(inputs)
+  slots_outside = kernel == "backward_segment"
   steps = m // blocks.queries, blocks.across
+  specs = _specs(width, blocks, slots_outside=slots_outside)
+  by_field = specs[0]._asdict() | specs[1]._asdict()
+  row, wide = (1, blocks.queries), (width, blocks.queries)
+  run_block, sums = {
+      "forward": (_forward_kernel, [row, row, wide]),
+      "backward_queries": (_queries_kernel, [wide]),
+      "backward_segment": (
+          _segment_kernel,
+          [(width, blocks.slots), (blocks.slots, width)],
+      ),
+  }[kernel]
   return pl.pallas_call(
-      functools.partial(kernel, form, blocks),
+      functools.partial(run_block, form, blocks),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=2,
           grid=(r, k, *(steps[::-1] if slots_outside else steps)),
-          in_specs=in_specs,
-          out_specs=out_specs,
+          in_specs=specs[: len(arrays)],
+          out_specs=[by_field[field] for field in results],
           scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums],
       ),
+      out_shape=[inputs.result(*result) for result in results.items()],
       # Cores may split all axes of the grid but the last, which adds up.
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel",) * 3 + ("arbitrary",)
       ),
       interpret=form.interpret,
-      **rest,
-  )(*_reach(arrays[0].bounds, blocks), *arrays)
+      name=f"attention_{kernel}",
+  )(*_reach(inputs.bounds, blocks), *arrays)
 
 
 def _blocks(inputs: Inputs) -> Blocks:
@@ -135,10 +86,9 @@ def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
 
 
 def _specs(
-    inputs: Inputs, *, slots_outside: bool = False
+    width: int, blocks: Blocks, *, slots_outside: bool
 ) -> tuple[Inputs, Pulled]:
   """Returns the block of each array that a grid step reads or writes."""
-  width, blocks = inputs.queries.shape[2], _blocks(inputs)
 
   def query_block(step: tuple) -> Array:
     return step[3] if slots_outside else step[2]

@@ -5,7 +5,7 @@ of them sees, or has one block of slots and loops over all queries.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,88 +20,38 @@ _QUERIES = 64
 _SLOTS = 64
 
 
-def forward(
-    form: Form, inputs: Inputs, dtype: jnp.dtype
-) -> tuple[Array, Array]:
-  """Arguments and results are those that `flash` documents."""
-  r, k, _, m = inputs.queries.shape
-  specs = _specs(inputs)
-  return _call(
-      _forward_kernel,
-      form,
-      (inputs,),
-      specs[:1],
-      programs=m // _QUERIES,
-      out_specs=[specs[0].queries, specs[1].lse],
-      out_shape=[
-          jax.ShapeDtypeStruct(inputs.queries.shape, dtype),
-          jax.ShapeDtypeStruct((r, k, 1, m), jnp.float32),
-      ],
-      name="attention_forward",
-  )
-
-
-def backward_queries(form: Form, inputs: Inputs, pulled: Pulled) -> Array:
-  """Arguments and results are those that `flash` documents."""
-  shape = inputs.queries.shape
-  specs = _specs(inputs)
-  return _call(
-      _queries_kernel,
-      form,
-      (inputs, pulled),
-      specs,
-      programs=shape[-1] // _QUERIES,
-      out_specs=specs[0].queries,
-      out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
-      name="attention_backward_queries",
-  )
-
-
-def backward_segment(
-    form: Form, inputs: Inputs, pulled: Pulled
-) -> tuple[Array, Array]:
-  """Arguments and results are those that `flash` documents."""
-  pair = inputs.keys, inputs.values
-  specs = _specs(inputs, all_queries=True)
-  return _call(
-      _segment_kernel,
-      form,
-      (inputs, pulled),
-      specs,
-      programs=_blocks(inputs).across,
-      out_specs=[specs[0].keys, specs[0].values],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in pair],
-      name="attention_backward_segment",
-  )
-
-
-def _call(
-    kernel: Callable[..., None],
+def run(
+    kernel: str,
     form: Form,
     arrays: tuple[Inputs] | tuple[Inputs, Pulled],
-    in_specs: tuple[Inputs] | tuple[Inputs, Pulled],
-    *,
-    programs: int,
-    **rest: object,
+    results: Mapping[str, jnp.dtype],
 ) -> list[Array]:
-  """Runs a kernel in a number of programs for each row and head."""
-  r, k, *_ = arrays[0].queries.shape
+  """Runs one of the kernels that `flash` documents."""
+  inputs, *_ = arrays
+  r, k, _, m = inputs.queries.shape
+  blocks = Blocks(_QUERIES, _SLOTS, inputs.keys.shape[-1])
+  by_slots = kernel == "backward_segment"
+  specs = _specs(inputs, blocks, all_queries=by_slots)
+  by_field = specs[0]._asdict() | specs[1]._asdict()
+  run_block = {
+      "forward": _forward_kernel,
+      "backward_queries": _queries_kernel,
+      "backward_segment": _segment_kernel,
+  }[kernel]
   return pl.pallas_call(
-      functools.partial(kernel, form, _blocks(arrays[0])),
-      grid=(programs, k, r),
-      in_specs=in_specs,
+      functools.partial(run_block, form, blocks),
+      grid=(blocks.across if by_slots else m // blocks.queries, k, r),
+      in_specs=specs[: len(arrays)],
+      out_specs=[by_field[field] for field in results],
+      out_shape=[inputs.result(*result) for result in results.items()],
       compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
       interpret=form.interpret,
-      **rest,
+      name=f"attention_{kernel}",
   )(*arrays)
 
 
-def _blocks(inputs: Inputs) -> Blocks:
-  return Blocks(_QUERIES, _SLOTS, inputs.keys.shape[-1])
-
-
 def _specs(
-    inputs: Inputs, *, all_queries: bool = False
+    inputs: Inputs, blocks: Blocks, *, all_queries: bool
 ) -> tuple[Inputs, Pulled]:
   """Returns the block of each array that a program has.
 
@@ -109,7 +59,6 @@ def _specs(
   as if they were padded to whole blocks.
   """
   *_, width, m = inputs.queries.shape
-  blocks = _blocks(inputs)
   slots = blocks.across * blocks.slots
   size = m if all_queries else blocks.queries
 

@@ -140,7 +140,9 @@ def _forward_shard(
   for (keys, values), limits in zip(pairs, bounds, strict=True):
     layout = _Layout(queries, keys)
     inputs = layout.inputs(queries, keys, values, limits)
-    output, lse = _kernels(form).forward(form, inputs, dtype)
+    output, lse = _kernels(form).run(
+        "forward", form, (inputs,), {"queries": dtype, "lse": jnp.float32}
+    )
     parts.append((layout.join(output), layout.join(lse)))
   top = functools.reduce(jnp.maximum, (lse for _, lse in parts))
   total = sum(jnp.exp(lse - top) for _, lse in parts)
@@ -161,7 +163,7 @@ def _backward_shard(
     gradient: Array,
 ) -> tuple[Array, Pairs]:
   """Computes the gradients of one device's queries, keys and values."""
-  kernels = _kernels(form)
+  run = _kernels(form).run
   product = output.astype(jnp.float32) * gradient.astype(jnp.float32)
   delta = jnp.sum(product, axis=-1, keepdims=True)
   to_queries, to_pairs = 0.0, []
@@ -171,13 +173,16 @@ def _backward_shard(
     pulled = flash.Pulled(
         *map(layout.spread, (lse[..., None], delta, gradient))
     )
-    to_queries += layout.join(kernels.backward_queries(form, inputs, pulled))
-    to_pairs.append(tuple(kernels.backward_segment(form, inputs, pulled)))
+    arrays = inputs, pulled
+    (part,) = run("backward_queries", form, arrays, {"queries": jnp.float32})
+    to_queries += layout.join(part)
+    dtypes = {"keys": keys.dtype, "values": values.dtype}
+    to_pairs.append(tuple(run("backward_segment", form, arrays, dtypes)))
   return to_queries.astype(queries.dtype), tuple(to_pairs)
 
 
 def _kernels(form: flash.Form) -> types.ModuleType:
-  """Returns the module with the three functions that `flash` documents."""
+  """Returns the module with the kernels that `flash` documents."""
   if form.platform != "gpu":
     return flash_mosaic
   # Imported only if needed: JAX 0.12 warns that it will remove this backend.
