@@ -64,10 +64,15 @@ _ATTENTION_BIAS = {
     "qkv_bias": "attention_bias",
     "output_bias": "attention_bias",
 }
+_BIASES = _ATTENTION_BIAS | {"mlp_bias": "mlp_bias"}
 _GEMMA = {
     "norm_position": "both",
     "norm_unit_offset": True,
     "scale_embeddings": True,
+}
+_GEMMA_FIELDS = _ATTENTION_BIAS | {
+    "query_scalar": "query_pre_attn_scalar",
+    "logit_cap": "final_logit_softcapping",
 }
 
 
@@ -105,10 +110,7 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
-    ),
+    "llama": Family("LlamaForCausalLM", fields=_BIASES),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         fixed={"qkv_bias": True},
@@ -128,12 +130,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(
         "Gemma2ForCausalLM",
         fixed=_GEMMA,
-        fields=_ATTENTION_BIAS
-        | {
-            "query_scalar": "query_pre_attn_scalar",
-            "score_cap": "attn_logit_softcapping",
-            "logit_cap": "final_logit_softcapping",
-        },
+        fields=_GEMMA_FIELDS | {"score_cap": "attn_logit_softcapping"},
         windows="listed",
         activation="hidden_activation",
         refused=("use_bidirectional_attention",),
@@ -141,11 +138,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         fixed=_GEMMA | {"qk_norm": "head"},
-        fields=_ATTENTION_BIAS
-        | {
-            "query_scalar": "query_pre_attn_scalar",
-            "logit_cap": "final_logit_softcapping",
-        },
+        fields=_GEMMA_FIELDS,
         windows="listed",
         activation="hidden_activation",
         refused=("use_bidirectional_attention", "attn_logit_softcapping"),
@@ -158,7 +151,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family("Phi3ForCausalLM", windows="all", partial=True, fused=True),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
-        fields=_ATTENTION_BIAS | {"mlp_bias": "mlp_bias"},
+        fields=_BIASES,
         windows="listed",
         window_switch=True,
     ),
