@@ -101,7 +101,7 @@ def make_splits(sums: ArithmeticConfig) -> dict[str, list[Problem]]:
   rng = np.random.default_rng(0)
   sizes = _sizes(sums)
   by_level: dict[str, list[list[Problem]]] = {name: [] for name in sizes}
-  for level in sizes["test"]:
+  for level in sorted(sizes["test"]):
     wanted = sum(split[level] for split in sizes.values())
     problems = iter(_distinct(sums, level, rng, wanted))
     for name, split in sizes.items():

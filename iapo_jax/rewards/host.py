@@ -34,9 +34,9 @@ def make_grader(
   if answer_tokens:
     columns += [((answer_tokens,), jnp.int32), ((), jnp.int32)]
 
-  def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    return grade_tokens(tokenizer, *columns, answer_tokens=answer_tokens)
-
+  on_host = functools.partial(
+      grade_tokens, tokenizer, answer_tokens=answer_tokens
+  )
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:

@@ -108,15 +108,16 @@ def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
     rest = " " + rest.strip()[1:-1]
   # Words inside \text count, names of commands do not.
   words = re.findall(r"[a-z]+", re.sub(r"\\[a-z]+", " ", rest.lower()))
-  scale = 1
   if words and words[0] in _SCALES and rest.lstrip()[:1].isalpha():
-    scale = _SCALES[words[0]]
+    value *= _SCALES[words[0]]
     rest, words = rest.lstrip()[len(words[0]) :], words[1:]
-  value *= scale
   percent = words[:1] in (["percent"], ["pct"]) or rest.lstrip()[:1] == "%"
   rest = rest.lstrip().removeprefix("%") if "%" in rest else rest
   alone = not rest.strip() or bool(_DEGREE.fullmatch(rest))
-  if not alone and not _is_unit(rest, words, gold):
+  unit = _GOLD_UNIT if gold else _UNIT
+  if not alone and (
+      is_other_number(" ".join(words)) or not unit.fullmatch(rest)
+  ):
     return frozenset()
   return frozenset([value, value / 100] if percent else [value])
 
@@ -124,12 +125,6 @@ def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
 def is_other_number(words: str) -> bool:
   """Returns whether the words after a number make it another one, or none."""
   return any(map(_OTHER_NUMBER.fullmatch, words.lower().split()))
-
-
-def _is_unit(rest: str, words: list[str], gold: bool) -> bool:
-  if is_other_number(" ".join(words)):
-    return False
-  return bool((_GOLD_UNIT if gold else _UNIT).fullmatch(rest))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -142,10 +137,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
     elif group("above"):
       value = _decimal(group("whole2") or "0")
       value += _decimal(group("above")) / _decimal(group("below"))
-    elif group("spaced"):
-      value = _decimal(group("spaced").replace(" ", ""))
     else:
-      value = _decimal(group("plain"))
+      value = _decimal(group("spaced") or group("plain"))
       exponent = group("exponent") or group("power") or group("power2")
       if exponent:
         scale = _power_of_ten(exponent)
@@ -171,9 +164,7 @@ def _power_of_ten(exponent: str) -> Fraction | None:
 
 
 def equal(
-    answer: str,
-    numbers: frozenset[Fraction],
-    golds: frozenset[Fraction],
+    answer: str, numbers: frozenset[Fraction], golds: frozenset[Fraction]
 ) -> bool:
   """Returns whether an answer's number equals a gold one.
 
@@ -207,9 +198,6 @@ def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
 
 
 def _never_ends(number: Fraction) -> bool:
-  """Returns whether a number has infinitely many decimals."""
-  rest = number.denominator
-  for prime in (2, 5):
-    while rest % prime == 0:
-      rest //= prime
-  return rest != 1
+  """Returns whether no power of ten is a multiple of the denominator."""
+  # A prime factor divides a denominator less than bit_length times.
+  return pow(10, number.denominator.bit_length(), number.denominator) != 0
