@@ -426,7 +426,7 @@ class TestComparison:
   def test_a_file_of_something_else(self, tmp_path, content):
     path = tmp_path / "evaluation.json"
     path.write_text(content)
-    message = r"evaluation\.json': (is not|was not written by evaluate)"
+    message = r"evaluation\.json': (is not|was not written by `iapo evaluate`)"
     with pytest.raises(ConfigError, match=message):
       comparison.read(path)
     with pytest.raises(ConfigError, match="No such file"):

@@ -167,9 +167,7 @@ def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
   The limit is the published memory; the compiler allows a little more: 15.75
   GiB of 16 GB.
   """
-  used, there = (
-      found["memory"][name] for name in ("peak_bytes", "device_bytes")
-  )
+  used, there = found["memory"]["peak_bytes"], found["memory"]["device_bytes"]
   if used > there:
     sizes = f"{memory.readable(used)} of {memory.readable(there)}"
     raise ConfigError(_advice(sizes, parts, stage))
@@ -206,12 +204,11 @@ def report(
   Values are JSON-ready; bytes, operations and seconds are those of one device.
   `roofline_seconds` are lower bounds, by phase and by the resource that limits.
   """
-  moved = collectives.transfers(
-      compiled.as_text(), lambda name: _trips(parts.cfg, name)
-  )
   sent = dict.fromkeys((*_PHASES, "rest"), 0.0)
   between = dict(sent)
-  for transfer in moved:
+  for transfer in collectives.transfers(
+      compiled.as_text(), lambda name: _trips(parts.cfg, name)
+  ):
     outside = transfer.kind == collectives.BETWEEN_SLICES
     to = between if outside else sent
     to[_phase(transfer.scope)] += transfer.sent_bytes
@@ -238,12 +235,11 @@ def report(
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
   """Formats a `report` for people, line by line."""
-  told = found["memory"]
+  sizes = {name: memory.readable(x) for name, x in found["memory"].items()}
   yield (
-      f"memory     {memory.readable(told['peak_bytes'])} of"
-      f" {memory.readable(told['device_bytes'])} a device:"
-      f" {memory.readable(told['argument_bytes'])} of arguments,"
-      f" {memory.readable(told['temp_bytes'])} while it runs"
+      f"memory     {sizes['peak_bytes']} of {sizes['device_bytes']} a device:"
+      f" {sizes['argument_bytes']} of arguments, {sizes['temp_bytes']} while it"
+      " runs"
   )
   yield f"{'':<11}{'Tflop':>9}{'GB read':>9}{'GB sent':>9}  seconds at least"
   for phase in _PHASES:
@@ -261,8 +257,8 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
   """Returns the memory that the compiled program needs, in bytes per device.
 
   `temp_bytes` is JAX's number, which counts the gaps between arrays as well,
-  for TPUs more gaps than the compiler leaves. `peak_bytes` is the
-  compiler's own number, arguments included, plus the size of the program.
+  for TPUs more gaps than the compiler leaves. `peak_bytes` is the compiler's
+  own number, arguments included, plus the size of the program.
   """
   stats = compiled.memory_analysis()
   code = stats.generated_code_size_in_bytes

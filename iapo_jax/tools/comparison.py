@@ -131,15 +131,13 @@ def _judging(
 ) -> config_lib.Config:
   """Returns the configuration without the settings that only training needs."""
   given = {k: v for k, v in settings.items() if v is not None}
-  rollout = cfg.rollout
-  if max_tokens is not None:
-    rollout = dataclasses.replace(rollout, max_tokens=max_tokens)
+  longest = cfg.rollout.max_tokens if max_tokens is None else max_tokens
   default = config_lib.Config()
   return config_lib.checked(
       dataclasses.replace(
           cfg,
           evaluation=dataclasses.replace(cfg.evaluation, **given),
-          rollout=rollout,
+          rollout=dataclasses.replace(cfg.rollout, max_tokens=longest),
           mesh=_mesh_here(cfg.mesh),
           num_steps=0,
           reward=dataclasses.replace(default.reward, grader=cfg.reward.grader),
@@ -185,23 +183,29 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
 
 
 def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
-  """Raises ConfigError if runs differ in their problems."""
-  asked = []
+  """Raises ConfigError if a run lacks the split or has other problems."""
+  first = None
   for contestant in contestants:
-    table = contestant.parts.task.tables[split]
-    asked.append([
+    tables = contestant.parts.task.tables
+    if split not in tables:
+      task = contestant.parts.cfg.data.task
+      rule = f"{task} has only {', '.join(tables)} problems"
+      raise ConfigError(f"--split = {split!r}: {rule}")
+    prompts = tables[split].prompts
+    asked = [
         row[:length].tolist()  # runs may be padded to other lengths
         for tokens, lengths in (
-            (table.prompts.tokens, table.prompts.lengths),
-            (table.prompts.gold, table.prompts.gold_lengths),
+            (prompts.tokens, prompts.lengths),
+            (prompts.gold, prompts.gold_lengths),
         )
         for row, length in zip(tokens, lengths, strict=True)
-    ])
-  for contestant, other in zip(contestants, asked, strict=True):
-    if other != asked[0]:
-      first = contestants[0].name
+    ]
+    if first is None:
+      first = asked
+    if asked != first:
       raise ConfigError(
-          f"run {contestant.name!r}: has other {split} problems than {first!r}"
+          f"run {contestant.name!r}: has other {split} problems than"
+          f" {contestants[0].name!r}"
       )
 
 
@@ -231,15 +235,9 @@ def judge(
   Raises:
     ConfigError: if a run lacks the split or has other problems in it.
   """
-  for contestant in contestants:
-    tables = contestant.parts.task.tables
-    if split not in tables:
-      task = contestant.parts.cfg.data.task
-      rule = f"{task} has only {', '.join(tables)} problems"
-      raise ConfigError(f"--split = {split!r}: {rule}")
   _check_problems(contestants, split)
-  everything: list[list[dict[str, float]]] = [[] for _ in contestants]
   _warm_up(contestants, split)
+  everything: list[list[dict[str, float]]] = [[] for _ in contestants]
   silent = not processes.is_first()
   for seed in tqdm.tqdm(seeds, desc="sampling seeds", disable=silent):
     key = KeyDomain.EVALUATION.key(seed)

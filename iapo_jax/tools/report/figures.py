@@ -18,8 +18,6 @@ from matplotlib.legend import Legend
 from iapo_jax.tools.report import runs
 from iapo_jax.tools.report.runs import Group
 
-Curves = Sequence[Sequence[tuple[int, float]]]
-
 _WIDTH, _HEIGHT = 4.4, 3.4  # inches, the height with one line of legend
 _LINE = 0.22  # inches of a line of the legend
 _LABEL = 44  # characters of a line of a label
@@ -129,12 +127,12 @@ def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
 
 def _trade_off(groups: Sequence[Group]) -> Picture:
   """Draws accuracy against tokens on the test split, one point per group."""
+  metrics = ("mean_tokens", "accuracy")
   points = [
-      (i, group, runs.mean_and_error(group, "mean_tokens"),
-       runs.mean_and_error(group, "accuracy"))
+      (i, group, *(runs.mean_and_error(group, metric) for metric in metrics))
       for i, group in enumerate(groups)
       if group.finished("accuracy")
-  ]  # fmt: skip
+  ]
 
   def draw(axes: Axes, theme: Theme) -> None:
     for i, group, tokens, accuracy in points:
@@ -209,7 +207,9 @@ def _over_steps(
   return _render(f"{stage}_{metric}", title, text, draw)
 
 
-def _mean_curve(curves: Curves) -> tuple[list[int], list[float]]:
+def _mean_curve(
+    curves: Sequence[Sequence[tuple[int, float]]],
+) -> tuple[list[int], list[float]]:
   """Returns the steps that all runs have, and the mean at each."""
   tables = [dict(curve) for curve in curves]
   steps = sorted(set.intersection(*(set(table) for table in tables)))
@@ -221,30 +221,24 @@ def _histogram(
 ) -> Picture:
   width = max(1, round(max(before + after) / 30))
   edges = list(range(0, max(before + after) + 2 * width, width))
-  means = [statistics.mean(lengths) for lengths in (before, after)]
+  means = [f"{statistics.mean(lengths):.1f}" for lengths in (before, after)]
 
   def draw(axes: Axes, theme: Theme) -> None:
-    axes.hist(
-        before,
-        edges,
-        weights=[100 / len(before)] * len(before),
-        color=theme.faint,
-        alpha=0.45,
-        label=f"before: mean {means[0]:.1f}",
-    )
-    axes.hist(
-        after,
-        edges,
-        weights=[100 / len(after)] * len(after),
-        histtype="step",
-        linewidth=2,
-        color=colour(index, theme),
-        label=f"after: mean {means[1]:.1f}",
-    )
+    filled = {"color": theme.faint, "alpha": 0.45}
+    outline = {
+        "histtype": "step", "linewidth": 2, "color": colour(index, theme),
+    }  # fmt: skip
+    for name, lengths, mean, look in (
+        ("before", before, means[0], filled),
+        ("after", after, means[1], outline),
+    ):
+      share = [100 / len(lengths)] * len(lengths)
+      label = f"{name}: mean {mean}"
+      axes.hist(lengths, edges, weights=share, label=label, **look)
     axes.set(xlabel="tokens per completion", ylabel="% of completions")
     axes.margins(y=0.2)
 
-  told = f"mean {means[0]:.1f} tokens before, {means[1]:.1f} after"
+  told = f"mean {means[0]} tokens before, {means[1]} after"
   title = f"Lengths, {group.label} (validation)"
   slug = re.sub(r"[^a-z0-9]+", "_", group.label.lower()).strip("_")[:40]
   return _render(f"lengths_{index}_{slug}".rstrip("_"), title, told, draw)
