@@ -137,7 +137,10 @@ def test_damaged_programs_stop_nothing_and_are_mended(run, capsys):
   assert events["cache_hits"] == 0
   assert runs.lines(folder) == lines
   out = capsys.readouterr().out
-  told = f"warning: {str(folder / 'compiled')!r}: what is kept of jit_step"
+  told = (
+      f"warning: {str(folder / 'compiled')!r}: the cached program jit_step"
+      " cannot be read"
+  )
   assert out.count(told) == 1
   assert "tracing (kept for the next start)\n" in out
   unfinish(folder)

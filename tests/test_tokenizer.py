@@ -63,7 +63,7 @@ def test_a_bos_opens_prompts_and_nothing_else(tmp_path):
 
 def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
   tok = saved(words(pattern="$A <eos>"), tmp_path)
-  with pytest.raises(ConfigError, match="ends texts with tokens of its own"):
+  with pytest.raises(ConfigError, match="adds tokens after a text"):
     tokenizer.encode_prompt(tok, "1 + 2")
 
 

@@ -124,8 +124,8 @@ def _mending(folder: pathlib.Path) -> Iterator[None]:
       for path in folder.glob(f"{glob.escape(found[1])}-*-cache"):
         path.unlink(missing_ok=True)
       print(
-          f"warning: {str(folder)!r}: what is kept of {found[1]} cannot be"
-          " read; it is compiled and written again",
+          f"warning: {str(folder)!r}: the cached program {found[1]} cannot be"
+          " read; it is compiled and cached again",
           flush=True,
       )
 

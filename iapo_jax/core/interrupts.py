@@ -56,7 +56,7 @@ def deferred() -> Iterator[Request]:
     restore()
     name = signal.Signals(number).name
     # Not print: the signal may arrive in the middle of another print.
-    text = f"\n{name}: finishing the step, then saving; again to stop at once\n"
+    text = f"\n{name}: finishing the step, then saving; repeat to stop now\n"
     # Ctrl-C may also have ended the process that reads our output.
     with contextlib.suppress(OSError):
       os.write(2, text.encode())

@@ -1,10 +1,9 @@
 """Statistics over the valid entries of a row; a row may have none."""
 
 import chex
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from iapo_jax.core.types import Array
 
 
 def mean(x: Array, mask: Array, axis: int | None = -1) -> Array:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from iapo_jax.core.types import PyTree
+from iapo_jax.core.types import Array, PyTree
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -51,7 +51,7 @@ def data_shards() -> int:
   return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation; `names` has a logical axis or None for each axis.
 
   Outside a `scope` it does nothing.
@@ -59,7 +59,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return nn.with_logical_constraint(x, names)
 
 
-def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+def take_rows(x: Array, rows: Array) -> Array:
   """Gathers rows [b, ...] of [r, ...] within each data shard.
 
   `rows`, int32[b], counts from the first row of the shard. Gradients of rows
@@ -73,19 +73,17 @@ def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _take(x: jax.Array, rows: jax.Array) -> jax.Array:
+def _take(x: Array, rows: Array) -> Array:
   return jnp.take(x, rows, axis=0, mode="clip")
 
 
-def _take_forward(
-    x: jax.Array, rows: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _take_forward(x: Array, rows: Array) -> tuple[Array, tuple[Array, Array]]:
   return _take(x, rows), (x, rows)
 
 
 def _take_backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, None]:
+    saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
   x, rows = saved
   wide = gradient.astype(jnp.float32)
   total = jnp.zeros(x.shape, jnp.float32).at[rows].add(wide, mode="drop")
@@ -153,7 +151,7 @@ def gather_for_decoding(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
   whole model for every token.
   """
 
-  def place(weight: jax.Array, spec: P) -> jax.Array:
+  def place(weight: Array, spec: P) -> Array:
     names = [None if name == "embed" else name for name in spec]
     return constrain(weight, *names)
 
@@ -194,7 +192,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   """Shards rows of NumPy arrays that every process holds whole."""
   where = batch_sharding(mesh)
 
-  def place(x: np.ndarray) -> jax.Array:
+  def place(x: np.ndarray) -> Array:
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 

@@ -131,7 +131,7 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   plain = encode_rendered(tok, text)
   if ids[len(ids) - len(plain) :] != plain:
     raise ConfigError(
-        f"tokenizer {tok.name_or_path!r}: ends texts with tokens of its own,"
+        f"tokenizer {tok.name_or_path!r}: adds tokens after a text,"
         " which would end a prompt, too; use a chat template"
     )
   return ids
