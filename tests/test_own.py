@@ -42,6 +42,7 @@ def test_a_reward_in_the_program(tmp_path, capsys):
   assert "reward/correctness" not in line  # there are no parts
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 4, "tensor": 2}])
 def test_a_reward_of_texts(tmp_path, mesh):
   """Every completion is asked about once, with the answer of its problem."""
@@ -60,6 +61,7 @@ def test_a_reward_of_texts(tmp_path, mesh):
   assert expected == sorted((float(len(x)), gold) for x, gold in asked)
 
 
+@pytest.mark.mesh
 def test_a_reward_that_fails(tmp_path):
   with pytest.raises(Exception, match="must give 8 numbers, as many as there"):
     train(tmp_path / "a", Own(text_reward=lambda x, y: [1.0]))

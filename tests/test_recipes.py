@@ -9,7 +9,7 @@ import texts
 from test_published import no_network
 
 from iapo_jax.config import parsing as config_lib
-from iapo_jax.config import recipes
+from iapo_jax.config import presets
 from iapo_jax.config import rules as config_rules
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import tokenizer
@@ -23,8 +23,8 @@ def config_file(name):
 
 def test_tasks_of_sums_differ_in_their_sums_and_sizes_alone():
   plain, mixed, slips = map(config_file, ("arithmetic", "mixed", "slips"))
-  assert plain.VARIANTS == recipes.SUMS
-  for variant in (None, *recipes.SUMS):
+  variants = presets.read("sums")["VARIANTS"]
+  for variant in (None, *variants):
     base = config_lib.flatten(config_lib.parse(plain.get_config(variant)))
     assert base["data.arithmetic.min_operands"] == 0
     assert base["data.arithmetic.slip_rate"] == 0
@@ -40,7 +40,7 @@ def test_tasks_of_sums_differ_in_their_sums_and_sizes_alone():
     with pytest.raises(ConfigError) as error:
       module.get_config("ppo")
     assert str(error.value) == (
-        f"variant 'ppo': must be one of {', '.join(recipes.SUMS)}"
+        f"variant 'ppo': 'ppo' must be one of {', '.join(variants)}"
     )
 
 
