@@ -312,6 +312,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_what_each_method_credits_and_selects(name):
   """The methods that no other test trains, on completions of all kinds."""
@@ -346,6 +347,7 @@ def test_what_each_method_credits_and_selects(name):
   assert max(jax.tree.leaves(distance)) > 1e-4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_of_each_method(name):
   """Sampled by the policy itself, in the compiled step of training."""

@@ -356,6 +356,7 @@ def assert_same_logs(ours, theirs):
     assert lines(ours, name) == lines(theirs, name), name
 
 
+@pytest.mark.full
 def test_all_of_a_stage_is_damaged(parts, whole, tmp_path, capsys):
   """The warm start's end is intact: reinforcement learning starts over."""
   damaged = unfinished_copy(whole, tmp_path / "damaged")
@@ -366,6 +367,7 @@ def test_all_of_a_stage_is_damaged(parts, whole, tmp_path, capsys):
   assert_same_logs(damaged, whole)
 
 
+@pytest.mark.full
 def test_a_damaged_reference(parts, whole, tmp_path, capsys):
   """The KL penalty needs the policy that reinforcement learning began with."""
   damaged = unfinished_copy(whole, tmp_path / "damaged")

@@ -228,6 +228,7 @@ def lines(program):
   return program.as_text().count("\n")
 
 
+@pytest.mark.full
 def test_the_program_does_not_grow_with_depth():
   """Neither what is traced nor what is compiled: layers are a loop."""
   shallow, deep = lowered(2), lowered(6)

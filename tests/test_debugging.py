@@ -15,6 +15,8 @@ from iapo_jax.core import masked
 from iapo_jax.core.types import StepOutput, TrainState
 from iapo_jax.run import debugging, trainer
 
+pytestmark = pytest.mark.full
+
 
 def state_of(**fields):
   given = {
@@ -59,6 +61,7 @@ def stepping(function):
   return jax.jit(function, donate_argnums=0)
 
 
+@pytest.mark.full
 def test_a_tracer_that_leaks():
   kept = types.SimpleNamespace()
 

@@ -176,6 +176,7 @@ def test_another_run_begins_where_one_ended(model, still, tmp_path, capsys):
     trainer.train(small(init_from=str(still)), tmp_path / "other")
 
 
+@pytest.mark.full
 def test_a_damaged_start_is_read_from_the_model_again(
     model, tmp_path, capsys
 ):
@@ -231,6 +232,7 @@ def test_tokens_that_the_model_does_not_have(model, tmp_path):
     trainer.train(small(model__pretrained=str(place)), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_tokenizer_of_its_own(model, tmp_path):
   """`data.tokenizer` for fresh weights and in place of the model's."""
   other = tmp_path / "tokenizer"
@@ -273,6 +275,7 @@ def run_export(*arguments):
   )  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   """And a run can begin from what it wrote: the same weights again."""
   cfg = small(

@@ -54,6 +54,7 @@ def test_windows_are_shorter_than_the_sequences():
   assert sum(0 < window < longest // 3 for window in windows) >= 6
 
 
+@pytest.mark.full
 @names
 def test_the_scores_of_a_ragged_batch_are_those_of_torch(name):
   """Log-probabilities, entropies and answer entropies within 1e-4 nats."""
@@ -78,6 +79,7 @@ def test_the_scores_of_a_ragged_batch_are_those_of_torch(name):
     assert len(found[i].information) == len(item.completion)
 
 
+@pytest.mark.full
 @names
 def test_greedy_continuations_are_those_of_torch(name):
   cfg, params, expected = loaded(name)
@@ -97,6 +99,7 @@ def test_greedy_continuations_are_those_of_torch(name):
     np.testing.assert_array_equal(rolled.tokens[i], expected[f"greedy.{i}"])
 
 
+@pytest.mark.full
 @names
 def test_a_rollout_leaves_what_a_replay_leaves(name):
   """Decoding token by token, scoring at once: one model."""
@@ -167,6 +170,7 @@ def test_weights_are_the_decoders_own_and_come_back_bit_by_bit(name, tmp_path):
     np.testing.assert_array_equal(leaf.astype(jnp.float32), before)
 
 
+@pytest.mark.full
 @names
 def test_logits_do_not_depend_on_remat(name):
   cfg, params, _ = loaded(name)
@@ -218,6 +222,7 @@ def small_run(place, **overrides):
 FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("with_words", FAMILIES, indirect=True)
 def test_a_step_trains_on_families(with_words, tmp_path):
   """Two updates of the whole compiled step, on eight devices."""

@@ -18,6 +18,7 @@ def drawn_figures(groups):
   return drawn
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "labels",
     [

@@ -82,6 +82,7 @@ def check_near(ours, theirs, share):
   jax.tree.map(check, ours, theirs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kernels", ["tpu", "gpu"])
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_those_of_the_reference(name, kernels):
@@ -150,6 +151,7 @@ def everything(params, prompts, tokens, lengths, cfg):
   return scores, answers(params, prompts, tokens, lengths, cfg)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cfg", [FUSED, EVERYTHING], ids=["plain", "windows"])
 def test_scores_and_probes_of_a_decoder(cfg):
   """With windows and caps, too; its weights get the same gradients."""
@@ -161,6 +163,7 @@ def test_scores_and_probes_of_a_decoder(cfg):
   chex.assert_trees_all_close(ours, theirs, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (8, 1, 1)])
 def test_eight_devices_are_one(shape):
   """Eight shards of rows do not divide four prompts: the reference then."""

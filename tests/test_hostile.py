@@ -104,6 +104,7 @@ def write_run(folder):
   return folder
 
 
+@pytest.mark.full
 def test_many_completions(tmp_path, request):
   """Through the grader, the format check, the log and the report."""
   count = request.config.getoption("--completions")

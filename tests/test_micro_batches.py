@@ -117,6 +117,7 @@ def ragged(params):
   return update.Experience(PROMPTS, lengths, tokens)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_early_answers_count_once_whatever_the_cuts(parts):
   """Copies that fill a micro-batch up teach nothing, whatever they carry."""
@@ -191,6 +192,7 @@ def test_gradients_are_those_of_the_whole_batch(devices):
   )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", [False, True])
 def test_bfloat16_is_near_float32(remat):
   """Also a check that a CPU has all the products of a bfloat16 update."""

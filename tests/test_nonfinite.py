@@ -49,6 +49,7 @@ def params_of(folder, step):
   return jax.device_get(checkpoint.restore(where, step, spec)[0])
 
 
+@pytest.mark.full
 def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
   """Of six batches about half are odd, whose probe statistics are NaN."""
   cfg = small(num_steps=6, checkpoint__every=1, checkpoint__keep_last=9)
@@ -80,6 +81,7 @@ def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
   assert not replay.folder(tmp_path).exists()
 
 
+@pytest.mark.full
 def test_a_run_stops_after_so_many_and_again_when_it_goes_on(tmp_path):
   cfg = small(num_steps=9, checkpoint__every=1, optimizer__max_skipped=3)
   always = Own(probing=poisoned(lambda _: True))
@@ -129,6 +131,7 @@ def test_why_a_run_stopped(overflown):
   assert lines[-6]["update/skipped"] == 0
 
 
+@pytest.mark.full
 def test_a_replay_comes_to_the_same_and_finds_the_place(overflown):
   folder, said = overflown
   place = folder / "replay" / re.match(r"\S+ step \d+", said)[0].replace(
@@ -145,6 +148,7 @@ def test_a_replay_comes_to_the_same_and_finds_the_place(overflown):
   )
 
 
+@pytest.mark.full
 def test_a_users_parts_must_be_there_again(overflown, tmp_path):
   shutil.copytree(overflown[0], tmp_path / "run")
   (place,) = replay.folder(tmp_path / "run").iterdir()

@@ -31,6 +31,7 @@ def of_length(rollout, grades, prompts):
   return -rollout.lengths.astype(jnp.float32)
 
 
+@pytest.mark.full
 def test_a_reward_in_the_program(tmp_path, capsys):
   samples = train(tmp_path, Own(reward=of_length))
   assert len(samples) == 128
@@ -61,6 +62,7 @@ def test_a_reward_of_texts(tmp_path, mesh):
   assert expected == sorted((float(len(x)), gold) for x, gold in asked)
 
 
+@pytest.mark.full
 @pytest.mark.mesh
 def test_a_reward_that_fails(tmp_path):
   with pytest.raises(Exception, match="must give 8 numbers, as many as there"):
@@ -69,6 +71,7 @@ def test_a_reward_that_fails(tmp_path):
     Own(reward=of_length, text_reward=lambda x, y: x)
 
 
+@pytest.mark.full
 def test_a_credit(tmp_path):
   """It sees what the samples say, and is what is learned."""
 
@@ -88,6 +91,7 @@ def test_a_credit_of_another_shape(tmp_path):
     train(tmp_path, Own(credit=lambda evidence: evidence.rewards))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("program", "variant"), [("own_reward", "grpo"), ("own_credit", "to_go")]
 )

@@ -187,6 +187,7 @@ def interpolated(some, every, marks, lengths):
   )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stride", [2, 3, 64])
 @pytest.mark.parametrize("budget", [1, 12, 1000])
 def test_strided_probes_are_exact_where_they_are_and_linear_between(

@@ -19,6 +19,8 @@ from iapo_jax.run import logs, sources, trainer
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import page, runs
 
+pytestmark = pytest.mark.full
+
 EVIL = "<script>alert('x')</script>"
 
 
@@ -275,6 +277,7 @@ def test_only_seeds_are_averaged(trained, tmp_path):
     runs.read_groups({"x": [trained / "grpo", other]})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", ODD_LABELS)
 def test_labels_are_only_text(trained, tmp_path, label):
   path = page.write({label: [trained / "grpo"]}, tmp_path, title="x")

@@ -250,6 +250,7 @@ def run_score(*arguments):
   )  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_command_says_what_torch_said(tmp_path):
   """By ids alone: a folder without a tokenizer, the golden numbers."""
   rows = [

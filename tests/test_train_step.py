@@ -83,6 +83,7 @@ def test_one_program_serves_all_credit_weights():
   assert float(output.metrics["credit/rms"]) > 0.0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -244,6 +245,7 @@ def test_both_graders_agree_on_a_sharded_rollout(monkeypatch):
   assert asked == [8] * 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["paper", "to_go"])
 def test_one_device_equals_eight_on_a_recorded_rollout(mode):
   settings = {"credit__mode": mode, "loss__kl_weight": 0.5}
@@ -274,6 +276,7 @@ def test_one_device_equals_eight_on_a_recorded_rollout(mode):
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_reference_in_the_compute_dtype_scores_the_same():
   """Bit by bit, and it takes half of what fp32 weights do."""
   setup = make_setup(

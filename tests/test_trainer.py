@@ -245,6 +245,7 @@ def test_a_damaged_policy_is_refused(finished, tmp_path):
     sources.load(assembly.assemble(small()), sources.last(copy))
 
 
+@pytest.mark.full
 def test_the_best_checkpoint_can_be_the_one_that_is_judged(
     tmp_path, capsys
 ):
@@ -367,6 +368,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   assert "compiled" not in out
 
 
+@pytest.mark.full
 def test_the_estimate_of_memory_is_near_what_is_compiled():
   """Within a factor of two; the compiler fuses as it likes."""
   for overrides in (
@@ -423,6 +425,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer():
   )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("during", ["save", "settle"])  # begun, and done
 def test_a_request_during_the_last_save_of_a_stage_is_heard(
     tmp_path, monkeypatch, during
@@ -447,6 +450,7 @@ class _BeforeReinforcement(Exception):
   pass
 
 
+@pytest.mark.full
 @pytest.mark.mesh
 @pytest.mark.parametrize(
     ("kl_weight", "dtype", "copies"),

@@ -436,6 +436,7 @@ def test_segments_may_be_empty_handed():
   np.testing.assert_array_equal(ours, tiny.full_forward(params, tokens, cfg))
 
 
+@pytest.mark.full
 def test_many_tokens_have_the_gradients_of_float32_in_bfloat16():
   """Three tokens over and over: sums that must not stop growing."""
   plain = dataclasses.replace(
