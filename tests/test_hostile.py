@@ -8,6 +8,7 @@ import random
 import resource
 
 import hypothesis
+import pytest
 from hostile import PIECES, golds, pieces, whole
 from hypothesis import strategies as st
 from test_report import Reader
