@@ -281,7 +281,7 @@ class Block(nn.Module):
       context: tuple[tuple[Array, Array], ...],
       shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Arguments and results are those of `Attention`."""
+    """Takes and returns what `Attention` does."""
     c = self.cfg
     mixed, new = Attention(c, name="attention")(
         self._norm("attention_norm", x, unless="after"), layer, context, shared
