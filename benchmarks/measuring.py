@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core.types import Array, KVSegment, Params, Prompts
-from iapo_jax.models import transformer
 from iapo_jax.rl import policy
 
 # A longer call pays a few page faults more without being changed by them.
@@ -58,11 +56,8 @@ def plain_forward(
   Returns:
     The final hidden states, no head applied.
   """
-  first = policy.last_prompt_tokens(prompts, group_size)
-  inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
-  start = policy.first_positions(prompts, group_size)
-  positions = start[:, None] + jnp.arange(inputs.shape[1])
-  hidden, _ = transformer.extend(params, inputs, positions, (prompt,), cfg=cfg)
+  starts = policy.starts(prompts, group_size)
+  hidden, _ = policy.follow(params, prompt, starts, tokens[:, :-1], cfg=cfg)
   return hidden
 
 

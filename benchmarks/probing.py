@@ -50,7 +50,7 @@ class Batch:
   @property
   def starts(self) -> Array:
     """int32[b], the position of slot 0 of every sequence."""
-    return policy.first_positions(self.prompts, self.group_size)
+    return policy.starts(self.prompts, self.group_size).positions
 
   @property
   def full(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Rollout
 from iapo_jax.models import head, transformer
-from iapo_jax.rl import credit, policy, train_step, update
+from iapo_jax.rl import credit, early_answers, policy, train_step, update
 from iapo_jax.rl import state as state_lib
 from iapo_jax.run import assembly
 
@@ -121,8 +121,8 @@ def planted_completions(setup, epoch=0):
 def _forward(params, prompts, tokens, cfg):
   """Hidden states [b, t + 1, d] of completions, and their context."""
   prompt = policy.prefill(params, prompts, cfg=cfg.model)
-  first = policy.last_prompt_tokens(prompts, cfg.group_size)[:, None]
-  start = policy.first_positions(prompts, cfg.group_size)[:, None]
+  starts = policy.starts(prompts, cfg.group_size)
+  first, start = starts.tokens[:, None], starts.positions[:, None]
   hidden, completion = transformer.extend(
       params,
       jnp.concatenate([first, tokens], axis=1),
@@ -202,8 +202,11 @@ def learner(setup):
           cfg,
       )  # fmt: skip
       if cfg.loss.early_weight:
-        experience = train_step.add_early_answers(
-            experience, rolled, grades, jax.random.key(4), cfg, vocabulary
+        early = early_answers.cut(
+            rolled.tokens, grades, vocabulary.elicitation, jax.random.key(4)
+        )
+        experience = update.with_early_answers(
+            experience, early, weight=cfg.loss.early_weight
         )
       state, more = update.update(
           state, experience, cfg, setup.stage.optimizer, metrics

@@ -12,19 +12,23 @@ from recorded import learn, make_params, make_setup, record
 
 from iapo_jax.config.schema import Config, LossConfig
 from iapo_jax.core import sharding
+from iapo_jax.core.types import Grades
 from iapo_jax.rl import early_answers, update
 
 
 class CutTest(chex.TestCase):
 
   def cut(self, tokens, lengths, answers, counts, key=0):
+    grades = Grades(
+        correct=None,
+        well_formed=None,
+        reasoning_lengths=jnp.asarray(lengths),
+        timed_out=None,
+        answers=jnp.asarray(answers),
+        answer_lengths=jnp.asarray(counts),
+    )
     return self.variant(early_answers.cut)(
-        jnp.asarray(tokens),
-        jnp.asarray(lengths),
-        jnp.asarray(answers),
-        jnp.asarray(counts),
-        jnp.array([50, 51]),
-        jax.random.key(key),
+        jnp.asarray(tokens), grades, (50, 51), jax.random.key(key)
     )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -100,6 +104,7 @@ def test_the_metric_is_a_mean_over_completions():
   assert metrics["early_nll"] == 4.5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 1), (1, 4), (8, 2)])
 def test_the_gradient_is_that_of_both_losses(devices, micro_batches):
   """Beside the plain gradient plus that of −log π, written down."""
@@ -143,10 +148,8 @@ def early_rows(setup, recorded):
       grades = setup.parts.grader(rolled, prompts)
       return early_answers.cut(
           rolled.tokens,
-          grades.reasoning_lengths,
-          grades.answers,
-          grades.answer_lengths,
-          jnp.asarray(setup.parts.task.vocabulary.elicitation, jnp.int32),
+          grades,
+          setup.parts.task.vocabulary.elicitation,
           jax.random.key(4),
       )
 

@@ -1,7 +1,13 @@
 """Formulas of rewards, group advantages and token credit.
 
 They know no configuration. Weights may be traced: one compiled program serves
-all of their values.
+all of their values. Arguments, the same everywhere:
+
+  rewards (r), group_adv (A)   fp32[b], prompt-major
+  correct, credited            bool[b]
+  lengths (T)                  int32[b], in tokens
+  mi (D), entropy (h)          fp32[b, t], in nats
+  mask, reasoning_mask         bool[b, t], tokens of completion and reasoning
 """
 
 import chex
@@ -24,15 +30,8 @@ def group_advantages(
 
   GRPO, arXiv 2402.03300; without `normalise` only the mean is subtracted
   (Dr. GRPO, arXiv 2503.20783).
-
-  Args:
-    rewards: fp32[b], prompt-major.
-    group_size: at least 2.
-    normalise: whether to divide.
-    kept: bool[b], the members that mean and std run over; None is all.
-
-  Returns:
-    fp32[b], 0 where `kept` is false.
+  Mean and std run over the members that are `kept`, bool[b] (None: all), at
+  least 2 of each group. Returns fp32[b], 0 where `kept` is false.
   """
   chex.assert_rank(rewards, 1)
   grouped = rewards.reshape(-1, group_size)
@@ -60,17 +59,7 @@ def length_penalised_rewards(
 
   The control that a claim about length must face. Use it with group
   advantages that are *not* divided by the standard deviation: with the
-  division, a group that is correct throughout cancels w.
-
-  Args:
-    rewards: fp32[b].
-    correct: bool[b].
-    lengths: int32[b], T in tokens.
-    max_length: T_max in tokens.
-    weight: w.
-
-  Returns:
-    fp32[b].
+  division, a group that is correct throughout cancels w. Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, correct, lengths])
   penalty = weight * lengths.astype(jnp.float32) / max_length
@@ -89,17 +78,8 @@ def length_penalised_advantages(
 
   The penalty follows the division by the standard deviation of rewards, so the
   division cannot cancel it. The penalties of a group sum to 0. z(T), with
-  ddof 0, is 0 where a group's correct completions have equal lengths.
-
-  Args:
-    group_adv: fp32[b], A.
-    correct: bool[b].
-    lengths: int32[b], T in tokens.
-    group_size: samples per prompt.
-    weight: w.
-
-  Returns:
-    fp32[b].
+  ddof 0, is 0 where a group's correct completions have equal lengths. Returns
+  fp32[b].
   """
   chex.assert_equal_shape([group_adv, correct, lengths])
   grouped = lengths.astype(jnp.float32).reshape(-1, group_size)
@@ -117,9 +97,8 @@ def overlong_penalised_rewards(
 ) -> Array:
   """Subtracts min(max((T − (T_max − buffer)) / buffer, 0), 1) from r.
 
-  DAPO's soft overlong punishment, arXiv 2503.14476. `rewards` fp32[b];
-  `lengths` int32[b], T; `max_length` (T_max) and `buffer` (1 .. T_max) in
-  tokens. Returns fp32[b].
+  DAPO's soft overlong punishment, arXiv 2503.14476; `buffer` is in 1 .. T_max.
+  Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, lengths])
   beyond = lengths.astype(jnp.float32) - (max_length - buffer)
@@ -142,18 +121,8 @@ def entropy_weighted_advantages(
 
   The sums run over members j of the group that have an r of the same sign and
   a token t. arXiv 2508.04349 as IAPO's authors compute it, except that their
-  code also counts members that have ended.
-
-  Args:
-    group_adv: fp32[b], A.
-    rewards: fp32[b], r.
-    entropy: fp32[b, t], h in nats, where each token was sampled.
-    mask: bool[b, t], the T tokens of each completion.
-    group_size: samples per prompt.
-    weight: w.
-
-  Returns:
-    fp32[b, t], 0 outside `mask`; a constant for the gradient.
+  code also counts members that have ended. Returns fp32[b, t], 0 outside
+  `mask`; a constant for the gradient.
   """
   chex.assert_equal_shape([group_adv, rewards])
   chex.assert_equal_shape([entropy, mask])
@@ -204,17 +173,8 @@ def information_to_go(
 
   One-step information credits the token that states a result; the forward sum
   reaches the decision that made the result possible. With γ = 1 and c = 0 it
-  telescopes to H_{t−1} − H_R. This project's extension.
-
-  Args:
-    mi: fp32[b, t], D in nats.
-    credited: bool[b].
-    reasoning_mask: bool[b, t].
-    discount: γ.
-    cost: c, nats per token.
-
-  Returns:
-    fp32[b, t].
+  telescopes to H_{t−1} − H_R. This project's extension. `cost` (c) is in nats
+  per token. Returns fp32[b, t].
   """
   chex.assert_equal_shape([mi, reasoning_mask])
   net = jnp.where(reasoning_mask, mi - cost, 0.0)
@@ -258,19 +218,9 @@ def shaped_advantages(
   """A + w_info · information − sign(r) · w_explore · exploration, per token.
 
   Confident tokens gain in trajectories of positive reward and lose in others.
-  IAPO, arXiv 2602.19049.
-
-  Args:
-    group_adv: fp32[b], A.
-    rewards: fp32[b], r; only its sign is used.
-    information: fp32[b, t], made from D.
-    exploration: fp32[b, t], made from the policy's entropy h.
-    mask: bool[b, t], the tokens of each completion.
-    info_weight: w_info.
-    explore_weight: w_explore.
-
-  Returns:
-    fp32[b, t], 0 outside `mask`; a constant for the gradient.
+  IAPO, arXiv 2602.19049. `information`, made from D, and `exploration`, made
+  from h, are fp32[b, t]. Returns fp32[b, t], 0 outside `mask`; a constant for
+  the gradient.
   """
   chex.assert_equal_shape([group_adv, rewards])
   chex.assert_equal_shape([information, exploration, mask])

@@ -7,13 +7,15 @@ answer that they ended with. A policy that has learned these distributions has
 consistent probes: π_t(a) is the probability that its completion ends in a.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from iapo_jax.core import draws
-from iapo_jax.core.types import Array
+from iapo_jax.core.types import Array, Grades
 
 
 @struct.dataclass
@@ -34,25 +36,17 @@ class EarlyAnswers:
 
 
 def cut(
-    tokens: Array,
-    reasoning_lengths: Array,
-    answers: Array,
-    answer_lengths: Array,
-    elicitation: Array,
-    key: Array,
+    tokens: Array, grades: Grades, elicitation: Sequence[int], key: Array
 ) -> EarlyAnswers:
-  """Cuts each completion after 0 .. R tokens, uniformly.
+  """Cuts completions int32[b, t] after 0 .. R tokens, uniformly.
 
-  Args:
-    tokens: int32[b, t].
-    reasoning_lengths: int32[b], R.
-    answers: int32[b, a], of the completions.
-    answer_lengths: int32[b], 0 without an answer.
-    elicitation: int32[c].
-    key: a row's cut depends on its number and R alone.
+  A row's cut depends on `key`, its number and R alone.
   """
-  chex.assert_rank([tokens, answers, elicitation], [2, 2, 1])
+  answers, answer_lengths = grades.answers, grades.answer_lengths
+  reasoning_lengths = grades.reasoning_lengths
+  chex.assert_rank([tokens, answers], 2)
   chex.assert_rank([reasoning_lengths, answer_lengths], 1)
+  elicitation = jnp.asarray(elicitation, jnp.int32)
   rows, width = tokens.shape
   uniform = jax.vmap(jax.random.uniform)(draws.row_keys(key, rows))
   at = jnp.floor(uniform * (reasoning_lengths + 1)).astype(jnp.int32)

@@ -31,13 +31,10 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
   1 − `gold_chance` is the probability that the completion ends right, which is
   the value of its prefix.
 
-  Args:
-    stats: of probes; `.answer` is of the gold answer for `gold` and
-      `gold_chance`, of the completion's own for `own` and `answer_entropy`.
-    estimator: one of `ESTIMATORS`; ValueError for any other.
-
-  Returns:
-    fp32[b, t + 1]; 0 beyond the last probe, and where there is no answer.
+  `stats.answer` must be of the gold answer for `gold` and `gold_chance`, of the
+  completion's own for `own` and `answer_entropy`. Returns fp32[b, t + 1], 0
+  beyond the last probe and where there is no answer; raises ValueError for an
+  unknown estimator.
   """
   if estimator == "entropy":
     return stats.entropy
@@ -61,13 +58,9 @@ def realised_information(
   value and may be negative. The sum over R reasoning tokens telescopes to
   H_0 − H_R. IAPO, arXiv 2602.19049.
 
-  Args:
-    answer_entropy: fp32[b, t + 1], H_0 .. H_t in nats, or another
-      `uncertainty`.
-    reasoning_mask: bool[b, t], true on tokens 1..R.
-
-  Returns:
-    fp32[b, t] in nats; a constant for the gradient.
+  `answer_entropy` fp32[b, t + 1] is H_0 .. H_t in nats, or another
+  `uncertainty`; `reasoning_mask` bool[b, t] is true on tokens 1..R. Returns
+  fp32[b, t] in nats; a constant for the gradient.
   """
   chex.assert_rank([answer_entropy, reasoning_mask], 2)
   chex.assert_equal(answer_entropy.shape[1], reasoning_mask.shape[1] + 1)
@@ -81,15 +74,9 @@ def shuffled_information(
   """The control: permutes each row's information over its positions.
 
   Keeps total, mean and spread of a row. A credit that does better than this
-  control uses *where* information falls.
-
-  Args:
-    information: fp32[b, t].
-    reasoning_mask: bool[b, t], true on tokens 1..R, a prefix of each row.
-    key: a row's order depends on its number and length alone.
-
-  Returns:
-    fp32[b, t], 0 where `reasoning_mask` is false.
+  control uses *where* information falls. `reasoning_mask` bool[b, t] is true on
+  tokens 1..R, a prefix of each row; a row's order depends on `key`, its number
+  and its length alone. Returns fp32[b, t], 0 where the mask is false.
   """
   chex.assert_equal_shape([information, reasoning_mask])
   noise = draws.uniform(key, *information.shape)
@@ -106,12 +93,9 @@ def reference_surprise(answer_entropy: Array, mask: Array) -> Array:
   E_i = H_i for i < T, E_{−1} := 0 and E_T := 0. Its first and last values are
   therefore entropies, not differences. For comparison only.
 
-  Args:
-    answer_entropy: fp32[b, t + 1], H at every completion position.
-    mask: bool[b, t], the tokens of each completion.
-
-  Returns:
-    fp32[b, t] in nats, 0 outside `mask`; a constant for the gradient.
+  `answer_entropy` fp32[b, t + 1] is H at every completion position, `mask`
+  bool[b, t] the tokens of each completion. Returns fp32[b, t] in nats, 0
+  outside `mask`; a constant for the gradient.
   """
   chex.assert_rank([answer_entropy, mask], 2)
   chex.assert_equal(answer_entropy.shape[1], mask.shape[1] + 1)

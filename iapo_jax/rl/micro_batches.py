@@ -48,13 +48,10 @@ def run(
 ) -> tuple[PyTree, Array]:
   """Runs `step` over a batch, a micro-batch at a time.
 
-  Args:
-    step: must leave rows that do not count out of its sums: they are copies.
-    total: zeros that the sums begin with.
-    batch: arrays of b rows, a multiple of `parts` times the data shards.
-    lengths: int32[b], of the completions.
-    parts: number of micro-batches that completions of `max_tokens` make.
-    max_tokens: t.
+  `step` must leave rows that do not count out of its sums: they are copies.
+  `total` holds the zeros that the sums begin with. `batch` has b rows, a
+  multiple of `parts` times the data shards; completions of `max_tokens` make
+  `parts` micro-batches.
 
   Returns:
     The sums over the batch, and fp32[b, t], 0 beyond what was computed.

@@ -83,22 +83,9 @@ def shallow(
   return params | {"layers": first}, context, cfg
 
 
-def last_prompt_tokens(prompts: Prompts, group_size: int) -> Array:
-  """int32[b]: the token in slot 0 of every sequence."""
-  last = jnp.take_along_axis(
-      prompts.tokens, prompts.lengths[:, None] - 1, axis=1
-  )[:, 0]
-  return jnp.repeat(last, group_size)
-
-
-def first_positions(prompts: Prompts, group_size: int) -> Array:
-  """int32[b]: the position of slot 0 of every sequence."""
-  return jnp.repeat(prompts.lengths - 1, group_size)
-
-
 @struct.dataclass
 class Starts:
-  """Slot 0 of each completion, and the prompt before it.
+  """Slot 0 of each completion, the last prompt token.
 
   Attributes:
     tokens: int32[b].
@@ -114,9 +101,11 @@ class Starts:
 
 def starts(prompts: Prompts, group_size: int) -> Starts:
   """Starts of prompt-major completions."""
+  last = prompts.lengths - 1
+  tokens = jnp.take_along_axis(prompts.tokens, last[:, None], axis=1)[:, 0]
   return Starts(
-      tokens=last_prompt_tokens(prompts, group_size),
-      positions=first_positions(prompts, group_size),
+      tokens=jnp.repeat(tokens, group_size),
+      positions=jnp.repeat(last, group_size),
   )
 
 

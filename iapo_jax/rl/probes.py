@@ -93,14 +93,9 @@ def passes(
   rather than few positions in a pass, because a part's passes end with the
   longest of its own rows.
 
-  Args:
-    rows: b.
-    groups: q.
-    positions: probed of each row, at most.
-    width: c.
-    budget: tokens of a pass; one position of one group on each data shard is
-      the minimum.
-    shards: data shards.
+  `rows` is b, `groups` q; at most `positions` are probed in a row. `width` is
+  tokens of a probe, `budget` tokens of a pass; one position of one group on
+  each data shard is the minimum.
   """
   smallest = shards if groups % shards == 0 else groups
   group = rows // groups * width
@@ -136,7 +131,7 @@ def answer_statistics(
   position, and the same for every budget.
 
   Args:
-    params: weights in the compute dtype.
+    params: in the compute dtype.
     context: the prompt and completion segments of a `Rollout`.
     lengths: int32[b], the last position to probe (R); 0 probes H_0 only.
     marks: bool[b or 1, t + 1], the positions to probe; 0 and R are added, and
@@ -144,10 +139,10 @@ def answer_statistics(
       are interpolated linearly, and `hit` is the earlier probe's.
     elicitation: int32[c].
     targets: int32[b], the token whose probability is reported.
-    cfg: the decoder.
+    cfg: of the decoder.
     answers: int32[b, a], right-padded, and their lengths int32[b]; 0 gives
       sums of nothing.
-    temperature: of the distribution.
+    temperature: divides the logits.
     most: a bound on the marks of one sequence, 0 and R included; None is
       t + 1.
     budget: tokens of one forward pass; see `passes`. Each part of the batch

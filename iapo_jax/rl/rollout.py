@@ -65,25 +65,17 @@ def sample(
   stops when every sequence has ended. Then the last token is fed once more, so
   that the cache holds every token a probe may look at.
 
-  Args:
-    params: weights in the compute dtype.
-    prompts: q prompts.
-    key: a PRNG key.
-    cfg: the decoder.
-    group_size: g.
-    max_tokens: t.
-    eos_ids: any of them ends a completion.
-    pad_id: fills `tokens` after the end.
-    temperature: divides the logits; 0 takes the most probable token and
-      reports the statistics of the undivided logits.
-    planting: replaces tokens, by draws of its own. Log-probabilities are then
-      those of the written tokens; entropies do not depend on it.
+  `params` are in the compute dtype. `temperature` divides the logits; 0 takes
+  the most probable token and reports the statistics of the undivided logits.
+  `planting` replaces tokens, by draws of its own: log-probabilities are then
+  those of the written tokens; entropies do not depend on it.
   """
   prompt = policy.prefill(params, prompts, cfg=cfg)
-  start = policy.first_positions(prompts, group_size)
-  row_keys = draws.row_keys(key, start.size)
+  first = policy.starts(prompts, group_size)
+  start, rows = first.positions, first.positions.size
+  row_keys = draws.row_keys(key, rows)
   if planting:
-    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), start.size)
+    plant_keys = draws.row_keys(jax.random.fold_in(key, _PLANTING), rows)
   feed = functools.partial(_feed, params, prompt, start, cfg=cfg)
 
   def step(carry: _Decoding) -> _Decoding:
@@ -104,8 +96,9 @@ def sample(
     ends = jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
     return _append(carry, token, stats, ends, planted, pad_id)
 
-  token = policy.last_prompt_tokens(prompts, group_size)
-  carry = _empty(token, cfg, max_tokens, pad_id, planted=bool(planting))
+  carry = _empty(
+      first.tokens, cfg, max_tokens, pad_id, planted=bool(planting)
+  )
   carry = _repeat(step, carry, max_tokens)
   _, carry = feed(carry)
   context = _context(prompt, start, carry.replace(index=carry.index + 1))

@@ -28,15 +28,8 @@ def with_spread(
   """Members of groups whose rewards differ.
 
   DAPO (arXiv 2503.14476) samples until a batch holds only these; a program of
-  fixed shapes masks the others instead.
-
-  Args:
-    rewards: fp32[b], prompt-major.
-    group_size: samples per prompt.
-    kept: bool[b], the members that are compared; None is all.
-
-  Returns:
-    bool[b].
+  fixed shapes masks the others instead. `rewards` fp32[b], prompt-major; `kept`
+  bool[b], the members that are compared (None: all). Returns bool[b].
   """
   chex.assert_rank(rewards, 1)
   grouped = rewards.reshape(-1, group_size)
@@ -61,15 +54,9 @@ def truncated(
   completions of fewer than `short` tokens, and goes in longer ones. S-GRPO,
   arXiv 2504.20834.
 
-  Args:
-    mask: bool[b, t], the tokens of each completion, a prefix of its row.
-    key: draws depend on the numbers of row and token alone.
-    always: α in tokens.
-    short: k in tokens.
-    probability: p.
-
-  Returns:
-    bool[b, t], false wherever `mask` is.
+  `mask` bool[b, t] marks the tokens of each completion, a prefix of its row.
+  Draws depend on `key` and the numbers of row and token alone. Returns bool[b,
+  t], false wherever `mask` is.
   """
   chex.assert_rank(mask, 2)
   at = jnp.arange(mask.shape[1])

@@ -91,8 +91,11 @@ def make_train_step(
           cfg,
       )  # fmt: skip
       if cfg.loss.early_weight:
-        experience = add_early_answers(
-            experience, rolled, grades, early_key, cfg, vocabulary
+        early = early_answers.cut(
+            rolled.tokens, grades, vocabulary.elicitation, early_key
+        )
+        experience = update.with_early_answers(
+            experience, early, weight=cfg.loss.early_weight
         )
       state, update_metrics = update.update(
           state, experience, cfg, optimizer, metrics
@@ -195,28 +198,6 @@ def run_probes(
       most=probes.most(cfg),
       budget=cfg.tokens_per_pass,
       head_chunk=cfg.loss.head_chunk,
-  )
-
-
-def add_early_answers(
-    experience: update.Experience,
-    rolled: Rollout,
-    grades: Grades,
-    key: Array,
-    cfg: Config,
-    vocabulary: Vocabulary,
-) -> update.Experience:
-  """Appends completions cut at random, with their own answers."""
-  early = early_answers.cut(
-      rolled.tokens,
-      grades.reasoning_lengths,
-      grades.answers,
-      grades.answer_lengths,
-      jnp.asarray(vocabulary.elicitation, jnp.int32),
-      key,
-  )
-  return update.with_early_answers(
-      experience, early, weight=cfg.loss.early_weight
   )
 
 

@@ -81,27 +81,24 @@ def gather_experience(
   `token_advantages` fp32[b, t]; `learned` bool[b, t], the tokens that carry
   loss; `ref_params` is None where β = 0.
   """
-  reference = jnp.zeros_like(rolled.logprobs)
-  if ref_params is not None:
-    with jax.named_scope("reference"):
-      reference = _logprobs(
-          ref_params, prompts, rolled.tokens, rolled.lengths, cfg
-      )
-  weights = losses.token_weights(
-      learned,
-      aggregation=cfg.loss.aggregation,
-      constant_length=cfg.rollout.max_tokens,
-  )
-  return Experience(
-      prompts=prompts,
-      lengths=rolled.lengths,
-      tokens=Tokens(
-          ids=rolled.tokens,
-          old_logprobs=rolled.logprobs,
-          reference_logprobs=reference,
-          advantages=token_advantages,
-          weights=weights,
+  tokens = Tokens(
+      ids=rolled.tokens,
+      old_logprobs=rolled.logprobs,
+      reference_logprobs=jnp.zeros_like(rolled.logprobs),
+      advantages=token_advantages,
+      weights=losses.token_weights(
+          learned,
+          aggregation=cfg.loss.aggregation,
+          constant_length=cfg.rollout.max_tokens,
       ),
+  )
+  experience = Experience(prompts, rolled.lengths, tokens)
+  if ref_params is None:
+    return experience
+  with jax.named_scope("reference"):
+    reference = _logprobs(ref_params, experience, cfg)
+  return experience.replace(
+      tokens=tokens.replace(reference_logprobs=reference)
   )
 
 
@@ -113,9 +110,10 @@ def with_early_answers(
   The loss gains `weight` times the mean of −log π(answer) over the rows with an
   answer. Each prompt has its completions first, then its early answers.
   """
-  known, zeros = experience.tokens, jnp.zeros(early.tokens.shape, jnp.float32)
+  zeros = jnp.zeros(early.tokens.shape, jnp.float32)
   there = jnp.sum(jnp.any(early.learned, axis=1))
   each = weight * early.learned / jnp.maximum(there, 1)
+  taught = Tokens(early.tokens, zeros, zeros, zeros, zeros, early=each)
   groups = experience.prompts.lengths.shape[0]
 
   def beside(x: Array, y: Array) -> Array:
@@ -123,34 +121,43 @@ def with_early_answers(
     joined = jnp.concatenate(parts, axis=1)
     return joined.reshape(-1, *x.shape[1:])
 
-  return Experience(
-      prompts=experience.prompts,
-      lengths=beside(experience.lengths, early.lengths),
-      tokens=Tokens(
-          ids=beside(known.ids, early.tokens),
-          old_logprobs=beside(known.old_logprobs, zeros),
-          reference_logprobs=beside(known.reference_logprobs, zeros),
-          advantages=beside(known.advantages, zeros),
-          weights=beside(known.weights, zeros),
-          early=beside(zeros, each),
-      ),
+  lengths, tokens = jax.tree.map(
+      beside,
+      (experience.lengths, experience.tokens.replace(early=zeros)),
+      (early.lengths, taught),
+  )
+  return experience.replace(lengths=lengths, tokens=tokens)
+
+
+def _in_micro_batches(
+    step: micro_batches.Step,
+    zeros: PyTree,
+    experience: Experience,
+    known: PyTree,
+    cfg: Config,
+) -> tuple[PyTree, Array]:
+  """Runs `step` on parts of (starts, known), [b, ...]; see `micro_batches`.
+
+  Micro-batches change the order of completions, so starts name their prompts.
+  """
+  shards = sharding.data_shards()
+  local = experience.prompts.lengths.shape[0] // shards
+  group_size = experience.group_size
+  index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
+  starts = policy.starts(experience.prompts, group_size)
+  return micro_batches.run(
+      step,
+      zeros,
+      (starts.replace(prompts=jnp.tile(index, shards)), known),
+      experience.lengths,
+      parts=cfg.loss.micro_batches,
+      max_tokens=cfg.rollout.max_tokens,
   )
 
 
-def _starts(prompts: Prompts, group_size: int) -> policy.Starts:
-  """Starts of a prompt-major batch, whose order micro-batches change."""
-  shards = sharding.data_shards()
-  local = prompts.lengths.shape[0] // shards
-  index = jnp.repeat(jnp.arange(local, dtype=jnp.int32), group_size)
-  starts = policy.starts(prompts, group_size)
-  return starts.replace(prompts=jnp.tile(index, shards))
-
-
-def _logprobs(
-    params: Params, prompts: Prompts, tokens: Array, lengths: Array, cfg: Config
-) -> Array:
+def _logprobs(params: Params, experience: Experience, cfg: Config) -> Array:
   """fp32[b, t] of completions under a policy; a constant for gradients."""
-  encoded = policy.prefill(params, prompts, cfg=cfg.model)
+  encoded = policy.prefill(params, experience.prompts, cfg=cfg.model)
 
   def score(
       part: tuple[policy.Starts, Array], there: Array, length: int
@@ -166,13 +173,8 @@ def _logprobs(
     )
     return None, stats.logprob
 
-  _, logprobs = micro_batches.run(
-      score,
-      None,
-      (_starts(prompts, lengths.shape[0] // prompts.lengths.shape[0]), tokens),
-      lengths,
-      parts=cfg.loss.micro_batches,
-      max_tokens=cfg.rollout.max_tokens,
+  _, logprobs = _in_micro_batches(
+      score, None, experience, experience.tokens.ids, cfg
   )
   return jax.lax.stop_gradient(logprobs)
 
@@ -278,9 +280,7 @@ def _compared(
   if cfg.loss.ratio == "token":
     return experience
   known = experience.tokens
-  logprobs = _logprobs(
-      params, experience.prompts, known.ids, experience.lengths, cfg
-  )
+  logprobs = _logprobs(params, experience, cfg)
   ratios = losses.sequence_log_ratios(
       logprobs, known.old_logprobs, known.weights > 0
   )
@@ -318,23 +318,18 @@ def _gradients(
   ) -> tuple[tuple[Params, PyTree], Array]:
     starts, tokens = part
     tokens = jax.tree.map(lambda x: x[:, :length], tokens)
-    counted = jax.tree.map(
+    weights, early = jax.tree.map(
         lambda x: jnp.where(there[:, None], x, 0.0),
         (tokens.weights, tokens.early),
     )
-    tokens = tokens.replace(weights=counted[0], early=counted[1])
+    tokens = tokens.replace(weights=weights, early=early)
     return jax.grad(loss, (0, 1), has_aux=True)(params, cache, starts, tokens)
 
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, jnp.float32), (params, cache)
   )
-  (total, to_cache), logprobs = micro_batches.run(
-      step,
-      zeros,
-      (_starts(experience.prompts, experience.group_size), experience.tokens),
-      experience.lengths,
-      parts=cfg.loss.micro_batches,
-      max_tokens=cfg.rollout.max_tokens,
+  (total, to_cache), logprobs = _in_micro_batches(
+      step, zeros, experience, experience.tokens, cfg
   )
   to_cache = jax.tree.map(lambda x, y: x.astype(y.dtype), to_cache, cache)
   return jax.tree.map(jnp.add, total, *pull(to_cache)), logprobs

@@ -18,7 +18,6 @@ from iapo_jax.core.types import (
   Vocabulary,
 )
 from iapo_jax.models import head, transformer
-from iapo_jax.rl import policy
 
 CHUNK = 16
 
@@ -43,7 +42,7 @@ def run_probes(
   at = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
   last = grades.reasoning_lengths[:, None]
   longest = jnp.minimum((at // chunk + 1) * chunk - 1, last)
-  first = policy.first_positions(prompts, cfg.group_size)[:, None]
+  first = rolled.context[1].positions[:, :1]
   begin = (first + longest + 1).reshape(-1, 1)
   prompt, completion = rolled.context
   seen = jnp.arange(slots) <= at.reshape(-1, 1)
