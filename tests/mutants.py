@@ -178,8 +178,8 @@ FAULTS = (
     Fault(
         "grading: any answer with the gold one in it is right",
         "iapo_jax/rewards/equivalence.py",
-        "if _squeezed(mine) == _squeezed(theirs):",
-        "if _squeezed(theirs) in _squeezed(mine):",
+        "if _squeezed(mine) == _squeezed(theirs):\n    return True\n  golds",
+        "if _squeezed(theirs) in _squeezed(mine):\n    return True\n  golds",
         "tests/test_grading.py tests/test_rewards.py",
     ),
     Fault(
