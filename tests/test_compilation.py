@@ -17,6 +17,8 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import compilation
 from iapo_jax.run import checkpoint, logs, trainer
 
+pytestmark = pytest.mark.mesh
+
 STAGES = ("warm_start", "rl")
 # Of the steps and of the evaluation's sampler.
 LARGE = ("jit_step-", "jit_run-")
