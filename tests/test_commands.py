@@ -35,7 +35,7 @@ OTHERS = sorted(
 PROGRAMS = (
     "python", ".venv/bin/python", "make", "pip", "tensorboard", "wandb", "git",
     "for i", "gcloud", "srun", "find", "JAX_PLATFORMS=cpu", "XLA_FLAGS=",
-    "bash", ".ci/", "iapo",
+    "bash", ".ci/", "iapo ",
 )  # fmt: skip
 # Commands that a test of another file runs at small size.
 ELSEWHERE = {

@@ -125,7 +125,7 @@ def test_why_a_run_stopped(overflown):
   assert "optimizer.max_skipped allows (5)" in said
   assert "lower learning rate or clip_norm, from the same start" in said
   step = int(found[1])
-  assert f"iapo replay {folder}/replay/warm_start-{step} runs it again" in said
+  assert f"iapo replay {folder}/replay/warm_start-{step}. " in said
   lines = lines_of(folder)
   assert [x["update/skipped"] for x in lines[-5:]] == [1] * 5
   assert lines[-6]["update/skipped"] == 0

@@ -119,7 +119,8 @@ def test_a_cell_becomes_the_command_for_it(scaling):
   assert {
       "--config=configs/qwen_math.py:7b-gsm8k-to_go",
       "--topology=v5p:4x4x4", "--slices=2", "--json=a", "--level=O0",
-      "--config.model.pretrained=shape", "--config.mesh.data=2",
+      "--config.model.pretrained=shape", "--config.model.attention=fused",
+      "--config.mesh.data=2",
       "--config.mesh.fsdp=4", "--config.mesh.tensor=8",
       "--config.prompts_per_step=64", "--config.loss.micro_batches=16",
       "--config.evaluation.batch_size=256",

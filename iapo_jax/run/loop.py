@@ -239,20 +239,20 @@ def _stopped(
 ) -> FloatingPointError:
   """Keeps the last step for a replay; returns the error that ends the run."""
   kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
-  told = f"iapo replay {kept} runs it again"
+  told = f"To run it again: iapo replay {kept}"
   if stage.own:
-    told = f"call iapo_jax.run.replay.again with {kept} to run it again"
+    told = f"To run it again, call iapo_jax.run.replay.again with {kept}"
   try:
     processes.everywhere(
         lambda: replay.keep(kept, state, batch, metrics, stage.own)
     )
   except (OSError, SharedError) as error:
-    told = f"it could not be kept for a replay ({error})"
+    told = f"It could not be kept for a replay ({error})"
   return FloatingPointError(
       f"{stage.name} step {done}: {', '.join(finite.offenders(metrics))} not"
       " finite, and no update was made in so many steps in a row as"
       f" optimizer.max_skipped allows ({stage.max_skipped}); the run is stopped"
-      f" and this step is not saved. {told[0].upper()}{told[1:]}. The same"
+      f" and this step is not saved. {told}. The same"
       " command would come to the same numbers: use another --workdir with a"
       f" lower learning rate or clip_norm, from {_last_good(stage)}"
   )
