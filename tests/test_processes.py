@@ -166,8 +166,8 @@ def test_slurm_tells_who_they_are():
 def test_processes_that_were_started_with_something_else():
   first, second = finish(dry_run((0, 1)), status=2)
   assert (
-      "error: process 1: config.seed = 1: the first process has 0; all must be"
-      " started with the same"
+      "error: process 1: config.seed = 1: the first process has 0; start all"
+      " processes with the same value"
   ) in first
   assert "error" not in second
 
@@ -175,8 +175,8 @@ def test_processes_that_were_started_with_something_else():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (("host:1", 2, None), "must be given together"),
-        ((None, None, 0), "must be given together"),
+        (("host:1", 2, None), "give all three or none"),
+        ((None, None, 0), "give all three or none"),
         (("host", 2, 0), "--coordinator_address = 'host': must be HOST:PORT"),
         (("host:1", 2, 2), "--process_id = 2: must be in [0, 1]"),
     ],
@@ -189,7 +189,7 @@ def test_flags_that_cannot_be(given, told):
 def test_others_that_cannot_be_joined(monkeypatch):
   """More than one task, and no word of where they are."""
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-  with pytest.raises(ConfigError, match="cannot be joined"):
+  with pytest.raises(ConfigError, match="cannot connect"):
     processes.join()
 
 

@@ -38,7 +38,8 @@ _COMPILING = "/jax/core/compile/backend_compile_duration"
 def place(folder: pathlib.Path | None) -> str | None:
   """Returns the cache folder: JAX_COMPILATION_CACHE_DIR if set, else `folder`.
 
-  None means no cache, which JAX_ENABLE_COMPILATION_CACHE=false also causes.
+  Returns None for no cache: if `folder` is None or the user has set
+  JAX_ENABLE_COMPILATION_CACHE=false.
   """
   if not jax.config.jax_enable_compilation_cache:
     return None
@@ -55,9 +56,9 @@ def keeps_host_calls() -> bool:
 def kept(folder: pathlib.Path | None) -> Iterator[None]:
   """Uses a folder as the compilation cache of this process, all threads.
 
-  Changes nothing if `folder` is None or the user has set a cache folder of
-  JAX. An unreadable file gives a warning and is written again. JAX makes the
-  folder when it compiles the first program.
+  Changes nothing if `folder` is None or the user has set JAX's cache folder.
+  An unreadable file gives a warning and is written again. JAX makes the folder
+  when it compiles the first program.
   """
   if folder is None or jax.config.jax_compilation_cache_dir:
     yield
@@ -65,15 +66,16 @@ def kept(folder: pathlib.Path | None) -> Iterator[None]:
   cache = {
       # Absolute, since the process may change its working directory.
       "jax_compilation_cache_dir": str(folder.resolve()),
-      # By default JAX skips programs that compile in under a second: most
-      # programs of a small model, and a different set each time on a busy
-      # machine. A run has about twenty, and small ones are a few kilobytes.
+      # By default JAX skips programs that compile in under a second. These are
+      # most programs of a small model, and on a busy machine they differ from
+      # start to start. A run has about twenty programs; small ones take a few
+      # kilobytes.
       "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
   with _mending(folder.resolve()):
     try:
       with settings(**cache):
-        compilation_cache.reset_cache()  # else JAX keeps its first folder
+        compilation_cache.reset_cache()  # JAX would keep its first folder.
         yield
     finally:
       compilation_cache.reset_cache()
@@ -97,9 +99,9 @@ def lower(
 ) -> jax.stages.Lowered:
   """Lowers a jitted program for arguments (or their types) without tracebacks.
 
-  Names of scopes stay. With tracebacks, the TPU compiler (libtpu 0.0.42)
+  Scope names are kept. With tracebacks, the TPU compiler (libtpu 0.0.42)
   compares the stacks of nested programs each time it needs a loop's trip
-  count, which takes minutes for a step and for some steps does not end.
+  count. That takes minutes for a step, and for some steps it does not end.
   """
   with settings(jax_traceback_in_locations_limit=0):
     return program.lower(*arguments)
@@ -110,7 +112,8 @@ def _mending(folder: pathlib.Path) -> Iterator[None]:
   """Removes cache files that JAX cannot read, so that it writes them again.
 
   JAX never overwrites a file: without this, a damaged one would fail at every
-  start. JAX's warning names the program only, so all files of that name go.
+  start. JAX's warning names only the program, so this removes all files of
+  that program.
   """
   with warnings.catch_warnings():
     warnings.filterwarnings("always", message=_UNREADABLE)
@@ -125,7 +128,7 @@ def _mending(folder: pathlib.Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
       print(
           f"warning: {str(folder)!r}: the cached program {found[1]} cannot be"
-          " read; it is compiled and cached again",
+          " read; compiling and caching it again",
           flush=True,
       )
 
@@ -139,11 +142,11 @@ class Account:
 
   Attributes:
     seconds: length of the span.
-    tracing: seconds spent in turning Python functions into programs.
-    compiling: seconds spent in compiling programs or reading them.
+    tracing: seconds spent on turning Python functions into programs.
+    compiling: seconds spent on compiling programs or reading cached ones.
     programs: number of programs compiled or read.
-    read: programs read from the cache.
-    written: programs written to the cache.
+    read: number of programs read from the cache.
+    written: number of programs written to the cache.
   """
 
   seconds: float

@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on the number of rows or their length."""
+"""Random numbers that do not depend on the number of rows or columns."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ def row_keys(key: Array, rows: int) -> Array:
 def uniform(key: Array, rows: int, width: int) -> Array:
   """Returns fp32[rows, width] in [0, 1).
 
-  A number depends only on `key`, its row and its column: more rows or columns
-  leave the others as they are.
+  A number depends only on `key`, its row and its column: adding rows or
+  columns does not change the others.
   """
 
   def of_row(key: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that take effect after the step is done and saved."""
+"""Defers Ctrl-C and SIGTERM until the step is done and saved."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ class Interrupted(Exception):
   """Ends a run that a signal asked to stop."""
 
   def __init__(self, number: int, saved: str) -> None:
-    """Takes the signal's number and a message: what is saved, how to resume."""
+    """Takes the signal's number, and a message on what is saved."""
     super().__init__(saved)
     self.number = number
 
@@ -57,7 +57,7 @@ def deferred() -> Iterator[Request]:
     name = signal.Signals(number).name
     # Not print: the signal may arrive in the middle of another print.
     text = f"\n{name}: finishing the step, then saving; repeat to stop now\n"
-    # Ctrl-C may also have ended the process that reads our output.
+    # Ctrl-C may also have ended the process that reads this output.
     with contextlib.suppress(OSError):
       os.write(2, text.encode())
 

@@ -7,7 +7,7 @@ from iapo_jax.core.types import Array
 
 
 def mean(x: Array, mask: Array, axis: int | None = -1) -> Array:
-  """Averages fp32[...] where bool[...] is true; 0 if nowhere.
+  """Averages fp32[...] where bool[...] is true; 0 if it is true nowhere.
 
   Reduces `axis`, or all axes if it is None.
   """
@@ -19,7 +19,8 @@ def mean(x: Array, mask: Array, axis: int | None = -1) -> Array:
 def std(x: Array, mask: Array, axis: int = -1, ddof: int = 0) -> Array:
   """Computes the standard deviation of fp32[...] where bool[...] is true.
 
-  Divides by the number of valid entries less `ddof`; 0 if that is not above 0.
+  Divides by the number of valid entries minus `ddof`; returns 0 if that is not
+  positive.
   """
   chex.assert_equal_shape([x, mask])
   centred = x - jnp.expand_dims(mean(x, mask, axis), axis)

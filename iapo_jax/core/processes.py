@@ -25,9 +25,10 @@ from iapo_jax.core.errors import ConfigError, SaveError, SharedError
 
 T = typing.TypeVar("T")
 
-_HEARTBEAT = 30  # seconds without one until a process counts as dead
+_HEARTBEAT = 30  # seconds without a heartbeat until a process counts as dead
 _SHUTDOWN = 60  # seconds to wait at exit for the other processes
-# Errors of the runtimes that mean a lost peer; our own programs raise none.
+# Texts of runtime errors that mean that another process was lost. Our own code
+# raises no such errors.
 _LOST = re.compile(
     r"gloo|nccl|heartbeat|coordination service|connection (closed|reset)"
     r"|socket closed|unavailable:",
@@ -74,10 +75,10 @@ def join(
     if sure or jax.process_count() > 1:
       reason = " ".join(str(error).split())
       raise ConfigError(
-          f"the other processes cannot be joined: {reason}"
+          f"cannot connect to the other processes: {reason}"
       ) from error
-  # If the first process dies, the runtime ends the others with a message that
-  # pages of Python stacks would hide.
+  # If the first process dies, the runtime ends the others with a message. Pages
+  # of Python stacks would hide it.
   faulthandler.disable()
   if not is_first():
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -89,8 +90,8 @@ def _check(
   """Raises `ConfigError` if the flags are incomplete or impossible."""
   if not coordinator or count is None or index is None:
     raise ConfigError(
-        "--coordinator_address, --num_processes and --process_id: must be"
-        " given together, or none of them"
+        "--coordinator_address, --num_processes and --process_id: give all"
+        " three or none"
     )
   if not re.fullmatch(r".+:\d+", coordinator):
     raise ConfigError(
@@ -191,8 +192,8 @@ def check_same(what: Mapping[str, Any]) -> None:
     for name, value in ours.items():
       if theirs[name] != value:
         raise ConfigError(
-            f"{name} = {value!r}: the first process has {theirs[name]!r}; all"
-            " must be started with the same"
+            f"{name} = {value!r}: the first process has {theirs[name]!r};"
+            " start all processes with the same value"
         )
 
   ours = json.loads(json.dumps(dict(what)))

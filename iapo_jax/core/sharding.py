@@ -54,7 +54,7 @@ def data_shards() -> int:
 def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation; `names` has a logical axis or None for each axis.
 
-  Outside a `scope` it does nothing.
+  Does nothing outside a `scope`.
   """
   return nn.with_logical_constraint(x, names)
 

@@ -34,10 +34,10 @@ class Vocabulary:
   """The token ids that a compiled step needs.
 
   Attributes:
-    eos_ids: any of them ends a completion.
+    eos_ids: each of these ids ends a completion.
     pad_id: fills rows after their end.
-    elicitation: ends the reasoning and asks for the answer.
-    sentence_ends: end a sentence or a line.
+    elicitation: the tokens that end the reasoning and ask for the answer.
+    sentence_ends: the tokens that end a sentence or a line.
   """
 
   eos_ids: tuple[int, ...]
@@ -76,11 +76,11 @@ class KVSegment:
     keys: [l, r, k, h, s] in the compute dtype, rotary position applied. Slots
       are last because attention reads keys in this layout.
     values: [l, r, k, s, h].
-    visible: bool[m, s], the slots that a row of new tokens sees, without gaps;
-      `m` divides `b`, and consecutive rows of new tokens share a row of it.
+    visible: bool[m, s], the slots that a row of new tokens sees, without gaps.
+      `m` divides `b`; consecutive rows of new tokens share one row of it.
     positions: int32[r, s], of the slots; sliding windows use them.
-    rows: int32[b], the segment row, within its data shard, that each row of new
-      tokens reads; `m` is then `r`.
+    rows: int32[b], the segment row that each row of new tokens reads, counted
+      within its data shard; `m` is then `r`.
   """
 
   keys: Array
@@ -117,9 +117,9 @@ class AnswerStatistics:
     entropy: fp32[b, t + 1], of the distribution of that token, in nats.
     hit: bool[b, t + 1], whether no token is more probable.
     answer: sums of log-probability and entropy along a whole answer, each token
-      given those before it, and whether all are hits; None where the estimator
+      given those before it, and whether all are hits; None if the estimator
       needs no answer.
-    spent: int32[b], tokens that went through the network for a sequence.
+    spent: int32[b], tokens that went through the network for each sequence.
   """
 
   logprob: Array
@@ -142,7 +142,7 @@ class Rollout:
     context: the prompt segment (q rows, without the last prompt token) and
       the completion segment (b rows, t + 1 slots: slot 0 holds the last prompt
       token, slot i the completion's token i).
-    planted: bool[b, t], tokens that the environment wrote; None where it
+    planted: bool[b, t], the tokens that the environment wrote; None if it
       writes none.
   """
 
@@ -172,12 +172,12 @@ class Grades:
   Attributes:
     correct: bool[b], whether the answer equals the gold answer.
     well_formed: bool[b], whether the completion has the requested format.
-    reasoning_lengths: int32[b], R: tokens that end before `</think>` begins;
-      without `</think>` the length less the EOS.
+    reasoning_lengths: int32[b], R: the number of tokens that end before
+      `</think>` begins. Without `</think>` it is the length without the EOS.
     timed_out: bool[b], whether comparing the answer took too long; it then
       counts as wrong.
     answers: int32[b, a], the first tokens of each completion's own answer;
-      None where nothing needs them.
+      None if nothing needs them.
     answer_lengths: int32[b]; 0 without an answer.
   """
 
@@ -191,7 +191,7 @@ class Grades:
 
 @struct.dataclass
 class CreditWeights:
-  """Numbers of the credit that are values of the compiled program.
+  """Numbers of the credit that the compiled program takes as inputs.
 
   Attributes:
     info: weight of the information term.
@@ -217,7 +217,7 @@ class TrainState:
     seed: uint32[]; the key of a step is derived from it and `step`.
     params: fp32 master weights.
     opt_state: optax state.
-    weights: passed through unchanged.
+    weights: the credit's numbers; a step does not change them.
   """
 
   step: Array
