@@ -401,7 +401,8 @@ def is_same(one, other):
 
 def test_nothing_to_grade_and_numbers_that_differ():
   assert grade([], []) == []
-  with pytest.raises(ValueError, match="golds: 2 given for 1 completions"):
+  message = "golds: must be one per completion, got 2 for 1"
+  with pytest.raises(ValueError, match=message):
     grade(["5"], ["5", "6"])
 
 
@@ -571,7 +572,8 @@ def test_a_pool_that_is_closed_at_work_says_so():
   assert pool.compare([("x+1", "1+x", "")]) == [True]
   closing = threading.Timer(0.5, pool.close)
   closing.start()
-  with pytest.raises(RuntimeError, match="the grading processes were closed"):
+  message = "the grading processes were closed during a comparison"
+  with pytest.raises(RuntimeError, match=message):
     pool.compare([("(x+1)^{9999}", "7", "")])
   closing.join()
 
@@ -593,8 +595,14 @@ def test_several_threads_share_the_pool(pool):
 @pytest.mark.parametrize(
     ("python", "message"),
     [
-        ("/bin/false", "end as they start; this tells why: PYTHONPATH="),
-        ("/no/such/python", "cannot be started by '/no/such/python'"),
+        (
+            "/bin/false",
+            "end before they are ready; run this to see why: PYTHONPATH=",
+        ),
+        (
+            "/no/such/python",
+            "cannot start a grading process with '/no/such/python'",
+        ),
     ],
 )
 def test_processes_that_cannot_start_are_told_of(monkeypatch, python, message):

@@ -1,4 +1,4 @@
-"""Grading of completions, in the compiled step or on decoded text.
+"""Grades completions, in the compiled step or as decoded text.
 
 `grade` grades texts. Only `host`, `token_match` and `reward` import JAX.
 """

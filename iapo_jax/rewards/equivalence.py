@@ -1,9 +1,9 @@
-r"""Comparison of answers by meaning, in two stages.
+r"""Compares answers by meaning, in two stages.
 
 `settle` decides at once, by spelling and exact numbers, and is safe to call
 anywhere. `equivalent` decides the rest: it takes lists, tuples, intervals, sets
 and matrices apart and compares their parts with Math-Verify. It may run
-forever, so it belongs in a process that can be killed.
+forever, so only a process that can be killed should call it.
 """
 
 import functools
@@ -27,7 +27,8 @@ _NEXT_CHOICE = re.compile(
     r"(?=\s*(?:$|[.,;:)\]/&]))"
 )
 _WORDS_GOLD = re.compile(r"\\text\s*\{[^{}]*[A-Za-z][^{}]*\}|[A-Za-z]{2,}")
-# Numbers that a computer algebra system would write out.
+# Powers and factorials that a computer algebra system may take forever to
+# write out.
 _ENDLESS = re.compile(
     r"\^[\s{(]*[-+]?\d{5,}|\d{401,}|\d{4,}[\s)}]*!|![\s)}]*!"
     r"|(?:\^[\s{(]*[-+]?\d+[\s})]*){3}"
@@ -43,7 +44,8 @@ _TEXT_UNIT = re.compile(
     r"\s*\\text\s*\{\s*([A-Za-z][A-Za-z .]*)\}(?:\s*\^\s*\{?[23]\}?)?$"
 )
 _PLAIN_UNIT = re.compile(r"(?<=[\d})])\s+([A-Za-z]{2,}(?: [A-Za-z]{2,})*)$")
-# Marks that the parser ignores or misreads.
+# Marks that the parser ignores or misreads. Both answers must have a mark, or
+# neither.
 _MARKS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -63,7 +65,8 @@ _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = re.compile(
     r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim|simeq|cong|to)(?![A-Za-z])"
 )
-# Names of an answer: letters, a function, a point, words.
+# Left sides of an equation that only name the answer: letters, a function, a
+# point, words.
 _NAMED = re.compile(
     r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w{1,3}\}?)?'?(?:\([\w,\s]{1,20}\))?"
     r"|[A-Za-z](?:\s*[-+]\s*[A-Za-z])+"
@@ -93,7 +96,7 @@ _ASSIGNED = re.compile(
 
 
 def settle(answer: str, gold: str) -> bool | None:
-  """Returns whether an answer is right; None if its spelling leaves it open.
+  """Returns whether an answer is right; None if that stays open.
 
   `answer` has at most `spelling.LONGEST` characters.
   """
@@ -127,13 +130,13 @@ def _gold_candidates(gold: str) -> frozenset:
 
 
 def _squeezed(text: str) -> str:
-  """Removes blanks that separate nothing."""
+  """Removes blanks that separate nothing, and braces of short scripts."""
   text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)
   return re.sub(r"(\^|_)\{(\w)\}", r"\1\2", text)
 
 
 def _chosen(text: str) -> str | None:
-  """Returns the letter of the choice that a text names, if it names one."""
+  """Returns the letter of the only choice that a text names; else None."""
   found = _CHOICE.match(text)
   if not found or _NEXT_CHOICE.match(text, found.end()):
     return None
@@ -170,7 +173,7 @@ def equivalent(answer: str, gold: str, prose: str) -> bool:
   Args:
     answer: one that `settle` left open.
     gold: the gold answer.
-    prose: text in which Math-Verify may find another answer; empty for none.
+    prose: text in which Math-Verify may find another answer; may be empty.
   """
   if _same(spelling.normalise(answer), _normalised(gold)):
     return True
@@ -214,7 +217,7 @@ def _same(mine: str, theirs: str) -> bool:
 
 
 def _set_and_list(mine: str, theirs: str) -> bool | None:
-  """Compares a set in braces with a list; None if it is another pair."""
+  """Compares a set in braces with a list; None for any other pair."""
   ours, golds = _bracketed(mine), _bracketed(theirs)
   if bool(ours) == bool(golds):
     return None
@@ -247,7 +250,7 @@ def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
   """Removes `x =` or `x ∈` if the other answer lacks it.
 
   Two equations stay equations. A chain such as `2 + 3 = 5` becomes its last
-  part, if its parts are equal.
+  part if its parts are equal.
   """
   both = "=" in mine and "=" in theirs
   mine, theirs = (_MEMBER.sub("", x, count=1) for x in (mine, theirs))
@@ -265,7 +268,7 @@ def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
 
 
 def _right_side(text: str) -> str:
-  """Returns the end of a chain of equations; the text if it is no chain."""
+  """Returns the last part of a chain of equal parts; else the text."""
   if _RELATION.search(text):
     return text
   first, *rest = (part.strip() for part in _split(text, "="))
@@ -279,7 +282,7 @@ def _right_side(text: str) -> str:
 
 
 def _uncounted(text: str) -> str:
-  """Removes dollar signs and the commas of thousands."""
+  """Removes dollar signs and thousands separators."""
   return re.sub(r"(?<=\d),(?=\d{3})|\\?\$", "", text)
 
 
@@ -301,7 +304,7 @@ def _unions(text: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str]:
-  """Returns the members of a list without brackets; `a ± b` are two."""
+  """Returns the members of a list without brackets; `a ± b` counts as two."""
   if _MATRIX.search(text):
     return [text]
   parts = _split(_JOINING.sub(", ", text), ",")
@@ -344,7 +347,7 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
 
 
 def _interval(text: str) -> str:
-  """Returns an inequality of one letter as an interval; else the text."""
+  """Returns an inequality in one letter as an interval; else the text."""
   if match := _DESCENDING.fullmatch(text):
     high, second, letter, first, low = match.groups()
     text = f"{low} {_TURNED[first]} {letter} {_TURNED[second]} {high}"
@@ -364,7 +367,7 @@ def _interval(text: str) -> str:
 
 
 def _is_closed(inner: str) -> bool:
-  """Returns whether brackets pair up, of whatever kinds."""
+  """Returns whether brackets pair up; kinds may differ, as in `[0, 1)`."""
   depths = list(_depths(_TOKEN.findall(inner)))
   return min(depths) == depths[-1] == 0
 
@@ -375,7 +378,7 @@ def _same_leaf(mine: str, theirs: str) -> bool:
   if decided is not None:
     return decided
   if based := _IN_BASE.fullmatch(theirs):
-    # If the problem asks for a base, an answer need not repeat it.
+    # The problem states the base, so an answer may leave it out.
     written = _IN_BASE.fullmatch(mine)
     mine = mine.strip("()")
     return (written.groups() if written else (mine, based[2])) == based.groups()
@@ -435,5 +438,5 @@ def _parse(text: str) -> list:
             ),
         )
     ]
-  except Exception:  # it raises anything on text that is no formula
+  except Exception:  # the parser raises any type on text that is no formula
     return []

@@ -1,4 +1,4 @@
-"""`grade`, the public function of this package."""
+"""Grades texts: finds their answers and compares these with gold answers."""
 
 import atexit
 import dataclasses
@@ -38,12 +38,10 @@ def grade(
 ) -> list[Graded]:
   r"""Grades completions; any thread may call it.
 
-  The answer is the content of the last complete `<answer>...</answer>`, or of
-  the last complete `\boxed{...}` in it. In a text without any answer tag, it
-  is searched after the last `</think>`: the last `\boxed{...}`, the text after
-  the last "answer is", the whole text, or what Math-Verify finds. Answers are
+  `rewards.text.find_answer` finds the answer of a completion. Answers are
   compared by spelling and exact numbers, then by Math-Verify in processes that
-  are killed if they take too long.
+  are killed if they take too long. Where the answer of a completion without
+  answer tags is a guess, Math-Verify also searches the text around it.
 
   Args:
     completions: n texts.
@@ -57,7 +55,8 @@ def grade(
   """
   if len(completions) != len(golds):
     raise ValueError(
-        f"golds: {len(golds)} given for {len(completions)} completions"
+        f"golds: must be one per completion, got {len(golds)} for"
+        f" {len(completions)}"
     )
   found = [text.find_answer(x, need_tags=need_tags) for x in completions]
   tasks = {
@@ -88,6 +87,7 @@ def _decide(tasks: Sequence[Task]) -> dict[Task, bool | None]:
   for task in tasks:
     answer, gold, prose = task
     decision = equivalence.settle(answer, gold)
+    # If a guessed answer is wrong, Math-Verify may find another in the prose.
     if not decision and (decision is None or prose):
       open_tasks.append(task)
     else:
@@ -100,7 +100,7 @@ def _decide(tasks: Sequence[Task]) -> dict[Task, bool | None]:
 
 @functools.cache
 def _pool(_: int) -> Pool:
-  """Makes the pool of a process, by its id; a fork gets one of its own."""
+  """Makes the pool of a process, given its id, so that a fork makes another."""
   workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
   pool = Pool(
       workers, soft_seconds=_SOFT_SECONDS, hard_seconds=_HARD_SECONDS

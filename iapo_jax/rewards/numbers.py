@@ -3,7 +3,7 @@ r"""Exact numbers in normalised answers."""
 import re
 from fractions import Fraction
 
-_LONGEST = 400  # digits
+_LONGEST = 400  # characters of a number
 _LARGEST_EXPONENT = 400
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
@@ -35,7 +35,7 @@ _SHORT_UNITS = (
     "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
     "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
-# Words match whole and need a separator; otherwise a text that is no unit could
+# Words match whole and need a separator, or else a text that is no unit could
 # be split in exponentially many ways. Letters right after a number are factors.
 _LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
 _WORD = (
@@ -48,7 +48,7 @@ _UNIT = re.compile(
     rf"|/{_WORD})*"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )
-# The unit of a gold answer; other letters there are mathematics.
+# The unit of a gold answer. Other letters in a gold answer are mathematics.
 _GOLD_UNIT = re.compile(
     r"\s*(?:\\text\s*\{[^{}\\\d]*\}|(?<=\s)[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*)"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
@@ -58,7 +58,7 @@ _SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
-# Words that turn the number before them into another number, or into none.
+# Words that change the value of the number before them, or make it no number.
 _OTHER_NUMBER = re.compile(
     r"(?:and|or|to|pi|sqrt|squared|cubed|half|halves|halved|doubled|tripled"
     r"|thirds?|quarters?|[a-z]+(?:th|nd|rd)s|plus|minus|times|over|divided|mod"
@@ -77,7 +77,7 @@ def candidates(text: str, *, gold: bool = False) -> frozenset[Fraction]:
 
   Args:
     text: from `spelling.normalise`.
-    gold: whether it is a gold answer, where `2k` and `6s^2` are mathematics.
+    gold: whether it is a gold answer, in which `2k` and `6s^2` have no units.
   """
   if match := _POWER_OF_TEN.fullmatch(text):
     value = _power_of_ten(match.group("braced") or match.group("bare"))
@@ -106,7 +106,7 @@ def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
   """Applies the text after a number: a scale, a percent sign, a unit."""
   if rest.lstrip().startswith("(") and rest.endswith(")"):
     rest = " " + rest.strip()[1:-1]
-  # Words inside \text count, names of commands do not.
+  # Words inside \text count; names of commands do not.
   words = re.findall(r"[a-z]+", re.sub(r"\\[a-z]+", " ", rest.lower()))
   if words and words[0] in _SCALES and rest.lstrip()[:1].isalpha():
     value *= _SCALES[words[0]]
@@ -123,12 +123,15 @@ def _with_unit(value: Fraction, rest: str, gold: bool) -> frozenset[Fraction]:
 
 
 def is_other_number(words: str) -> bool:
-  """Returns whether the words after a number make it another one, or none."""
+  """Returns whether words after a number change its value or make it none."""
   return any(map(_OTHER_NUMBER.fullmatch, words.lower().split()))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-  """Returns the number that `_NUMBER` matched; None if it divides by zero."""
+  """Returns the number that `_NUMBER` matched.
+
+  None if it divides by zero or its power of ten is too large.
+  """
   group = match.group
   try:
     if group("ratio"):
@@ -168,8 +171,8 @@ def equal(
 ) -> bool:
   """Returns whether an answer's number equals a gold one.
 
-  A gold with infinitely many decimals, such as 1/3, also accepts six or more
-  of its digits, correctly rounded or cut.
+  A gold number with infinitely many decimals, such as 1/3, also accepts six or
+  more of its digits, correctly rounded or cut.
 
   Args:
     answer: the normalised answer.
@@ -198,6 +201,7 @@ def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
 
 
 def _never_ends(number: Fraction) -> bool:
-  """Returns whether no power of ten is a multiple of the denominator."""
-  # A prime factor divides a denominator less than bit_length times.
+  """Returns whether a number has infinitely many decimals."""
+  # It does if no power of ten is a multiple of its denominator. This power is
+  # high enough: a prime divides a denominator fewer than bit_length times.
   return pow(10, number.denominator.bit_length(), number.denominator) != 0

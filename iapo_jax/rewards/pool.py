@@ -1,7 +1,8 @@
 """A pool of processes that compare answers and can be killed.
 
-Processes are spawned, never forked, since JAX has threads. They exchange lines
-of text: nothing is pickled, and the main program is not imported again.
+Processes are spawned, never forked, since JAX has threads. Requests and replies
+are lines of text: nothing is pickled, and the main program is not imported
+again.
 """
 
 import collections
@@ -25,17 +26,18 @@ _MOST_FAILED_STARTS = 4
 
 
 class Pool:
-  """Processes that start when they are first needed."""
+  """A pool whose processes start when they are first needed."""
 
   def __init__(
       self, workers: int, *, soft_seconds: float, hard_seconds: float
   ) -> None:
-    """Makes a pool of so many processes.
+    """Makes a pool without starting processes.
 
     Args:
-      workers: their number.
+      workers: number of processes.
       soft_seconds: CPU time for one answer, after which the process gives up.
-      hard_seconds: wall-clock time, after which the process is killed.
+      hard_seconds: wall-clock time for one answer, after which the process is
+        killed.
     """
     self._size = workers
     self._limits = soft_seconds, hard_seconds
@@ -61,7 +63,7 @@ class Pool:
       try:
         return self._run(tasks)
       except BaseException:
-        # Otherwise their replies would count for the next batch.
+        # Otherwise the next call would read the replies of this one.
         busy = [w for w in self._workers if w.task is not None]
         for worker in busy:
           worker.kill()
@@ -74,7 +76,7 @@ class Pool:
     A comparison in progress raises RuntimeError.
     """
     if os.getpid() != self._owner:
-      return  # a fork; the processes belong to its parent
+      return  # in a fork: the processes belong to its parent
     self._closing = True
     for worker in list(self._workers):
       worker.signal()
@@ -127,11 +129,13 @@ class Pool:
   def _replace(self, worker: "_Worker") -> None:
     self._workers.remove(worker)
     if self._closing:
-      raise RuntimeError("the grading processes were closed")
+      raise RuntimeError(
+          "the grading processes were closed during a comparison"
+      )
     self._failed_starts = 0 if worker.was_ready else self._failed_starts + 1
     if self._failed_starts > _MOST_FAILED_STARTS:
       raise RuntimeError(
-          "grading processes end as they start; this tells why:"
+          "grading processes end before they are ready; run this to see why:"
           f" {worker.command}"
       )
     self._fill()
@@ -141,15 +145,18 @@ class _Worker:
   """A grading process.
 
   Attributes:
+    command: the shell command that starts it, for error messages.
     replies: the stream that it writes replies to.
     task: the index of its task; None if it has none.
-    deadline: by the monotonic clock, when it is given up.
-    was_ready: whether it ever came up.
+    deadline: time of the monotonic clock at which it is killed if it has not
+      replied.
+    was_ready: whether it ever reported that it is ready.
+    is_dead: whether it was killed.
   """
 
   def __init__(self, soft_seconds: float, hard_seconds: float) -> None:
     self._seconds = hard_seconds
-    # A second watchdog inside it, so that it never outlives this process.
+    # A second watchdog inside the process ends it even if this one has ended.
     arguments = ["-m", _MODULE, str(soft_seconds), str(hard_seconds + 1)]
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
@@ -166,7 +173,7 @@ class _Worker:
       )
     except (OSError, TypeError) as error:
       raise RuntimeError(
-          f"a grading process cannot be started by {sys.executable!r}: {error}"
+          f"cannot start a grading process with {sys.executable!r}: {error}"
       ) from error
     self.replies = self._process.stdout
     self.task: int | None = None
@@ -185,13 +192,13 @@ class _Worker:
     request = {"answer": answer, "gold": gold, "prose": prose}
     self.task = index
     self.deadline = time.monotonic() + self._seconds
-    # If the process has ended, `receive` finds out.
+    # If the process has ended, `receive` notices.
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(request).encode() + b"\n")
       self._process.stdin.flush()
 
   def receive(self) -> bool | None:
-    """Reads a reply: a decision, or None if there was none in time."""
+    """Reads a reply: a decision, or None if it is late or missing."""
     reply = self.replies.readline().decode().strip()
     if reply == "ready":
       self.was_ready = True
@@ -209,7 +216,7 @@ class _Worker:
     self._process.kill()
     self._process.wait()
     for stream in (self._process.stdin, self.replies):
-      with contextlib.suppress(OSError):  # from data that it never read
+      with contextlib.suppress(OSError):  # if the process left data unread
         stream.close()
     self.task = None
     self.is_dead = True

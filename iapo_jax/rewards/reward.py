@@ -1,4 +1,4 @@
-"""Types of graders and rewards, and the reward made of grades."""
+"""Types of graders and rewards, and the reward computed from grades."""
 
 from collections.abc import Callable, Sequence
 

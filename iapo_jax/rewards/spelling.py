@@ -1,4 +1,4 @@
-r"""One spelling of an answer: LaTeX without wrappers, cosmetics and synonyms.
+r"""Normalises answers to LaTeX without wrappers, cosmetics and synonyms.
 
 Every pattern reads at most `LONGEST` characters, and backtracks over each match
 at most a constant number of times.
@@ -43,7 +43,7 @@ _SYNONYMS = {
 
 
 def _brace_root(match: re.Match[str]) -> str:
-  """Writes √2 with braces; √( keeps its parentheses for now."""
+  """Writes √2 with braces; a later pattern replaces the parentheses of √(."""
   return rf"\sqrt{{{match.group(1)}}}" if match.group(1) else r"\sqrt"
 
 
@@ -65,7 +65,7 @@ _REWRITES = tuple(
         (r"<\s*=", r"\\le "),
         (r"~\s*=", r"\\approx "),
         (r"[:=]=", "="),
-        # Commas of thousands, blanks, and commands of spacing and size.
+        # Thousands separators, blanks, and commands of spacing and size.
         (r"\{,\}|,\s*\\[!,]\s*(?=\d{3})", ","),
         (r"\\!", ""),
         (r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~",
@@ -112,7 +112,7 @@ def normalise(text: str) -> str:
 
   The result is LaTeX with single blanks: fractions as `\frac{a}{b}`, roots as
   `\sqrt{a}`, products as `\times`, words of any text command as `\text{...}`,
-  degrees as `^\circ`; commands of spacing and size are gone.
+  degrees as `^\circ`. It has no commands of spacing and size.
   """
   text = _INVISIBLE.sub("", text)
   text = _VULGAR.sub(_spell_vulgar, text)
@@ -136,7 +136,7 @@ def _plain(text: str) -> str:
 
 
 def _spell_vulgar(match: re.Match[str]) -> str:
-  """Writes ½ as a fraction; after digits it is part of a mixed number."""
+  """Writes ½ as a fraction; after digits it belongs to a mixed number."""
   above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
   return rf" \frac{{{above}}}{{{below}}}"
 

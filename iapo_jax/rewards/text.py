@@ -1,4 +1,4 @@
-r"""Format and answers of texts.
+r"""Checks the format of completions and finds their answers.
 
 Completions are untrusted, so every function takes linear time.
 
@@ -64,7 +64,8 @@ class Answer:
 
   Attributes:
     text: stripped and not blank.
-    prose: the text around an answer that nothing marks, or its end; else "".
+    prose: the text in which an answer without tags or box was guessed, at most
+      its last 1000 characters; empty for an answer in tags or a box.
   """
 
   text: str
@@ -72,15 +73,16 @@ class Answer:
 
 
 def find_answer(text: str, *, need_tags: bool) -> Answer | None:
-  r"""Finds the answer of a text; None if there is none, or a blank one.
+  r"""Finds the answer of a text; None if it is missing or blank.
 
-  It is the content of the last complete answer, or of the last complete
-  `\boxed{...}` in it. In a text without any answer tag, it is searched after
-  the last `</think>`: the last `\boxed{...}`, the text after the last "answer
-  is", the whole of one short line, or the last number.
+  The answer is the content of the last complete `<answer>...</answer>`, or of
+  the last complete `\boxed{...}` in it. In a text without any answer tag, the
+  part after the last `</think>` is searched: for the last `\boxed{...}`, else
+  for the text after the last "answer is", else the whole part if it is one
+  short line, else for the last number.
 
   Args:
-    text: any, without EOS.
+    text: a completion without EOS, or any other text.
     need_tags: whether the answer must stand in answer tags.
   """
   answer = extract_answer(text)
@@ -99,7 +101,7 @@ def find_answer(text: str, *, need_tags: bool) -> Answer | None:
 
 
 def _guess(prose: str) -> str:
-  """Guesses the answer of a text without marks."""
+  """Guesses the answer of a text that has neither answer tags nor a box."""
   told = list(_TOLD.finditer(prose))
   if told and (said := _SENTENCE.match(prose, told[-1].end()).group().strip()):
     return said
@@ -132,7 +134,7 @@ def reasoning_length(
 
   Byte-pair vocabularies merge tags with their neighbours, so the boundary is
   found in the text. A token across the boundary is not reasoning. Without
-  `</think>` all tokens are.
+  `</think>` every token is reasoning.
 
   Args:
     ids: the tokens of a completion, without EOS.

@@ -1,8 +1,8 @@
-"""Grading of token ids inside the compiled step.
+"""Grades token ids inside the compiled step.
 
-It needs a tokenizer with one token for each tag, no other token that spells
-part of a tag, and text that is tokens joined by blanks. The rules of
-`rewards.text` then give the same results on ids; an answer is right if it has
+The tokenizer must have one token for each tag, must have no other token that
+spells part of a tag, and must join tokens by single blanks. The rules of
+`rewards.text` then give the same results on ids. An answer is right if it has
 the tokens of the gold answer.
 """
 
@@ -33,7 +33,8 @@ def tags_of(tokenizer: Any) -> Tags:
 
   Raises:
     ConfigError: if a tag is not one token, another token could spell part of
-      a tag, or text is not tokens joined by blanks.
+      a tag, the tokenizer does not join tokens by single blanks, or it has no
+      unknown token.
   """
   ids = []
   for name in text.TAGS:
@@ -64,8 +65,8 @@ def make_grader(tags: Tags, answer_tokens: int = 0) -> Grader:
 
   Args:
     tags: from `tags_of`.
-    answer_tokens: a, how many tokens of each completion's own answer the
-      grades hold; 0 for none.
+    answer_tokens: a, how many tokens of each completion's answer the grades
+      hold; 0 for none.
   """
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
@@ -99,7 +100,8 @@ def grade_tokens(
     gold: int32[b, a].
     gold_lengths: int32[b].
     tags: from `tags_of`.
-    answer_tokens: how many tokens of own answers to return; 0 for none.
+    answer_tokens: how many tokens of each completion's answer to return; 0 for
+      none.
   """
   slots = jnp.arange(tokens.shape[1])
   live = slots < lengths[:, None]

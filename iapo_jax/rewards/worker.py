@@ -1,7 +1,7 @@
-"""The program of a process that compares answers and may be killed.
+"""Compares answers in a process that may be killed.
 
-It reads one JSON request a line and writes one word a line: first `ready`, then
-`yes`, `no` or `late` for each request.
+Reads one JSON request per line and writes one word per line: first `ready`,
+then `yes`, `no` or `late` for each request.
 """
 
 import faulthandler
@@ -18,7 +18,7 @@ _MOST_MEMORY = 4 * 2**30  # bytes, address space
 
 
 class _LateError(BaseException):
-  """Raised when time is up; passes every `except Exception` of libraries."""
+  """Raised when time is up; an `except Exception` of a library misses it."""
 
 
 def _expire(*_: object) -> NoReturn:
@@ -27,17 +27,17 @@ def _expire(*_: object) -> NoReturn:
 
 def _answer(request: dict, seconds: float) -> str:
   try:
-    # CPU time, so that a busy machine makes no answer wrong; repeated, in case
-    # a library swallows the exception.
+    # CPU time, so that no answer counts as wrong because the machine is busy.
+    # Repeated every 0.1 s, in case a library swallows the exception.
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
       return "yes" if equivalence.equivalent(**request) else "no"
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
   except (_LateError, MemoryError):
-    signal.setitimer(signal.ITIMER_PROF, 0)  # if it was raised in `finally`
+    signal.setitimer(signal.ITIMER_PROF, 0)  # if `finally` was interrupted
     return "late"
-  except Exception:  # libraries raise anything on text that is no mathematics
+  except Exception:  # libraries raise any type on text that is no mathematics
     return "no"
 
 
@@ -45,15 +45,16 @@ def main() -> None:
   """Serves requests until standard input ends."""
   soft, hard = map(float, sys.argv[1:])
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-  os.dup2(2, 1)  # keeps prints of libraries out of the replies
+  os.dup2(2, 1)  # keeps what libraries print out of the replies
   _, most = resource.getrlimit(resource.RLIMIT_AS)
   if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
   signal.signal(signal.SIGPROF, _expire)
-  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")  # imports all it needs
+  # Imports the libraries before the first request, whose time is limited.
+  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")
   print("ready", file=replies, flush=True)
   for line in sys.stdin:
-    # A C thread that ends this process even if Python is stuck.
+    # A C thread ends this process even if Python is stuck.
     faulthandler.dump_traceback_later(hard, exit=True)
     reply = _answer(json.loads(line), soft)
     faulthandler.cancel_dump_traceback_later()
