@@ -85,11 +85,12 @@ def test_without_wandb_it_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_name_that_was_changed_is_refused(tmp_path):
   (logged(tmp_path) / "wandb.json").write_text("{}")
-  with pytest.raises(ConfigError, match=r"wandb\.json': must have an id"):
+  with pytest.raises(ConfigError, match=r"wandb\.json': has no id; delete"):
     boards.WeightsAndBiases(tmp_path, "offline", anew=False)
 
 
 def test_without_an_account_online_is_refused(tmp_path, monkeypatch):
   monkeypatch.setenv("WANDB_API_KEY", "not a key")
-  with pytest.raises(ConfigError, match=r"log.wandb = 'online': W&B says: "):
+  rule = r"log.wandb = 'online': W&B does not start: "
+  with pytest.raises(ConfigError, match=rule):
     boards.WeightsAndBiases(logged(tmp_path), "online")

@@ -262,8 +262,8 @@ def test_a_full_disk_is_told_in_a_line(state, tmp_path, monkeypatch, error):
       checkpoints.save(state[0], progress(2))
   assert str(told.value) == (
       f"checkpoint {folder}/2 could not be written (No space left on device);"
-      " the same command goes on from the one before it, or starts over where"
-      " there is none"
+      " the same command continues from the checkpoint before it, or starts"
+      " over if there is none"
   )
   assert checkpoint.newest_intact(folder) == 1
 
@@ -288,7 +288,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         told = stack.enter_context(pytest.raises(SaveError))
       write(folder, state[0], [1])
     assert checkpoint.steps(folder) == ([] if fails else [1])
-  assert "(it needs 1.5 MiB, the device has 1.5 MiB left)" in str(told.value)
+  assert "(it needs 1.5 MiB, the disk has 1.5 MiB left)" in str(told.value)
 
 
 def test_other_errors_of_a_save_are_not_explained_away(

@@ -150,5 +150,5 @@ def test_rows_that_are_nested_deep(tmp_path, depth):
   with pytest.raises(ConfigError, match="is not"):
     files.read_json(tmp_path / "config.json")
   (tmp_path / logs.METRICS).write_text(row + "\n")
-  with pytest.raises(ConfigError, match="line 1 is no JSON object"):
+  with pytest.raises(ConfigError, match="line 1 is not a JSON object"):
     logs.read(tmp_path, logs.METRICS)

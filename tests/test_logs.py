@@ -95,7 +95,8 @@ def test_a_log_that_lost_lines_is_refused(tmp_path):
 @pytest.mark.parametrize("line", ["{", "[1]", "7"])
 def test_a_line_that_is_no_record(tmp_path, line):
   (tmp_path / logs.METRICS).write_text('{"a": 1}\n' + line + "\n")
-  with pytest.raises(ConfigError, match=r"metrics.jsonl': line 2 is no JSON"):
+  rule = r"metrics.jsonl': line 2 is not a JSON object"
+  with pytest.raises(ConfigError, match=rule):
     logs.read(tmp_path, logs.METRICS)
 
 

@@ -310,7 +310,7 @@ def test_the_seeds_are_among_the_settings():
     ("name", "content", "message"),
     [
         ("summary.json", "{", "is not JSON"),
-        ("metrics.jsonl", "no\n", "line 1 is no JSON object"),
+        ("metrics.jsonl", "no\n", "line 1 is not a JSON object"),
         ("config.json", "[]", "is not a JSON object"),
         ("config.json", '{"seed": "x"}', "config.seed = 'x': must be of type"),
     ],
@@ -497,8 +497,8 @@ class TestComparison:
   @pytest.mark.parametrize(
       ("which", "message"),
       [
-          ("7", r"--checkpoint = '7': must be last, best or a kept step"),
-          ("x", r"which are \[0, 1, 2\]"),
+          ("7", r"--checkpoint = '7': must be last, best or a step that"),
+          ("x", r"keeps: \[0, 1, 2\]"),
       ],
   )
   def test_a_checkpoint_that_is_not_there(self, trained, which, message):

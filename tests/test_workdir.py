@@ -33,7 +33,8 @@ def test_two_processes_cannot_write_one_workdir(tmp_path):
 
 def test_a_folder_that_other_processes_do_not_see(tmp_path):
   """What the first process has claimed is not on this one's disk."""
-  with pytest.raises(ConfigError, match="that all processes share; the first"):
+  rule = "that all processes share; the first one's config.json is not in it"
+  with pytest.raises(ConfigError, match=rule):
     workdir.check_shared(tmp_path)
 
 

@@ -27,7 +27,7 @@ from iapo_jax.rl.warm_start import WarmStartStep, make_warm_start_step
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-  """What all stages of a run share.
+  """The parts that all stages of a run share.
 
   Attributes:
     cfg: the checked configuration with the vocabulary size filled in.
@@ -96,9 +96,9 @@ def make_mesh(
   names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
   slices = _slices(devices)
   if shape[0] % slices:
-    fail("mesh.data", shape[0], f"must be a multiple of the {slices} slices")
+    fail("mesh.data", shape[0], f"must be a multiple of {slices}, the slices")
   inside = (shape[0] // slices, *shape[1:])
-  # An axis may take part of a side of a slice: 4 of 8 x 8 chips.
+  # Lets a mesh axis take part of one side of a slice, such as 4 of 8 chips.
   if slices == 1:
     placed = mesh_utils.create_device_mesh(
         inside, devices, allow_split_physical_axes=True
@@ -182,8 +182,8 @@ def _find(
 ) -> tuple[pathlib.Path | None, pathlib.Path | None, task_lib.Problems]:
   """Returns model folder, tokenizer folder and problems.
 
-  Collects all that is missing into one error, so that a user without a network
-  does not find it out piece by piece.
+  Names everything that is missing in one error, so that a user without a
+  network sees all of it at once.
   """
   folders = (
       (cfg.model.pretrained, folder.KEPT, "model.pretrained"),
@@ -228,7 +228,7 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
 def _check_ids(cfg: Config, task: task_lib.Task) -> None:
   """Checks that the model has every token and every position.
 
-  A tokenizer may know more tokens than the model has; none of them may occur.
+  The tokenizer may have more tokens than the model; the data must not use them.
   """
   size, vocabulary = cfg.model.vocab_size, task.vocabulary
   used = [*vocabulary.eos_ids, vocabulary.pad_id, *vocabulary.elicitation]
@@ -238,8 +238,8 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
     fail(
         "model.vocab_size",
         size,
-        f"the tokenizer gives the data token {max(used)}, which the model"
-        " does not have",
+        f"must be above {max(used)}, the largest token id in use; choose the"
+        " model's own tokenizer with --config.data.tokenizer=FOLDER",
     )
   most = cfg.model.max_positions
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
@@ -249,12 +249,13 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
         "model.max_positions",
         most,
         "must be at least data.max_prompt_tokens + rollout.max_tokens + the"
-        f" elicitation's tokens + probe.answer_tokens - 1 = {needed}",
+        f" elicitation's tokens + probe.answer_tokens - 1 = {needed}; lower"
+        " rollout.max_tokens",
     )
 
 
 def _fill_vocabulary(cfg: Config, size: int) -> Config:
-  """Fills an open vocabulary size in from the tokenizer."""
+  """Sets the vocabulary size to the tokenizer's if it is None."""
   if cfg.model.vocab_size is None:
     model = dataclasses.replace(cfg.model, vocab_size=size)
     return dataclasses.replace(cfg, model=model)
@@ -262,6 +263,6 @@ def _fill_vocabulary(cfg: Config, size: int) -> Config:
     fail(
         "model.vocab_size",
         cfg.model.vocab_size,
-        f"must be at least the tokenizer's {size}, or left out to take it",
+        f"must be at least {size}, the tokenizer's size; leave it out for that",
     )
   return cfg

@@ -1,6 +1,6 @@
 """Metrics for drawing programs: TensorBoard and Weights & Biases.
 
-Both get the lines of metrics.jsonl and hold nothing else: a resumed run gives
+Both receive the lines of metrics.jsonl and nothing else. A resumed run sends
 them all lines again.
 """
 
@@ -31,7 +31,7 @@ class TensorBoard:
   """
 
   def __init__(self, workdir: pathlib.Path) -> None:
-    """Begins anew: deletes existing event files."""
+    """Deletes existing event files."""
     # Imports torch if it is installed, which takes seconds.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
@@ -66,7 +66,7 @@ class WeightsAndBiases:
 
   Its step is the number of the line. A resumed run repeats the lines after its
   checkpoint identically, so lines that the server has are not sent again.
-  Offline, the run is written anew.
+  Offline, all lines are written again.
   """
 
   def __init__(
@@ -74,8 +74,8 @@ class WeightsAndBiases:
   ) -> None:
     """Opens the W&B run of a workdir; `mode` is `offline` or `online`.
 
-    `anew` begins another W&B run than the one that the workdir had. W&B's
-    environment variables (WANDB_PROJECT, WANDB_ENTITY, ...) hold; the default
+    `anew` begins a new W&B run instead of continuing the workdir's. W&B's
+    environment variables (WANDB_PROJECT, WANDB_ENTITY, ...) apply; the default
     project is `iapo_jax`. Raises `ConfigError` if W&B is not installed or does
     not start.
     """
@@ -99,7 +99,7 @@ class WeightsAndBiases:
           ),
       )  # fmt: skip
     except (wandb.Error, OSError) as error:
-      fail("log.wandb", mode, f"W&B says: {error}")
+      fail("log.wandb", mode, f"W&B does not start: {error}")
     self._there = self._run.starting_step
     self._next = 0
     self._stages: set[str] = set()
@@ -133,5 +133,5 @@ def _name_of(workdir: pathlib.Path, anew: bool) -> str:
     files.write_json(path, {"id": uuid.uuid4().hex[:12]})
   found = files.read_json(path).get("id")
   if not isinstance(found, str):
-    raise ConfigError(f"{str(path)!r}: must have an id")
+    raise ConfigError(f"{str(path)!r}: has no id; delete the file")
   return found

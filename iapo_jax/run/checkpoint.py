@@ -43,20 +43,20 @@ from iapo_jax.run import memory
 
 STAGES = ("warm_start", "rl")  # in the order they run
 _CHECKSUMS = "checksums.json"
-# In messages of TensorStore's exceptions, which are not OSErrors.
+# TensorStore does not raise OSError; its messages contain the code.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-_SMALL = 2**20  # bytes; files up to this size are read even in a quick look
+_SMALL = 2**20  # bytes; a quick check reads only files up to this size
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
-_REMOVED = "removed"  # holds steps that Orbax drops until they are deleted
+_REMOVED = "removed"  # Orbax moves dropped steps here; `_finish` deletes them
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """Where a stage stood when it was saved.
+  """The position of a stage when it was saved.
 
   Attributes:
     done: steps of the stage.
-    data: state of the Grain iterator whose next batch is of step `done` + 1.
+    data: state of the Grain iterator; its next batch is of step `done` + 1.
     logs: bytes of each log file.
     skipped: steps in a row, up to `done`, without any update.
   """
@@ -104,7 +104,7 @@ class Checkpoints:
         ),
     )
     self._pending: int | None = None  # the step that is being written
-    self._sealed = False  # whether it counts; known in the first process
+    self._sealed = False  # whether it counts; only the first process knows
 
   def save(
       self,
@@ -192,12 +192,12 @@ class Checkpoints:
         raise
       raise SaveError(
           f"checkpoint {self.folder / str(step)} could not be written"
-          f" ({reason}); the same command goes on from the one before it, or"
-          " starts over where there is none"
+          f" ({reason}); the same command continues from the checkpoint before"
+          " it, or starts over if there is none"
       ) from error
 
   def _check_space(self, state: TrainState, step: int) -> None:
-    """Checks the free space before each of TensorStore's threads reports it."""
+    """Raises `SaveError` if space is short, before TensorStore's threads do."""
     needed = sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(state)
@@ -208,7 +208,7 @@ class Checkpoints:
     with self._explained(step):
       if free < needed:
         raise OSError(
-            f"it needs {memory.readable(needed)}, the device has"
+            f"it needs {memory.readable(needed)}, the disk has"
             f" {memory.readable(free)} left"
         )
 
@@ -231,7 +231,7 @@ def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
 
 
 def exists(workdir: pathlib.Path) -> bool:
-  """Returns whether a workdir holds anything of any checkpoint."""
+  """Returns whether a workdir holds any checkpoint, complete or not."""
   return any(_folders(stage_folder(workdir, stage)) for stage in STAGES)
 
 
@@ -266,7 +266,7 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
 def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
   """Does the work of `fault`; raises `OSError` if a file cannot be read.
 
-  A quick look compares only the sizes of large files.
+  A quick check compares only the sizes of large files.
   """
   if not path.is_dir():
     return "is not there"
@@ -294,10 +294,11 @@ def _find_fault(path: pathlib.Path, *, quick: bool = False) -> str | None:
 def newest_intact(folder: pathlib.Path) -> int | None:
   """Returns the newest checkpoint of a stage that is as it was written, if any.
 
-  Moves damaged ones to `checkpoints/damaged` and prints that. Of older ones it
-  compares only sizes and small files; loading one reads all of it. The caller
-  must be the only writer of the folder. Raises `OSError` if a checkpoint cannot
-  be read: it may be intact, so nothing is moved.
+  Moves damaged ones to `checkpoints/damaged` and prints a warning. Checkpoints
+  older than the newest intact one get a quick check: their large files are
+  compared by size only, and read when one is loaded. The caller must be the
+  only writer of the folder. Raises `OSError` if a checkpoint cannot be read: it
+  may be intact, so nothing is moved.
   """
   newest = None
   for step in reversed(_folders(folder)):
@@ -308,7 +309,7 @@ def newest_intact(folder: pathlib.Path) -> int | None:
     kept = _set_aside(folder / str(step))
     print(
         f"warning: checkpoint {folder / str(step)} {problem}; it is not used"
-        f" and lies in {kept} now",
+        f" and was moved to {kept}",
         flush=True,
     )
   return newest
@@ -362,7 +363,7 @@ def load_params(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Silences Orbax, which also logs what it raises: a page for a full disk.
+  """Silences Orbax's log, which repeats every error that Orbax raises.
 
   Stays quiet after an exception, because Orbax's threads still log then.
   """
@@ -408,7 +409,7 @@ def seal(path: pathlib.Path) -> None:
 
 
 def _clear(folder: pathlib.Path) -> None:
-  """Deletes half-written steps and the rest of deleted ones."""
+  """Deletes half-written steps and what is left of deleted ones."""
   if not folder.is_dir():
     return
   shutil.rmtree(folder / _REMOVED, ignore_errors=True)

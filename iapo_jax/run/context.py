@@ -1,4 +1,4 @@
-"""What the stages and evaluations of a running run share."""
+"""The objects that the stages and evaluations of a run share."""
 
 import dataclasses
 import pathlib

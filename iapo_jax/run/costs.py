@@ -1,8 +1,8 @@
-"""What a step needs by arithmetic: operations, and bytes that must be read.
+"""Costs of a step by arithmetic: operations, and bytes that must be read.
 
 Counts a multiplication and an addition as two operations, and matrix products
-only. Leaves out what a program does beyond that: padding, masked scores,
-prompts encoded again. Counts every completion with its most tokens.
+only. Leaves out padding, masked scores and repeated encoding of prompts. Counts
+every completion at its maximum length.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def pass_flops(batch: Batch) -> float:
 
   A token costs twice the weights of its layers, twice those of the head where
   it predicts, and 4 · layers · heads · head width for each token it attends to.
-  Prompts are needed once a group and predict nothing.
+  Each prompt is encoded once per group and predicts nothing.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   layers, head = layer_weights(m), m.vocab_size * m.d_model
@@ -90,7 +90,7 @@ def step_flops(batch: Batch) -> float:
 def probe_flops(batch: Batch, stride: int, width: int) -> float:
   """Returns the operations of probes at 0, stride, 2 · stride, ... and the end.
 
-  A probe has `width` tokens and predicts only what follows the last of them.
+  A probe has `width` tokens and predicts only the token after the last.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   at = [*range(0, t, stride), t]
@@ -114,8 +114,8 @@ def weight_reads(batch: Batch, width: int) -> float:
 def cache_reads(batch: Batch, width: int) -> float:
   """Returns the bytes of keys and values that decoding reads.
 
-  Every token reads those of the prompts once a group, and those of its
-  completion so far, in numbers of `width` bytes.
+  Every token reads the prompt's once per group, and those of its completion so
+  far, in numbers of `width` bytes.
   """
   m, p, t = batch.model, batch.prompt_tokens, batch.new_tokens
   slots = batch.prompts * t * p + batch.sequences * t * (t + 1) / 2

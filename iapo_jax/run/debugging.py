@@ -21,7 +21,7 @@ _PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def watched(step: Any, *arguments: PyTree) -> Step:
-  """Returns a compiled step that says where something is wrong.
+  """Returns a compiled step that checks itself and names the place of a fault.
 
   `step` is a jitted function that donates its first argument, a state;
   `arguments` may be arrays or their types. It is traced while JAX looks for
@@ -40,13 +40,13 @@ def watched(step: Any, *arguments: PyTree) -> Step:
   def run(
       state: TrainState, *rest: PyTree
   ) -> tuple[TrainState, StepOutput]:
-    # The step is donated the state.
+    # The step consumes its state (donation); the search for NaN needs a copy.
     before = jax.tree.map(jnp.copy, state)
     with jax.transfer_guard("disallow"):
       state, output = compiled(state, *rest)
     lost = finite.offenders(output.numbers())
     if lost:
-      place = first_nan(step, before, *rest) or "there are only infinities"
+      place = first_nan(step, before, *rest) or "no NaN, only infinities"
       raise FloatingPointError(f"{', '.join(lost)} not finite: {place}")
     chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
     chex.assert_tree_all_finite(jax.device_get(state.params))
@@ -58,9 +58,9 @@ def watched(step: Any, *arguments: PyTree) -> Step:
 def _find_leaks(step: Any, *arguments: PyTree) -> None:
   """Traces a step; raises JAX's error if something keeps a tracer.
 
-  For every suspicion JAX collects all garbage that is not frozen. Freezing what
-  existed before, by far most of it, makes this fast, but hides the owner of the
-  tracer from the error; so a failing trace is repeated without freezing.
+  JAX collects garbage for every suspected leak. Freezing the objects that
+  existed before makes this fast, but hides the tracer's owner from the error;
+  so a failing trace is repeated without freezing.
   """
   with jax.checking_leaks():
     gc.freeze()
@@ -87,7 +87,7 @@ def first_nan(step: Any, *arguments: PyTree) -> str | None:
 
 
 def _origin(found: checkify.JaxRuntimeError) -> str:
-  """Returns the innermost place in this package that made an operation."""
+  """Returns the innermost line of this package that made an operation."""
   frames = [
       frame
       for frame in traceback.extract_tb(

@@ -26,8 +26,8 @@ class Completions:
     lengths: int[m, n], in tokens, EOS included.
     reasoning_lengths: int[m, n], R in tokens.
     timed_out: bool[m, n], answers that took too long to compare.
-    checks: int[m, n] each, the results of steps and the checked ones; None if
-      the task has no slips.
+    checks: int[m, n] each, counts of steps' results and of the checked ones;
+      None if the task has no slips.
     levels: int[m], difficulty of each problem; None if the task has no levels.
   """
 
@@ -190,10 +190,10 @@ def make_sampler(parts: Assembly) -> Sampler:
 def batches(
     parts: Assembly, split: str, problems: int
 ) -> Iterator[tuple[Prompts, int]]:
-  """Yields the first problems of a split as placed prompts, a call at a time.
+  """Yields the first problems of a split, placed on the mesh, call by call.
 
-  Also yields how many prompts of the call count: repeats fill the last call. A
-  split with fewer than `problems` problems gives all of them.
+  Also yields the number of new prompts in the call: repeats fill the last one.
+  A split with fewer than `problems` problems gives all of them.
   """
   table, settings = parts.task.tables[split], parts.cfg.evaluation
   size = settings.batch_size // settings.samples

@@ -11,10 +11,10 @@ from iapo_jax.run.logs import Metrics
 
 
 def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
-  """Evaluates on the validation split if it is time to, and logs the result.
+  """Evaluates on the validation split if that is due, and logs the result.
 
   `done` is the number of finished steps of reinforcement learning. Returns the
-  metrics, None if it is not time.
+  metrics, or None if no validation is due.
   """
   every = run.cfg.evaluation.every
   if not every or (done % every and done != run.cfg.num_steps):
@@ -62,7 +62,7 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
 
 
 def _judged(run: Run, state: TrainState) -> tuple[Params, str]:
-  """Returns the policy that the test split evaluates, and its name."""
+  """Returns the policy to evaluate on the test split, and its name."""
   cfg = run.cfg
   only_warm = cfg.warm_start.num_steps and not cfg.num_steps
   stage = "warm_start" if only_warm else "rl"

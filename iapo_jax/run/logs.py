@@ -138,7 +138,7 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
       record = None
     if not isinstance(record, dict):
-      raise ConfigError(f"{str(path)!r}: line {number} is no JSON object")
+      raise ConfigError(f"{str(path)!r}: line {number} is not a JSON object")
     records.append(finite.from_json(record))
   return records
 
@@ -146,7 +146,8 @@ def read(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
 def stage_metrics(workdir: pathlib.Path, stage: str) -> list[dict[str, Any]]:
   """Returns the lines of metrics.jsonl of a stage, in order.
 
-  `stage` is `warm_start`, `rl` or `validation`. Raises as `read`.
+  `stage` is `warm_start`, `rl` or `validation`. Raises `ConfigError` as `read`
+  does.
   """
   return [line for line in read(workdir, METRICS) if line["stage"] == stage]
 
@@ -156,8 +157,8 @@ def _cut(path: pathlib.Path, size: int) -> None:
   found = path.stat().st_size if path.exists() else 0
   if found < size:
     raise ConfigError(
-        f"{str(path)!r}: has {found} bytes, but the checkpoint to go on from"
-        f" knows of {size}; put the file back, or use another --workdir"
+        f"{str(path)!r}: has {found} bytes, but had {size} when the checkpoint"
+        " was saved; restore the file, or use another --workdir"
     )
   if found > size:
     os.truncate(path, size)

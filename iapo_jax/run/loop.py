@@ -23,7 +23,7 @@ from iapo_jax.run.logs import Metrics
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """What `fit` runs.
+  """A stage of a run, for `fit`.
 
   Attributes:
     name: `warm_start` or `rl`.
@@ -34,13 +34,13 @@ class Stage:
     max_skipped: steps in a row without any update after which the stage stops.
     constants: arguments of the step that never change.
     own: names the user's parts of the step.
-    updates: of the optimizer, per step.
+    updates: optimizer updates per step.
     save_start: whether the state before the first step is saved too.
     sequences: completions sampled per step; 0 if the step samples none.
     calls_host: whether the step calls the host.
-    validate: returns metrics of the state after so many steps, None if it is
-      not time to validate.
-    observe: looks at a finished step: number, batch, output, metrics.
+    validate: maps run, state and number of finished steps to metrics; None if
+      no validation is due.
+    observe: called after a step with its number, batch, output and metrics.
   """
 
   run: Run
@@ -65,9 +65,9 @@ class Stage:
 def fit(
     stage: Stage, state: TrainState, progress: Progress | None
 ) -> TrainState:
-  """Runs a stage from its start, or from where it was saved, and saves the end.
+  """Runs a stage from its start or a checkpoint, and saves the end.
 
-  `state` is the one at the start, or restored together with `progress`; it is
+  `state` is that of step 0, or was restored together with `progress`; it is
   donated. Raises `Interrupted` if a signal asked to stop, after saving the
   state, and `FloatingPointError` if `max_skipped` steps in a row had no update.
   """
@@ -96,7 +96,7 @@ def _train(
     state: TrainState,
     progress: Progress,
 ) -> TrainState:
-  """Takes the steps after `progress`, at least one."""
+  """Runs the steps after `progress`, at least one."""
   run, every = stage.run, stage.run.cfg.checkpoint.every
   first, skipped = progress.done + 1, progress.skipped
   batch = stage.place(next(stage.records))
@@ -157,7 +157,7 @@ def _interrupted(
   return interrupts.Interrupted(
       number,
       f"saved {stage.name} step {saved.name} of {stage.num_steps} in {saved};"
-      " the same command goes on from there",
+      " the same command continues from there",
   )
 
 
@@ -237,7 +237,7 @@ def _count_skipped(
 def _stopped(
     stage: Stage, done: int, state: TrainState, batch: PyTree, metrics: Metrics
 ) -> FloatingPointError:
-  """Keeps the last step for a replay; returns the error that ends the run."""
+  """Keeps the step for a replay; returns the error that ends the run."""
   kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
   told = f"To run it again: iapo replay {kept}"
   if stage.own:
@@ -250,20 +250,20 @@ def _stopped(
     told = f"It could not be kept for a replay ({error})"
   return FloatingPointError(
       f"{stage.name} step {done}: {', '.join(finite.offenders(metrics))} not"
-      " finite, and no update was made in so many steps in a row as"
-      f" optimizer.max_skipped allows ({stage.max_skipped}); the run is stopped"
-      f" and this step is not saved. {told}. The same"
-      " command would come to the same numbers: use another --workdir with a"
-      f" lower learning rate or clip_norm, from {_last_good(stage)}"
+      f" finite. No update was made in {stage.max_skipped} steps in a row"
+      " (optimizer.max_skipped), so the run stops without saving this step."
+      f" {told}. The same command would give the same numbers: use another"
+      " --workdir with a lower learning rate or clip_norm, starting from"
+      f" {_last_good(stage)}"
   )
 
 
 def _last_good(stage: Stage) -> str:
-  """Says how another run starts from the last checkpoint of this one."""
+  """Returns the flags that start another run from the last checkpoint."""
   folder = checkpoint.stage_folder(stage.run.workdir, stage.name).absolute()
   saved = checkpoint.steps(folder)
   if not saved:
-    return "the same start"
+    return "the same weights"
   flags = f"--config.init_from={folder / str(saved[-1])}"
   if stage.name == "rl":
     flags += " --config.warm_start.num_steps=0"

@@ -32,7 +32,7 @@ class Estimate:
       with it.
     decoding: weights in the compute dtype, gathered for decoding.
     cache: keys and values of prompts and completions.
-    probes: activations of one pass of probes, and the cache of a part.
+    probes: activations of one pass of probes, and the cache of its part.
     update: gradients, and activations of a micro-batch.
   """
 
@@ -73,7 +73,7 @@ def of_warm_start(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
 
 
 def of_evaluation(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
-  """Estimates one call of the sampler, beside what training holds."""
+  """Estimates one call of the sampler, plus the state that training holds."""
   sequences = c.evaluation.batch_size
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -90,7 +90,7 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
   # Approximate tokens of a probe, without asking the tokenizer.
   elicitation = 4 + c.probe.shown_tokens
   cache = _cache_bytes(c, mesh, c.prompts_per_step, c.sequences_per_step)
-  asked = copied = 0  # probed tokens in a pass; cache of a part of the batch
+  asked = copied = 0  # probes in a pass; cache of its part of the batch
   positions = probes.most(c)
   if positions:
     parts, chunk = probes.passes(
@@ -154,12 +154,12 @@ def _update_bytes(
 ) -> int:
   """Returns bytes to hold `prompts` and update on a micro-batch of `rows`."""
   m, tensor = c.model, mesh.shape["tensor"]
-  # Of the micro-batch, and summed.
+  # Those of the micro-batch, and their sum.
   gradients = 2 * tree_bytes(spec.shapes.params, spec.shardings.params)
   kept = _kept_bytes(c, tensor)
   pair = 2 * m.num_kv_heads * m.head_dim // tensor * _FP32
   slots = prompts * c.data.max_prompt_tokens * m.num_layers
-  # One layer at a time is recomputed: its values and their gradients.
+  # The backward pass recomputes one layer at a time: values and gradients.
   layers = m.num_layers * kept + 2 * _layer_bytes(c, mesh)
   tokens = rows * c.rollout.max_tokens
   chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
@@ -173,7 +173,7 @@ def _layer_bytes(c: Config, mesh: Mesh) -> int:
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = c.data.max_prompt_tokens + c.rollout.max_tokens
   if fused_attention.chosen(m.attention, mesh.devices.flat[0].platform):
-    # Only blocks of scores exist; each of two segments has an output.
+    # The kernels hold only blocks of scores, and an output for each segment.
     scores = m.head_dim
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
   return dense * width(c) + 2 * m.num_heads // tensor * scores * _FP32

@@ -1,4 +1,4 @@
-"""The plan of a run: what follows from its configuration and devices."""
+"""The plan of a run: its sizes, mesh and memory, before anything compiles."""
 
 import dataclasses
 import math
@@ -59,9 +59,9 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
 
 
 def describe_programs(c: Config, place: str | None) -> str:
-  """Says which compiled programs the next start will find.
+  """Describes which compiled programs the next start will find.
 
-  `place` is the folder that keeps them; None for nowhere.
+  `place` is the folder that keeps them; None if JAX has no cache.
   """
   if place is None:
     return "programs   not kept for the next start: JAX has no cache"

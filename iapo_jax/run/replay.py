@@ -41,9 +41,8 @@ class Replayed:
   """A step that was run again.
 
   Attributes:
-    before: the metrics of the first time, NaN for what was not finite.
-    place: where in this package NaN appears first; None if there is none, or
-      only infinities.
+    before: the metrics of the first run, NaN where they were not finite.
+    place: where in this package NaN appears first; None if there is no NaN.
   """
 
   metrics: dict[str, float]
@@ -65,10 +64,10 @@ def keep(
 ) -> None:
   """Keeps a step without any update; all processes must call this.
 
-  `place` is the step's folder, STAGE-STEP. `state` is the one after the step,
-  of which only the count has changed. `own` names the user's parts. Leaves a
-  step alone that is kept already: it was the same. Raises `OSError` if
-  something cannot be written.
+  `place` is the step's folder, STAGE-STEP. `state` is the one after the step;
+  only its step count has changed. `own` names the user's parts. Does nothing if
+  the step is kept already: it was the same. Raises `OSError` if a file cannot
+  be written.
   """
   # The metrics are written last: if they exist, so does the rest.
   if processes.on_first((place / _METRICS).exists):
@@ -94,8 +93,8 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   """Runs a kept step again and looks for the first NaN.
 
   `place` is a folder that `keep` wrote, still inside its run. Raises
-  `ConfigError` if nothing is kept there, its run is gone, or the step had other
-  user's parts.
+  `ConfigError` if nothing is kept there, its run is gone, or `own` is not what
+  the step had.
   """
   named = re.fullmatch(rf"({'|'.join(checkpoint.STAGES)})-\d+", place.name)
   if not named or not (place / _METRICS).exists():
@@ -109,7 +108,7 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   workdir.check_data(parts, run)
   before = finite.from_json(files.read_json(place / _METRICS))
   step, arguments = _step_of(parts, run, place, named[1], own)
-  # The step is donated its state, which the search needs too.
+  # The step consumes its state (donation); the search needs it too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
   lost = finite.offenders(metrics)
@@ -123,10 +122,9 @@ def _check_own(place: pathlib.Path, own: Own) -> None:
     theirs = files.read_json(path)["own"]
   if own.described != theirs:
     raise ConfigError(
-        f"{str(place)!r}: the step had {theirs or 'nothing'} of a user's own,"
-        f" and is to be run with {own.described or 'nothing'}; call"
-        " iapo_jax.run.replay.again with the folder and the same"
-        " iapo_jax.rl.own.Own"
+        f"{str(place)!r}: the step ran with Own({theirs}), not with"
+        f" Own({own.described}); call iapo_jax.run.replay.again with the folder"
+        " and the same iapo_jax.rl.own.Own"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where an interrupted run continues: its newest state and its reference.
+"""Finds where an interrupted run continues: newest state and reference.
 
 The first process looks for checkpoints and all processes load what it found,
 so that they never disagree.
@@ -59,13 +59,13 @@ def reference(parts: Assembly, workdir: pathlib.Path) -> Params | None:
 
 
 def _intact_reference(parts: Assembly, workdir: pathlib.Path) -> str | None:
-  """Returns the path of its checkpoint; None for the pretrained model."""
+  """Returns the path of an intact checkpoint; None for the pretrained model."""
   cfg, other = parts.cfg, None
   start = sources.Source(workdir, "rl", 0)
   problem = start.fault()
   if not problem:
     return str(start)
-  # Its original is as good.
+  # The checkpoint that it was copied from holds the same weights.
   if cfg.warm_start.num_steps:
     other = sources.Source(workdir, "warm_start", cfg.warm_start.num_steps)
   elif cfg.init_from:

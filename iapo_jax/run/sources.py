@@ -1,4 +1,4 @@
-"""Checkpoints as sources of policies: which one is meant, and its weights."""
+"""Finds the checkpoint that a user names, and loads its policy."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ class Source:
 
   Attributes:
     stage: `warm_start` or `rl`.
-    named: whether the user chose this very step.
+    named: whether the user named this step.
   """
 
   workdir: pathlib.Path
@@ -38,7 +38,7 @@ class Source:
     return checkpoint.stage_folder(self.workdir, self.stage)
 
   def fault(self) -> str | None:
-    """Returns what is wrong with it, None if it is as it was written."""
+    """Describes what is wrong with it; returns None if it is intact."""
     return checkpoint.fault(self.folder, self.step)
 
   def __str__(self) -> str:
@@ -69,14 +69,14 @@ def best(workdir: pathlib.Path) -> Source:
       return chosen
     print(
         f"warning: the best checkpoint, {chosen}, {problem}; the best of the"
-        " others is taken",
+        " others is used",
         flush=True,
     )
     kept = [step for step in kept if step != chosen.step]
     points = [point for point in points if point["step"] in kept]
   raise ConfigError(
-      f"workdir {str(workdir)!r}: holds no validated checkpoint to choose the"
-      " best of"
+      f"workdir {str(workdir)!r}: holds no intact checkpoint that was"
+      " validated; choose last"
   )
 
 
@@ -95,8 +95,8 @@ def chosen(workdir: pathlib.Path, which: str) -> Source:
   kept = checkpoint.steps(checkpoint.stage_folder(workdir, "rl"))
   if not which.isdecimal() or int(which) not in kept:
     raise ConfigError(
-        f"--checkpoint = {which!r}: must be last, best or a kept step of"
-        f" {str(workdir)!r}, which are {kept}"
+        f"--checkpoint = {which!r}: must be last, best or a step that"
+        f" {str(workdir)!r} keeps: {kept}"
     )
   return Source(workdir, "rl", int(which))
 
@@ -189,8 +189,8 @@ def check_start(parts: Assembly) -> None:
     )
   if chosen.named and not (chosen.folder / str(chosen.step)).is_dir():
     raise ConfigError(
-        f"config.init_from = {str(chosen)!r}: no such checkpoint; kept are"
-        f" {checkpoint.steps(chosen.folder)}"
+        f"config.init_from = {str(chosen)!r}: no such checkpoint; must be one"
+        f" of the steps {checkpoint.steps(chosen.folder)}"
     )
 
 
@@ -203,16 +203,16 @@ def _check_model(parts: Assembly, workdir: pathlib.Path) -> None:
       continue
     if theirs.get(field, value) != value:
       raise ConfigError(
-          f"config.{field} = {value!r}: the run in {str(workdir)!r} has"
-          f" {theirs[field]!r}"
+          f"config.{field} = {value!r}: must be {theirs[field]!r}, as in the"
+          f" run in {str(workdir)!r}"
       )
 
 
 def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
-  """Checks that no token id means something else to the other run.
+  """Checks that every token id means the same to both runs.
 
-  Either may have words for ids that the other leaves free. Runs that `starts`
-  packed have no tokenizer.
+  An id may be unused in one of them. Runs that `starts` packed have no
+  tokenizer.
   """
   places = (workdir / folder.TOKENIZER, workdir / folder.KEPT)
   kept = next((place for place in places if place.is_dir()), None)
@@ -224,6 +224,6 @@ def _check_words(parts: Assembly, workdir: pathlib.Path) -> None:
   for word, i in sorted(ours.items(), key=lambda item: item[1]):
     if theirs.get(word, i) != i or words.get(i, word) != word:
       raise ConfigError(
-          f"config.init_from = {parts.cfg.init_from!r}: token {i} is"
-          f" {words.get(i)!r} to the run there, and {word!r} to this one"
+          f"config.init_from = {parts.cfg.init_from!r}: must have this run's"
+          f" tokenizer; its token {i} is {words.get(i)!r}, here {word!r}"
       )

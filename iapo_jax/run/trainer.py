@@ -1,4 +1,4 @@
-"""A run from its configuration to its summary, resumed where it stopped."""
+"""Runs training from the configuration to the summary, and resumes it."""
 
 import contextlib
 import pathlib
@@ -61,14 +61,14 @@ def train(
     workdir: folder of the run, created if missing.
     dry_run: only print the plan; nothing is written or compiled.
     programs: folder that keeps compiled programs from one start to the next;
-      JAX's own setting takes precedence, and holds by default.
+      JAX's own setting takes precedence; None uses only that.
     own: the user's parts of the train step; a resumed run needs the same ones.
 
   Raises:
     ConfigError: if the data, devices or workdir break a rule.
     SharedError: for the same, with several processes.
     Interrupted: if a signal asked to stop; the message says what is saved.
-    FloatingPointError: if numbers are not finite, step after step.
+    FloatingPointError: if too many steps in a row were not finite.
     SaveError: if a checkpoint could not be written.
   """
   start = time.perf_counter()
@@ -95,14 +95,14 @@ def train(
           lambda: RunLog(place, position, wandb=cfg.log.wandb)
       ) as log:
         run = Run(parts, workdir, log, sampler, meter, own)
-        # A name that stays here would keep the weights on the devices.
+        # A variable that still names the state would keep it on the devices.
         begun, saved = [saved], None
         judging.summarise(run, _run_stages(run, begun.pop()), start)
     except KeyboardInterrupt as error:
       raise Interrupted(
           signal.SIGINT,
-          "stopped at once; the same command goes on from the last checkpoint,"
-          " if there is one",
+          "stopped at once; the same command continues from the last"
+          " checkpoint, if there is one",
       ) from error
 
 
@@ -111,7 +111,7 @@ def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
   processes.check_same({
       f"config.{name}": value
       for name, value in config_lib.flatten(cfg).items()
-      # Their content is compared below.
+      # Processes may name other folders; the content is compared below.
       if name not in config_lib.PLACES_OF_DATA
   })
   begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
@@ -133,7 +133,7 @@ def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
 
 @contextlib.contextmanager
 def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
-  """Locks the workdir in the first process; yields if the run is finished."""
+  """Locks the workdir in the first process; yields whether the run is over."""
   with contextlib.ExitStack() as stack:
 
     def claim() -> bool:
@@ -148,7 +148,8 @@ def _claimed(workdir: pathlib.Path, parts: Assembly) -> Iterator[bool]:
 def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
   """Runs the configured stages and returns the state after them.
 
-  A name that is left here keeps its weights on the devices until the end.
+  A variable that still names a state keeps its weights on the devices, so each
+  is deleted once it is used.
   """
   cfg, parts = run.cfg, run.parts
   stage = assembly.reinforcement_stage(parts)
@@ -168,7 +169,7 @@ def _run_stages(run: Run, saved: resumption.Saved | None) -> TrainState:
       state = assembly.create_state(parts, first, sources.start(parts))
       progress = None
     state = warm_start(run, state, progress)
-    run.meter.mark()  # what follows counts for the next stage
+    run.meter.mark()  # time from here on counts for the next stage
     if not cfg.num_steps:
       return state
     params = state.params
@@ -307,7 +308,7 @@ def _tell_export(parts: Assembly) -> None:
     try:
       families.config_of(parts.cfg.model)
     except ConfigError as error:
-      print(f"warning: it cannot be exported: {error}", flush=True)
+      print(f"warning: this model cannot be exported: {error}", flush=True)
 
 
 def _introduction(

@@ -15,11 +15,11 @@ Warn = Callable[[int, str], None]
 PATIENCE = 5  # steps in a row before a warning
 WINDOW = 10  # steps whose means are compared for collapse
 LOST_ACCURACY = 0.1  # absolute, below the best window
-ALL = 1 - 1e-6  # a share; an fp32 mean of ones may round below 1
+ALL = 1 - 1e-6  # share; an fp32 mean of ones may round below 1
 LOST_LENGTH = 0.2  # relative, of the best window's reasoning length
 MOST_TIMEOUTS = 0.01  # share of answers that may take too long
 LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
-RATIOS = (0.8, 1.25)  # of mean probabilities, before and after updates
+RATIOS = (0.8, 1.25)  # allowed mean ratio, policy over sampling policy
 LARGEST_KL = 1.0  # nats a token
 
 
@@ -35,9 +35,9 @@ class Watch:
     self._best = (0.0, 0.0)
 
   def check(self, step: int, metrics: Metrics, warn: Warn) -> None:
-    """Looks at one step and calls `warn` with the step and each new warning."""
+    """Checks one step and calls `warn` with the step and each new warning."""
     if finite.offenders(metrics):
-      return  # the loop warns of these
+      return  # `loop` warns of these
     found = troubles(metrics)
     collapse = self._collapse(metrics)
     for name in self._streaks.keys() - found.keys():
@@ -75,17 +75,17 @@ class Watch:
 
 
 def troubles(metrics: Metrics) -> dict[str, str]:
-  """Returns what is wrong with one step: texts for people by short names."""
+  """Returns the warnings that one step gives, by short names."""
   found = {}
   if metrics["reward/zero_spread_groups"] > ALL:
     found["spread"] = (
-        "no group has any spread of reward: nothing is learned from rewards;"
-        " are the problems too easy, too hard, or graded wrongly?"
+        "the rewards within every group are equal: nothing is learned from"
+        " them; are the problems too easy, too hard, or graded wrongly?"
     )
   if metrics["length/unfinished"] > ALL:
     found["cut"] = (
-        "every completion is cut off at rollout.max_tokens without an EOS:"
-        " raise it"
+        "every completion is cut off at rollout.max_tokens without an EOS;"
+        " raise rollout.max_tokens"
     )
   if metrics["reward/accuracy"] == 0:
     found["zero"] = (
@@ -107,16 +107,16 @@ def _update_troubles(metrics: Metrics) -> dict[str, str]:
   if gap > LARGEST_GAP:
     found["mismatch"] = (
         "sampling and training do not agree about the same policy: a token's"
-        f" log-probability differs by {gap:.2f} nats; try model.dtype float32"
+        f" log-probability differs by {gap:.2f} nats; try model.dtype=float32"
     )
   if not RATIOS[0] <= ratio <= RATIOS[1]:
     found["ratio"] = (
-        f"the policy leaves the one that sampled: mean ratio {ratio:.2f};"
+        f"updates move the policy too far: mean ratio {ratio:.2f};"
         " lower optimizer.learning_rate or loss.num_updates"
     )
   if metrics.get("update/kl", 0.0) > LARGEST_KL:
     found["kl"] = (
-        "the policy is far from the one it began with:"
+        "the policy is far from its starting weights:"
         f" {metrics['update/kl']:.2f} nats a token; raise loss.kl_weight, or"
         " lower the learning rate"
     )
@@ -132,7 +132,7 @@ def _probe_troubles(metrics: Metrics) -> dict[str, str]:
   if abs(moved) < 0.05:
     found["still"] = (
         f"probes do not move (H_0 − H_R = {moved:.3f} nats): is"
-        " probe.elicitation a text the policy can answer?"
+        " probe.elicitation a text that the policy can answer?"
     )
   if abs(gap) > 0.5:
     found["gap"] = (

@@ -65,7 +65,7 @@ def is_claimed(workdir: pathlib.Path) -> bool:
 
 
 def environment(parts: Assembly) -> dict[str, str]:
-  """Returns what decides the last digits of a run besides its configuration."""
+  """Returns devices and versions, which change the last digits of a run."""
   devices = parts.mesh.devices
   packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
   return {
@@ -77,24 +77,23 @@ def environment(parts: Assembly) -> dict[str, str]:
 
 
 def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
-  """Warns if a run continues where it will not repeat itself exactly."""
+  """Warns if the devices or versions are not those that the run began with."""
   try:
     theirs = files.read_json(workdir / _ENVIRONMENT)
   except ConfigError as error:
-    print(f"warning: {error}; where the run began is not known", flush=True)
+    print(f"warning: {error}; the run may have begun elsewhere", flush=True)
     return
   for name, ours in environment(parts).items():
     if theirs.get(name, ours) != ours:
       print(
-          f"warning: {name}: the run began with {theirs[name]!r} and goes on"
-          f" with {ours!r}; the steps from here on may differ in their last"
-          " digits",
+          f"warning: {name}: the run began with {theirs[name]!r} and continues"
+          f" with {ours!r}; the next steps may differ in their last digits",
           flush=True,
       )
 
 
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
-  """Makes a locked workdir this run's, or finds that it already is.
+  """Claims a locked workdir for this run, or checks that it is this run's.
 
   Returns whether the workdir holds this run, finished. Raises `ConfigError` if
   it holds a run with another configuration, or one whose configuration is
@@ -109,8 +108,8 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
     return False
   if checkpoint.exists(workdir):
     raise ConfigError(
-        f"workdir {str(workdir)!r}: has checkpoints, but no {_CONFIG} that"
-        " tells of which run; put it back, or use another --workdir"
+        f"workdir {str(workdir)!r}: has checkpoints but no {_CONFIG};"
+        " restore that file, or use another --workdir"
     )
   found = environment(parts)
   name = parts.cfg.model.pretrained
@@ -141,7 +140,7 @@ def check_shared(workdir: pathlib.Path) -> None:
   if not is_claimed(workdir):
     raise ConfigError(
         f"workdir {str(workdir.absolute())!r}: must be a folder that all"
-        f" processes share; the first has written {_CONFIG}, and it is not here"
+        f" processes share; the first one's {_CONFIG} is not in it"
     )
 
 
@@ -158,8 +157,8 @@ def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
       source = parts.cfg.data.source_dir
       raise ConfigError(
           f"config.data.source_dir = {source!r}: the {split} problems are not"
-          f" those that the run in {str(workdir)!r} began with; give it its"
-          " files again, or use another --workdir"
+          f" those that the run in {str(workdir)!r} began with; restore their"
+          " files, or use another --workdir"
       )
 
 
@@ -171,7 +170,7 @@ def is_finished(workdir: pathlib.Path) -> bool:
   try:
     files.read_json(path)
   except ConfigError as error:
-    print(f"warning: {error}; the run is taken as not finished", flush=True)
+    print(f"warning: {error}; the run counts as unfinished", flush=True)
     return False
   return True
 
@@ -179,8 +178,8 @@ def is_finished(workdir: pathlib.Path) -> bool:
 def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
   """Checks that a workdir holds the run of a configuration.
 
-  Fields that did not exist when the run began count with their defaults. The
-  vocabulary size of `cfg` may be open. Raises `ConfigError` for another run.
+  A field that did not exist when the run began has its default. The vocabulary
+  size of `cfg` may be None. Raises `ConfigError` for another run.
   """
   theirs = config_lib.flatten(load_config(workdir))
   ours = config_lib.flatten(cfg)
