@@ -79,7 +79,7 @@ def test_what_cannot_be_is_said(run, tmp_path):
     run.policy().score([{"prompt": "5 b ="}])
   with pytest.raises(ConfigError, match="exists already"):
     run.policy().export(tmp_path)
-  with pytest.raises(ConfigError, match="no such file, and no configuration"):
+  with pytest.raises(ConfigError, match="must be a file or one of arithmetic"):
     iapo_jax.train("arithmetics", workdir=tmp_path / "run")
   with pytest.raises(AttributeError, match="no attribute 'lode'"):
     iapo_jax.lode  # noqa: B018

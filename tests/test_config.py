@@ -48,13 +48,13 @@ def test_flatten_is_json_and_complete():
         (
             {"credit__information": "none", "credit__mode": "grpo"},
             "config.credit.information = 'none': needs credit.mode paper or"
-            " to_go (nothing else is credited it)",
+            " to_go; no other mode reads it",
         ),
         (
             {"credit__mode": "length_penalty"},
             "config.credit.normalise = True: must be false with credit.mode"
-            " length_penalty: a division by the standard deviation cancels the"
-            " weight of the penalty",
+            " length_penalty: dividing by the standard deviation would cancel"
+            " the weight of the penalty",
         ),
         (
             {"credit__only_correct": False},
@@ -81,8 +81,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"select__first_tokens": 9, "select__short_tokens": 20},
-            "config.select.later_share = 0.0: needs select.short_tokens >= 1,"
-            " and the reverse",
+            "config.select.later_share = 0.0: must be above 0 if and only if"
+            " select.short_tokens is; it is 20",
         ),
         (
             {"select__shortest": 4, "credit__mode": "gtpo"},
@@ -99,8 +99,8 @@ def test_flatten_is_json_and_complete():
                 "probe__stride": 0,
                 "credit__mode": "grpo",
             },
-            "config.probe.layers = 1: is of no use without probes; leave it"
-            " out",
+            "config.probe.layers = 1: has no effect with probe.stride = 0 (no"
+            " probes); leave it out",
         ),
         (
             {"select__later_share": 0.5},
@@ -127,8 +127,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"probe__answer_tokens": 2},
-            "config.probe.answer_tokens = 2: is of no use to probe.estimator"
-            " entropy; leave it out",
+            "config.probe.answer_tokens = 2: has no effect with probe.estimator"
+            " entropy and loss.early_weight 0; leave it out",
         ),
         (
             {"probe__answer_tokens": 2, "probe__estimator": "gold"},
@@ -171,7 +171,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"model__head_dim": 7},
-            "config.model.head_dim = 7: must be even (rotary halves)",
+            "config.model.head_dim = 7: must be even: rotary embeddings turn"
+            " pairs of numbers",
         ),
         (
             {"loss__micro_batches": 3},
@@ -254,31 +255,31 @@ def test_unknown_fields_are_named(config, message):
         (
             {"mesh__tensor": 4},
             8,
-            "config.model.num_heads = 2: mesh.tensor = 4 must divide it; for"
-            " this model it can be 1, 2",
+            "config.model.num_heads = 2: must be a multiple of mesh.tensor = 4;"
+            " for this model mesh.tensor can be 1, 2",
         ),
         (
             {"mesh__tensor": 4, "model__num_heads": 8},
             8,
-            "config.model.num_kv_heads = 2: mesh.tensor = 4 must divide it; for"
-            " this model it can be 1, 2",
+            "config.model.num_kv_heads = 2: must be a multiple of mesh.tensor ="
+            " 4; for this model mesh.tensor can be 1, 2",
         ),
         (
             {"mesh__tensor": 2, "model__vocab_size": 37},
             2,
-            "config.model.vocab_size = 37: mesh.tensor = 2 must divide it; for"
-            " this model it can be 1",
+            "config.model.vocab_size = 37: must be a multiple of mesh.tensor ="
+            " 2; for this model mesh.tensor can be 1",
         ),
         (
             {"mesh__tensor": 3},
             8,
             "config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 3}: must multiply"
-            " to the 8 devices there are",
+            " to the number of devices, 8",
         ),
         (
             {"mesh__fsdp": 8, "model__d_model": 60},
             8,
-            "config.model.d_model = 60: mesh.fsdp = 8 must divide it",
+            "config.model.d_model = 60: must be a multiple of mesh.fsdp = 8",
         ),
         (
             {"warm_start__num_steps": 1, "warm_start__batch_size": 12},
@@ -295,8 +296,8 @@ def test_unknown_fields_are_named(config, message):
         (
             {"loss__micro_batches": 16, "mesh__fsdp": 2},
             8,
-            "config.loss.micro_batches = 16: must divide the 8 completions of"
-            " each of data x fsdp = 8 shards",
+            "config.loss.micro_batches = 16: must divide the 8 completions of a"
+            " shard (data x fsdp = 8 shards)",
         ),
         (
             {"evaluation__batch_size": 12},

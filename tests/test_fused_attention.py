@@ -230,12 +230,12 @@ def test_what_is_chosen():
 @pytest.mark.parametrize(
     ("overrides", "platform", "rule"),
     [
-        ({}, "cpu", "needs GPUs or TPUs, not cpu; take auto or reference"),
+        ({}, "cpu", "needs GPUs or TPUs, not cpu; use auto or reference"),
         (
             {"head_dim": 80},
             "gpu",
-            "needs on GPUs a model.head_dim of 16, 32, 64, 128 or 256, not 80;"
-            " take reference",
+            "needs a model.head_dim of 16, 32, 64, 128 or 256 on GPUs, not 80;"
+            " use reference",
         ),
     ],
 )

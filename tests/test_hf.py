@@ -326,7 +326,7 @@ def test_fields_that_a_pretrained_model_gives_are_left_to_it():
 
 
 RULES = {
-    "rotary": (("global",), "must have an entry for each of 2 layers"),
+    "rotary": (("global",), "must have one entry per layer, 2, or none"),
     "windows": ((4, -1), "must be at least 0"),
     "qk_norm": ("both", "must be one of none, head, projection"),
     "norm_position": ("pre", "must be one of before, after, both"),
@@ -350,7 +350,11 @@ def test_the_rules_between_fields_of_rotary_embeddings():
 
   parse(fraction=0.5)
   for rope, rule in (
-      ({"fraction": 0.4}, "rope.fraction = 0.4: of head_dim = 8 must be even"),
+      (
+          {"fraction": 0.4},
+          r"rope.fraction = 0.4: must be in \(0, 1\], and model.head_dim = 8"
+          " times it must be even",
+      ),
       ({"kind": "llama3"}, "original_positions = 0: must be at least 1"),
       ({"high_freq": 1.0}, "high_freq = 1.0: must be above"),
       ({"amplitude": -1.0}, r"amplitude = -1\.0: must be at least 0"),
@@ -358,7 +362,8 @@ def test_the_rules_between_fields_of_rotary_embeddings():
     with pytest.raises(ConfigError, match=rule):
       parse(**rope)
   rope = {"local_rope": {"fraction": 0.5}, "rotary": ["local", "global"]}
-  with pytest.raises(ConfigError, match=r"must be that of model\.rope, 1\.0"):
+  rule = r"must equal model\.rope\.fraction = 1\.0"
+  with pytest.raises(ConfigError, match=rule):
     config_lib.parse({"model": rope})
 
 

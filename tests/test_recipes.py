@@ -75,7 +75,8 @@ def test_every_variant_is_a_configuration(name, sizes):
     [("2b", "2b"), ("gsm8k-dapo", "dapo"), ("0.5b-0.5b", "0.5b"), ("-", "")],
 )
 def test_other_variants_are_refused(variant, part):
-  with pytest.raises(ConfigError, match=f"{part!r} must be one of each of"):
+  rule = f"{part!r} is unknown or repeats a kind; the kinds are"
+  with pytest.raises(ConfigError, match=rule):
     config_file("qwen_math").get_config(variant)
 
 

@@ -280,7 +280,8 @@ def test_an_early_answer_learned_throughout_leaves_slips_out(problems):
         (
             {"check_rate": 0.5},
             "config.data.arithmetic.check_rate = 0.5: needs"
-            " data.arithmetic.slip_rate (there is nothing to repair)",
+            " data.arithmetic.slip_rate > 0: without slips checks repair"
+            " nothing",
         ),
         (
             {"slip_rate": 1.5},
@@ -289,7 +290,8 @@ def test_an_early_answer_learned_throughout_leaves_slips_out(problems):
         (
             {"slip_check_rate": 0.5},
             "config.data.arithmetic.slip_check_rate = 0.5: needs"
-            " data.arithmetic.slip_rate (there is nothing to repair)",
+            " data.arithmetic.slip_rate > 0: without slips checks repair"
+            " nothing",
         ),
         (
             {"slip_rate": 0.1, "check_rate": -0.1},

@@ -272,9 +272,9 @@ def test_solutions_that_do_not_fit(place):
 def test_settings_that_go_not_together(place):
   for settings, message in (
       ({"data__prompt": "think_answer", "data__overlong": "truncate_left"},
-       "whose beginning is needed"),
-      ({"data__task": "arithmetic"}, r"source_dir = .*: is of no use"),
-      ({"data__arithmetic__operands": 3}, "arithmetic = .*: is of no use"),
+       "which need the beginning"),
+      ({"data__task": "arithmetic"}, r"source_dir = .*: has no effect"),
+      ({"data__arithmetic__operands": 3}, "arithmetic = .*: has no effect"),
       ({"data__instructions": "user"}, "needs data.prompt think_answer"),
       ({"data__split": "half"}, "must be one of published, 80_20"),
   ):  # fmt: skip

@@ -70,7 +70,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
 def test_rules_of_chat_templates():
   for data, rule in (
       ({"chat_date": "yesterday"}, "must be a date, YYYY-MM-DD"),
-      ({"chat_template": True, "overlong": "truncate_left"}, "goes not with"),
+      ({"chat_template": True, "overlong": "truncate_left"}, "error or skip"),
   ):
     with pytest.raises(ConfigError, match=rule):
       config_lib.parse({"data": data})

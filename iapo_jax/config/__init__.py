@@ -1,1 +1,1 @@
-"""What a run may be asked for: fields, their rules, methods and presets."""
+"""The configuration of a run: fields, their rules, methods and presets."""

@@ -1,24 +1,24 @@
-"""The credit modes: one entry for each function of `rl.credits`."""
+"""The credit modes; `rl.credits` has one function for each."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class CreditMode:
-  """A credit mode's description, and the configurations that fit it.
+  """The description of a credit mode, and the configurations that fit it.
 
   Attributes:
-    doc: what it credits, in a few words.
+    doc: the credited quantity, in a few words.
     weights: the numbers of `CreditConfig` that it uses, for the printed plan.
-    reads_information: needs probes.
-    at_every_token: needs exact probes after every token, `</think>` and the
-      answer included.
-    takes_controls: allows `credit.information` to replace the information.
-    gates: allows `credit.only_correct` to be false.
-    whole_groups: compares all members of a group, so that `select.shortest`
-      must be 0.
-    penalises_rewards: takes the length penalty off the rewards, before they
-      are compared; `credit.normalise` must then be false.
+    reads_information: whether it needs probes.
+    at_every_token: whether it needs exact probes after every token, including
+      `</think>` and the answer.
+    takes_controls: whether `credit.information` may replace the information.
+    gates: whether `credit.only_correct` may be false.
+    whole_groups: whether it compares all members of a group; then
+      `select.shortest` must be 0.
+    penalises_rewards: whether it subtracts the length penalty from the rewards
+      before they are compared; then `credit.normalise` must be false.
   """
 
   doc: str

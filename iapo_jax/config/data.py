@@ -1,4 +1,4 @@
-"""Fields of a run's data, and the rules that they must obey by themselves."""
+"""The fields of `data`, and the rules between them."""
 
 import dataclasses
 import datetime
@@ -9,49 +9,59 @@ from iapo_jax.core.errors import fail
 PUBLISHED = (
     "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
 )  # fmt: skip
-READ = (*PUBLISHED, "own")  # from files; the other one is made
+READ = (*PUBLISHED, "own")  # from files; arithmetic is generated
 
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticConfig:
   """The synthetic task."""
 
-  operands: int = field(4, "numbers in each problem, at most", at_least(2))
+  operands: int = field(4, "most numbers in a problem", at_least(2))
   min_operands: int = field(
       0,
-      "fewest numbers in a problem; 0 gives all `operands`, otherwise the count"
-      " is a problem's level and evaluations report by level",
+      "fewest numbers in a problem; 0 gives every problem `operands` numbers;"
+      " otherwise the count is the problem's level, and evaluations report by"
+      " level",
   )
-  max_operand: int = field(7, "numbers lie in 1 .. this", at_least(1))
+  max_operand: int = field(7, "largest number; the smallest is 1", at_least(1))
   max_total: int = field(
-      15, "every running total lies in 0 .. this", at_least(1)
+      15, "largest running total; the smallest is 0", at_least(1)
   )
   redundancy: float = field(
-      0.8, "share of the warm-start chains with redundant steps", between(0, 1)
+      0.8,
+      "share of the warm start's solutions that contain redundant steps",
+      between(0, 1),
   )
   slip_rate: float = field(
       0.0,
       "probability that another number replaces the result of a step, in"
-      " rollouts and in the warm-start chains",
+      " rollouts and in the warm start's solutions",
       between(0, 1),
   )
   check_rate: float = field(
       0.0,
-      "probability that a check follows a right result of a warm-start chain;"
-      " only with slip_rate",
+      "probability that a check follows a right result in a solution of the"
+      " warm start; needs slip_rate",
       between(0, 1),
   )
   slip_check_rate: float = field(
-      0.0, "the same after a result that slipped", between(0, 1)
+      0.0,
+      "probability that a check follows a replaced result in a solution of the"
+      " warm start; needs slip_rate",
+      between(0, 1),
   )
   train_problems: int = field(
-      6000, "distinct, shared with no other split", at_least(1)
+      6000, "number of distinct train problems", at_least(1)
   )
   validation_problems: int = field(
-      512, "distinct, shared with no other split", at_least(1)
+      512,
+      "number of distinct validation problems; none is in another split",
+      at_least(1),
   )
   test_problems: int = field(
-      2048, "distinct, shared with no other split", at_least(1)
+      2048,
+      "number of distinct test problems; none is in another split",
+      at_least(1),
   )
 
 
@@ -61,41 +71,43 @@ class DataConfig:
 
   task: str = field(
       "arithmetic",
-      "arithmetic (made), a published data set, or own: rows of question,"
-      " answer and perhaps solution, jsonl or parquet",
+      "arithmetic (generated), a published data set, or own: your files, jsonl"
+      " or parquet, with columns question, answer and optionally solution",
       one_of("arithmetic", *READ),
       aliases=("dataset", "dataset_name", "train_files"),
   )
   source_dir: str = field(
       "",
-      "folder with the data set's files; empty fetches a published one once;"
-      " own needs it, or tfds:NAME",
+      "folder with the data set's files; empty downloads a published data set"
+      " once; task own needs a folder or tfds:NAME",
       aliases=("data_dir", "dataset_path"),
   )
   prepared_dir: str = field(
-      "", "folder that keeps prepared data sets; empty is TFDS's own place",
+      "", "folder for prepared data sets; empty uses the default of TFDS",
       aliases=("cache_dir",),
   )  # fmt: skip
   split: str = field(
       "published",
-      "published (train and test as they are) or 80_20 (all problems of a data"
-      " set with one split, shuffled: 80 % train, 20 % test)",
+      "published (the published train and test) or 80_20 (a data set with a"
+      " single split, shuffled: 80 % train, 20 % test)",
       one_of("published", "80_20"),
   )
   split_seed: int = field(
-      42, "seed of that order, and of which problems validate",
+      42, "seed that draws the 80_20 split and the validation problems",
       between(0, 2**32 - 1),
   )  # fmt: skip
   first_rows: int = field(
       0,
-      "first published train problems that are used (without a train split:"
-      " test problems); 0 is all",
+      "uses only this many train problems, the first published ones; with"
+      " split 80_20 this many of the single split; 0 uses all",
       at_least(0),
       aliases=("train_max_samples", "max_train_samples"),
   )
-  validation_problems: int = field(256, "held out from train", at_least(1))
+  validation_problems: int = field(
+      256, "train problems held out for validation", at_least(1)
+  )
   test_problems: int = field(
-      0, "first test problems that judge a run; 0 is all", at_least(0)
+      0, "evaluates on this many first test problems; 0 uses all", at_least(0)
   )
   prompt: str = field(
       "plain",
@@ -105,8 +117,8 @@ class DataConfig:
   )
   instructions: str = field(
       "system",
-      "message that holds the instructions: system, or the first user message,"
-      " for templates without a system",
+      "message that holds the instructions: system, or user (the first user"
+      " message) for chat templates without a system message",
       one_of("system", "user"),
   )
   max_prompt_tokens: int = field(
@@ -117,23 +129,24 @@ class DataConfig:
       1, "a, the longest gold answer, in tokens", at_least(1)
   )
   chat_template: bool = field(
-      False, "prompts are messages that the tokenizer's chat template joins",
+      False, "formats prompts with the tokenizer's chat template",
       aliases=("apply_chat_template",),
   )  # fmt: skip
   chat_date: str = field(
-      "2026-01-01", "YYYY-MM-DD, the day that chat templates print as today"
+      "2026-01-01", "YYYY-MM-DD; chat templates print it as today's date"
   )
   tokenizer: str = field(
       "",
-      "Hugging Face folder or hub name; empty is the pretrained model's, or the"
-      " synthetic task's words",
+      "Hugging Face folder or hub name; empty uses the pretrained model's"
+      " tokenizer, or for arithmetic without one a tokenizer of its words",
       aliases=("tokenizer_name", "tokenizer_path"),
   )
   overlong: str = field(
       "error",
-      "a prompt beyond max_prompt_tokens is an error, is skipped and counted,"
-      " or loses its beginning and is counted; so is a worked solution beyond"
-      " the longest completion, but that is never cut",
+      "for a prompt longer than max_prompt_tokens: error stops the run, skip"
+      " drops and counts the prompt, truncate_left cuts its beginning and"
+      " counts it; a worked solution longer than rollout.max_tokens is dropped"
+      " with skip and otherwise an error",
       one_of("error", "skip", "truncate_left"),
       aliases=("truncation", "filter_overlong_prompts"),
   )
@@ -141,21 +154,24 @@ class DataConfig:
 
 
 def check(d: DataConfig) -> None:
-  """Checks what the fields of data must obey together."""
+  """Checks the rules between the fields of `data`."""
   try:
     datetime.date.fromisoformat(d.chat_date)
   except ValueError:
     fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
   if d.task == "own" and not d.source_dir:
     rule = (
-        "must be a folder with train.jsonl and test.jsonl, or tfds:NAME, for"
+        "must be a folder with train.jsonl and test.jsonl, or tfds:NAME, with"
         " data.task own"
     )
     fail("data.source_dir", d.source_dir, rule)
   if d.overlong == "truncate_left" and (
       d.chat_template or d.prompt == "think_answer"
   ):
-    rule = "goes not with a prompt whose beginning is needed"
+    rule = (
+        "must be error or skip with data.chat_template or data.prompt"
+        " think_answer, which need the beginning of a prompt"
+    )
     fail("data.overlong", d.overlong, rule)
   if d.prompt == "plain" and d.instructions != "system":
     fail("data.instructions", d.instructions, "needs data.prompt think_answer")
@@ -165,7 +181,10 @@ def check(d: DataConfig) -> None:
     fail("data.arithmetic.min_operands", sums.min_operands, rule)
   for name in ("check_rate", "slip_check_rate"):
     if getattr(sums, name) and not sums.slip_rate:
-      rule = "needs data.arithmetic.slip_rate (there is nothing to repair)"
+      rule = (
+          "needs data.arithmetic.slip_rate > 0: without slips checks repair"
+          " nothing"
+      )
       fail(f"data.arithmetic.{name}", getattr(sums, name), rule)
   default = type(d)()
   unused = ["arithmetic"]
@@ -176,5 +195,5 @@ def check(d: DataConfig) -> None:
     ]  # fmt: skip
   for name in unused:
     if getattr(d, name) != getattr(default, name):
-      rule = f"is of no use to data.task {d.task}; leave it out"
+      rule = f"has no effect with data.task {d.task}; leave it out"
       fail(f"data.{name}", getattr(d, name), rule)

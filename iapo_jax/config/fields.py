@@ -1,9 +1,9 @@
-"""A field of the configuration: default, rule, doc, declared at one place.
+"""Declares a configuration field's default, rule and doc in one place.
 
     class RolloutConfig:
       max_tokens: int = field(72, "longest completion, in tokens", at_least(2))
 
-declares all three; `check` applies the rules and `describe` prints them.
+declares all three. `check` applies the rules; `describe` lists the fields.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from iapo_jax.core.errors import fail
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a value must be.
+  """A rule for one value.
 
   Attributes:
     text: completes "must be ...".
-    holds: whether a value of the right type obeys.
+    holds: returns whether a value of the right type obeys the rule.
   """
 
   text: str
@@ -29,7 +29,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-  """One field as `iapo fields` prints it."""
+  """A field, for `iapo fields` to print."""
 
   name: str
   default: Any
@@ -48,46 +48,45 @@ def field(
   """Declares a field of a configuration dataclass.
 
   Args:
-    default: immutable.
-    doc: one line, with units.
-    rule: what any value must obey by itself; `rules` has what fields must
-      obey together.
-    aliases: what other trainers call the field, for the error of an unknown
-      name.
+    default: an immutable value.
+    doc: the meaning, with units; `iapo fields` prints it.
+    rule: the rule for any value; `rules` has the rules between fields.
+    aliases: other trainers' names for the field. The error of an unknown name
+      uses them.
   """
   metadata = {"doc": doc, "rule": rule, "aliases": aliases}
   return dataclasses.field(default=default, metadata=metadata)
 
 
 def at_least(low: float) -> Rule:
-  """Low or more."""
+  """Requires a finite number of at least `low`."""
   return Rule(f"at least {low}", lambda x: low <= x < math.inf)
 
 
 def between(low: float, high: float) -> Rule:
-  """In [low, high]."""
+  """Requires a number in [low, high]."""
   return Rule(f"in [{low}, {high}]", lambda x: low <= x <= high)
 
 
 def positive() -> Rule:
-  """Above 0."""
+  """Requires a finite number above 0."""
   return Rule("positive", lambda x: 0 < x < math.inf)
 
 
 def one_of(*names: str) -> Rule:
-  """One of a few words."""
+  """Requires one of a few words."""
   return Rule(f"one of {', '.join(names)}", lambda x: x in names)
 
 
 def check(config: Any, prefix: str = "") -> None:
-  """Checks every field of a configuration by its own rule.
+  """Checks every field of a configuration against its rule.
 
   Args:
-    config: a dataclass of fields and of groups of fields.
-    prefix: dotted, with its last dot, before the names in errors.
+    config: a dataclass of fields and groups of fields.
+    prefix: the names in errors begin with it; ends with a dot.
 
   Raises:
-    ConfigError: names the first field that breaks its rule.
+    ConfigError: if a field breaks its rule; it names the first such field.
   """
   for known in dataclasses.fields(config):
     value = getattr(config, known.name)
@@ -110,7 +109,7 @@ def _check_one(name: str, value: Any, rule: Rule) -> None:
 
 
 def describe(config: Any, prefix: str = "") -> Iterator[Described]:
-  """Every field with default, rule and doc, in the order of declaration."""
+  """Yields every field, in the order of declaration."""
   for known in dataclasses.fields(config):
     value, name = getattr(config, known.name), f"{prefix}{known.name}"
     if dataclasses.is_dataclass(value):

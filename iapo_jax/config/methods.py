@@ -1,4 +1,4 @@
-"""Methods by name: one word sets every field that makes a method.
+"""Methods by name; a name sets every field that the method needs.
 
 Fields that a method does not set keep their defaults, the paper's loss: token
 mean, clip 0.2 / 0.28, KL weight 0.001.
@@ -24,8 +24,8 @@ NAMES = (*_PRESETS, *(name for name in CREDITS if name not in _PRESETS))
 def choose(config: ml_collections.ConfigDict, name: str) -> None:
   """Sets the fields of a method, one of `NAMES`.
 
-  `rollout.max_tokens` and `group_size` must be set before; the fields that
-  methods set must be at their defaults.
+  Set `rollout.max_tokens` and `group_size` before. All fields that methods set
+  must be at their defaults. Raises `ConfigError` for an unknown name.
   """
   if name not in NAMES:
     raise ConfigError(f"method {name!r}: must be one of {', '.join(NAMES)}")
@@ -35,7 +35,7 @@ def choose(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def _of_mode(name: str) -> dict[str, dict[str, Any]]:
-  """A credit mode at its defaults."""
+  """Returns the fields of a credit mode at its defaults."""
   credit = {"mode": name}
   if CREDITS[name].penalises_rewards:
     credit["normalise"] = False
@@ -45,12 +45,12 @@ def _of_mode(name: str) -> dict[str, dict[str, Any]]:
 def _fields(
     max_tokens: int, group_size: int
 ) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-  """Fields by method and group; docs/method.md has the formulas."""
+  """Returns fields by method and group; docs/method.md has the formulas."""
   to_go = {"mode": "to_go", "info_weight": 2.0, "explore_weight": 0.0}
-  # Credits the chance of the right answer that a token adds, less a price.
+  # Credits how much a token raises the chance of the right answer, less a cost.
   chance = {"discount": 1.0, "cost": 0.01, "only_correct": False}
   plain = {"mode": "grpo"}
-  # GRPO's own loss: completions count equally, one symmetric clip.
+  # GRPO's loss: every completion counts equally, and the clip is symmetric.
   per_sequence = {"aggregation": "sequence_mean", "clip_high": 0.2}
   return {name: _of_mode(name) for name in CREDITS} | {
       "to_go": {"credit": to_go},

@@ -1,18 +1,18 @@
-"""What a decoder is: the numbers and choices in which families differ.
+"""The fields of the decoder.
 
-Families of models (Llama, Qwen, Gemma, ...) are values of these fields; there
-is one decoder, and nothing in it asks for a family's name.
+Families of models (Llama, Qwen, Gemma, ...) are values of these fields. There
+is one decoder, and it never reads the name of a family.
 """
 
 import dataclasses
 
 from iapo_jax.config.fields import at_least, field, one_of, positive
 
-# Platforms that have kernels. `auto` takes them where they have run and won:
-# on GPUs they ran, and took longer for probes; on TPUs they never ran.
+# Platforms that have kernels, and those where `auto` uses them because they
+# were faster. On GPUs they took longer for probes; on TPUs they never ran.
 FUSED_PLATFORMS = ("gpu", "tpu")
 AUTO_FUSED = ()
-# Fields that a run sets where everything else comes from a pretrained model.
+# Fields that a run sets even if all others come from a pretrained model.
 OF_RUN = ("pretrained", "dtype", "remat", "attention")
 
 
@@ -22,40 +22,40 @@ class RopeConfig:
 
   kind: str = field(
       "default",
-      "how contexts were made longer: linear divides positions by factor,"
-      " llama3 low frequencies; yarn is arXiv 2309.00071",
+      "extension to longer contexts: default is none, linear divides positions"
+      " by factor, llama3 divides low frequencies, yarn is arXiv 2309.00071",
       one_of("default", "linear", "llama3", "yarn"),
   )
-  theta: float = field(10_000.0, "the base", positive())
+  theta: float = field(10_000.0, "base of the frequencies", positive())
   fraction: float = field(1.0, "share of each head's width that is rotated")
   factor: float = field(
-      1.0, "how much longer contexts are, for all kinds but default",
+      1.0, "how many times longer contexts become; unused by kind default",
       at_least(1),
   )  # fmt: skip
   original_positions: int = field(
-      0, "context length before that, in tokens; for llama3 and yarn"
+      0, "context length before the extension, in tokens; for llama3 and yarn"
   )
   low_freq: float = field(
       1.0,
-      "llama3: a frequency of at most so many turns in that length is divided"
-      " by factor",
+      "llama3: divides a frequency by factor if it makes at most this many"
+      " turns within original_positions",
       positive(),
   )
   high_freq: float = field(
-      4.0, "llama3: a frequency of at least so many turns stays as it is"
+      4.0, "llama3: keeps a frequency that makes at least this many turns"
   )
   beta_fast: float = field(
       32.0,
-      "yarn: a frequency of at least so many turns stays as it is",
+      "yarn: keeps a frequency that makes at least this many turns",
       positive(),
   )
   beta_slow: float = field(
       1.0,
-      "yarn: a frequency of at most so many turns is divided by factor",
+      "yarn: divides a frequency by factor if it makes at most this many turns",
       positive(),
   )
   amplitude: float = field(
-      0.0, "yarn: multiplies the tables; 0 takes 0.1 ln(factor) + 1",
+      0.0, "yarn: multiplies the tables; 0 means 0.1 ln(factor) + 1",
       at_least(0),
   )  # fmt: skip
 
@@ -66,21 +66,22 @@ class ModelConfig:
 
   pretrained: str = field(
       "",
-      "Hugging Face folder or hub name that gives weights, tokenizer and every"
-      " other field but dtype, remat and attention",
+      "Hugging Face folder or hub name; gives the weights, the tokenizer and"
+      " all fields of model but dtype, remat and attention",
       aliases=("model_name", "model_name_or_path", "model_path", "path"),
   )
   family: str = field(
-      "llama", "Hugging Face model_type that the policy is exported as"
+      "llama", "Hugging Face model_type of the exported policy"
   )
   vocab_size: int | None = field(
       None,
-      "v, rows of the embedding; None takes the tokenizer's size, or the"
-      " pretrained model's",
+      "v, rows of the embedding; None uses the size of the tokenizer or of the"
+      " pretrained model",
       at_least(1),
   )
   num_layers: int = field(
-      2, "l", at_least(1), aliases=("num_hidden_layers", "n_layers", "layers")
+      2, "l, layers", at_least(1),
+      aliases=("num_hidden_layers", "n_layers", "layers"),
   )
   d_model: int = field(
       64, "d, the width", at_least(1), aliases=("hidden_size",)
@@ -93,7 +94,7 @@ class ModelConfig:
       2, "k, key/value heads; divides num_heads", at_least(1),
       aliases=("num_key_value_heads",),
   )  # fmt: skip
-  head_dim: int = field(32, "h, even", at_least(2))
+  head_dim: int = field(32, "h, width of a head; even", at_least(2))
   mlp_dim: int = field(
       256, "f, width of the MLP", at_least(1), aliases=("intermediate_size",)
   )
@@ -101,14 +102,14 @@ class ModelConfig:
   local_rope: RopeConfig = RopeConfig()
   rotary: tuple[str, ...] = field(
       (),
-      "rotary embedding of each layer: global takes rope, local local_rope;"
-      " () makes all global",
+      "rotary embedding of each layer: global uses rope, local uses local_rope,"
+      " none uses no positions; () is global for every layer",
       one_of("global", "local", "none"),
   )
   windows: tuple[int, ...] = field(
       (),
-      "for each layer, tokens that a token sees, itself included; 0 is all;"
-      " () is 0 for every layer",
+      "for each layer, the number of tokens that a token sees, itself included;"
+      " 0 is all; () is 0 for every layer",
       at_least(0),
   )
   norm_eps: float = field(1e-6, "epsilon of every RMSNorm", positive())
@@ -127,41 +128,49 @@ class ModelConfig:
       one_of("none", "head", "projection"),
   )
   query_scalar: float = field(
-      0.0, "attention scores are divided by its square root; 0 takes head_dim",
+      0.0, "divides attention scores by its square root; 0 uses head_dim",
       at_least(0),
   )  # fmt: skip
   score_cap: float = field(
-      0.0, "c of attention scores c tanh(score / c); 0 is no cap", at_least(0)
+      0.0,
+      "cap c: attention scores become c tanh(score / c); 0 means no cap",
+      at_least(0),
   )
-  logit_cap: float = field(0.0, "the same for the logits", at_least(0))
+  logit_cap: float = field(
+      0.0, "cap c: logits become c tanh(logit / c); 0 means no cap", at_least(0)
+  )
   activation: str = field(
-      "silu", "of the gated MLP", one_of("silu", "gelu", "gelu_tanh"),
+      "silu", "activation of the gated MLP",
+      one_of("silu", "gelu", "gelu_tanh"),
       aliases=("hidden_act",),
   )  # fmt: skip
-  scale_embeddings: bool = field(False, "embeddings times sqrt(d) (Gemma)")
+  scale_embeddings: bool = field(
+      False, "multiplies embeddings by sqrt(d) (Gemma)"
+  )
   tie_embeddings: bool = field(
-      True, "the head reads the embedding table",
+      True, "uses the embedding table as the head",
       aliases=("tie_word_embeddings",),
   )  # fmt: skip
   max_positions: int = field(
-      0, "longest sequence that it was trained for, in tokens; 0 is unknown",
+      0, "longest sequence in the model's training, in tokens; 0 is unknown",
       at_least(0), aliases=("max_position_embeddings",),
   )  # fmt: skip
   dtype: str = field(
-      "float32", "of matmuls and the cache; master weights are float32",
+      "float32", "dtype of matmuls and the cache; master weights are float32",
       one_of("float32", "bfloat16"),
       aliases=("torch_dtype", "bf16", "precision"),
   )  # fmt: skip
   remat: bool = field(
       False,
-      "keep only the input of each layer for the backward pass: less memory,"
+      "keeps only the input of each layer for the backward pass: less memory,"
       " more time",
       aliases=("gradient_checkpointing",),
   )
   attention: str = field(
       "auto",
-      "reference (XLA), fused (a kernel for GPUs and TPUs), or auto: fused"
-      " where it has run and was faster, which is nowhere yet",
+      "reference (XLA), fused (a kernel for GPUs and TPUs), or auto: fused on"
+      " platforms where it was measured faster (none so far), otherwise"
+      " reference",
       one_of("auto", "reference", "fused"),
       aliases=("attn_implementation",),
   )
@@ -170,13 +179,14 @@ class ModelConfig:
   def is_read(self) -> bool:
     """Whether the decoder is complete.
 
-    It is not before a tokenizer or a pretrained model gave `vocab_size`.
+    Until it is, `vocab_size` is missing: a tokenizer or a pretrained model
+    gives it.
     """
     return self.vocab_size is not None
 
 
 def difference(ours: ModelConfig, theirs: ModelConfig) -> str | None:
-  """The first field in which two decoders differ; None if they are equal."""
+  """Returns the first field in which two decoders differ, or None."""
   for known in dataclasses.fields(ModelConfig):
     if getattr(ours, known.name) != getattr(theirs, known.name):
       return known.name

@@ -1,8 +1,8 @@
-"""From a configuration file to a checked `Config`.
+"""Turns a configuration file into a checked `Config`.
 
 A configuration file returns an `ml_collections.ConfigDict`, usually `default()`
-with fields set; `parse` makes frozen dataclasses of it, or names the field, the
-value and the rule that it breaks.
+with fields set. `parse` turns it into frozen dataclasses, or raises an error
+with the field, the value and the rule that it breaks.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from iapo_jax.config import fields, rules
 from iapo_jax.config.schema import Config
 from iapo_jax.core.errors import fail
 
-# Where data lie; what they hold is compared by itself (`splits.fingerprint`).
+# Folders of data. A resumed run compares their content (`splits.fingerprint`).
 PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
-# Fields that may change while a run goes on.
+# Fields that may change when a run resumes.
 FREE = ("debug", "log.wandb", *PLACES_OF_DATA)
 
 
 def default() -> ml_collections.ConfigDict:
-  """The defaults as a ConfigDict, for a configuration file to change."""
+  """Returns the defaults as a ConfigDict that a file can change."""
   config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
-  config.model.vocab_size = placeholder(int)  # None, but --config may set it
+  config.model.vocab_size = placeholder(int)  # None, but flags may set it
   return config
 
 
@@ -50,7 +50,7 @@ def parse(config: Mapping[str, Any]) -> Config:
 
 
 def checked(c: Config) -> Config:
-  """A changed configuration, checked like one that a user wrote."""
+  """Checks a changed configuration like one that a user wrote."""
   return parse(dataclasses.asdict(c))
 
 
@@ -75,10 +75,10 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def suggestion(name: str) -> str:
-  """What an unknown dotted name may have meant; empty for no idea.
+  """Returns a hint for an unknown dotted name, to append to an error.
 
-  Fields with the meaning of the name come first (what other trainers call
-  them), then fields of that name in other groups, then similar spellings.
+  Suggests a field that other trainers call so or that has this name in another
+  group, or else one with a similar spelling.
   """
   group, _, last = name.rpartition(".")
   known = list(fields.describe(Config()))
@@ -88,7 +88,7 @@ def suggestion(name: str) -> str:
       for x in known
       if last.lower() in x.aliases or x.name.rpartition(".")[2] == last
   ]
-  # A name's own group decides between two fields of one meaning.
+  # If several fields match, those of the name's group win.
   same = [x for x in same if group and x.startswith(f"{group}.")] or same
   if not same:
     spelled = {x.name: x.name for x in known}
@@ -101,7 +101,7 @@ def suggestion(name: str) -> str:
 
 
 def _convert(field: str, value: Any, kind: Any) -> Any:
-  """`value` as `kind`; only int -> float and list -> tuple are converted."""
+  """Checks the type of a value; converts int to float and list to tuple."""
   if isinstance(kind, types.UnionType):  # int | None
     if value is None:
       return None
@@ -124,7 +124,7 @@ def _convert(field: str, value: Any, kind: Any) -> Any:
 
 
 def flatten(c: Config) -> dict[str, Any]:
-  """Every field by its dotted name, as JSON has it (tuples are lists)."""
+  """Returns every field by its dotted name, as in JSON (tuples are lists)."""
 
   def visit(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
     for known in dataclasses.fields(node):

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, found by name."""
+"""Finds the configurations that come with the package, by name."""
 
 import ast
 import pathlib
@@ -12,26 +12,26 @@ from iapo_jax.core.errors import ConfigError
 
 
 def folder() -> pathlib.Path:
-  """Where they are: in the package once installed, `configs/` in a clone."""
+  """Returns their folder: `_presets` if installed, `configs/` in a clone."""
   here = pathlib.Path(__file__).parent
   installed = here / "_presets"
   return installed if installed.is_dir() else here.parent.parent / "configs"
 
 
 def names() -> list[str]:
-  """Every name, sorted."""
+  """Returns every name, sorted."""
   found = (path.stem for path in folder().glob("*.py"))
   return sorted(name for name in found if not name.startswith("_"))
 
 
 def find(name: str) -> pathlib.Path:
-  """The file of a configuration.
+  """Returns the file of a configuration.
 
   Args:
-    name: a path, which wins, or one of `names`.
+    name: a path or one of `names`; an existing path wins.
 
   Raises:
-    ConfigError: where there is neither.
+    ConfigError: if it is neither.
   """
   path = pathlib.Path(name)
   if path.is_file():
@@ -39,13 +39,12 @@ def find(name: str) -> pathlib.Path:
   if name in names():
     return folder() / f"{name}.py"
   raise ConfigError(
-      f"--config = {name!r}: no such file, and no configuration of that name;"
-      f" there are {', '.join(names())}"
+      f"--config = {name!r}: must be a file or one of {', '.join(names())}"
   )
 
 
 def listing() -> str:
-  """A line for each name: the first of its file."""
+  """Returns a line per name, with the first line of its docstring."""
   lines = {name: _first_line(name) for name in names()}
   width = max(map(len, lines), default=0)
   return "\n".join(f"  {name:<{width}}  {x}" for name, x in lines.items())
@@ -59,20 +58,22 @@ def _first_line(name: str) -> str:
 def parts(
     variant: str | None, kinds: Sequence[Collection[str]]
 ) -> list[str]:
-  """One word of each kind: those that a variant joins by `-`, else the first.
+  """Splits a variant, words joined by `-`, into one word of each kind.
+
+  A kind that the variant does not mention takes its first word.
 
   Raises:
-    ConfigError: for an unknown word, or two of a kind.
+    ConfigError: for an unknown word, or two words of a kind.
   """
   chosen: list[str | None] = [None] * len(kinds)
   for part in variant.split("-") if variant else ():
     kind = next((i for i, names in enumerate(kinds) if part in names), None)
     if kind is None or chosen[kind] is not None:
-      rule = "; ".join(", ".join(names) for names in kinds)
-      each = " each of:" if len(kinds) > 1 else ""
-      raise ConfigError(
-          f"variant {variant!r}: {part!r} must be one of{each} {rule}"
-      )
+      choices = "; ".join(", ".join(names) for names in kinds)
+      one = "must be one of"
+      many = "is unknown or repeats a kind; the kinds are"
+      rule = one if len(kinds) == 1 else many
+      raise ConfigError(f"variant {variant!r}: {part!r} {rule} {choices}")
     chosen[kind] = part
   return [
       part or next(iter(names))
@@ -81,15 +82,17 @@ def parts(
 
 
 def read(name: str) -> dict[str, Any]:
-  """What the file of a configuration defines."""
+  """Runs the file of a configuration and returns its globals."""
   return runpy.run_path(str(folder() / f"{name}.py"))
 
 
 def load(name: str) -> ConfigDict:
-  """The configuration NAME[:VARIANT], by name or path, to be changed.
+  """Returns the configuration NAME[:VARIANT] for the caller to change.
+
+  NAME is a name or a path.
 
   Raises:
-    ConfigError: for no such name or variant.
+    ConfigError: for an unknown name or variant.
   """
   file, colon, variant = name.partition(":")
   get_config = runpy.run_path(str(find(file)))["get_config"]

@@ -1,7 +1,7 @@
-"""What fields of a configuration must obey together, and on their devices.
+"""Checks the rules between fields, and between fields and devices.
 
-The rule of a single field stands at the field. Rules between a configuration
-and its data are where the data is read.
+The rule of a single field stands at the field. The rules between a
+configuration and its data stand where the data is read.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from iapo_jax.core.errors import fail
 
 
 def check(c: Config) -> None:
-  """Checks every rule that a configuration must obey by itself."""
+  """Checks all rules that need neither devices nor data."""
   fields.check(c)
   check_model(c.model)
   if c.sequences_per_step % c.loss.micro_batches:
@@ -53,7 +53,7 @@ def _check_multiple(field: str, value: int, unit: int, what: str) -> None:
 
 
 def _check_probe(c: Config) -> None:
-  """Checks probes beside the credit that reads them."""
+  """Checks probes, and that the credit mode has the probes that it reads."""
   mode, probe = c.credit.mode, c.probe
   stride = probe.stride
   reads = CREDITS[mode].reads_information and c.credit.information != "none"
@@ -65,10 +65,14 @@ def _check_probe(c: Config) -> None:
   for field in ("estimator", "layers"):
     value = getattr(probe, field)
     if not stride and value != getattr(default, field):
-      fail(f"probe.{field}", value, "is of no use without probes; leave it out")
+      rule = "has no effect with probe.stride = 0 (no probes); leave it out"
+      fail(f"probe.{field}", value, rule)
   unused = probe.estimator == "entropy" and not c.loss.early_weight
   if unused and probe.answer_tokens != 1:
-    rule = "is of no use to probe.estimator entropy; leave it out"
+    rule = (
+        "has no effect with probe.estimator entropy and loss.early_weight 0;"
+        " leave it out"
+    )
     fail("probe.answer_tokens", probe.answer_tokens, rule)
   if probe.answer_tokens > c.data.max_gold_tokens:
     rule = f"must be at most data.max_gold_tokens = {c.data.max_gold_tokens}"
@@ -80,14 +84,14 @@ def _check_probe(c: Config) -> None:
 
 
 def check_layers(c: Config) -> None:
-  """Checks that the decoder has the layers that probes go through."""
+  """Checks that the decoder has as many layers as probes run."""
   if c.probe.layers > c.model.num_layers:
     rule = f"must be at most model.num_layers = {c.model.num_layers}"
     fail("probe.layers", c.probe.layers, rule)
 
 
 def _check_every_token(c: Config) -> None:
-  """Checks that probes are exact at every token."""
+  """Checks that there is an exact probe at every token."""
   probe, rule = c.probe, f"with credit.mode {c.credit.mode}"
   if probe.at == "sentences":
     rule += ", which is defined token by token"
@@ -106,17 +110,15 @@ def _check_credit(c: Config) -> None:
   credit, mode = c.credit, CREDITS[c.credit.mode]
   if credit.information != "realised" and not mode.takes_controls:
     names = [name for name, known in CREDITS.items() if known.takes_controls]
-    rule = (
-        f"needs credit.mode {' or '.join(names)} (nothing else is credited it)"
-    )
+    rule = f"needs credit.mode {' or '.join(names)}; no other mode reads it"
     fail("credit.information", credit.information, rule)
   if not credit.only_correct and not mode.gates:
     rule = f"must be true with credit.mode {credit.mode}"
     fail("credit.only_correct", False, rule)
   if credit.normalise and mode.penalises_rewards:
     rule = (
-        f"must be false with credit.mode {credit.mode}: a division by the"
-        " standard deviation cancels the weight of the penalty"
+        f"must be false with credit.mode {credit.mode}: dividing by the"
+        " standard deviation would cancel the weight of the penalty"
     )
     fail("credit.normalise", True, rule)
   if c.reward.overlong_tokens > c.rollout.max_tokens:
@@ -125,7 +127,7 @@ def _check_credit(c: Config) -> None:
 
 
 def _check_selection(c: Config) -> None:
-  """Checks which completions and tokens learn."""
+  """Checks the selection of completions and tokens that learn."""
   select = c.select
   if select.shortest == 1 or select.shortest > c.group_size:
     rule = f"must be 0, or 2 to group_size = {c.group_size}"
@@ -144,12 +146,15 @@ def _check_selection(c: Config) -> None:
     if value and not select.first_tokens:
       fail(f"select.{field}", value, "needs select.first_tokens >= 1")
   if bool(select.later_share) != bool(select.short_tokens):
-    rule = "needs select.short_tokens >= 1, and the reverse"
+    rule = (
+        "must be above 0 if and only if select.short_tokens is; it is"
+        f" {select.short_tokens}"
+    )
     fail("select.later_share", select.later_share, rule)
 
 
 def check_model(m: ModelConfig) -> None:
-  """Checks every rule that a decoder must obey by itself."""
+  """Checks all rules of a decoder that need no devices."""
   _check_pretrained(m)
   fields.check(m, "model.")
   if m.num_heads % m.num_kv_heads:
@@ -159,18 +164,19 @@ def check_model(m: ModelConfig) -> None:
         f"must divide model.num_heads = {m.num_heads}",
     )
   if m.head_dim % 2:
-    fail("model.head_dim", m.head_dim, "must be even (rotary halves)")
+    rule = "must be even: rotary embeddings turn pairs of numbers"
+    fail("model.head_dim", m.head_dim, rule)
   for name in ("rotary", "windows"):
     value = getattr(m, name)
     if len(value) not in (0, m.num_layers):
-      rule = f"must have an entry for each of {m.num_layers} layers, or none"
+      rule = f"must have one entry per layer, {m.num_layers}, or none"
       fail(f"model.{name}", list(value), rule)
   for name in ("rope", "local_rope"):
     _check_rope(f"model.{name}", getattr(m, name), m)
 
 
 def _check_pretrained(m: ModelConfig) -> None:
-  """Checks that fields which a pretrained model gives are left out."""
+  """Checks that the fields that a pretrained model gives are left out."""
   if not m.pretrained or m.is_read:
     return
   default = ModelConfig()
@@ -185,10 +191,13 @@ def _check_pretrained(m: ModelConfig) -> None:
 def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
   width = m.head_dim * rope.fraction
   if not 0 < rope.fraction <= 1 or width % 2:
-    rule = f"of head_dim = {m.head_dim} must be even, and in (0, 1]"
+    rule = (
+        "must be in (0, 1], and model.head_dim ="
+        f" {m.head_dim} times it must be even"
+    )
     fail(f"{name}.fraction", rope.fraction, rule)
   if "local" in m.rotary and rope.fraction != m.rope.fraction:
-    rule = f"must be that of model.rope, {m.rope.fraction}"
+    rule = f"must equal model.rope.fraction = {m.rope.fraction}"
     fail(f"{name}.fraction", rope.fraction, rule)
   if rope.kind in ("llama3", "yarn") and rope.original_positions < 1:
     rule = f"must be at least 1 with kind {rope.kind}"
@@ -203,25 +212,26 @@ def _divisors(n: int) -> list[int]:
 
 
 def check_platform(m: ModelConfig, platform: str) -> None:
-  """Checks that devices (cpu, gpu or tpu) have the attention asked for."""
+  """Checks that a platform (cpu, gpu or tpu) has the chosen attention."""
   if m.attention != "fused":
     return
   if platform not in model_config.FUSED_PLATFORMS:
-    rule = f"needs GPUs or TPUs, not {platform}; take auto or reference"
+    rule = f"needs GPUs or TPUs, not {platform}; use auto or reference"
     fail("model.attention", m.attention, rule)
   if platform == "gpu" and m.head_dim not in (16, 32, 64, 128, 256):
     rule = (
-        "needs on GPUs a model.head_dim of 16, 32, 64, 128 or 256, not"
-        f" {m.head_dim}; take reference"
+        "needs a model.head_dim of 16, 32, 64, 128 or 256 on GPUs, not"
+        f" {m.head_dim}; use reference"
     )
     fail("model.attention", m.attention, rule)
 
 
 def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
-  """The sizes of (data, fsdp, tensor) on so many devices.
+  """Returns the sizes of the axes (data, fsdp, tensor).
 
   Raises:
-    ConfigError: if they do not fit the devices, the decoder or a batch.
+    ConfigError: if they do not fit `devices`, the number of devices, or do not
+      divide the decoder or a batch.
   """
   sizes = dataclasses.asdict(c.mesh)
   fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -230,7 +240,7 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
       for axis, size in sizes.items()
   }
   if math.prod(shape.values()) != devices:
-    fail("mesh", sizes, f"must multiply to the {devices} devices there are")
+    fail("mesh", sizes, f"must multiply to the number of devices, {devices}")
   tensor = shape["tensor"]
   split = ["num_heads", "num_kv_heads", "mlp_dim"]
   if c.model.is_read:
@@ -243,18 +253,18 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
       fail(
           f"model.{field}",
           value,
-          f"mesh.tensor = {tensor} must divide it; for this model it can be"
-          f" {', '.join(sizes)}",
+          f"must be a multiple of mesh.tensor = {tensor}; for this model"
+          f" mesh.tensor can be {', '.join(sizes)}",
       )
   if c.model.d_model % shape["fsdp"]:
-    rule = f"mesh.fsdp = {shape['fsdp']} must divide it"
+    rule = f"must be a multiple of mesh.fsdp = {shape['fsdp']}"
     fail("model.d_model", c.model.d_model, rule)
   _check_batches(c, shape["data"] * shape["fsdp"])
   return shape["data"], shape["fsdp"], shape["tensor"]
 
 
 def _check_batches(c: Config, shards: int) -> None:
-  """Checks that every stage's batches split over the devices."""
+  """Checks that the batches of every stage split evenly over the shards."""
   what = "data x fsdp"
   if c.num_steps:
     _check_multiple("prompts_per_step", c.prompts_per_step, shards, what)
@@ -263,8 +273,8 @@ def _check_batches(c: Config, shards: int) -> None:
     fail(
         "loss.micro_batches",
         c.loss.micro_batches,
-        f"must divide the {sequences} completions of each of data x fsdp ="
-        f" {shards} shards",
+        f"must divide the {sequences} completions of a shard (data x fsdp ="
+        f" {shards} shards)",
     )
   if c.warm_start.num_steps:
     size = c.warm_start.batch_size

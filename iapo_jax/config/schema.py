@@ -1,7 +1,7 @@
-"""The fields of a run: default, rule and doc of each.
+"""The fields of a run, each with its default, rule and doc.
 
-`parsing` builds them from a configuration file, `rules` checks what they must
-obey together. Nothing changes them afterwards.
+`parsing` builds them from a configuration file, and `rules` checks the rules
+between them. Nothing changes them afterwards.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from iapo_jax.config.fields import (
 )
 from iapo_jax.config.model import ModelConfig
 
-# Uncertainty of an answer, by `rl.mi`; the latter need a completion's own.
+# Uncertainties of an answer (`rl.mi`), and those that need the completion's own
+# answer.
 ESTIMATORS = ("entropy", "gold", "own", "answer_entropy", "gold_chance")
 OF_OWN_ANSWER = ("own", "answer_entropy")
 RATIOS = ("token", "sequence")
@@ -35,11 +36,13 @@ def _moment() -> Rule:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis; one of them may be -1, all that are left."""
+  """Devices along each mesh axis; one may be -1, for all that remain."""
 
-  data: int = field(-1, "devices that split the batch", _axis())
+  data: int = field(
+      -1, "devices that split the batch; -1 takes all that remain", _axis()
+  )
   fsdp: int = field(
-      1, "devices that split the batch, weights and moments", _axis()
+      1, "devices that split the batch, weights and Adam's moments", _axis()
   )
   tensor: int = field(
       1, "devices that split heads, MLP and vocabulary", _axis(),
@@ -49,7 +52,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-  """Sampling of training, from the whole distribution: no top-p, no top-k."""
+  """Sampling in training, from the whole distribution: no top-p, no top-k."""
 
   max_tokens: int = field(
       72, "t, the longest completion, in tokens", at_least(2),
@@ -57,25 +60,25 @@ class RolloutConfig:
                "max_length", "response_length"),
   )  # fmt: skip
   temperature: float = field(
-      1.0, "divides the logits, also of probes and of the training pass",
+      1.0, "divides the logits, also in probes and in the training pass",
       positive(),
   )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """r = correctness part + format part."""
+  """The reward r, the sum of a correctness part and a format part."""
 
   grader: str = field(
       "token_match",
-      "token_match compares tokens in the compiled program, where the tokenizer"
-      " allows it; host compares decoded text",
+      "token_match compares tokens in the compiled program, and needs a"
+      " tokenizer that allows it; host compares decoded text",
       one_of("token_match", "host"),
   )
-  correct: float = field(1.0, "part of a right answer")
-  wrong: float = field(-1.0, "part of any other")
-  well_formed: float = field(0.5, "part of the asked-for format")
-  malformed: float = field(-0.5, "part of any other")
+  correct: float = field(1.0, "correctness part of a right answer")
+  wrong: float = field(-1.0, "correctness part of any other answer")
+  well_formed: float = field(0.5, "format part of the requested format")
+  malformed: float = field(-0.5, "format part of any other format")
   overlong_tokens: int = field(
       0,
       "width in tokens of DAPO's soft length penalty before rollout.max_tokens;"
@@ -95,36 +98,38 @@ class ProbeConfig:
   )
   at: str = field(
       "stride",
-      "positions probed besides 0 and the last: every stride-th, or where"
-      " sentences or lines end; statistics between them are interpolated",
+      "positions to probe besides 0 and the last: stride (every stride-th) or"
+      " sentences (where a sentence or line ends); statistics between probes"
+      " are interpolated",
       one_of("stride", "sentences"),
   )
   stride: int = field(
       1,
       "probes positions 0, stride, 2 stride, ...; 0 probes none, for credit"
-      " that reads no information",
+      " modes that read no information",
       at_least(0),
   )
   estimator: str = field(
       "entropy",
-      "uncertainty of the answer: entropy of its first token, surprise at the"
-      " gold or at the completion's own answer, answer_entropy along its own"
-      " answer, or gold_chance, the chance of another than the gold one",
+      "uncertainty of the answer: entropy (of its first token), gold or own"
+      " (-log p of the gold answer or of the completion's own), answer_entropy"
+      " (entropy along its own answer) or gold_chance (1 - p of the gold"
+      " answer)",
       one_of(*ESTIMATORS),
   )
   answer_tokens: int = field(
       1,
-      "tokens of an answer that are read at most, by every estimator but"
-      " entropy and by loss.early_weight",
+      "most tokens of an answer to read; all estimators but entropy use it, and"
+      " so does loss.early_weight",
       at_least(1),
   )
   layers: int = field(
-      0, "first layers that a probe goes through; 0 is all", at_least(0)
+      0, "number of first layers that a probe runs; 0 runs all", at_least(0)
   )
 
   @property
   def shown_tokens(self) -> int:
-    """Tokens of an answer that a probe has after the elicitation."""
+    """Tokens of an answer that a probe reads after the elicitation."""
     return 0 if self.estimator == "entropy" else self.answer_tokens - 1
 
 
@@ -144,46 +149,52 @@ class CreditConfig:
       " rewards",
       aliases=("scale_rewards", "norm_adv_by_std_in_grpo"),
   )
-  info_weight: float = field(1.0, "w_info")
-  explore_weight: float = field(1.0, "w_explore; w of gtpo")
+  info_weight: float = field(
+      1.0, "w_info, weight of the information term"
+  )
+  explore_weight: float = field(
+      1.0, "w_explore, weight of the exploration term; in gtpo its w"
+  )
   discount: float = field(
-      0.9, "discount of to_go", between(0, 1), aliases=("gamma",)
+      0.9, "discount per token, for to_go", between(0, 1), aliases=("gamma",)
   )
-  cost: float = field(0.0, "c of to_go, nats per token")
+  cost: float = field(0.0, "c, cost of a token in nats, for to_go")
   only_correct: bool = field(
-      True, "to_go credits correct completions only, or all"
+      True, "whether to_go credits only correct completions"
   )
-  length_weight: float = field(1.0, "w of the length penalties")
-  horizon: int = field(1, "K of faithful", at_least(1))
+  length_weight: float = field(1.0, "weight of the length penalties")
+  horizon: int = field(
+      1, "K, horizon of faithful in tokens", at_least(1)
+  )
   information: str = field(
       "realised",
-      "what paper and to_go credit: realised information; as controls the same"
-      " shuffled over the reasoning of each sequence, or none",
+      "information that paper and to_go credit: realised, or as a control"
+      " shuffled (over the reasoning of each completion) or none",
       one_of("realised", "shuffled", "none"),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig:
-  """Which completions, and which of their tokens, learn; all by default."""
+  """Selects the completions and tokens that learn; by default all do."""
 
   shortest: int = field(
       0,
-      "members of each group that learn, the shortest, compared with each other"
-      " alone (GFPO); 0 is all",
+      "number of shortest completions per group that learn, compared only with"
+      " each other (GFPO); 0 is all",
       at_least(0),
   )
   with_spread: bool = field(
       False,
-      "only groups whose rewards differ learn or count in means (DAPO)",
+      "only groups whose rewards differ learn and count in means (DAPO)",
       aliases=("filter_groups", "dynamic_sampling"),
   )
   first_tokens: int = field(
-      0, "first tokens of a completion that learn (S-GRPO); 0 is all",
+      0, "number of first tokens per completion that learn (S-GRPO); 0 is all",
       at_least(0),
   )  # fmt: skip
   short_tokens: int = field(
-      0, "later tokens may learn in completions of fewer tokens than this",
+      0, "in completions shorter than this, later tokens may learn, too",
       at_least(0),
   )  # fmt: skip
   later_share: float = field(
@@ -196,33 +207,38 @@ class LossConfig:
   """The policy-gradient loss."""
 
   ratio: str = field(
-      "token", "ratio to the sampling policy, of each token or sequence (GSPO)",
+      "token", "ratio to the sampling policy, per token or per sequence (GSPO)",
       one_of(*RATIOS), aliases=("importance_sampling_level",),
   )  # fmt: skip
   clip_low: float = field(
-      0.2, "lower clip range", between(0, 1),
+      0.2, "clips ratios below 1 - this", between(0, 1),
       aliases=("epsilon", "clip_ratio", "clip_ratio_low", "cliprange",
                "clip_eps", "clip_range"),
   )  # fmt: skip
   clip_high: float = field(
-      0.28, "upper clip range", at_least(0),
+      0.28, "clips ratios above 1 + this", at_least(0),
       aliases=("epsilon_high", "clip_ratio_high"),
   )  # fmt: skip
   kl_weight: float = field(
       0.001,
-      "weight of the k3 penalty against the starting policy; 0 leaves the"
-      " reference policy out of the program",
+      "weight of the KL penalty (k3 estimator) to the starting policy; 0 leaves"
+      " the reference policy out of the program",
       at_least(0),
       aliases=("beta", "kl_coef", "kl_loss_coef", "kl_coeff"),
   )
   aggregation: str = field(
-      "token_mean", "mean over the tokens that learn", one_of(*AGGREGATIONS),
+      "token_mean",
+      "mean of the loss: over all tokens that learn, over sequences of each"
+      " sequence's mean, or over sequences of each sequence's sum divided by"
+      " rollout.max_tokens",
+      one_of(*AGGREGATIONS),
       aliases=("loss_type", "loss_agg_mode"),
   )  # fmt: skip
   early_weight: float = field(
       0.0,
-      "weight of -log p of the first probe.answer_tokens of each completion's"
-      " own answer, asked for at a random cut",
+      "weight of a loss that teaches early answers: -log p of the first"
+      " probe.answer_tokens tokens of each completion's own answer, after a"
+      " random cut",
       at_least(0),
   )
   num_updates: int = field(
@@ -231,13 +247,14 @@ class LossConfig:
   )  # fmt: skip
   micro_batches: int = field(
       1,
-      "parts of a batch of full completions, fewer where they are shorter:"
-      " changes memory, not results; a pass of probes has as many tokens",
+      "parts of the batch that are computed one after another: changes memory,"
+      " not results; shorter completions take fewer parts; also limits the"
+      " tokens of a probe pass",
       at_least(1),
       aliases=("gradient_accumulation_steps", "grad_accum"),
   )
   head_chunk: int = field(
-      128, "completion positions whose logits exist at one time", at_least(1)
+      128, "completion positions whose logits exist at once", at_least(1)
   )
 
 
@@ -246,30 +263,35 @@ class OptimizerConfig:
   """AdamW with linear warm-up and optional cosine decay."""
 
   learning_rate: float = field(
-      5e-4, "the peak", at_least(0), aliases=("lr", "step_size")
+      5e-4, "peak learning rate", at_least(0), aliases=("lr", "step_size")
   )
   warmup_steps: int = field(
-      0, "updates until the peak", at_least(0), aliases=("lr_warmup_steps",)
+      0, "updates until the peak learning rate", at_least(0),
+      aliases=("lr_warmup_steps",),
   )
   decay: bool = field(
-      False, "falls to 0 over the stage, along a cosine",
+      False, "lowers the learning rate to 0 over the stage, along a cosine",
       aliases=("lr_scheduler_type", "lr_schedule"),
   )  # fmt: skip
   b1: float = field(
-      0.9, "Adam's first moment", _moment(), aliases=("beta1", "adam_beta1")
+      0.9, "decay of Adam's first moment", _moment(),
+      aliases=("beta1", "adam_beta1"),
   )
   b2: float = field(
-      0.99, "Adam's second moment", _moment(), aliases=("beta2", "adam_beta2")
+      0.99, "decay of Adam's second moment", _moment(),
+      aliases=("beta2", "adam_beta2"),
   )
-  weight_decay: float = field(0.0, "decoupled", at_least(0), aliases=("wd",))
+  weight_decay: float = field(
+      0.0, "decoupled weight decay", at_least(0), aliases=("wd",)
+  )
   clip_norm: float = field(
-      1.0, "largest global norm of a gradient", positive(),
+      1.0, "clips the global norm of gradients to this", positive(),
       aliases=("max_grad_norm", "grad_clip", "gradient_clip"),
   )  # fmt: skip
   max_skipped: int = field(
       5,
-      "steps in a row without an update, for numbers that are not finite, after"
-      " which a run stops",
+      "the run stops after this many steps in a row without an update because"
+      " a number was not finite",
       at_least(1),
   )
 
@@ -279,19 +301,20 @@ class WarmStartConfig:
   """The supervised stage on worked solutions."""
 
   num_steps: int = field(
-      0, "supervised steps; 0 leaves the stage out", at_least(0),
+      0, "supervised steps; 0 skips the stage", at_least(0),
       aliases=("sft_steps",),
   )  # fmt: skip
   batch_size: int = field(64, "solutions per step", at_least(1))
   early_share: float = field(
       0.25,
-      "share of examples cut at a random point and followed by the answer:"
-      " probes rely on a policy that learned to answer early",
+      "share of examples that are cut at a random point and followed by the"
+      " answer, since probes need a policy that learned to answer early",
       between(0, 1),
   )
   early_full_share: float = field(
       0.1,
-      "share of those that teach every token; the others teach the answer only",
+      "share of the cut examples that teach every token; the others teach only"
+      " the answer",
       between(0, 1),
   )
   optimizer: OptimizerConfig = OptimizerConfig(learning_rate=6e-3)
@@ -302,11 +325,11 @@ class EvaluationConfig:
   """Sampled evaluation."""
 
   every: int = field(
-      10, "RL steps between validations; 0 is never", at_least(0),
+      10, "RL steps between validations; 0 never validates", at_least(0),
       aliases=("eval_steps", "test_freq", "eval_every"),
   )  # fmt: skip
   problems: int = field(
-      256, "first validation problems that are judged", at_least(1)
+      256, "validates on this many first validation problems", at_least(1)
   )
   samples: int = field(
       1, "completions per problem", at_least(1), aliases=("n_samples",)
@@ -315,38 +338,41 @@ class EvaluationConfig:
       256, "completions per call of the compiled sampler", at_least(1),
       aliases=("per_device_eval_batch_size", "eval_batch_size"),
   )  # fmt: skip
-  temperature: float = field(1.0, "of sampling; 0 is greedy", at_least(0))
+  temperature: float = field(
+      1.0, "sampling temperature; 0 is greedy", at_least(0)
+  )
   checkpoint: str = field(
       "last",
-      "policy that the test split judges: last, or best, the highest pass@k /"
-      " length@k among the five with the highest validation accuracy",
+      "policy to evaluate on the test split: last, or best (among the five with"
+      " the highest validation accuracy, the one with the highest pass@k /"
+      " length@k)",
       one_of("last", "best"),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """What is saved besides the start, the end and every validation."""
+  """Checkpoints besides those of the start, the end and every validation."""
 
   every: int = field(
-      50, "steps between saves, in either stage; 0 adds none", at_least(0),
+      50, "steps between saves, in both stages; 0 adds none", at_least(0),
       aliases=("save_steps", "save_freq", "save_every"),
   )  # fmt: skip
   keep_last: int = field(
-      2, "newest checkpoints kept: the newest may turn out to be damaged",
+      2, "newest checkpoints to keep; the newest may turn out to be damaged",
       at_least(2), aliases=("save_total_limit", "max_to_keep"),
   )  # fmt: skip
   keep_best: int = field(
-      5, "checkpoints kept for their validation accuracy", at_least(0)
+      5, "checkpoints of highest validation accuracy to keep", at_least(0)
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """What is written down of the rollouts."""
+  """Records of rollouts and metrics."""
 
   samples_every: int = field(
-      10, "RL steps between records of completions, token by token; 0 is never",
+      10, "RL steps between token-by-token records of completions; 0 is never",
       at_least(0),
   )  # fmt: skip
   samples: int = field(
@@ -355,7 +381,7 @@ class LogConfig:
   )  # fmt: skip
   wandb: str = field(
       "off",
-      "send metrics to W&B: off, offline (files for `wandb sync`) or online",
+      "sends metrics to W&B: off, offline (files for `wandb sync`) or online",
       one_of("off", "offline", "online"),
       aliases=("report_to", "use_wandb"),
   )
@@ -378,17 +404,17 @@ class Config:
       aliases=("num_generations", "n", "rollout_n", "num_samples"),
   )  # fmt: skip
   num_steps: int = field(
-      60, "RL steps; 0 leaves the stage out", at_least(0),
+      60, "RL steps; 0 skips the stage", at_least(0),
       aliases=("max_steps", "steps", "train_steps", "total_training_steps"),
   )  # fmt: skip
   init_from: str = field(
       "",
-      "policy to start from: the folder of a finished run, or a checkpoint,"
+      "policy to start from: the folder of a finished run, or a checkpoint"
       " RUN/checkpoints/STAGE/STEP",
       aliases=("resume_from_checkpoint", "load_checkpoint"),
   )
   debug: bool = field(
-      False, "look for NaN in every operation: slow, with the same numbers"
+      False, "checks every operation for NaN: slower, same results"
   )
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   mesh: MeshConfig = MeshConfig()
@@ -407,16 +433,16 @@ class Config:
 
   @property
   def sequences_per_step(self) -> int:
-    """Completions that one step samples, b = q g."""
+    """The number of completions that a step samples, b = q g."""
     return self.prompts_per_step * self.group_size
 
   @property
   def update_rows(self) -> int:
-    """Sequences of an update: completions, and as many early answers."""
+    """The number of sequences in an update, early answers included."""
     return self.sequences_per_step * (2 if self.loss.early_weight else 1)
 
   @property
   def tokens_per_pass(self) -> int:
-    """Completion tokens of one micro-batch, padding included."""
+    """The number of completion tokens in a micro-batch, with padding."""
     tokens = self.sequences_per_step * self.rollout.max_tokens
     return tokens // self.loss.micro_batches
