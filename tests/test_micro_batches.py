@@ -90,6 +90,7 @@ CFG = Config(
 PROMPTS = tiny.make_prompts(lengths=(5, 1, 3, 6, 2, 4, 6, 1))
 
 
+@jax.jit
 def score(params, ids):
   return tiny.score(
       params, PROMPTS, ids, cfg=CFG.model, group_size=CFG.group_size,
@@ -97,13 +98,20 @@ def score(params, ids):
   ).logprob  # fmt: skip
 
 
-def ragged(params):
+@functools.cache
+def make_params(sharpness=3.0):
+  return tiny.make_params(CFG.model, sharpness=sharpness)
+
+
+@functools.cache
+def ragged(sharpness=3.0):
   """Completions of all lengths by a policy that has moved a little since."""
+  params = make_params(sharpness)
   rows, longest = CFG.sequences_per_step, CFG.rollout.max_tokens
   keys = iter(jax.random.split(jax.random.key(0), 5))
   lengths = jax.random.randint(next(keys), (rows,), 1, 150).at[3].set(longest)
   ids = jax.random.randint(next(keys), (rows, longest), 3, 29)
-  logprobs = jax.jit(score)(params, ids)
+  logprobs = score(params, ids)
   noise = jax.random.normal(next(keys), ids.shape)
   tokens = update.Tokens(
       ids=ids,
@@ -121,38 +129,48 @@ def ragged(params):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_early_answers_count_once_whatever_the_cuts(parts):
   """Copies that fill a micro-batch up teach nothing, whatever they carry."""
-  params = tiny.make_params(CFG.model)
-  plain = ragged(params)
-  rng = np.random.default_rng(7)
-  # All of them are short, and all have an answer.
-  lengths = rng.integers(3, 60, CFG.sequences_per_step)
-  early = EarlyAnswers(
-      tokens=jnp.asarray(rng.integers(3, 29, plain.tokens.ids.shape)),
-      lengths=jnp.asarray(lengths, jnp.int32),
-      learned=jnp.arange(256) == lengths[:, None] - 1,
-  )
-  both = update.with_early_answers(plain, early, weight=0.5)
+  both = update.with_early_answers(ragged(), early_answers(), weight=0.5)
   one = MeshConfig(data=1, fsdp=1, tensor=1)
   loss = dataclasses.replace(CFG.loss, micro_batches=parts)
   cfg = dataclasses.replace(CFG, mesh=one, loss=loss)
   ours, _ = jax.jit(functools.partial(update._gradients, cfg=cfg))(
-      params, both
+      make_params(), both
   )
-
-  def early_loss(params):
-    logprobs = score(params, early.tokens)
-    total = jnp.sum(jnp.where(early.learned, logprobs, 0.0))
-    return -0.5 * total / len(lengths)
-
-  without, _ = plain_gradients(params, plain.tokens)
-  expected = jax.tree.map(
-      jnp.add, without, jax.jit(jax.grad(early_loss))(params)
-  )
+  without, _ = plain_gradients()
+  expected = jax.tree.map(jnp.add, without, early_gradients())
   chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-def plain_gradients(params, tokens):
+@functools.cache
+def early_answers():
+  """Short ones, one for each completion."""
+  rng = np.random.default_rng(7)
+  rows, longest = CFG.sequences_per_step, CFG.rollout.max_tokens
+  lengths = rng.integers(3, 60, rows)
+  return EarlyAnswers(
+      tokens=jnp.asarray(rng.integers(3, 29, (rows, longest))),
+      lengths=jnp.asarray(lengths, jnp.int32),
+      learned=jnp.arange(longest) == lengths[:, None] - 1,
+  )
+
+
+@functools.cache
+def early_gradients():
+  """Gradients of the early answers alone, all of them at once."""
+  early = early_answers()
+
+  def loss(params):
+    logprobs = score(params, early.tokens)
+    total = jnp.sum(jnp.where(early.learned, logprobs, 0.0))
+    return -0.5 * total / len(early.lengths)
+
+  return jax.jit(jax.grad(loss))(make_params())
+
+
+@functools.cache
+def plain_gradients():
   """Of the whole batch at once, through the log-probabilities."""
+  tokens = ragged().tokens
 
   def loss(params):
     logprobs = score(params, tokens.ids)
@@ -167,13 +185,12 @@ def plain_gradients(params, tokens):
     )
     return jnp.sum(tokens.weights * per_token), logprobs
 
-  return jax.jit(jax.grad(loss, has_aux=True))(params)
+  return jax.jit(jax.grad(loss, has_aux=True))(make_params())
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_gradients_are_those_of_the_whole_batch(devices):
-  params = tiny.make_params(CFG.model)
-  experience = ragged(params)
+  params, experience = make_params(), ragged()
   one = MeshConfig(data=1, fsdp=1, tensor=1)
   cfg = CFG if devices == 8 else dataclasses.replace(CFG, mesh=one)
   mesh = assembly.make_mesh(cfg, jax.local_devices()[:devices])
@@ -184,7 +201,7 @@ def test_gradients_are_those_of_the_whole_batch(devices):
 
   placed = sharding.put_batch(experience, mesh)
   ours, logprobs = jax.jit(run)(params, placed)
-  expected, theirs = plain_gradients(params, experience.tokens)
+  expected, theirs = plain_gradients()
   chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
   live = np.asarray(experience.tokens.weights) > 0
   np.testing.assert_allclose(
@@ -197,8 +214,7 @@ def test_gradients_are_those_of_the_whole_batch(devices):
 def test_bfloat16_is_near_float32(remat):
   """Also a check that a CPU has all the products of a bfloat16 update."""
   model = dataclasses.replace(CFG.model, remat=remat)
-  params = tiny.make_params(model, sharpness=1.0)
-  experience = ragged(params)
+  params, experience = make_params(1.0), ragged(1.0)
   found = {}
   for dtype in ("float32", "bfloat16"):
     cfg = dataclasses.replace(
@@ -220,7 +236,7 @@ def test_short_completions_have_no_more_logits_at_once():
       CFG.loss, micro_batches=8, head_chunk=16
   ))  # fmt: skip
   params = jax.eval_shape(functools.partial(tiny.make_params, model))
-  experience = ragged(tiny.make_params(CFG.model))
+  experience = ragged()
   run = functools.partial(update._gradients, cfg=cfg)
   sizes = tiny.array_sizes(jax.make_jaxpr(run)(params, experience).jaxpr)
   # 16 completions in 8 micro-batches: 2 rows, 16 positions, the vocabulary.

@@ -34,7 +34,7 @@ def of_length(rollout, grades, prompts):
 @pytest.mark.full
 def test_a_reward_in_the_program(tmp_path, capsys):
   samples = train(tmp_path, Own(reward=of_length))
-  assert len(samples) == 128
+  assert len(samples) == 64
   for sample in samples:
     assert sample["reward"] == -len(sample["tokens"])
   assert "own        reward of_length" in capsys.readouterr().out
@@ -57,14 +57,15 @@ def test_a_reward_of_texts(tmp_path, mesh):
   samples = train(
       tmp_path, Own(text_reward=reward), model__vocab_size=40, **fields
   )
-  assert len(asked) == len(samples) == 128  # two steps
+  assert len(asked) == len(samples) == 64  # two steps
   expected = sorted((s["reward"], s["gold"].strip()) for s in samples)
   assert expected == sorted((float(len(x)), gold) for x, gold in asked)
 
 
 @pytest.mark.full
 def test_a_reward_that_fails(tmp_path):
-  with pytest.raises(Exception, match="must give 64 numbers, as many as there"):
+  message = "must return 32 numbers, one per completion"
+  with pytest.raises(Exception, match=message):
     train(tmp_path / "a", Own(text_reward=lambda x, y: [1.0]))
   with pytest.raises(ValueError, match="reward or text_reward, not both"):
     Own(reward=of_length, text_reward=lambda x, y: x)

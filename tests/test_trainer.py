@@ -23,7 +23,8 @@ from iapo_jax.run.checkpoint import Checkpoints
 def small(**overrides):
   config = config_lib.default()
   config.num_steps = 2
-  config.warm_start.num_steps = 12
+  config.group_size = 4
+  config.warm_start.update({"num_steps": 12, "batch_size": 16})
   config.warm_start.optimizer.learning_rate = 1e-2
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   # With levels, slips and early answers: a run reports all that one can.
@@ -206,7 +207,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(finished):
       data__arithmetic__max_total=arithmetic.max_total + 1,
   )
   parts = assembly.assemble(cfg)
-  rule = r"init_from = '.*': token \d+ is 'no' to the run there, and '\w+' to"
+  rule = r"init_from = '.*': must have .* token \d+ is 'no', here '\w+'"
   with pytest.raises(ConfigError, match=rule):
     sources.check_start(parts)
 
@@ -220,7 +221,7 @@ def test_no_checkpoint(tmp_path):
   for find in (sources.last, lambda run: sources.named(str(run))):
     with pytest.raises(ConfigError, match="holds no checkpoint"):
       find(tmp_path / "run")
-  with pytest.raises(ConfigError, match="holds no validated checkpoint"):
+  with pytest.raises(ConfigError, match="holds no intact checkpoint that was"):
     sources.best(tmp_path / "run")
 
 
@@ -279,7 +280,7 @@ def test_a_wrong_source_leaves_the_workdir_alone(finished, tmp_path):
       (tmp_path / "typo", r"config.init_from = '.*typo': must be the folder"),
       (tmp_path / "typo/checkpoints/rl/1", "config.init_from = .* must be the"),
       (unfinished_copy(finished, tmp_path / "young"), "is not finished"),
-      (finished / "checkpoints" / "rl" / "7", r"no such checkpoint; kept are"),
+      (finished / "checkpoints" / "rl" / "7", r"no such checkpoint; must be"),
       (finished / "checkpoints" / "rl" / "x", "must end in the number"),
   ):
     for dry_run in (False, True):
@@ -328,8 +329,8 @@ def test_going_on_elsewhere_is_told(finished, tmp_path, capsys):
   path.write_text(json.dumps(theirs | {"devices": "4 x tpu"}))
   trainer.train(small(reward__grader="host"), copy)
   assert (
-      "warning: devices: the run began with '4 x tpu' and goes on with '1 x"
-      " cpu'; the steps"
+      "warning: devices: the run began with '4 x tpu' and continues with '1"
+      " x cpu'; the next steps"
   ) in capsys.readouterr().out
   # Nothing was left to do but the evaluation: it repeats itself.
   ours, theirs = (
@@ -347,14 +348,14 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   # 2,368 + 2 x 65,664 + 64 = 133,760.
   assert "133,760 weights: 2 layers of width 64, vocabulary 37" in out
   assert "mesh       data 8 x fsdp 1 x tensor 1 on cpu" in out
-  # 64 x 72 tokens either way.
-  assert "warm start 12 steps of 64 chains, at most 4,608 tokens" in out
+  # 16 x 72 and 32 x 72 tokens.
+  assert "warm start 12 steps of 16 chains, at most 1,152 tokens" in out
   assert (
-      "rl         2 steps of 8 prompts x 8 samples = 64 sequences, 8 per data"
-      " shard, at most 4,608 sampled tokens a step"
+      "rl         2 steps of 8 prompts x 4 samples = 32 sequences, 4 per data"
+      " shard, at most 2,304 sampled tokens a step"
   ) in out
-  # 64 completions, and early answers to as many.
-  assert "update     1 per rollout, each of 1 micro-batch of 128 seq" in out
+  # 32 completions, and early answers to as many.
+  assert "update     1 per rollout, each of 1 micro-batch of 64 seq" in out
   assert "every 1 RL steps on 16 problems" in out
   for program in ("warm start", "rl step", "evaluation"):
     assert re.search(rf"memory     {program} about \d+\.\d MiB a device", out)
@@ -397,10 +398,10 @@ def test_the_estimate_of_the_warm_start():
   parts = assembly.assemble(small(mesh__data=1), jax.local_devices()[:1])
   stage = assembly.warm_start_stage(parts)
   rows = {
-      "prompts": jax.tree.map(lambda x: x[:64], parts.task.tables["train"]
+      "prompts": jax.tree.map(lambda x: x[:16], parts.task.tables["train"]
                               .prompts),
-      "completion": np.zeros((64, 72), np.int32),
-      "learned": np.zeros((64, 72), bool),
+      "completion": np.zeros((16, 72), np.int32),
+      "learned": np.zeros((16, 72), bool),
   }  # fmt: skip
   step = assembly.warm_start_step_of(parts, stage)
   compiled = step.lower(stage.spec.shapes, Demonstrations(**rows)).compile()
@@ -411,7 +412,7 @@ def test_the_estimate_of_the_warm_start():
 def test_the_plan_tells_only_what_will_run(tmp_path, capsys):
   trainer.train(small(num_steps=0), tmp_path / "run", dry_run=True)
   out = capsys.readouterr().out
-  assert "warm start 12 steps of 64 chains" in out
+  assert "warm start 12 steps of 16 chains" in out
   assert not re.search(r"^(rl|update|probes|credit) ", out, re.MULTILINE)
   assert "rl step" not in out and "+ reference" not in out
 
@@ -420,8 +421,8 @@ def test_a_vocabulary_smaller_than_the_tokenizer():
   with pytest.raises(ConfigError) as error:
     assembly.assemble(small(model__vocab_size=20))
   assert str(error.value) == (
-      "config.model.vocab_size = 20: must be at least the tokenizer's 37, or"
-      " left out to take it"
+      "config.model.vocab_size = 20: must be at least 37, the tokenizer's"
+      " size; leave it out for that"
   )
 
 
