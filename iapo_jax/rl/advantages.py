@@ -1,7 +1,7 @@
 """Formulas of rewards, group advantages and token credit.
 
-They know no configuration. Weights may be traced: one compiled program serves
-all of their values. Arguments, the same everywhere:
+They know no configuration. Weights may be traced, so that one compiled program
+serves all of their values. Arguments are the same everywhere:
 
   rewards (r), group_adv (A)   fp32[b], prompt-major
   correct, credited            bool[b]
@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from iapo_jax.core import masked
-
-Array = jax.Array
+from iapo_jax.core.types import Array
 
 
 def group_advantages(
@@ -41,8 +40,8 @@ def group_advantages(
   centred = grouped - masked.mean(grouped, there)[:, None]
   if normalise:
     centred /= masked.std(grouped, there, ddof=1)[:, None] + 1e-4
-  # A group without spread must give exactly 0: a rounding residue of its mean
-  # would be scaled up by 1 / 1e-4.
+  # A group without spread must give exactly 0. Otherwise the rounding error of
+  # its mean would be scaled up by 1 / 1e-4.
   learns = there & masked.differ(grouped, there)
   return jnp.where(learns, centred, 0.0).reshape(-1)
 
@@ -57,9 +56,9 @@ def length_penalised_rewards(
 ) -> Array:
   """Subtracts w · T / T_max from r on correct completions.
 
-  The control that a claim about length must face. Use it with group
-  advantages that are *not* divided by the standard deviation: with the
-  division, a group that is correct throughout cancels w. Returns fp32[b].
+  A control for claims about length. Use it with group advantages that are *not*
+  divided by the standard deviation: in a group whose completions are all
+  correct, the division cancels w. Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, correct, lengths])
   penalty = weight * lengths.astype(jnp.float32) / max_length
@@ -127,12 +126,12 @@ def entropy_weighted_advantages(
   chex.assert_equal_shape([group_adv, rewards])
   chex.assert_equal_shape([entropy, mask])
   good = (rewards >= 0)[:, None]
-  floored = jnp.maximum(entropy, 1e-6)  # keeps 1 / h of a certain token finite
+  floored = jnp.maximum(entropy, 1e-6)  # keeps 1 / h finite for a certain token
   value = jnp.where(good, floored, 1.0 / floored)
   lengths = jnp.sum(mask, axis=1, keepdims=True)
 
   def share(members: Array) -> Array:
-    """Each member's part of its group's sum over `members`, per token."""
+    """Divides each member's value by its group's sum over `members`."""
     parts = jnp.where(mask & members, value, 0.0)
     grouped = parts.reshape(-1, group_size, parts.shape[1])
     total = jnp.sum(grouped, axis=1, keepdims=True)
@@ -171,10 +170,10 @@ def information_to_go(
 ) -> Array:
   """[credited] · Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after.
 
-  One-step information credits the token that states a result; the forward sum
-  reaches the decision that made the result possible. With γ = 1 and c = 0 it
-  telescopes to H_{t−1} − H_R. This project's extension. `cost` (c) is in nats
-  per token. Returns fp32[b, t].
+  One-step information credits the token that states a result. The forward sum
+  also reaches the decision that made the result possible. With γ = 1 and c = 0
+  it telescopes to H_{t−1} − H_R. An extension by this project, not in the
+  paper. `cost` (c) is in nats per token. Returns fp32[b, t].
   """
   chex.assert_equal_shape([mi, reasoning_mask])
   net = jnp.where(reasoning_mask, mi - cost, 0.0)

@@ -1,4 +1,4 @@
-"""From a graded, probed rollout to token advantages and their metrics."""
+"""Computes token advantages and their metrics from a graded, probed rollout."""
 
 import chex
 import jax
@@ -22,10 +22,10 @@ from iapo_jax.rl.own import Credit, Evidence
 
 @struct.dataclass
 class Credited:
-  """Token advantages and what they were made of.
+  """Token advantages and their evidence.
 
   Attributes:
-    evidence: of the completions.
+    evidence: the arrays from which the advantages were computed.
     advantages: fp32[b, t], 0 after the end; constants for the gradient.
     learned: bool[b, t], the tokens that carry loss.
   """
@@ -46,11 +46,11 @@ def assign(
     reward: Array | None = None,
     own: Credit | None = None,
 ) -> tuple[Credited, dict[str, Array]]:
-  """Credits each token of a rollout; returns metrics of the batch, too.
+  """Credits each token of a rollout; also returns metrics of the batch.
 
   A user's `reward` fp32[b] or credit (`own`) replaces the configured one.
-  Without probes uncertainty and information are 0, and no `probe/...` metric
-  exists.
+  Without probes, uncertainty and information are 0, and there are no
+  `probe/...` metrics.
   """
   parts = {}
   if reward is None:
@@ -88,7 +88,7 @@ def assign(
 def _rewards(
     grades: Grades, cfg: Config
 ) -> tuple[Array, dict[str, Array]]:
-  """The reward of each completion, fp32[b], and the means of its parts."""
+  """Returns the reward of each completion, fp32[b], and means of its parts."""
   correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
@@ -109,7 +109,7 @@ def _compared(
     weights: CreditWeights,
     cfg: Config,
 ) -> Array:
-  """The rewards that a group's members are compared by, less penalties."""
+  """Returns the rewards, less penalties, that group advantages compare."""
   longest = cfg.rollout.max_tokens
   if cfg.reward.overlong_tokens:
     reward = advantages.overlong_penalised_rewards(
@@ -132,7 +132,10 @@ def _compared(
 def _selected(
     reward: Array, rolled: Rollout, key: Array, cfg: Config
 ) -> tuple[Array | None, Array]:
-  """Who is compared, bool[b] (None: all); which tokens learn, bool[b, t]."""
+  """Returns the compared members, bool[b], and the learned tokens, bool[b, t].
+
+  None means that all members are compared.
+  """
   select, group_size = cfg.select, cfg.group_size
   # Tokens that the environment wrote do not learn.
   kept, learned = None, rolled.chosen
@@ -166,7 +169,7 @@ def _evidence(
     key: Array,
     cfg: Config,
 ) -> Evidence:
-  """Collects what a credit may read; `key` shuffles the control."""
+  """Collects the arrays that a credit may read; `key` shuffles the control."""
   rows, slots = rolled.tokens.shape
   reasoning = jnp.arange(slots) < grades.reasoning_lengths[:, None]
   uncertainty = jnp.zeros((rows, slots + 1))
@@ -218,7 +221,7 @@ def _credit_metrics(
   return {
       "credit/rms": rms,
       "credit/group_abs": scale,
-      # 0 where no group has spread: there is nothing to compare with.
+      # 0 if no group has spread: there is nothing to compare with.
       "credit/rms_over_group": jnp.where(
           scale > 0, rms / jnp.maximum(scale, 1e-8), 0.0
       ),
@@ -231,8 +234,8 @@ def _probe_metrics(
   """Measures accuracy and calibration of the probes.
 
   `accuracy` is how often the gold answer's first token is the most probable at
-  the end of the reasoning. A calibrated probe's mean log-likelihood of the
-  gold token, over all probed positions, is about the mean of −H there.
+  the end of the reasoning. If probes are calibrated, the mean log-likelihood of
+  the gold token over all probed positions is about the mean of −H there.
   """
   last = reasoning_lengths[:, None]
 

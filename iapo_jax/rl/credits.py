@@ -1,7 +1,7 @@
 """The credit modes: one function for each entry of `config.credits.CREDITS`.
 
 A mode returns the advantage of each token, fp32[b, t]. `credit.assign` ignores
-values outside `evidence.mask` and lets no gradient through.
+values outside `evidence.mask` and stops gradients.
 """
 
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def gtpo(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
 def length_penalty(
     evidence: Evidence, weights: CreditWeights, cfg: Config
 ) -> Array:
-  """A on every token; the rewards in A are less w · T / T_max already."""
+  """A on every token, from rewards that are already less w · T / T_max."""
   return _on_every_token(evidence.group_advantages, evidence)
 
 
@@ -96,7 +96,7 @@ def faithful(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
 
 
 def _on_every_token(per_completion: Array, evidence: Evidence) -> Array:
-  """fp32[b, t] of fp32[b]."""
+  """Repeats fp32[b] on every token: fp32[b, t]."""
   return jnp.broadcast_to(per_completion[:, None], evidence.mask.shape)
 
 
@@ -106,7 +106,7 @@ def _shaped(
     exploration: Array,
     weights: CreditWeights,
 ) -> Array:
-  """A with both terms, each fp32[b, t], at their weights."""
+  """Adds both terms, fp32[b, t] each, to A with their weights."""
   return advantages.shaped_advantages(
       evidence.group_advantages,
       evidence.rewards,

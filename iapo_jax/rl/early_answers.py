@@ -1,10 +1,11 @@
-"""Early answers, taught while the policy is trained.
+"""Teaches early answers while the policy is trained.
 
 Probes are informative because a policy has learned to answer early. As
-reinforcement learning changes the policy, its elicited answers drift from those
-that it would end with. So completions are cut at random and followed by the
-answer that they ended with. A policy that has learned these distributions has
-consistent probes: π_t(a) is the probability that its completion ends in a.
+reinforcement learning changes the policy, its elicited answers drift from the
+answers that its completions end in. So completions are cut at random, and each
+is followed by the answer that it ended in. A policy that has learned these
+distributions has consistent probes: π_t(a) is the probability that its
+completion ends in a.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,14 @@ from iapo_jax.core.types import Array, Grades
 
 @struct.dataclass
 class EarlyAnswers:
-  """Completions cut at random, each followed by its own answer.
+  """Completions cut at random, each followed by the answer that it ended in.
 
   Attributes:
     tokens: int32[b, t]: the beginning of a completion, the elicitation, the
       answer.
     lengths: int32[b], at least 1.
-    learned: bool[b, t], the tokens of answers; none where there is no answer,
-      or no room for it.
+    learned: bool[b, t], the tokens of answers. A row without an answer, or
+      without room for it, has none.
   """
 
   tokens: Array
@@ -40,7 +41,7 @@ def cut(
 ) -> EarlyAnswers:
   """Cuts completions int32[b, t] after 0 .. R tokens, uniformly.
 
-  A row's cut depends on `key`, its number and R alone.
+  The cut of a row depends only on `key`, the number of the row and R.
   """
   answers, answer_lengths = grades.answers, grades.answer_lengths
   reasoning_lengths = grades.reasoning_lengths

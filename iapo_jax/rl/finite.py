@@ -1,8 +1,8 @@
-"""Detection of numbers that are not finite, and updates that skip them.
+"""Detects numbers that are not finite, and skips updates that have them.
 
-One NaN in a gradient reaches every weight, and nothing removes it there. So a
-compiled step checks before it applies an update; the check costs a norm that is
-computed anyway.
+One NaN in a gradient reaches every weight, and nothing removes it from there.
+So a compiled step checks before it applies an update. The check needs only a
+norm that is computed anyway.
 """
 
 import functools
@@ -19,7 +19,7 @@ from iapo_jax.core.types import Array, PyTree
 
 
 def everywhere(tree: PyTree) -> Array:
-  """Whether every number in a tree of arrays is finite: bool[]."""
+  """Returns bool[]: whether every number in a tree of arrays is finite."""
   found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
   return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
 
@@ -31,10 +31,10 @@ def apply_update(
     opt_state: optax.OptState,
     metrics: Mapping[str, Array],
 ) -> tuple[PyTree, optax.OptState, dict[str, Array]]:
-  """Applies one optimizer update if everything about it is finite.
+  """Applies one optimizer update if the gradient and all metrics are finite.
 
-  Where the gradient's norm or any metric is not finite, parameters and moments
-  keep every bit. The norm is also infinite where its square overflows fp32.
+  If the gradient's norm or any metric is not finite, parameters and moments
+  keep every bit. The norm is also infinite if its square overflows fp32.
 
   Returns:
     Parameters, the optimizer's state, and two metrics: `grad_norm` before
@@ -54,7 +54,7 @@ def apply_update(
 
 
 def offenders(metrics: Mapping[str, Any]) -> list[str]:
-  """The names of numbers that are not finite, in order."""
+  """Returns the names of metrics that are not finite, in order."""
   return [
       name
       for name, x in metrics.items()

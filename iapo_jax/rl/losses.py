@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from iapo_jax.config.schema import AGGREGATIONS
 from iapo_jax.core import masked
-
-Array = jax.Array
+from iapo_jax.core.types import Array
 
 # exp(20) is far beyond any clip range and far within fp32.
 _MAX_LOG_RATIO = 20.0
@@ -20,7 +19,7 @@ _MAX_LOG_RATIO = 20.0
 def token_weights(
     mask: Array, *, aggregation: str, constant_length: int = 1
 ) -> Array:
-  """Weights w such that the batch's loss is Σ w · loss over all tokens.
+  """Returns weights w such that the batch's loss is Σ w · loss over all tokens.
 
   `token_mean`: 1 / (tokens that learn).
   `sequence_mean`: the mean over a sequence's tokens that learn, then over the
@@ -28,7 +27,7 @@ def token_weights(
   `constant_length`: 1 / (b · `constant_length`).
 
   `mask` bool[b, t] marks the tokens that learn. Returns fp32[b, t], 0 outside
-  it; raises ValueError for an unknown aggregation.
+  the mask. Raises ValueError for an unknown aggregation.
   """
   chex.assert_rank(mask, 2)
   valid = mask.astype(jnp.float32)
@@ -67,7 +66,7 @@ def sequence_log_ratios(
 
 
 def sequence_ratio(logprobs: Array, log_ratios: Array) -> Array:
-  """The value s with the gradient s · ∇ log π(o_t): s · π(o_t) / sg[π(o_t)].
+  """Returns s with the gradient s · ∇ log π(o_t): s · π(o_t) / sg[π(o_t)].
 
   GSPO-token, arXiv 2507.18071: the gradient of s · A where the tokens of a
   sequence share one advantage and weigh the same. Log-probabilities under the
@@ -109,5 +108,5 @@ def k3_divergence(logprobs: Array, reference_logprobs: Array) -> Array:
   chex.assert_equal_shape([logprobs, reference_logprobs])
   delta = jax.lax.stop_gradient(reference_logprobs) - logprobs
   delta = jnp.clip(delta, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-  # expm1: near 0, where π is close to π_ref, exp(Δ) − 1 would cancel.
+  # Where π is close to π_ref, Δ is near 0 and exp(Δ) − 1 would lose digits.
   return jnp.expm1(delta) - delta

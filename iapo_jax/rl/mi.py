@@ -1,4 +1,4 @@
-"""From probe statistics to the information of each token.
+"""Computes the information of each token from probe statistics.
 
 Early exit: end the reasoning after token t, ask for the answer, and measure its
 uncertainty H_t. Token t resolves H_{t−1} − H_t.
@@ -10,9 +10,7 @@ import jax.numpy as jnp
 
 from iapo_jax.config.schema import ESTIMATORS
 from iapo_jax.core import draws
-from iapo_jax.core.types import AnswerStatistics
-
-Array = jax.Array
+from iapo_jax.core.types import AnswerStatistics, Array
 
 
 def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
@@ -20,21 +18,21 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
 
     entropy         H of the answer's first token
     gold            −log π(a) of the whole gold answer a
-    own             −log π(a) of the completion's own answer a
-    answer_entropy  Σ_j H(a_j | a_<j) along the completion's own answer
+    own             −log π(a) of the completion's answer a
+    answer_entropy  Σ_j H(a_j | a_<j) along the completion's answer
     gold_chance     1 − π(a) of the whole gold answer a, a probability
 
-  All are in nats except `gold_chance`. `entropy` is IAPO's (arXiv 2602.19049).
+  All are in nats except `gold_chance`. IAPO (arXiv 2602.19049) uses `entropy`.
   `gold` and `own` are pointwise: they follow the probability of one answer.
   `answer_entropy` estimates the entropy of whole answers along one of them; its
   mean over answers drawn from π is that entropy. Where probes are consistent,
   1 − `gold_chance` is the probability that the completion ends right, which is
   the value of its prefix.
 
-  `stats.answer` must be of the gold answer for `gold` and `gold_chance`, of the
-  completion's own for `own` and `answer_entropy`. Returns fp32[b, t + 1], 0
-  beyond the last probe and where there is no answer; raises ValueError for an
-  unknown estimator.
+  `stats.answer` must score the gold answer for `gold` and `gold_chance`, and
+  the completion's answer for `own` and `answer_entropy`. Returns fp32[b,
+  t + 1], 0 beyond the last probe and where there is no answer. Raises
+  ValueError for an unknown estimator.
   """
   if estimator == "entropy":
     return stats.entropy
@@ -71,12 +69,12 @@ def realised_information(
 def shuffled_information(
     information: Array, reasoning_mask: Array, key: Array
 ) -> Array:
-  """The control: permutes each row's information over its positions.
+  """Permutes the information of each row over its positions, as a control.
 
   Keeps total, mean and spread of a row. A credit that does better than this
   control uses *where* information falls. `reasoning_mask` bool[b, t] is true on
-  tokens 1..R, a prefix of each row; a row's order depends on `key`, its number
-  and its length alone. Returns fp32[b, t], 0 where the mask is false.
+  tokens 1..R, a prefix of each row. The order of a row depends only on `key`,
+  the number of the row and R. Returns fp32[b, t], 0 where the mask is false.
   """
   chex.assert_equal_shape([information, reasoning_mask])
   noise = draws.uniform(key, *information.shape)
@@ -87,7 +85,7 @@ def shuffled_information(
 
 
 def reference_surprise(answer_entropy: Array, mask: Array) -> Array:
-  """The per-token term of the authors' published code, with exact probes.
+  """Computes the per-token term of the authors' code, with exact probes.
 
   surprise_i = (E_i + E_{i−1}) / 2 − E_{i+1} belongs to token o_{i+1}, with
   E_i = H_i for i < T, E_{−1} := 0 and E_T := 0. Its first and last values are

@@ -1,10 +1,10 @@
-"""Micro-batches of completions of similar length, by a budget of tokens.
+"""Makes micro-batches of completions of similar length, by a token budget.
 
-Programs have fixed shapes, completions do not. So completions are sorted by
-length on each data shard, and a loop takes them from the longest on. It cuts
-those of a micro-batch to the shortest of a few lengths that holds them; the
-shorter they are, the more of them a micro-batch has. The number of
-micro-batches depends on the lengths; the program does not.
+Programs have fixed shapes; completions do not. So completions are sorted by
+length on each data shard, and a loop takes them, longest first. It cuts the
+completions of a micro-batch to the shortest of a few lengths that holds them
+all. Shorter completions make larger micro-batches. The number of micro-batches
+depends on the lengths; the program does not.
 """
 
 import functools
@@ -17,8 +17,8 @@ from flax import struct
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, PyTree
 
-# (part of the batch, bool[m] its rows that count, the length that its
-# completions are cut to) -> (what is summed, fp32[m, length])
+# (m rows of the batch, bool[m] whether each counts, the length that its
+# completions are cut to) -> (terms of the sums, fp32[m, length])
 Step = Callable[[PyTree, Array, int], tuple[PyTree, Array]]
 
 
@@ -27,7 +27,7 @@ class _Loop:
   """The loop's carry.
 
   Attributes:
-    index: int32[], rows of each shard that were taken.
+    index: int32[], number of rows taken from each shard.
     total: the sums so far.
     found: fp32[shards, rows, t], results per token.
   """
@@ -46,15 +46,15 @@ def run(
     parts: int,
     max_tokens: int,
 ) -> tuple[PyTree, Array]:
-  """Runs `step` over a batch, a micro-batch at a time.
+  """Runs `step` over a batch, one micro-batch at a time.
 
-  `step` must leave rows that do not count out of its sums: they are copies.
+  Rows that do not count are copies: `step` must leave them out of its sums.
   `total` holds the zeros that the sums begin with. `batch` has b rows, a
-  multiple of `parts` times the data shards; completions of `max_tokens` make
-  `parts` micro-batches.
+  multiple of `parts` times the data shards. Completions of `max_tokens` tokens
+  make `parts` micro-batches.
 
   Returns:
-    The sums over the batch, and fp32[b, t], 0 beyond what was computed.
+    The sums over the batch, and fp32[b, t], 0 after the cut of each row.
   """
   shards = sharding.data_shards()
   local = lengths.shape[0] // shards
@@ -113,17 +113,18 @@ def _micro_batch(
 
 
 def cuts(max_tokens: int) -> list[int]:
-  """Lengths that completions are cut to; each needs a program of its own.
+  """Returns the lengths that completions are cut to, in ascending order.
 
-  Quarters of a long `max_tokens`. Short completions are not cut: that would
-  save less time than the compiler takes.
+  These are quarters of a long `max_tokens`. The step is compiled once for each
+  length. Short completions are not cut: that would save less time than the
+  compiler takes.
   """
   parts = 4 if max_tokens >= 256 else 1
   return [max_tokens * (n + 1) // parts for n in range(parts)]
 
 
 def _sorted(x: Array, order: Array, spare: int) -> Array:
-  """[shards, rows + spare, ...], sorted; repeats the last row to fill it."""
+  """Sorts into [shards, rows + spare, ...]; the last row fills the spare."""
   shards, rows = order.shape
   x = x.reshape(shards, rows, *x.shape[1:])
   index = order.reshape(shards, rows, *(1,) * (x.ndim - 2))
@@ -133,7 +134,7 @@ def _sorted(x: Array, order: Array, spare: int) -> Array:
 
 
 def _part(x: Array, index: Array, count: int) -> Array:
-  """[shards · count, ...]: `count` rows of each shard."""
+  """Takes `count` rows of each shard: [shards · count, ...]."""
   x = jax.lax.dynamic_slice_in_dim(x, index, count, axis=1)
   x = x.reshape(-1, *x.shape[2:])
   return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))

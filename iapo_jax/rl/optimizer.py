@@ -1,4 +1,4 @@
-"""Optimizers of the stages."""
+"""The optimizer of both stages."""
 
 import optax
 
@@ -6,10 +6,11 @@ from iapo_jax.config.schema import OptimizerConfig
 
 
 def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
-  """Linear warm-up, then constant or a cosine to 0 at the stage's end.
+  """Returns a linear warm-up, then a constant or a cosine decay.
 
+  The cosine reaches 0 at the end of the stage, after `num_steps` updates.
   Update i of the warm-up has (i + 1) / warmup_steps of the peak, so the first
-  update is not wasted. `num_steps` counts updates of the stage.
+  update is not wasted.
   """
   if c.decay:
     after = optax.cosine_decay_schedule(
@@ -25,7 +26,7 @@ def learning_rate(c: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     c: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """AdamW behind a global-norm clip; moments are fp32 like the weights."""
+  """Makes AdamW after a global-norm clip; moments are fp32 like the weights."""
   return optax.chain(
       optax.clip_by_global_norm(c.clip_norm),
       optax.adamw(

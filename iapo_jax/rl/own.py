@@ -1,4 +1,4 @@
-"""A user's functions in place of the package's own.
+"""Functions of a user that replace those of the package.
 
     from iapo_jax.cli import iapo
     from iapo_jax.rl.own import Own
@@ -9,8 +9,8 @@
     if __name__ == "__main__":
       iapo.run("train", own=Own(text_reward=reward))
 
-is a program with all flags of experiments/run.py. A run does not record the
-code of these functions: to resume it, start the same program.
+is a program with all flags of `iapo train`. A run does not record the code of
+these functions. To resume it, start the same program.
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ from iapo_jax.rewards.reward import Reward, TextReward
 
 @struct.dataclass
 class Evidence:
-  """The arrays that a credit is made of.
+  """The arrays from which a credit is computed.
 
   Attributes:
-    group_advantages: fp32[b], of `advantages.group_advantages`.
+    group_advantages: fp32[b], from `advantages.group_advantages`.
     rewards: fp32[b].
     correct: bool[b].
-    information: fp32[b, t], D in nats, or what `credit.information` puts in its
-      place; 0 outside the reasoning, and everywhere without probes.
-    entropies: fp32[b, t], in nats, of the policy where each token was sampled.
+    information: fp32[b, t], D in nats, or the control that the field
+      `credit.information` sets; 0 outside the reasoning and without probes.
+    entropies: fp32[b, t], of the policy where it sampled each token, in nats.
     mask: bool[b, t], the tokens of each completion.
-    reasoning: bool[b, t], its reasoning tokens.
+    reasoning: bool[b, t], the reasoning tokens of each completion.
     uncertainty: fp32[b, t + 1], `mi.uncertainty` of the answer before each
       token and after the last, in nats; 0 without probes.
   """
@@ -60,13 +60,13 @@ class Evidence:
 
   @property
   def lengths(self) -> Array:
-    """int32[b], tokens of each completion."""
+    """The number of tokens of each completion, int32[b]."""
     return jnp.sum(self.mask, axis=1)
 
 
 # Returns fp32[b, t]; values outside the mask are ignored.
 Credit = Callable[[Evidence], Array]
-# Weights are in the compute dtype; None where nothing is probed.
+# The weights are in the compute dtype. Returns None without probes.
 Probing = Callable[
     [Params, Rollout, Grades, Prompts, Config, Vocabulary],
     AnswerStatistics | None,
@@ -75,15 +75,16 @@ Probing = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-  """A user's functions; None keeps the package's own.
+  """Functions of a user; None keeps the function of the package.
 
   Attributes:
-    reward: replaces the sum of `config.reward`'s parts. The grader still
+    reward: replaces the sum of the parts of `config.reward`. The grader still
       decides which completions are right.
-    text_reward: the same for decoded texts, on the host; each process gets
-      the completions of its own devices.
-    credit: the advantage of each token, replaces `config.credit.mode`.
-    probing: statistics of the answer after each token.
+    text_reward: the same for decoded texts, on the host. Each process gets
+      only the completions of its devices.
+    credit: the advantage of each token; replaces `config.credit.mode`.
+    probing: statistics of the answer after each token; replaces
+      `train_step.run_probes`.
   """
 
   reward: Reward | None = None
@@ -98,7 +99,7 @@ class Own:
 
   @property
   def described(self) -> str:
-    """The parts by the names of their functions."""
+    """The parts that are set, each with the name of its function."""
     named = {
         field.name.replace("_", " "): getattr(self, field.name)
         for field in dataclasses.fields(self)

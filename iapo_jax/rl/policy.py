@@ -1,4 +1,4 @@
-"""Uses of `extend` by several modules: encode prompts, run and score.
+"""Encodes prompts and runs completions, for rollout, probes and update.
 
 Slots of a completion segment: slot 0 holds the last prompt token, slot i the
 completion's token i, at position (prompt length − 1 + i). The hidden state of
@@ -29,7 +29,7 @@ from iapo_jax.models import transformer
 def for_decoding(
     params: Params, axes: PyTree, *, cfg: ModelConfig
 ) -> Params:
-  """Weights as rollout and probes read them; made once a step.
+  """Prepares weights for rollout and probes, once per step.
 
   Casts fp32 weights to the compute dtype, gathers them along FSDP and lays them
   out for many calls. `axes` are their `sharding.logical_axes`.
@@ -39,10 +39,11 @@ def for_decoding(
 
 
 def stages(slots: int) -> list[int]:
-  """Numbers of slots of a cache that are read, growing with what is written.
+  """Returns the number of cache slots that each stage of a loop reads.
 
-  Each stage is a loop of its own in the program: quarters of the cache, eighths
-  of a long one, one loop for a short one.
+  Early stages read only the slots that are written by then. The program has one
+  loop per stage. Stages are quarters of the cache, or eighths of a long one; a
+  short one has a single stage.
   """
   parts = 8 if slots >= 512 else 4 if slots >= 64 else 1
   return [slots * (n + 1) // parts for n in range(parts)]
@@ -63,9 +64,9 @@ def prefill(params: Params, prompts: Prompts, *, cfg: ModelConfig) -> KVSegment:
 def shallow(
     params: Params, context: Context, cfg: ModelConfig, layers: int
 ) -> tuple[Params, Context, ModelConfig]:
-  """The decoder of the first `layers` layers, and their part of a context.
+  """Returns a decoder of the first `layers` layers, and their context.
 
-  The final norm and the head stay.
+  The decoder keeps the final norm and the head.
   """
   first = jax.tree.map(lambda x: x[:layers], params["layers"])
   context = tuple(
@@ -100,7 +101,7 @@ class Starts:
 
 
 def starts(prompts: Prompts, group_size: int) -> Starts:
-  """Starts of prompt-major completions."""
+  """Returns the starts of prompt-major completions."""
   last = prompts.lengths - 1
   tokens = jnp.take_along_axis(prompts.tokens, last[:, None], axis=1)[:, 0]
   return Starts(
@@ -138,7 +139,7 @@ def follow(
     *,
     cfg: ModelConfig,
 ) -> tuple[Array, Context]:
-  """`replay` after prompts that `prefill` has encoded."""
+  """Does what `replay` does, with prompts that `prefill` has encoded."""
   encoded = encoded.replace(rows=starts.prompts)
   inputs = jnp.concatenate([starts.tokens[:, None], tokens], axis=1)
   positions = starts.positions[:, None] + jnp.arange(inputs.shape[1])

@@ -1,12 +1,12 @@
-"""Early-exit probes: the answer if the reasoning ended after chosen tokens.
+"""Probes the answer that follows if the reasoning ends after chosen tokens.
 
 A probe is c new tokens (the elicitation) that see the prompt and the completion
 up to their position in the rollout's own cache. One forward pass probes many
 positions, as extra rows that share one segment row; keys and values are never
 copied for them.
 
-Marks, a mask over slots, choose the positions. Statistics of the others are
-interpolated.
+Marks, a mask over slots, choose the positions. Statistics at other positions
+are interpolated.
 """
 
 import functools
@@ -40,9 +40,9 @@ class _Part:
   Attributes:
     targets: int32[m].
     answers: int32[m, a] and their lengths int32[m]; or None.
-    at: int32[m, s], the marked positions of each row in order, padded by the
+    at: int32[m, s], the marked positions of each row in order, padded with the
       last one.
-    counts: int32[m], how many there are.
+    counts: int32[m], the number of marked positions.
   """
 
   targets: Array
@@ -51,17 +51,17 @@ class _Part:
   counts: Array
 
 
-# Of the first token, and along an answer where one is scored.
+# Statistics of the first token, and sums along an answer if one is scored.
 _Found = tuple[TokenStatistics, TokenStatistics | None]
 
 
 def count(last: int | Array, stride: int) -> int | Array:
-  """Number of positions 0, stride, 2 · stride, ..., `last`, up to `last`."""
+  """Counts `last` and the positions 0, stride, 2 · stride, ... before it."""
   return -(-last // stride) + 1
 
 
 def most(cfg: Config) -> int:
-  """The most positions that are probed in one completion; 0 without probes."""
+  """Returns the most positions probed in a completion; 0 without probes."""
   last, stride = cfg.rollout.max_tokens, cfg.probe.stride
   if cfg.probe.at == "sentences":
     return last + 1
@@ -69,12 +69,15 @@ def most(cfg: Config) -> int:
 
 
 def strided(slots: int, stride: int) -> Array:
-  """bool[1, slots]: marks at 0, stride, 2 · stride, ..."""
+  """Marks slots 0, stride, 2 · stride, ...: bool[1, slots]."""
   return (jnp.arange(slots) % stride == 0)[None]
 
 
 def after(tokens: Array, ends: Array) -> Array:
-  """bool[b, t + 1]: marks after tokens int32[b, t] where `ends` bool[v] is."""
+  """Marks the slots of tokens int32[b, t] with `ends` bool[v]: bool[b, t + 1].
+
+  Slot 0, before the first token, has no mark.
+  """
   return jnp.pad(ends[tokens], ((0, 0), (1, 0)))
 
 
@@ -87,20 +90,20 @@ def passes(
     budget: int,
     shards: int,
 ) -> tuple[int, int]:
-  """Splits probes: (parts of the batch, positions in a pass).
+  """Returns the number of parts of the batch, and of positions in a pass.
 
   A part has whole groups, equally many on each data shard. Parts have few rows
-  rather than few positions in a pass, because a part's passes end with the
-  longest of its own rows.
+  rather than passes few positions, because the passes of a part end with its
+  longest row.
 
   `rows` is b, `groups` q; at most `positions` are probed in a row. `width` is
-  tokens of a probe, `budget` tokens of a pass; one position of one group on
-  each data shard is the minimum.
+  the number of tokens of a probe, `budget` that of a pass. A pass has at least
+  one position of one group on each data shard.
   """
   smallest = shards if groups % shards == 0 else groups
   group = rows // groups * width
   chunk = min(positions, max(1, budget // (smallest * group)))
-  chunk = -(-positions // -(-positions // chunk))  # no pass half empty
+  chunk = -(-positions // -(-positions // chunk))  # fills passes evenly
   fitting = max(smallest, budget // (group * chunk))
   sizes = range(smallest, min(fitting, groups) + 1, smallest)
   return groups // max(n for n in sizes if groups % n == 0), chunk
@@ -122,32 +125,32 @@ def answer_statistics(
     budget: int = 8192,
     head_chunk: int = 128,
 ) -> AnswerStatistics:
-  """The next-token distribution after (prompt, o_1..o_i, elicitation).
+  """Measures the next-token distribution after (prompt, o_1..o_i, elicitation).
 
   The answer entropy H_i is `.entropy[:, i]`; `.logprob` and `.hit` measure how
-  well the probe knows the target (usually the gold answer's first token). With
-  `answers`, the distributions of all their tokens are scored, each after the
-  tokens before it. IAPO's early exit, arXiv 2602.19049; exact at every marked
-  position, and the same for every budget.
+  well the probe knows the target (usually the first token of the gold answer).
+  With `answers`, scores the distributions of all their tokens, each after the
+  tokens before it. IAPO's early exit, arXiv 2602.19049. Results are exact at
+  every marked position and do not depend on `budget`.
 
   Args:
     params: in the compute dtype.
     context: the prompt and completion segments of a `Rollout`.
     lengths: int32[b], the last position to probe (R); 0 probes H_0 only.
-    marks: bool[b or 1, t + 1], the positions to probe; 0 and R are added, and
-      those beyond R are dropped. Between marks entropies and log-probabilities
-      are interpolated linearly, and `hit` is the earlier probe's.
+    marks: bool[b or 1, t + 1], the positions to probe. 0 and R are added, and
+      those beyond R are dropped. Between marks, entropies and log-probabilities
+      are interpolated linearly, and `hit` is copied from the mark before.
     elicitation: int32[c].
     targets: int32[b], the token whose probability is reported.
-    cfg: of the decoder.
-    answers: int32[b, a], right-padded, and their lengths int32[b]; 0 gives
-      sums of nothing.
+    cfg: the configuration of the decoder.
+    answers: int32[b, a], right-padded, and their lengths int32[b]. A row of
+      length 0 gets sums of 0.
     temperature: divides the logits.
-    most: a bound on the marks of one sequence, 0 and R included; None is
+    most: a bound on the marks of one sequence, 0 and R included; None means
       t + 1.
     budget: tokens of one forward pass; see `passes`. Each part of the batch
-      is probed as far as the longest of its own lengths.
-    head_chunk: positions of a pass that have logits at one time.
+      is probed as far as its longest row.
+    head_chunk: positions of a pass whose logits are in memory at one time.
 
   Returns:
     Statistics [b, t + 1] for i = 0..t; 0 and False beyond `lengths`.
@@ -191,9 +194,9 @@ def answer_statistics(
 
 
 def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
-  """The marked slots of each row in order, padded by the last; their number.
+  """Lists the marked slots of each row in order; also returns their number.
 
-  Pads to a multiple of the chunk.
+  Repeats the last slot up to a multiple of `chunk`.
   """
   rows, slots = marks.shape
   counts = jnp.sum(marks, axis=1)
@@ -205,10 +208,10 @@ def _listed(marks: Array, chunk: int) -> tuple[Array, Array]:
 
 
 def _split_groups(tree: PyTree, parts: int, groups: int) -> PyTree:
-  """[rows, ...] -> [parts, rows / parts, ...] by whole groups, of q.
+  """Splits [rows, ...] into [parts, rows / parts, ...] by whole groups.
 
   Part j takes every `parts`-th group, so that each part is spread over all data
-  shards like the batch. Arrays have a row per group or per sequence.
+  shards like the batch. Arrays have one row per group or per sequence.
   """
 
   def split(x: Array) -> Array:
@@ -222,7 +225,7 @@ def _split_groups(tree: PyTree, parts: int, groups: int) -> PyTree:
 
 
 def _join_groups(tree: PyTree, groups: int) -> PyTree:
-  """The inverse of `_split_groups`."""
+  """Inverts `_split_groups`."""
 
   def join(x: Array) -> Array:
     parts, rows = x.shape[:2]
@@ -234,7 +237,7 @@ def _join_groups(tree: PyTree, groups: int) -> PyTree:
 
 
 def _of_part(x: Array, index: Array, parts: int, groups: int) -> Array:
-  """Keys or values [l, rows, ...] of one part of `_split_groups`.
+  """Takes one part of keys or values [l, rows, ...], as in `_split_groups`.
 
   Taking one part at a time avoids a copy of the whole cache.
   """
@@ -250,7 +253,7 @@ def _all_parts(
     context: Context,
     parts: int,
 ) -> _Found:
-  """Statistics [b, s] of a batch, one part after the other."""
+  """Computes statistics [b, s] of a batch, one part after the other."""
   prompt, completion = context
   groups = prompt.visible.shape[0]
   rows = whole, prompt.positions, prompt.visible, completion.positions
@@ -284,9 +287,9 @@ def _all_passes(
     part: _Part,
     context: Context,
 ) -> _Found:
-  """Statistics of a part's marked positions, [m, s] like `at`.
+  """Computes statistics of the marked positions of a part, [m, s] like `at`.
 
-  Passes go by position; early ones read only the slots that they can see.
+  Passes go by position. Early passes read only the slots that they can see.
   """
   prompt, completion = context
   slots = completion.visible.shape[1]
@@ -337,7 +340,7 @@ def _one_pass(
     temperature: float,
     head_chunk: int,
 ) -> _Found:
-  """Statistics [m, n] after positions int32[m, n]."""
+  """Computes statistics [m, n] after positions int32[m, n]."""
   rows, many = at.shape
   tokens = jnp.broadcast_to(elicitation, (rows * many, elicitation.size))
   if part.answers:
@@ -375,7 +378,7 @@ def _along(
     answers: Array,
     lengths: Array,
 ) -> TokenStatistics:
-  """Sums [m, n] of the statistics of answers [m, a] over their tokens."""
+  """Sums the statistics of answers [m, a] over their tokens: [m, n]."""
   rows, many, width, _ = hidden.shape
   targets = jnp.broadcast_to(answers[:, None], (rows, many, width))
   stats = score(
@@ -395,7 +398,7 @@ def _along(
 def _at_every_slot(
     found: PyTree, marks: Array, at: Array, lengths: Array
 ) -> PyTree:
-  """Statistics [b, t + 1] from those [b, s] of the marked positions `at`."""
+  """Spreads statistics [b, s] of the marked positions `at` to [b, t + 1]."""
   slots = jnp.arange(marks.shape[1])
   earlier = jnp.cumsum(marks, axis=1) - 1
   later = jnp.minimum(earlier + 1, at.shape[1] - 1)

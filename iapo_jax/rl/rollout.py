@@ -1,4 +1,4 @@
-"""Sampling: prefill once per prompt, then one while_loop in lock-step."""
+"""Samples completions: prefills each prompt once, then decodes in lock-step."""
 
 import functools
 from collections.abc import Callable
@@ -27,10 +27,10 @@ _PLANTING = 2**32 - 1  # folded into the key; no row has this number
 
 @struct.dataclass
 class _Decoding:
-  """The loop's carry; before iteration i, tokens 1..i are sampled.
+  """Carry of the loop. Before iteration i, tokens 1..i are sampled.
 
   Attributes:
-    index: int32[], i: the slot fed next.
+    index: int32[], i, the slot that is fed next.
     token: int32[b], the token of that slot.
     rolled: the rollout so far, without its context.
     keys: [l, b, k, h, s], slots 0..i−1 written; s grows to t + 1.
@@ -63,12 +63,12 @@ def sample(
   Each sequence draws from its own key (the row folded in), so a row's sample
   depends neither on its neighbours nor on how rows lie on devices. The loop
   stops when every sequence has ended. Then the last token is fed once more, so
-  that the cache holds every token a probe may look at.
+  that the cache holds every token that a probe may see.
 
   `params` are in the compute dtype. `temperature` divides the logits; 0 takes
   the most probable token and reports the statistics of the undivided logits.
-  `planting` replaces tokens, by draws of its own: log-probabilities are then
-  those of the written tokens; entropies do not depend on it.
+  `planting` replaces sampled tokens, by separate draws. Log-probabilities are
+  those of the written tokens. Entropies do not depend on it.
   """
   prompt = policy.prefill(params, prompts, cfg=cfg)
   first = policy.starts(prompts, group_size)
@@ -108,7 +108,7 @@ def sample(
 def _repeat(
     step: Callable[[_Decoding], _Decoding], carry: _Decoding, max_tokens: int
 ) -> _Decoding:
-  """Steps until all rows have ended or are full; the cache has t + 1 slots."""
+  """Steps until all rows have ended or are full; leaves t + 1 cache slots."""
 
   def goes_on(carry: _Decoding, limit: int) -> Array:
     return (carry.index < limit) & ~jnp.all(carry.rolled.ended)
@@ -121,7 +121,7 @@ def _repeat(
 
 
 def _grown(carry: _Decoding, slots: int) -> _Decoding:
-  """The carry with a cache of `slots` slots, the new ones zero."""
+  """Grows the cache to `slots` slots; new ones are 0."""
   more = slots - carry.values.shape[3]
   axes = ("layers", "batch", "kv_heads")
   keys = jnp.pad(carry.keys, [(0, 0)] * 4 + [(0, more)])
@@ -142,7 +142,7 @@ def _feed(
 ) -> tuple[Array, _Decoding]:
   """Runs the token of slot `index`; returns its hidden states [b, d].
 
-  The carry has its keys and values, and the index unchanged.
+  The returned carry also holds the token's keys and values; `index` stays.
   """
   hidden, new = transformer.extend(
       params,
@@ -166,7 +166,7 @@ def _append(
     planted: Array | None,
     pad_id: int,
 ) -> _Decoding:
-  """The carry with a further token [b] in every row that has not ended."""
+  """Appends a token [b] to every row that has not ended."""
   rolled = carry.rolled
   live = ~rolled.ended
 
@@ -195,7 +195,7 @@ def _empty(
     *,
     planted: bool,
 ) -> _Decoding:
-  """The carry before the first token; `token` [b] is in slot 0."""
+  """Returns the carry before the first token; slot 0 holds `token` [b]."""
   rows = token.shape[0]
   shape = rows, max_tokens
   heads = cfg.num_layers, rows, cfg.num_kv_heads
@@ -217,7 +217,7 @@ def _empty(
 
 
 def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
-  """The prompt, and the written slots of the cache."""
+  """Returns the prompt and the written slots of the cache."""
   at = jnp.arange(carry.values.shape[3])
   completion = KVSegment(
       keys=carry.keys,
@@ -231,7 +231,7 @@ def _context(prompt: KVSegment, start: Array, carry: _Decoding) -> Context:
 def _choose(
     scores: Array, row_keys: Array, index: Array, *, greedy: bool
 ) -> tuple[Array, TokenStatistics]:
-  """A sample of softmax(scores [b, v]), or the most probable token."""
+  """Draws from softmax(scores [b, v]), or takes the most probable token."""
   if greedy:
     token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return token, head.statistics(scores, token)

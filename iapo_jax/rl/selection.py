@@ -1,16 +1,14 @@
-"""Masks of the loss: the completions and tokens that learn."""
+"""Selects the completions and tokens that carry loss."""
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from iapo_jax.core import draws, masked
-
-Array = jax.Array
+from iapo_jax.core.types import Array
 
 
 def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
-  """The `keep` shortest members of each group, earlier ones first among equals.
+  """Marks the `keep` shortest members of each group; earlier ones win ties.
 
   GFPO, arXiv 2508.09726. `lengths` int32[b], prompt-major; `keep` in 1 ..
   `group_size`. Returns bool[b].
@@ -25,9 +23,9 @@ def shortest(lengths: Array, *, group_size: int, keep: int) -> Array:
 def with_spread(
     rewards: Array, *, group_size: int, kept: Array | None = None
 ) -> Array:
-  """Members of groups whose rewards differ.
+  """Marks the members of groups whose rewards differ.
 
-  DAPO (arXiv 2503.14476) samples until a batch holds only these; a program of
+  DAPO (arXiv 2503.14476) samples until a batch holds only these. A program of
   fixed shapes masks the others instead. `rewards` fp32[b], prompt-major; `kept`
   bool[b], the members that are compared (None: all). Returns bool[b].
   """
@@ -48,15 +46,15 @@ def truncated(
     short: int,
     probability: float,
 ) -> Array:
-  """Tokens left by a stochastic truncation of completions.
+  """Marks the tokens that a stochastic truncation of completions keeps.
 
-  The first `always` tokens stay. Each later token stays with `probability` in
-  completions of fewer than `short` tokens, and goes in longer ones. S-GRPO,
+  Keeps the first `always` tokens. Keeps each later token with `probability` if
+  the completion has fewer than `short` tokens, and drops it otherwise. S-GRPO,
   arXiv 2504.20834.
 
   `mask` bool[b, t] marks the tokens of each completion, a prefix of its row.
-  Draws depend on `key` and the numbers of row and token alone. Returns bool[b,
-  t], false wherever `mask` is.
+  Draws depend only on `key` and the numbers of row and token. Returns bool[b,
+  t], false wherever `mask` is false.
   """
   chex.assert_rank(mask, 2)
   at = jnp.arange(mask.shape[1])

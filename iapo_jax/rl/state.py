@@ -1,4 +1,4 @@
-"""Train states, created sharded."""
+"""Creates train states, sharded from the start."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class StateSpec:
 
 
 def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
-  """A policy that never learns: `params` in the compute dtype, sharded."""
+  """Copies `params` in the compute dtype, sharded, as a fixed policy."""
   return jax.jit(
       lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
       out_shardings=spec.shardings.params,
@@ -45,7 +45,7 @@ def reference(spec: StateSpec, dtype: str, params: Params) -> Params:
 
 
 def reference_shapes(spec: StateSpec, dtype: str) -> PyTree:
-  """The result of `reference`, as `jax.ShapeDtypeStruct`s."""
+  """Returns the result of `reference` as `jax.ShapeDtypeStruct`s."""
   return jax.eval_shape(
       lambda x: sharding.in_compute_dtype(x, spec.param_axes, dtype),
       spec.shapes.params,
@@ -53,7 +53,7 @@ def reference_shapes(spec: StateSpec, dtype: str) -> PyTree:
 
 
 def credit_weights(c: CreditConfig) -> CreditWeights:
-  """The configured weights as values of the program."""
+  """Returns the configured weights as values of the compiled program."""
   return CreditWeights(
       info=jnp.float32(c.info_weight),
       explore=jnp.float32(c.explore_weight),
@@ -69,7 +69,7 @@ def _fresh(
     cfg: Config,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-  """A state at step 0; boxed unless `params` are given."""
+  """Makes a state at step 0; it is boxed unless `params` are given."""
   if params is None:
     params = transformer.init(KeyDomain.WEIGHTS.key(seed), cfg.model)
   return TrainState(
@@ -84,7 +84,7 @@ def _fresh(
 def state_spec(
     mesh: Mesh, cfg: Config, optimizer: optax.GradientTransformation
 ) -> StateSpec:
-  """Shapes and shardings of a state; moments lie like their weights."""
+  """Returns shapes and shardings of a state; moments lie like their weights."""
   fresh = functools.partial(_fresh, cfg=cfg, optimizer=optimizer)
   boxed = jax.eval_shape(fresh, jnp.uint32(0), None)
   return StateSpec(
@@ -100,7 +100,7 @@ def create(
     optimizer: optax.GradientTransformation,
     params: Params | None = None,
 ) -> TrainState:
-  """Creates a state at step 0 in place, never whole on one device.
+  """Creates a state at step 0, sharded: it is never whole on one device.
 
   `params` are copied, so that the state may be donated; None initialises fresh
   ones from `cfg.seed`, which also determines every later draw.

@@ -58,8 +58,8 @@ def make_train_step(
   The state is donated. `own.text_reward` must already be wrapped as `reward`.
 
   Returns:
-    (state, reference parameters or None where β = 0, prompts) -> (state,
-    output). Calling it twice compiles once.
+    (state, reference parameters or None if β = 0, prompts) -> (state, output).
+    The first call compiles it, later calls do not.
   """
   batch = sharding.batch_sharding(mesh)
   whole = sharding.replicated(mesh)
@@ -114,9 +114,9 @@ def make_train_step(
 def record(
     rolled: Rollout, grades: Grades, credited: credit.Credited
 ) -> Samples:
-  """The per-token record of a step.
+  """Makes the per-token record of a step.
 
-  Its information is D itself, also where a control credits something else.
+  `information` is D, even if a control credits something else.
   """
   known = credited.evidence
   return Samples(
@@ -168,8 +168,8 @@ def run_probes(
 ) -> AnswerStatistics | None:
   """Returns answer statistics [b, t + 1] for the gold answer's first token.
 
-  Probes run on reasoning tokens, or on every completion token for a mode that
-  needs them (`faithful`). None without probes.
+  Probes run on reasoning tokens, or on every completion token for a credit mode
+  that needs them there (`faithful`). None without probes.
   """
   if not cfg.probe.stride:
     return None
@@ -204,7 +204,7 @@ def run_probes(
 def _asked_for(
     grades: Grades, prompts: Prompts, cfg: Config
 ) -> tuple[Array, Array] | None:
-  """The answers that the estimator scores, and their lengths."""
+  """Returns the answers that the estimator scores, and their lengths."""
   if cfg.probe.estimator == "entropy":
     return None
   if cfg.probe.estimator in OF_OWN_ANSWER:

@@ -31,12 +31,13 @@ class Tokens:
   Attributes:
     ids: int32[b, t].
     old_logprobs: fp32[b, t], of the policy that sampled.
-    reference_logprobs: fp32[b, t]; zeros where β = 0.
+    reference_logprobs: fp32[b, t]; zeros if β = 0.
     advantages: fp32[b, t].
     weights: fp32[b, t], `losses.token_weights` over the whole batch.
-    log_ratios: fp32[b, t], of each token's sequence; None for ratios of tokens.
-    early: fp32[b, t], weights of −log π on tokens of early answers; None where
-      none are learned.
+    log_ratios: fp32[b, t], of each token's sequence; None if ratios are per
+      token.
+    early: fp32[b, t], weights of −log π on tokens of early answers; None if
+      no early answers are learned.
   """
 
   ids: Array
@@ -50,7 +51,7 @@ class Tokens:
 
 @struct.dataclass
 class Experience:
-  """A graded, credited rollout, from which the updates learn.
+  """A graded, credited rollout from which the updates learn.
 
   Attributes:
     prompts: q prompts.
@@ -76,10 +77,10 @@ def gather_experience(
     learned: Array,
     cfg: Config,
 ) -> Experience:
-  """Collects what the updates need; scores under the reference policy.
+  """Collects the inputs of the updates; scores under the reference policy.
 
   `token_advantages` fp32[b, t]; `learned` bool[b, t], the tokens that carry
-  loss; `ref_params` is None where β = 0.
+  loss; `ref_params` is None if β = 0.
   """
   tokens = Tokens(
       ids=rolled.tokens,
@@ -105,10 +106,10 @@ def gather_experience(
 def with_early_answers(
     experience: Experience, early: EarlyAnswers, *, weight: float
 ) -> Experience:
-  """Appends rows that teach to answer early.
+  """Adds rows that teach to answer early.
 
   The loss gains `weight` times the mean of −log π(answer) over the rows with an
-  answer. Each prompt has its completions first, then its early answers.
+  answer. The rows of a prompt are its completions, then its early answers.
   """
   zeros = jnp.zeros(early.tokens.shape, jnp.float32)
   there = jnp.sum(jnp.any(early.learned, axis=1))
@@ -138,7 +139,7 @@ def _in_micro_batches(
 ) -> tuple[PyTree, Array]:
   """Runs `step` on parts of (starts, known), [b, ...]; see `micro_batches`.
 
-  Micro-batches change the order of completions, so starts name their prompts.
+  Micro-batches reorder completions, so `starts` hold the index of their prompt.
   """
   shards = sharding.data_shards()
   local = experience.prompts.lengths.shape[0] // shards
@@ -156,7 +157,7 @@ def _in_micro_batches(
 
 
 def _logprobs(params: Params, experience: Experience, cfg: Config) -> Array:
-  """fp32[b, t] of completions under a policy; a constant for gradients."""
+  """Computes fp32[b, t] under a policy; a constant for the gradient."""
   encoded = policy.prefill(params, experience.prompts, cfg=cfg.model)
 
   def score(
@@ -180,9 +181,10 @@ def _logprobs(params: Params, experience: Experience, cfg: Config) -> Array:
 
 
 def _scoring(cfg: Config, rows: int) -> dict[str, Any]:
-  """Arguments of `head` to score `rows` completions.
+  """Returns the arguments with which `head` scores `rows` completions.
 
-  Limits logits to those of a micro-batch of full completions.
+  More rows get smaller chunks, so that logits take no more memory than in a
+  micro-batch of full completions.
   """
   full = cfg.sequences_per_step // cfg.loss.micro_batches
   return {
@@ -199,10 +201,10 @@ def _loss(
     tokens: Tokens,
     cfg: Config,
 ) -> tuple[Array, Array]:
-  """Σ weights · (clipped surrogate + β · KL), plus that of early answers.
+  """Σ weights · (clipped surrogate + β · KL), plus the early-answer loss.
 
   `tokens` are a part of the batch, with weights over the whole batch. Returns
-  the part's share of the loss and the log-probabilities fp32[b, t].
+  that part of the loss and the log-probabilities fp32[b, t].
   """
 
   def weighted(logprobs: Array, known: Tokens) -> Array:
@@ -212,7 +214,7 @@ def _loss(
       per_token += cfg.loss.kl_weight * terms["kl"]
     if known.early is None:
       return known.weights * per_token
-    # Rows of early answers have no old log-probabilities, hence no ratio.
+    # Rows of early answers have no old log-probabilities, so no ratio either.
     per_token = jnp.where(known.weights > 0, per_token, 0.0)
     return known.weights * per_token - known.early * logprobs
 
@@ -231,7 +233,7 @@ def _loss(
 
 
 def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
-  """The terms of the loss, fp32[b, t]."""
+  """Returns the terms of the loss, fp32[b, t] each."""
   terms = {
       "surrogate": losses.clipped_surrogate(
           _ratios(logprobs, known),
@@ -246,21 +248,21 @@ def _terms(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
 
 
 def _ratios(logprobs: Array, known: Tokens) -> Array:
-  """fp32[b, t]: of tokens, or of their sequences."""
+  """Returns the ratios of tokens, or of their sequences: fp32[b, t]."""
   if known.log_ratios is None:
     return losses.importance_ratio(logprobs, known.old_logprobs)
   return losses.sequence_ratio(logprobs, known.log_ratios)
 
 
 def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
-  """Weighted means over the tokens, and the largest |Δ log-prob|."""
+  """Returns weighted means over the tokens, and the largest |Δ log-prob|."""
   ratio = _ratios(logprobs, known)
   clipped = (ratio < 1 - cfg.loss.clip_low) | (ratio > 1 + cfg.loss.clip_high)
   terms = _terms(logprobs, known, cfg)
   terms |= {"ratio": ratio, "clipped": clipped}
   total = jnp.maximum(jnp.sum(known.weights), 1e-8)
   means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
-  # Where no token learns, the policy is still the one that sampled.
+  # If no token learns, the mean is 0 / 0. The policy does not change: 1.
   means["ratio"] = jnp.where(
       jnp.any(known.weights > 0), means["ratio"], 1.0
   )
@@ -273,10 +275,10 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   }
 
 
-def _compared(
+def _with_log_ratios(
     params: Params, experience: Experience, cfg: Config
 ) -> Experience:
-  """Adds log-ratios of sequences, where the loss uses them."""
+  """Adds log-ratios of sequences if the loss uses them."""
   if cfg.loss.ratio == "token":
     return experience
   known = experience.tokens
@@ -291,11 +293,11 @@ def _compared(
 def _gradients(
     params: Params, experience: Experience, cfg: Config
 ) -> tuple[Params, Array]:
-  """The gradient of the whole batch's loss, and log-probabilities fp32[b, t].
+  """Returns the gradient of the batch's loss, and log-probabilities fp32[b, t].
 
-  Micro-batches are summed: the weights of tokens are over the whole batch.
-  Prompts are encoded once for all micro-batches; the gradients of all of them
-  with respect to the prompts' keys and values go back through that once.
+  Sums micro-batches: the weights of tokens are over the whole batch. Encodes
+  prompts once for all micro-batches. Sums the gradients with respect to the
+  keys and values of the prompts, and propagates them through the encoding once.
   """
 
   def encode(params: Params) -> tuple[tuple[Array, Array], KVSegment]:
@@ -345,22 +347,22 @@ def update(
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes `num_updates` optimizer updates, each over the whole batch.
 
-  An update with a number that is not finite is skipped (`finite.apply_update`);
-  `known` are further metrics that must be finite. `logprob_gap`, the largest
-  |Δ log-prob| between rollout and training pass, is the first update's: there
-  both are the same policy.
+  Skips an update with a number that is not finite (`finite.apply_update`);
+  `known` are further metrics that must be finite. `logprob_gap` is the largest
+  |Δ log-prob| between rollout and training pass in the first update, when both
+  are the same policy.
 
   Returns:
-    The state one step on, and the metrics of the updates.
+    The state after the step, and the metrics of the updates.
   """
 
   def one_update(
       carry: tuple[Params, optax.OptState], _: None
   ) -> tuple[tuple[Params, optax.OptState], dict[str, Array]]:
     params, opt_state = carry
-    compared = _compared(params, experience, cfg)
-    grads, logprobs = _gradients(params, compared, cfg)
-    metrics = _metrics(logprobs, compared.tokens, cfg)
+    inputs = _with_log_ratios(params, experience, cfg)
+    grads, logprobs = _gradients(params, inputs, cfg)
+    metrics = _metrics(logprobs, inputs.tokens, cfg)
     params, opt_state, more = finite.apply_update(
         optimizer, grads, params, opt_state, {**(known or {}), **metrics}
     )

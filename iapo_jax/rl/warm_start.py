@@ -19,7 +19,7 @@ from iapo_jax.rl.state import StateSpec
 
 @struct.dataclass
 class Demonstrations:
-  """Prompts with written-out completions.
+  """Prompts with the completions to imitate.
 
   Attributes:
     prompts: b prompts.
@@ -42,12 +42,12 @@ def demonstration_loss(
 ) -> tuple[Array, dict[str, Array]]:
   """Σ −log π over the learned tokens, divided by b · `rollout.max_tokens`.
 
-  The constant divisor gives an example that teaches one token the weight of one
-  token.
+  The constant divisor gives every learned token the same weight, however few of
+  them its example has.
 
   Returns:
-    The loss; mean −log π and the share of tokens that are the most probable,
-    over the learned tokens.
+    The loss. Metrics: over the learned tokens, the mean of −log π and the share
+    that are the most probable token.
   """
   weights = losses.token_weights(
       batch.learned,
