@@ -34,10 +34,10 @@ class Part:
 
 
 def matmul_precision(dtype: str) -> contextlib.AbstractContextManager:
-  """Keeps products in float32 if that is the compute dtype, while tracing.
+  """Computes products exactly in float32 if that is the compute dtype.
 
-  Accelerators by default round the factors of a float32 product to bfloat16
-  or TF32.
+  By default accelerators round the factors of a float32 product to bfloat16 or
+  TF32. The context acts while a program is traced.
   """
   return jax.default_matmul_precision(
       "float32" if dtype == "float32" else "default"
@@ -75,9 +75,9 @@ def attend(
   at least one slot of some segment.
 
   The r rows of a segment divide the b rows of queries. Each segment row takes
-  one matrix product, so keys are never copied. Each segment is reduced alone
-  and the results are merged, so scores never change their layout. The backward
-  pass recomputes the weights from the scores and their log-sum-exp.
+  one matrix product, so keys are never copied. Each segment is reduced alone and
+  the results are merged, so scores never change their layout. The backward pass
+  recomputes the weights from the scores and their log-sum-exp.
 
   Args:
     queries: [b, x, n, h].
@@ -162,7 +162,7 @@ def _part(queries: Array, segment: Segment, scale: float, cap: float) -> Part:
   grouped = _by_segment_row(queries, *keys.shape[:2])
   scores = _scores(grouped, keys, visible, scale, cap)
   peak = jnp.max(scores, axis=-1)
-  # Without a visible slot the peak is −∞, and −∞ − −∞ is NaN.
+  # Without a visible slot the peak is −∞, and −∞ − (−∞) is NaN.
   finite = jnp.where(jnp.isfinite(peak), peak, 0.0)
   weights = jnp.exp(scores - finite[..., None])
   output = jnp.einsum(

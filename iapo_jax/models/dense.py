@@ -106,7 +106,7 @@ scores.defvjp(_scores_forward, _scores_backward)
 def look_up(table: Array, ids: Array, dtype: str) -> Array:
   """Looks up rows [..., d] of fp32[v, d] for int32[...], cast to `dtype`.
 
-  The table is whole along FSDP, so that activations need not be rearranged.
+  Gathers the table along FSDP, so that activations need not be resharded.
   """
   return sharding.constrain(table.astype(dtype), "vocab", "width")[ids]
 
@@ -131,7 +131,7 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 @jax.custom_vjp
 def biased(x: Array, bias: Array) -> Array:
-  """Adds fp32[*s] to [..., *s], in the latter's dtype."""
+  """Adds a bias fp32[*s] to x [..., *s], in the dtype of x."""
   return x + bias.astype(x.dtype)
 
 
@@ -150,8 +150,8 @@ biased.defvjp(_biased_forward, _biased_backward)
 def scores_of_few(hidden: Array, table: Array) -> Array:
   """Computes `scores` of [b, d] on a CPU, for few tokens.
 
-  A CPU copies the right factor of a product: here that is the hidden states
-  and not the table.
+  A CPU copies the right factor of a product. Here that is the hidden states and
+  not the larger table.
   """
   with attention.matmul_precision(hidden.dtype.name):
     found = jnp.einsum(
@@ -175,8 +175,8 @@ def _by_tokens(
   )
   inputs = x.shape[batch:]
   narrow = math.prod(inputs) <= math.prod(gradient.shape[batch:])
-  # XLA fuses a product with its transpose, and on a CPU it has no such product
-  # of bfloat16 factors that is summed in float32.
+  # XLA fuses the transpose below into the product. On a CPU it has no such
+  # fused product of bfloat16 factors that is summed in float32.
   if narrow or x.dtype != dtype:
     return summed(x, gradient)
   outputs = gradient.ndim - batch

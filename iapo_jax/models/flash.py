@@ -11,8 +11,8 @@ for all blocks of a segment:
 
   run(kernel, form, (inputs,) or (inputs, pulled), results) -> list of arrays
 
-`results` maps the field of `Inputs` or `Pulled` whose shape and blocks a result
-has to the result's dtype. The kernels are
+`results` has an entry for each result: the field of `Inputs` or `Pulled` that
+has its shape and blocks, and its dtype. The kernels are
 
   forward: inputs -> the output, like `queries`, and `lse`
   backward_queries: inputs, pulled -> the gradient of `queries`
@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 
 from iapo_jax.core.types import Array
 
-# Below every score but finite: −∞ − −∞ is NaN.
+# Below every score, but finite, since −∞ − (−∞) is NaN.
 LOWEST = -(2.0**126)
 # Lanes of a TPU's vector registers.
 LANES = 128
@@ -64,12 +64,12 @@ class Inputs(NamedTuple):
 
 
 class Pulled(NamedTuple):
-  """Arrays that only the backward kernels read; of a block without r and k.
+  """Arrays that only the backward kernels read; a block has no axes r and k.
 
   Attributes:
-    lse: fp32[r, k, 1, m], of all segments together.
+    lse: fp32[r, k, 1, m], log Σ exp(score) over all segments together.
     delta: fp32[r, k, 1, m], Σ output · gradient.
-    gradient: [r, k, h, m], of the output.
+    gradient: [r, k, h, m], the gradient of the output.
   """
 
   lse: Array
@@ -84,7 +84,7 @@ class Form:
   Attributes:
     scale: factor of the products of queries and keys.
     cap: c of scores c · tanh(score / c); 0 means none.
-    platform: `gpu` or `tpu`, which kernels to use.
+    platform: `gpu` or `tpu`; chooses the kernels.
     interpret: whether to run the kernel as JAX operations on any platform.
   """
 
@@ -99,9 +99,9 @@ class Blocks:
   """Block sizes of a segment.
 
   Attributes:
-    queries: per block; divides m.
-    slots: per block.
-    length: s.
+    queries: number per block; divides m.
+    slots: number per block.
+    length: s, the slots of the segment.
   """
 
   queries: int
@@ -129,7 +129,7 @@ def empty(width: int, queries: int) -> Softmax:
 
 
 def add(form: Form, block: Inputs, start: Array, so_far: Softmax) -> Softmax:
-  """Adds a block of slots, of which `start` is the first, to a softmax."""
+  """Adds a block of slots to a softmax; `start` is the first slot."""
   peak, total, summed = so_far
   scores, seen = _scores(form, block, start)
   top = jnp.maximum(peak, jnp.max(scores, axis=0, keepdims=True))

@@ -27,8 +27,8 @@ def run(
 ) -> list[Array]:
   """Runs one of the kernels that `flash` documents.
 
-  The grid runs over rows, heads, blocks of queries and blocks of slots; for the
-  segment's gradients the last two are swapped.
+  The grid runs over rows, heads, blocks of queries and blocks of slots. For the
+  gradients of the segment the last two are swapped.
   """
   inputs, *_ = arrays
   r, k, width, m = inputs.queries.shape
@@ -56,7 +56,7 @@ def run(
           scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums],
       ),
       out_shape=[inputs.result(*result) for result in results.items()],
-      # Cores may split all axes of the grid but the last, which adds up.
+      # Cores may split all axes of the grid but the last, which sums.
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel",) * 3 + ("arbitrary",)
       ),
@@ -75,7 +75,7 @@ def _blocks(inputs: Inputs) -> Blocks:
 def _reach(bounds: Array, blocks: Blocks) -> tuple[Array, Array]:
   """Returns int32[r · m / queries] twice: the first block of slots and the end.
 
-  Flat, since two axes would be padded in the small memory of scalars.
+  The arrays are flat, since the small memory of scalars would pad two axes.
   """
   rows, _, m = bounds.shape
   shape = (rows, m // blocks.queries, blocks.queries)
@@ -96,7 +96,8 @@ def _specs(
   def slot_block(step: tuple) -> Array:
     if slots_outside:
       return step[2]
-    # An unneeded block is not fetched: the index stays that of a needed one.
+    # Pallas fetches a block only if its index changes. So a step that needs no
+    # block keeps the index of one that is needed.
     row, _, i, j, first, last = step
     at = row * pl.num_programs(2) + i
     return jnp.clip(j, first[at], jnp.maximum(last[at] - 1, first[at]))

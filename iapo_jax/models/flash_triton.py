@@ -53,10 +53,10 @@ def run(
 def _specs(
     inputs: Inputs, blocks: Blocks, *, all_queries: bool
 ) -> tuple[Inputs, Pulled]:
-  """Returns the block of each array that a program has.
+  """Returns the block of each array that a program sees.
 
-  It has one block of queries or all of them, and the keys and values of a head
-  as if they were padded to whole blocks.
+  A program sees one block of queries or all of them, and all keys and values of
+  a head, as if they were padded to whole blocks.
   """
   *_, width, m = inputs.queries.shape
   slots = blocks.across * blocks.slots
@@ -167,7 +167,7 @@ def _segment_kernel(
 def _queries(
     inputs: Inputs, part: pl.Slice
 ) -> tuple[Array, tuple[Array, Array]]:
-  """Returns some queries [h, queries], and their low and high."""
+  """Returns the queries [h, queries] of a slice, and their low and high."""
   low, high = (inputs.bounds[row, part][None] for row in range(2))
   return inputs.queries[:, part], (low, high)
 

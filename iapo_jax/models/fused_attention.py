@@ -3,8 +3,9 @@
 Computes the same as `attention.attend`, with kernels for accelerators
 (`models.flash`). The kernels reduce each segment to an output and a
 log-sum-exp, and these are merged. The backward pass uses the merged output and
-log-sum-exp: with them each segment's gradients need nothing of the others, so
-that nothing is kept per segment and no gradient flows through the merge.
+log-sum-exp. With them the gradients of a segment do not depend on the other
+segments. So nothing is kept per segment, and no gradient flows through the
+merge.
 """
 
 import functools
@@ -47,8 +48,8 @@ def attend(
   """Computes the same as `attention.attend`.
 
   The visible slots of a segment must be a run without gaps. Under a mesh each
-  device has its own rows and heads. If a segment's rows cannot be split evenly
-  over the data shards, `attention.attend` is called.
+  device computes its rows and heads. If the rows of a segment do not split
+  evenly over the data shards, this calls `attention.attend`.
 
   Args:
     queries: [b, x, n, h].
@@ -56,7 +57,7 @@ def attend(
     scale: factor of the products.
     cap: soft cap of the scores; 0 means none.
     kernels: `gpu` or `tpu`; by default the platform of the devices. A CPU
-      interprets them, slowly.
+      interprets the kernels, slowly.
 
   Returns:
     [b, x, n, h] in the dtype of `queries`.
@@ -194,8 +195,8 @@ def _kernels(form: flash.Form) -> types.ModuleType:
 class _Layout:
   """The layout of queries in the kernels: one axis m per segment row and head.
 
-  Heads that share keys and rows that share a segment row become further
-  queries, so that a block of keys is read once for all of them.
+  Heads that share keys, and rows that share a segment row, become further
+  queries. So a block of keys is read once for all of them.
   """
 
   def __init__(self, queries: Array, keys: Array) -> None:
@@ -207,7 +208,7 @@ class _Layout:
   def inputs(
       self, queries: Array, keys: Array, values: Array, bounds: Array
   ) -> flash.Inputs:
-    """Returns the kernels' inputs, of queries [b, x, n, h] and bounds."""
+    """Returns the inputs of the kernels; queries are [b, x, n, h]."""
     return flash.Inputs(
         self.spread(queries), keys, values, self._limits(bounds)
     )

@@ -40,7 +40,7 @@ def _name(cfg: ModelConfig) -> str:
 
 
 def _table(params: Params, cfg: ModelConfig) -> Array:
-  """Returns the head's weights [v, d], whole along FSDP."""
+  """Returns the head's weights [v, d], gathered along FSDP."""
   return sharding.constrain(params[_name(cfg)], "vocab", "width")
 
 
@@ -49,7 +49,7 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
 
   With scores less their maximum and lse = log Σ exp(score):
   log π(target) = score − lse and H = lse − Σ exp(score) · score / exp(lse),
-  one exponential per token. The target is selected by comparison and not by
+  with one exponential per token. The target is selected by comparison, not by
   indexing, so that a head split over the vocabulary needs no gather.
   """
   chex.assert_type(scores, jnp.float32)
@@ -70,9 +70,9 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
 def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   """Samples softmax(scores) by inverting its distribution function, in fp32.
 
-  Samples a block of tokens, then a token of the block: a row needs only two
+  Samples a block of tokens, then a token of the block. So a row needs only two
   random numbers, and nothing is gathered from a head split over the vocabulary.
-  `statistics` of the tokens come from the same sums.
+  The `statistics` of the tokens come from the same sums.
 
   Args:
     scores: fp32[b, v].
@@ -108,7 +108,7 @@ def _invert(weights: Array, uniform: Array) -> Array:
   """Returns the first i with Σ_(j ≤ i) weight > uniform · Σ_j weight."""
   sums = jnp.cumsum(weights, axis=-1)
   beyond = sums > uniform[:, None] * sums[:, -1:]
-  # Rounded sums may seem to give weight to an entry that has none.
+  # Because of rounding, sums may grow at an entry without weight.
   beyond &= weights > 0
   first = jnp.argmax(beyond, axis=-1)
   found = jnp.any(beyond, axis=-1)
@@ -131,7 +131,7 @@ def token_statistics(
   """
   chex.assert_equal_shape_prefix([hidden, targets], 2)
   length = targets.shape[1]
-  # Gathers the head once and not for every chunk.
+  # Gathers the head once instead of once per chunk.
   params = params | {_name(cfg): _table(params, cfg)}
 
   @jax.checkpoint
@@ -179,7 +179,7 @@ def token_loss(
     hidden: [b, t, d].
     targets: int32[b, t].
     known: arrays [b, t] passed to `loss` as constants.
-    loss: computes each token's loss. It gets gradients only through the
+    loss: computes each token's loss. Gradients flow only through the
       log-probabilities.
     cfg: the decoder.
     temperature: divides the logits.
@@ -233,8 +233,8 @@ def _summed_forward(
 ) -> tuple[tuple[Array, TokenStatistics], tuple[Params, Array]]:
   """Computes `_summed` and the gradients of weights and hidden states.
 
-  Each data shard sums its own gradient of the weights, and the shards are added
-  once: a sum per chunk would move the gradient of a whole vocabulary each time.
+  Each data shard sums its gradient of the weights, and the shards are added
+  once. A sum per chunk would move the gradient of a whole vocabulary each time.
   """
   pull = jax.value_and_grad(of_chunk, (0, 1), has_aux=True)
   many = ()
@@ -275,7 +275,7 @@ def _summed_backward(
     gradients: tuple[Params, Array],
     cotangents: tuple[Array, TokenStatistics],
 ) -> tuple[Params, tuple[Array, None, None]]:
-  """Scales the gradients by that of the sum."""
+  """Scales the gradients by the gradient of the sum."""
   del of_chunk, shards
   factor, _ = cotangents
   to_weights, to_hidden = jax.tree.map(

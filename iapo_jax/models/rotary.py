@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv 2104.09864) and their longer contexts.
+"""Rotary position embeddings (arXiv 2104.09864), also for longer contexts.
 
 Frequencies are computed before tracing, in NumPy float64, and rounded once.
 """
@@ -35,11 +35,11 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _yarn_kept(rope: RopeConfig, width: int) -> np.ndarray:
-  """Returns the unclipped share of its frequency each pair keeps.
+  """Returns the share of its frequency that each pair keeps, not yet clipped.
 
-  YaRN (arXiv 2309.00071): falls linearly with the pair's index, from 1 at
-  `beta_fast` turns within the original length to 0 at `beta_slow` turns; both
-  indices are rounded outwards.
+  As in YaRN (arXiv 2309.00071), the share falls linearly with the index of the
+  pair: from 1 at `beta_fast` turns within the original length to 0 at
+  `beta_slow` turns. Both indices are rounded outwards.
   """
 
   def pair_of(turns: float) -> float:

@@ -1,7 +1,7 @@
 """A decoder whose one primitive is `extend`.
 
 Encoding a prompt, decoding a token, probing "answer now" and scoring a
-completion differ only in the tokens that new ones may attend to. So there is
+completion differ only in the tokens that new tokens may attend to. So there is
 one function of new tokens, their positions and the key/value segments before
 them. Parameters are a plain pytree; keys and values are results; nothing is
 mutated.
@@ -44,7 +44,7 @@ def _product(
     axes: tuple[str, ...],
     inputs: int = 1,
 ) -> Array:
-  """Multiplies x by a kernel, whose first `inputs` axes are the last of x."""
+  """Multiplies x by a kernel: its first `inputs` axes are the last of x."""
   fan_in = math.prod(shape[:inputs])
   kernel = _weight(module, f"{name}_kernel", shape, axes, fan_in)
   return dense.product(x, kernel, inputs)
@@ -104,7 +104,7 @@ class _Layer:
 
 @struct.dataclass
 class _Shared:
-  """Inputs that all layers share; segments end with that of the new tokens.
+  """Inputs that all layers share; the last segment is the new tokens.
 
   Attributes:
     tables: cosines and sines, fp32[e, b, x, w/2].
@@ -224,7 +224,7 @@ class Attention(nn.Module):
 
 
 def _read(x: Array, rows: Array | None) -> Array:
-  """Returns [r, ...], or `rows` of it unless None."""
+  """Returns x [r, ...], or its `rows` if they are not None."""
   return x if rows is None else sharding.take_rows(x, rows)
 
 
@@ -264,7 +264,7 @@ class MLP(nn.Module):
     hidden = sharding.constrain(hidden, "batch", "length", "mlp")
     shape, axes = (c.mlp_dim, c.d_model), ("mlp", "embed")
     y = _product(self, "down", hidden, shape, axes)
-    # FSDP does not split activations of width d, nor their bias.
+    # FSDP splits neither activations of width d nor their bias.
     return _biased(self, "down", y, "width") if c.mlp_bias else y
 
 
@@ -281,7 +281,7 @@ class Block(nn.Module):
       context: tuple[tuple[Array, Array], ...],
       shared: _Shared,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Takes and returns what `Attention` does."""
+    """Applies the layer; arguments and results are those of `Attention`."""
     c = self.cfg
     mixed, new = Attention(c, name="attention")(
         self._norm("attention_norm", x, unless="after"), layer, context, shared
@@ -292,7 +292,7 @@ class Block(nn.Module):
     return sharding.constrain(x, "batch", "length", "width"), new
 
   def _norm(self, name: str, x: Array, *, unless: str) -> Array:
-    """Normalises x unless the decoder only has norms at the other place."""
+    """Normalises x, unless `norm_position` is `unless`."""
     skip = self.cfg.norm_position == unless
     return x if skip else RMSNorm(self.cfg, name=name)(x)
 
@@ -300,8 +300,8 @@ class Block(nn.Module):
 def _rematerialised(cfg: ModelConfig) -> type[Block]:
   """Returns a layer that keeps few arrays for its backward pass.
 
-  A scan copies what it keeps to and from arrays of all layers. Recomputing
-  costs less for anything cheaper than a product with weights.
+  A scan copies the arrays that it keeps to and from stacks of all layers. For
+  anything cheaper than a product with weights, recomputing costs less.
   """
   kept = () if cfg.remat else (*dense.KEPT, *attention.KEPT)
   policy = jax.checkpoint_policies.save_only_these_names(*kept)
@@ -384,7 +384,7 @@ def init(key: Array, cfg: ModelConfig) -> Params:
 def for_decoding(params: Params) -> Params:
   """Joins kernels that read the same activations, for fewer products per token.
 
-  Only `extend` and the head take the result.
+  Only `extend` and the head accept the result.
   """
   layers = dict(params["layers"])
   mixer, mlp = dict(layers["attention"]), dict(layers["mlp"])
