@@ -158,7 +158,7 @@ def test_a_run_needs_its_model_no_more(model, tmp_path):
   (one,) = comparison.load([tmp_path / "run"], "last")
   assert one.parts.task.vocabulary.eos_ids == (1, 5)
   export.export(sources.last(tmp_path / "run"), tmp_path / "out")
-  with pytest.raises(ConfigError, match="is no folder, and could not"):
+  with pytest.raises(ConfigError, match="is not a folder, and could not"):
     trainer.train(cfg, tmp_path / "other")
 
 
@@ -310,7 +310,8 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   assert tok.decode(tok.encode("5 b + 1 =")) == "5 b + 1 ="
   done = run_export(tmp_path / "run", f"--output={tmp_path / 'out'}")
   assert (done.returncode, done.stderr.strip()) == (
-      2, f"error: --output = '{tmp_path / 'out'}': exists already",
+      2, f"error: --output = '{tmp_path / 'out'}': exists already;"
+      " name a new folder",
   )  # fmt: skip
 
 
@@ -324,7 +325,8 @@ def test_a_size_beside_a_pretrained_model(model):
 
 @pytest.mark.mesh
 def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
-  with pytest.raises(ConfigError, match="--family = 'qwen3': the model it beg"):
+  rule = "--family = 'qwen3': leave it out; the run began from a pretrained"
+  with pytest.raises(ConfigError, match=rule):
     export.export(sources.last(still), tmp_path / "out", family="qwen3")
 
 

@@ -125,7 +125,7 @@ def test_links_and_names_out_of_a_folder(tmp_path):
                "..", "", "a\x00b"):  # fmt: skip
     index = {"weight_map": {"model.norm.weight": name}}
     (place / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "is not a file's name" in refusal(place)
+    assert "is not a file name" in refusal(place)
 
 
 def test_a_batch_of_pickles_is_no_batch(tmp_path):

@@ -1,7 +1,8 @@
 """Conversion between Hugging Face configurations and `ModelConfig`.
 
-A family is data: the fields that it fixes and the names of the others in its
-configuration. An unsupported setting raises an error that names it.
+A family is data: the fields that it fixes, and Hugging Face's names of the
+others. Below, `theirs` is Hugging Face's side and `ours` that of `ModelConfig`.
+An unsupported setting raises an error that names it.
 """
 
 # Evaluated annotations would make transformers import torch, if installed.
@@ -18,7 +19,7 @@ from iapo_jax.config import model as model_config
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
 
-# Fields of every family: our name to theirs.
+# Fields of every family: our name to Hugging Face's.
 _COMMON = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -81,15 +82,15 @@ class Family:
   """Properties of a `model_type`.
 
   Attributes:
-    architecture: transformers' class name; its own table needs torch.
+    architecture: the class name in transformers, whose own table needs torch.
     fixed: values of our fields that the family fixes.
-    fields: our names of its further fields, to theirs.
-    windows: layers with the sliding window: `none`, `all`, or those of
-      `layer_types` (`listed`).
+    fields: further fields, our name to Hugging Face's.
+    windows: layers with the sliding window: `none`, `all`, or `listed` (those
+      that `layer_types` lists).
     window_switch: whether windows also need `use_sliding_window`.
-    activation: the name of its activation field.
+    activation: Hugging Face's name of the activation field.
     refused: unsupported fields, which must be unset.
-    partial: whether rotary embeddings may cover a part of each head.
+    partial: whether rotary embeddings may rotate only a part of each head.
     fused: whether projections that read the same input are one tensor.
   """
 
@@ -105,7 +106,7 @@ class Family:
 
   @property
   def names(self) -> dict[str, str]:
-    """Our names of the fields in its configuration, to theirs."""
+    """All fields of the family, our name to Hugging Face's."""
     return _COMMON | dict(self.fields)
 
 
@@ -233,7 +234,7 @@ def _windows(
   if _SLIDING not in types:
     return ()
   if not window:
-    rule = "lists sliding layers, but no sliding_window is in force"
+    rule = "lists sliding layers, but sliding_window is not set or not used"
     _refuse("layer_types", types, rule)
   return tuple(window if kind == _SLIDING else 0 for kind in types)
 
@@ -254,7 +255,7 @@ def _positions(
     }
   rotary: tuple[str, ...] = ()
   if name == "smollm3" and not all(theirs.no_rope_layers):
-    listed = theirs.no_rope_layers  # 1 where a layer has positions
+    listed = theirs.no_rope_layers  # 1 for a layer with positions, else 0
     rotary = tuple("global" if has else "none" for has in listed)
   return {"rope": _rope(found, family), "rotary": rotary}
 
@@ -297,7 +298,7 @@ def config_of(
   ours = _bare(model)
   if field := model_config.difference(ours, _bare(model_of(theirs))):
     able = [name for name in FAMILIES if _can_say(model, name)]
-    hint = f"; {' and '.join(able)} can" if able else ""
+    hint = f"; use {' or '.join(able)}" if able else ""
     raise ConfigError(
         f"config.model.family = {model.family!r}: has no models with {field} ="
         f" {getattr(ours, field)!r}{hint}"
@@ -314,7 +315,7 @@ def _can_say(model: ModelConfig, family: str) -> bool:
 
 
 def _bare(model: ModelConfig) -> ModelConfig:
-  """Resets fields that checkpoints do not store or the decoder does not use."""
+  """Resets the fields that no checkpoint stores or the decoder does not use."""
   default = ModelConfig()
   rope, local = map(_used, (model.rope, model.local_rope))
   return dataclasses.replace(

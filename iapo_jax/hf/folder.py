@@ -1,4 +1,4 @@
-"""Finding a Hugging Face folder and reading everything but its weights."""
+"""Finds a Hugging Face folder, and reads everything but its weights."""
 
 # Evaluated annotations would make transformers import torch, if installed.
 from __future__ import annotations
@@ -19,11 +19,11 @@ from iapo_jax.hf import families
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-# Folders of a run: the model without its weights, and a tokenizer that is not
-# the model's.
+# Folders inside a run: the pretrained model without its weights, and the
+# tokenizer if it is not the model's.
 KEPT = "pretrained"
 TOKENIZER = "tokenizer"
-# Files to fetch from the hub: no code, nothing pickled.
+# Files to download from the hub: no code, nothing pickled.
 _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
@@ -32,11 +32,11 @@ _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
 def find(name: str, *, weights: bool = True) -> pathlib.Path:
-  """Returns a model's folder; fetches a repository of the hub if not cached.
+  """Returns a model's folder; downloads a hub repository if it is not cached.
 
   Args:
     name: a folder, or the name of a repository on the hub.
-    weights: whether to fetch the weights, too.
+    weights: whether to download the weights, too.
 
   Raises:
     ConfigError: if there is no such folder or repository.
@@ -55,8 +55,8 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
     raise ConfigError(
-        f"model {name!r}: is no folder, and could not be fetched from the hub"
-        f" ({reason})"
+        f"model {name!r}: is not a folder, and could not be downloaded from the"
+        f" hub ({reason})"
     ) from error
 
 
@@ -103,7 +103,7 @@ class Tokens:
 def read_tokens(folder: pathlib.Path) -> Tokens:
   """Reads the ids of `generation_config.json`, else those of `config.json`.
 
-  Raises `ConfigError` if they are not whole numbers from 0.
+  Raises `ConfigError` if they are not integers of at least 0.
   """
   chosen: dict[str, Any] = {}
   for file in (CONFIG, GENERATION):  # the latter takes precedence
@@ -113,14 +113,14 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
       chosen |= {k: found[k] for k in keys if found.get(k) is not None}
   ends, pad = chosen.get("eos_token_id", []), chosen.get("pad_token_id")
   ends = ends if isinstance(ends, list) else [ends]
-  if pad == -1:  # the first Llama's way to say "none"
+  if pad == -1:  # means "none" in the first Llama
     pad = None
   for name, ids in (("eos_token_id", ends), ("pad_token_id", [pad or 0])):
     for i in ids:
       if type(i) is not int or i < 0:
         raise ConfigError(
-            f"{folder} {name} = {i!r}: must be a whole number from 0, or for"
-            " eos_token_id a list of them"
+            f"{folder} {name} = {i!r}: must be an integer of at least 0, or for"
+            " eos_token_id a list of such integers"
         )
   return Tokens(tuple(ends), pad)
 

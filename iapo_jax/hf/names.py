@@ -1,8 +1,8 @@
-"""Mapping between Hugging Face tensors and our weights, as pure data.
+"""Maps Hugging Face tensors to our weights, as pure data.
 
-A `Part` gives the axes of a Hugging Face tensor and those of our weight in the
-shape letters of `types`: "nh d" to "d n h" splits the matrix [n · h, d] into
-heads and puts the model width first.
+A `Part` gives the axes of a Hugging Face tensor (`theirs`) and of our weight
+(`ours`) in the shape letters of `types`. "nh d" to "d n h" splits the matrix
+[n · h, d] into heads and puts the model width first.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class Part:
   """Rows of a tensor that hold one of our weights, or one layer of it.
 
   Attributes:
-    path: of the weight in our tree.
+    path: the weight's path in our tree.
     theirs: axes of the tensor; letters of a joint axis stand together.
-    ours: axes of our weight without the axis of layers.
+    ours: axes of our weight, without the axis of layers.
   """
 
   path: Path
@@ -30,7 +30,7 @@ class Part:
 
   @property
   def groups(self) -> list[list[str]]:
-    """For each axis of theirs, the axes of ours that it consists of."""
+    """For each axis of the tensor, the axes of our weight that it joins."""
     ours = self.ours.split()
     return [
         [axis] if axis in ours else list(axis) for axis in self.theirs.split()
@@ -42,8 +42,9 @@ class Tensor:
   """A Hugging Face tensor.
 
   Attributes:
-    name: has {} for the layer's number if each layer has one.
-    parts: in the order of their rows.
+    name: the tensor's name, with {} for the number of the layer if each layer
+      has such a tensor.
+    parts: the parts, in the order of their rows.
   """
 
   name: str

@@ -1,7 +1,7 @@
 """Fast tokenizers: pretrained ones, and a word tokenizer for synthetic tasks.
 
-Names of special tokens in a prompt's or a completion's text encode to those
-tokens.
+The name of a special token in the text of a prompt or completion encodes to
+that token.
 """
 
 import datetime
@@ -50,7 +50,9 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
   file. Raises `ConfigError` if the file is missing or cannot be read.
   """
   if not (folder / _FILE).is_file():
-    raise ConfigError(f"{str(folder)!r}: has no {_FILE} (a fast tokenizer)")
+    raise ConfigError(
+        f"{str(folder)!r}: has no {_FILE}; a fast tokenizer is needed"
+    )
   try:
     return PreTrainedTokenizerFast.from_pretrained(
         folder, local_files_only=True, clean_up_tokenization_spaces=False
@@ -64,7 +66,7 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
 def _continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
   """Returns a tokenizer that adds no blank before a text.
 
-  Tokenizers from SentencePiece add one, as if every text began a sequence.
+  SentencePiece tokenizers add one, as if every text began a sequence.
   """
 
   def visit(node: Any) -> Any:
@@ -106,8 +108,8 @@ def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
 def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
   """Decodes a completion or an answer, with special tokens, for grading.
 
-  Ids beyond the tokenizer (a padded embedding has them) decode to its unknown
-  token; without one they give no text.
+  Ids beyond the tokenizer's size (a padded embedding has such rows) decode to
+  its unknown token, or to no text if it has none.
   """
   size, unknown = len(tok), tok.unk_token_id
   if unknown is not None:
@@ -131,16 +133,16 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   plain = encode_rendered(tok, text)
   if ids[len(ids) - len(plain) :] != plain:
     raise ConfigError(
-        f"tokenizer {tok.name_or_path!r}: adds tokens after a text,"
-        " which would end a prompt, too; use a chat template"
+        f"tokenizer {tok.name_or_path!r}: adds tokens after a text, so they"
+        " would end every prompt; set config.data.chat_template=True"
     )
   return ids
 
 
 def _dated(template: str, date: str) -> str:
-  """Fixes the date of a template that prints today's.
+  """Fixes the date in a template that prints today's date.
 
-  A macro replaces `strftime_now`, since templates take no functions.
+  A macro replaces `strftime_now`, since templates accept no functions.
   """
   if "strftime_now" not in template:
     return template
@@ -157,7 +159,7 @@ def render_chat(
     *,
     date: str,
 ) -> str:
-  """Renders messages by the chat template, up to the start of a reply.
+  """Renders messages with the chat template, up to the start of a reply.
 
   Args:
     tok: the tokenizer.
@@ -171,7 +173,7 @@ def render_chat(
   if not tok.chat_template:
     raise ConfigError(
         "config.data.chat_template = True: tokenizer"
-        f" {tok.name_or_path!r} has no chat template"
+        f" {tok.name_or_path!r} has no chat template; set it to False"
     )
   try:
     return tok.apply_chat_template(
@@ -180,9 +182,9 @@ def render_chat(
         add_generation_prompt=True,
         chat_template=_dated(tok.get_chat_template(), date),
     )
-  except Exception as error:  # templates raise what they like
+  except Exception as error:  # a template can raise any error
     text = " ".join(str(error).split())
     raise ConfigError(
-        f"chat template of {tok.name_or_path!r}: {text} (where it knows no"
+        f"chat template of {tok.name_or_path!r}: {text} (if it supports no"
         " system message, set config.data.instructions=user)"
     ) from error

@@ -1,7 +1,7 @@
-"""Reading and writing weights as safetensors, one tensor at a time.
+"""Reads and writes weights as safetensors, one tensor at a time.
 
-A process reads only the shards that its devices keep, weight by weight from the
-largest: the host never holds the model twice.
+A process reads only the shards that its devices keep, one weight after another,
+the largest first. So the host never holds the model twice.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from iapo_jax.hf.names import Part, Path, Tensor
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READABLE = ("F32", "F16", "BF16")
-# Tables in old checkpoints that follow from the config.
+# Tables in old checkpoints; they follow from the config, so they are not read.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _TIED_HEAD = "lm_head.weight"
 
@@ -41,10 +41,10 @@ class _Source:
   """The place of one of our weights in a checkpoint.
 
   Attributes:
-    tensor: of the checkpoint.
-    part: of the tensor.
-    first_row: of the part in the tensor.
-    shape: of the weight, all its layers.
+    tensor: the tensor of the checkpoint.
+    part: the part of the tensor.
+    first_row: the first row of the part in the tensor.
+    shape: the shape of the weight with all its layers.
   """
 
   tensor: Tensor
@@ -65,7 +65,7 @@ class Reader:
     self.files = _locate(folder)
 
   def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Returns shape and dtype of every tensor."""
+    """Returns the shape and dtype of every tensor."""
     held: dict[str, list[str]] = {}
     for name, file in self.files.items():
       held.setdefault(file, []).append(name)
@@ -73,7 +73,7 @@ class Reader:
     for file, members in held.items():
       with _opened(self.folder / file) as opened:
         for name in members:
-          if name not in opened.keys():  # noqa: SIM118 - it is no mapping
+          if name not in opened.keys():  # noqa: SIM118 - not a mapping
             raise ConfigError(f"{self.folder / file}: has no tensor {name}")
           view = opened.get_slice(name)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
@@ -82,8 +82,8 @@ class Reader:
   def read(self, name: str, rows: tuple[slice, ...]) -> np.ndarray:
     """Reads some rows (and columns) of a tensor.
 
-    Opens the file each time, since an open file's mapped pages count as memory
-    of this process.
+    Opens the file each time, since the mapped pages of an open file count as
+    memory of this process.
     """
     with _opened(self.folder / self.files[name]) as opened:
       return opened.get_slice(name)[rows]
@@ -109,9 +109,12 @@ def _locate(folder: pathlib.Path) -> dict[str, str]:
     with _opened(paths[0]) as file:
       return dict.fromkeys(file.keys(), paths[0].name)
   if paths:
-    raise ConfigError(f"{str(folder)!r}: has several files, but no {_INDEX}")
+    rule = f"has several *.safetensors files, but no {_INDEX}"
+    raise ConfigError(f"{str(folder)!r}: {rule}")
   pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-  hint = " (pickled weights are never read: convert them)" if pickled else ""
+  hint = ""
+  if pickled:
+    hint = " (pickled weights are never read; convert them to safetensors)"
   raise ConfigError(f"{str(folder)!r}: has no *.safetensors{hint}")
 
 
@@ -122,7 +125,7 @@ def _read_index(folder: pathlib.Path) -> dict[str, str]:
   for file in found.values():
     is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
     if not is_name or file in ("", "..") or "\0" in file:
-      raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file's name")
+      raise ConfigError(f"{folder / _INDEX}: {file!r} is not a file name")
   return found
 
 
@@ -144,17 +147,17 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
   if cfg.tie_embeddings and _TIED_HEAD in extra:
     _check_tied(reader)
     extra.remove(_TIED_HEAD)
-  _refuse(f"{where}: its config has no", sorted(extra))
+  _refuse(f"{where}: config.json does not describe", sorted(extra))
   for name, shape in expected.items():
     theirs, dtype = found[name]
     if theirs != shape:
       raise ConfigError(
-          f"{where}: {name} has shape {list(theirs)}, its config says"
+          f"{where}: {name} has shape {list(theirs)}, but config.json gives"
           f" {list(shape)}"
       )
     if dtype not in _READABLE:
       raise ConfigError(
-          f"{where}: {name} has dtype {dtype}, which must be one of"
+          f"{where}: {name} has dtype {dtype}: must be one of"
           f" {', '.join(_READABLE)}"
       )
 
@@ -176,8 +179,8 @@ def _check_tied(reader: Reader) -> None:
   head = reader.read(_TIED_HEAD, whole)
   if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
     raise ConfigError(
-        f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding,"
-        " though its config ties them"
+        f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding, but"
+        " config.json has tie_word_embeddings = true"
     )
 
 
@@ -191,9 +194,9 @@ def load(
   """Loads a checkpoint; each process reads the shards that it keeps.
 
   Args:
-    folder: of the checkpoint.
-    cfg: the decoder it holds.
-    dtype: of the weights; those of norms are always float32.
+    folder: the folder of the checkpoint.
+    cfg: the decoder that it holds.
+    dtype: dtype of the weights; weights of norms are always float32.
     shardings: a tree like the parameters; None puts all on one device.
 
   Raises:
@@ -256,14 +259,16 @@ def _read_part(
     chosen: tuple[range, ...],
     letters: Mapping[str, int],
 ) -> np.ndarray:
-  """Reads a block of a layer of a weight: only its rows and columns."""
+  """Reads a block of one layer of a weight, and no other rows or columns."""
   part, ours = source.part, source.part.ours.split()
   block = dict(zip(ours, chosen, strict=True))
   rows, expanded = [], [*itertools.chain(*part.groups)]
   for first, *rest in part.groups:
     width = math.prod(letters[letter] for letter in rest)
     if any(len(block[letter]) != letters[letter] for letter in rest):
-      raise NotImplementedError(f"{part.path}: split along {rest}")
+      raise NotImplementedError(
+          f"{part.path}: a sharding must not split axes {rest}"
+      )
     rows.append(slice(block[first].start * width, block[first].stop * width))
   rows[0] = slice(
       rows[0].start + source.first_row, rows[0].stop + source.first_row
@@ -285,14 +290,14 @@ def save(
   """Writes weights to an existing folder and returns the files' names.
 
   Args:
-    folder: exists.
+    folder: an existing folder.
     params: the decoder's weights, whole on this host.
     cfg: the decoder.
-    dtype: of every tensor written.
-    max_shard_bytes: of a file; a larger tensor gets a file alone.
+    dtype: dtype of every written tensor.
+    max_shard_bytes: largest size of a file; a larger tensor gets its own file.
 
   Raises:
-    ConfigError: if a number is not finite in `dtype`.
+    ConfigError: if a weight is not finite in `dtype`.
   """
   letters, kind = names.sizes(cfg), jnp.dtype(dtype)
   plan = {
@@ -316,7 +321,8 @@ def save(
     for name, tensor in content.items():
       if not np.isfinite(tensor).all():
         raise ConfigError(
-            f"--dtype = {dtype!r}: {name} is not finite in it; use float32"
+            f"--dtype = {dtype!r}: {name} is not finite in this dtype; use"
+            " --dtype=float32"
         )
     # transformers rejects files without this format.
     safetensors.numpy.save_file(content, folder / file, {"format": "pt"})

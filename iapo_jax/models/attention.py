@@ -75,9 +75,9 @@ def attend(
   at least one slot of some segment.
 
   The r rows of a segment divide the b rows of queries. Each segment row takes
-  one matrix product, so keys are never copied. Each segment is reduced alone and
-  the results are merged, so scores never change their layout. The backward pass
-  recomputes the weights from the scores and their log-sum-exp.
+  one matrix product, so keys are never copied. Each segment is reduced alone
+  and the results are merged, so scores never change their layout. The backward
+  pass recomputes the weights from the scores and their log-sum-exp.
 
   Args:
     queries: [b, x, n, h].
