@@ -1,4 +1,4 @@
-"""Graders and rewards that decode text on the host, called by the step."""
+"""Graders and rewards that decode text on the host; the step calls them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ def make_grader(
   Args:
     tokenizer: a Hugging Face tokenizer.
     mesh: the mesh of the step.
-    answer_tokens: a, how many tokens of each completion's own answer the
-      grades hold; 0 for none.
+    answer_tokens: a, how many tokens of each completion's answer the grades
+      hold; 0 for none.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -40,7 +40,7 @@ def make_grader(
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    grading.start()  # at tracing, so that processes are up when needed
+    grading.start()  # while tracing, so that processes are up when needed
     return Grades(*ask(rollout, prompts))
 
   return grade
@@ -51,8 +51,8 @@ def make_reward(
 ) -> Reward:
   """Turns a reward of texts into one of the compiled step.
 
-  The step fails if `function` raises, or returns another number of rewards
-  than there are completions.
+  The step fails if `function` raises, or does not return one number per
+  completion.
   """
 
   def on_host(*columns: np.ndarray) -> tuple[np.ndarray]:
@@ -60,8 +60,8 @@ def make_reward(
     found = np.asarray(function(completions, golds), np.float32)
     if found.shape != (len(completions),):
       raise ValueError(
-          f"text_reward: must give {len(completions)} numbers, as many as there"
-          f" are completions; it gave an array of shape {found.shape}"
+          f"text_reward: must return {len(completions)} numbers, one per"
+          f" completion; it returned an array of shape {found.shape}"
       )
     return (found,)
 
@@ -82,14 +82,14 @@ def _caller(
   """Makes a function of the compiled step that calls the host.
 
   The callback runs under `shard_map` over the data axes: each process decodes
-  and judges the rows of its own devices, and no row leaves them. Devices along
-  the tensor axis hold the same rows, so only the first one calls.
+  and grades only the rows of its devices. Devices along the tensor axis hold
+  the same rows, so only the first one calls.
 
   Args:
     mesh: the mesh of the step.
     on_host: maps tokens, lengths, ended, gold and gold lengths to one array
       for each column.
-    columns: for each column the shape of a row, and dtype.
+    columns: shape of a row and dtype of each column.
   """
 
   def call(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
@@ -142,7 +142,7 @@ def _from_first(x: jax.Array) -> jax.Array:
 
 
 def _blocks(tokens: jax.Array) -> list[jax.Array]:
-  """Cuts rows into blocks of at most 64 KiB, or of one longer row.
+  """Cuts rows into blocks of at most 64 KiB; a longer row makes one block.
 
   With several CPU devices a callback that reads a larger argument can hang:
   JAX 0.10 copies it on the thread that the callback occupies.
@@ -171,7 +171,8 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
-    answer_tokens: a, how many tokens of own answers to return; 0 for none.
+    answer_tokens: a, how many tokens of each completion's answer to return; 0
+      for none.
 
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
