@@ -77,7 +77,7 @@ def test_an_export_in_another_dtype(run, tmp_path):
 def test_what_cannot_be_is_said(run, tmp_path):
   with pytest.raises(ConfigError, match="text 0: has no completion"):
     run.policy().score([{"prompt": "5 b ="}])
-  with pytest.raises(ConfigError, match="exists already"):
+  with pytest.raises(ConfigError, match="exists already; name a new folder"):
     run.policy().export(tmp_path)
   with pytest.raises(ConfigError, match="must be a file or one of arithmetic"):
     iapo_jax.train("arithmetics", workdir=tmp_path / "run")

@@ -276,7 +276,7 @@ def test_it_is_judged_on_another_data_set(smoke, tmp_path):
   assert results["problems"] == 6
   (record,) = comparison.report(contestants, [[results]], "test")
   assert (record["task"], record["skipped"]) == ("aime24", 0)
-  with pytest.raises(ConfigError, match="aime24 has only test problems"):
+  with pytest.raises(ConfigError, match="aime24 has only these splits: test"):
     comparison.judge(contestants, split="train", problems=1, seeds=[0])
 
 

@@ -444,19 +444,19 @@ class TestComparison:
           ),
           (
               {"evaluation.batch_size": 64},
-              r"evaluation\.batch_size: the runs have 16 and 64; give one with",
+              r"evaluation\.batch_size: the runs have 16 and 64; set one for",
           ),
           (
               {"evaluation.temperature": 0.5},
-              r"temperature: the runs have 1.0 and 0.5; give one with",
+              r"temperature: the runs have 1.0 and 0.5; set one for all with",
           ),
           (
               {"rollout.max_tokens": 70},
-              r"rollout\.max_tokens: the runs have 72 and 70; give one with -",
+              r"max_tokens: the runs have 72 and 70; set one for all with --m",
           ),
           (
               {"evaluation.samples": 2},
-              r"evaluation\.samples: the runs have 1 and 2; give one with",
+              r"evaluation\.samples: the runs have 1 and 2; set one for all",
           ),
       ],
   )
@@ -524,7 +524,7 @@ class TestComparison:
     noted = [record | {"note": "other problems"} for record in records]
     reader, _ = read(write(trained, tmp_path, timing=noted))
     assert "Note: other problems." in " ".join(" ".join(reader.text).split())
-    assert "standard deviation over 2 sampling seeds. Time is that" in said
+    assert "deviation over 2 sampling seeds. Time per completion is" in said
     # Of one seed there is no spread to explain.
     single = [r | {"seeds": r["seeds"][:1]} for r in records]
     reader, _ = read(write(trained, tmp_path, timing=single))

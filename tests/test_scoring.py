@@ -125,7 +125,7 @@ IDS = {"prompt_ids": [5], "completion_ids": [7], "postfix_ids": [9]}
 BROKEN = {
     "no json": ("{", "in.jsonl:1: is not JSON"),
     "a list": ("[1]", "in.jsonl:1: must be a JSON object"),
-    "nan": ('{"prompt_ids": [NaN]}', "NaN is no number of JSON"),
+    "nan": ('{"prompt_ids": [NaN]}', "NaN is not a number in JSON"),
     "nothing": ({"id": 1}, "must have either prompt and completion, or"),
     "both": (IDS | {"prompt": "x"}, "must have either"),
     "half": ({"prompt_ids": [5]}, "has no completion_ids"),
@@ -138,12 +138,12 @@ BROKEN = {
     "no postfix": (IDS | {"postfix_ids": []}, "postfix_ids: must have"),
     "long": (IDS | {"completion_ids": [7] * 127}, "have 129 tokens; the model"),
     "no tokenizer": (
-        {"prompt": "5", "completion": "b"}, "is text, and there is no token",
+        {"prompt": "5", "completion": "b"}, "is text, but the model's folder",
     ),
     "a score": (IDS | {"mi": [1.0]}, "mi: is a field of the output; rename"),
     "infinity": ('{"prompt_ids": [1e999]}', "is not JSON"),
     "no elicitation": (
-        {"prompt_ids": [5], "completion_ids": [7]}, "has no postfix_ids, and",
+        {"prompt_ids": [5], "completion_ids": [7]}, "has no postfix_ids, but",
     ),
 }  # fmt: skip
 
@@ -168,12 +168,12 @@ BROKEN_TEXT = {
     ),
     "half a pair": (
         {"prompt": "5", "completion": "b\ud800"},
-        "in.jsonl:1: completion: holds half a surrogate pair",
+        "in.jsonl:1: completion: must not contain half a surr",
     ),
     "empty": ({"prompt": "", "completion": "b"}, "must have at least"),
     "postfix": (
         {"prompt": "5", "completion": "b", "postfix_ids": [3]},
-        "goes with prompt_ids",
+        "must come with prompt_ids",
     ),
 }  # fmt: skip
 
@@ -193,7 +193,8 @@ def test_files_that_break_a_rule(tmp_path, words):
   (tmp_path / "bytes").write_bytes(b"\xff\xfe")
   with pytest.raises(ConfigError, match="is not UTF-8"):
     score_lines.read(tmp_path / "bytes", rules())
-  with pytest.raises(ConfigError, match="a token the model does not have"):
+  rule = r"completion: has token \d+; must be below 20"
+  with pytest.raises(ConfigError, match=rule):
     read(
         tmp_path, {"prompt": "5", "completion": "b 9"}, tok=words, vocab_size=20
     )
@@ -210,7 +211,7 @@ def test_what_was_left_is_gone_on_with(tmp_path):
 
   with pytest.raises(FloatingPointError):
     first.append(failing())
-  with pytest.raises(ConfigError, match="being written by another command"):
+  with pytest.raises(ConfigError, match="another command writes it; wait"):
     score_lines.Partial(output, lines, {"model": "m"})
   del first
   partial = tmp_path / "out.jsonl.partial"
@@ -285,7 +286,7 @@ def test_the_command_says_what_torch_said(tmp_path):
   assert "must not be --output" in same.stderr
   again = run_score(*flags)
   assert again.returncode == 2
-  assert again.stderr.strip().endswith("exists already")
+  assert again.stderr.strip().endswith("exists already; name a new file")
   assert "Traceback" not in again.stderr
 
 
@@ -304,7 +305,7 @@ def test_the_command_refuses_a_date_and_tokens_there_are_not(tmp_path, words):
   ).save_pretrained(place)  # fmt: skip
   done = run_score(f"--model={place}", *flags, "--elicitation=</think>")
   assert "--elicitation = '</think>': has token" in done.stderr
-  assert "the model has 61" in done.stderr
+  assert "but the model's tokens are below 61" in done.stderr
 
 
 def test_the_command_scores_text_and_escapes_it(tmp_path, words):

@@ -1,9 +1,9 @@
 """Compiles the train step for TPUs that this machine does not have.
 
 libtpu describes a topology and compiles for its chips on any machine. Nothing
-is allocated or run, so only the compiler's own account is known: the memory of
-each device and the transfers between devices. Times are lower bounds from the
-published peaks of the chips; real programs are slower by an unknown factor.
+is allocated or run: memory and transfers of each device are what the compiler
+reports. Times are lower bounds from the published peaks of the chips; real
+programs are slower by an unknown factor.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _LIBTPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _PHASES = ("rollout", "probes", "reference", "update")
-# The compiler's messages after it has tried everything, and before it tries.
+# The compiler's messages after it has tried to fit, and before it tries.
 _TOO_LARGE = (
     re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"),
     re.compile(
@@ -83,8 +83,8 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
   generation = topology.partition(":")[0]
   if generation not in chips():
     raise ConfigError(
-        f"topology {topology!r}: must begin with one of"
-        f" {', '.join(chips())}, and a colon"
+        f"--topology = {topology!r}: must begin with one of"
+        f" {', '.join(chips())} and a colon, such as v5e:4x4"
     )
   for name, value in _LIBTPU.items():
     os.environ.setdefault(name, value)
@@ -95,8 +95,8 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
   except Exception as error:  # whatever libtpu raises
     reason = " ".join(str(error).split())[:200]
     raise ConfigError(
-        f"topology {topology!r}: cannot be described ({reason}); libtpu must be"
-        " installed: pip install 'jax[tpu]'"
+        f"--topology = {topology!r}: cannot be described ({reason}); libtpu"
+        " must be installed: pip install 'jax[tpu]'"
     ) from error
   return list(found.devices)
 
@@ -174,7 +174,7 @@ def check_fits(found: dict[str, Any], parts: Assembly, stage: Stage) -> None:
 
 
 def _advice(used: str, parts: Assembly, stage: Stage) -> str:
-  """Says what is too large, what it consists of and how to shrink it."""
+  """Returns an error: the size, its parts and how to shrink the largest."""
   needed = memory.of_step(parts.cfg, parts.mesh, stage.spec)
   sizes = dataclasses.asdict(needed)
   names = sorted(sizes, key=lambda name: -sizes[name])
@@ -191,15 +191,15 @@ def _advice(used: str, parts: Assembly, stage: Stage) -> str:
       " model.remat",
   }[names[0]]
   return (
-      f"the step needs {used} on a device. By the library's account: {by_part}."
-      f" Of the {names[0]}: {fix}"
+      f"the step needs {used} on a device. Estimated parts: {by_part}. The"
+      f" largest is {names[0]}: {fix}"
   )
 
 
 def report(
     parts: Assembly, stage: Stage, compiled: jax.stages.Compiled, chip: Chip
 ) -> dict[str, Any]:
-  """Returns all that is known about the step that `train_step` compiled.
+  """Returns the costs of the step that `train_step` compiled.
 
   Values are JSON-ready; bytes, operations and seconds are those of one device.
   `roofline_seconds` are lower bounds, by phase and by the resource that limits.
@@ -238,8 +238,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
   sizes = {name: memory.readable(x) for name, x in found["memory"].items()}
   yield (
       f"memory     {sizes['peak_bytes']} of {sizes['device_bytes']} a device:"
-      f" {sizes['argument_bytes']} of arguments, {sizes['temp_bytes']} while it"
-      " runs"
+      f" {sizes['argument_bytes']} of arguments, {sizes['temp_bytes']} while"
+      " running"
   )
   yield f"{'':<11}{'Tflop':>9}{'GB read':>9}{'GB sent':>9}  seconds at least"
   for phase in _PHASES:
@@ -256,9 +256,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
   """Returns the memory that the compiled program needs, in bytes per device.
 
-  `temp_bytes` is JAX's number, which counts the gaps between arrays as well,
-  for TPUs more gaps than the compiler leaves. `peak_bytes` is the compiler's
-  own number, arguments included, plus the size of the program.
+  `temp_bytes` is JAX's number. It includes gaps between arrays, for TPUs more
+  than the compiler leaves. `peak_bytes` is the compiler's number, arguments
+  included, plus the size of the program.
   """
   stats = compiled.memory_analysis()
   code = stats.generated_code_size_in_bytes

@@ -3,7 +3,7 @@
 XLA writes a program as computations of instructions. An instruction that moves
 data names the shape of its result and its groups of devices. A loop names its
 body and, where the compiler knows it, its trip count. The text is the only
-source for the bytes sent: the compiler's own analysis counts a loop once and
+source for the bytes sent: the compiler's analysis counts a loop once and
 ignores communication.
 """
 
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-# Bits of a number; values of other types, such as tokens, hold no data.
+# Bits of a number; other types, such as `token`, hold no data.
 _BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
     "s32": 32, "u32": 32, "s64": 64, "u64": 64, "f16": 16, "bf16": 16,
@@ -21,7 +21,7 @@ _BITS = {
 }  # fmt: skip
 Array = tuple[str, tuple[int, ...]]  # its type and shape
 
-# Data for another slice leaves a TPU's program through its host.
+# A TPU's program sends data to another slice through its host.
 _BETWEEN = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 BETWEEN_SLICES = "between-slices"
 _KINDS = (
@@ -101,9 +101,9 @@ class Transfer:
 def transfers(text: str, trips: Callable[[str], int]) -> list[Transfer]:
   """Returns every transfer that is reached from the program's entry.
 
-  Only the branch of a conditional that sends most counts. A TPU spreads some
-  transfers over steps beside other work; the text has each step, all on one
-  channel, and they count once.
+  In a conditional only the branch that sends most counts. A TPU splits some
+  transfers into steps; the text lists every step, all on one channel, and they
+  count once.
 
   Args:
     text: of a compiled program, as XLA writes it.
@@ -201,6 +201,7 @@ class _Program:
       size += 1
     return math.ceil(size / len(passed))
 
+
 def _result(operation: str, text: str) -> tuple[Array, ...]:
   """Returns the results among the arrays that an instruction's type names.
 
@@ -238,5 +239,5 @@ def _group(line: str) -> int:
   if listed := _LISTED.search(line):
     return max(1, len(listed[1].split(",")))
   if "replica_groups=" in line:
-    raise ValueError(f"replica groups are not understood: {line.strip()}")
+    raise ValueError(f"replica_groups: unknown notation: {line.strip()}")
   return 1

@@ -1,4 +1,4 @@
-"""Policies of several runs on the same problems, timed side by side."""
+"""Evaluates policies of several runs on the same problems, side by side."""
 
 import csv
 import dataclasses
@@ -33,7 +33,7 @@ SECONDS = "seconds_per_completion"
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-  """A policy to be judged.
+  """A policy to evaluate.
 
   Attributes:
     name: folder of its run.
@@ -67,7 +67,8 @@ def load(
     max_tokens: replaces `config.rollout.max_tokens`.
     data: replaces fields of `config.data`; a field that is None keeps the run's
       value. Another `task` means its published problems.
-    **settings: replace fields of `config.evaluation`, None as in `data`.
+    **settings: replace fields of `config.evaluation`; None keeps the run's
+      value.
 
   Raises:
     ConfigError: if a checkpoint is missing or damaged, the settings break a
@@ -103,7 +104,7 @@ def load(
 def _reading(
     cfg: config_lib.Config, changes: Mapping[str, Any]
 ) -> config_lib.Config:
-  """Returns the configuration with other data, or other files of the same.
+  """Returns the configuration with another task, or other files of its task.
 
   A run's own task keeps the run's splits, since some of the published test
   problems may have been in its train split.
@@ -160,8 +161,8 @@ def _mesh_here(mesh: MeshConfig) -> MeshConfig:
   if devices == fixed or (-1 in sizes and devices % fixed == 0):
     return mesh
   print(
-      f"mesh       data {devices}: the run's own (data, fsdp, tensor) = {sizes}"
-      " does not fit the devices there are"
+      f"mesh       data {devices}: the run's (data, fsdp, tensor) = {sizes}"
+      f" does not fit {devices} device{'s' if devices > 1 else ''}"
   )
   return MeshConfig()
 
@@ -178,7 +179,7 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
       if first[field] != other[field]:
         raise ConfigError(
             f"config.{field}: the runs have {first[field]} and {other[field]};"
-            f" give one with --{field.partition('.')[2]}"
+            f" set one for all with --{field.partition('.')[2]}"
         )
 
 
@@ -189,7 +190,7 @@ def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
     tables = contestant.parts.task.tables
     if split not in tables:
       task = contestant.parts.cfg.data.task
-      rule = f"{task} has only {', '.join(tables)} problems"
+      rule = f"{task} has only these splits: {', '.join(tables)}"
       raise ConfigError(f"--split = {split!r}: {rule}")
     prompts = tables[split].prompts
     asked = [
@@ -205,7 +206,7 @@ def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
     if asked != first:
       raise ConfigError(
           f"run {contestant.name!r}: has other {split} problems than"
-          f" {contestants[0].name!r}"
+          f" {contestants[0].name!r}; evaluate it by a command of its own"
       )
 
 
@@ -222,9 +223,9 @@ def judge(
   alike. Each program runs once before it is timed.
 
   Args:
-    contestants: to judge.
+    contestants: policies to evaluate.
     split: a key of their problem tables.
-    problems: takes the first so many; all if there are fewer.
+    problems: number of problems, from the first; all if there are fewer.
     seeds: of sampling.
 
   Returns:
@@ -264,7 +265,7 @@ def judge(
 
 
 def _warm_up(contestants: Sequence[Contestant], split: str) -> None:
-  """Compiles the samplers, and runs each contestant once."""
+  """Compiles the samplers and calls each contestant's once."""
   for contestant in contestants:
     prompts, _ = next(evaluation.batches(contestant.parts, split, 1))
     key = KeyDomain.EVALUATION.key(0)

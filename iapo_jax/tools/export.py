@@ -64,7 +64,10 @@ def export(
       damaged, or no family of transformers has such a decoder.
   """
   if family and (source.workdir / folder.KEPT).is_dir():
-    raise ConfigError(f"--family = {family!r}: the model it began from has one")
+    raise ConfigError(
+        f"--family = {family!r}: leave it out; the run began from a pretrained"
+        " model, which has a family"
+    )
   cfg = workdir_lib.load_config(source.workdir)
   if family:
     model = dataclasses.replace(cfg.model, family=family)
@@ -108,7 +111,9 @@ def convert(
 def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a folder to fill, which becomes `output`, whole or not at all."""
   if output.exists():
-    raise ConfigError(f"--output = {str(output)!r}: exists already")
+    raise ConfigError(
+        f"--output = {str(output)!r}: exists already; name a new folder"
+    )
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -136,7 +141,7 @@ def load(source: sources.Source, cfg: ModelConfig) -> Params:
 def _write_configs(
     workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
 ) -> None:
-  """Writes configurations and tokenizer: of the pretrained model, or new."""
+  """Writes configurations and tokenizer, of the pretrained model or new."""
   kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
   if kept.is_dir():
     _copy_pretrained(kept, output, dtype)
@@ -173,7 +178,7 @@ def _write_configs(
 def _copy_pretrained(
     place: pathlib.Path, output: pathlib.Path, dtype: str
 ) -> None:
-  """Copies all of a model but its weights, which are to have another dtype."""
+  """Copies all files of a model but its weights, and sets the new dtype."""
   folder.copy_all_but_weights(place, output)
   raw = files.read_json(place / folder.CONFIG)
   # Older versions of transformers know only torch_dtype.
@@ -201,13 +206,13 @@ def model_card(
       "",
       f"# {name}",
       "",
-      f"Checkpoint `{source.name}` (stage/step) of a run of iapo_jax that was"
-      f" to have {cfg.warm_start.num_steps} supervised steps and"
+      f"Checkpoint `{source.name}` (stage/step) of a run of iapo_jax"
+      f" configured for {cfg.warm_start.num_steps} supervised steps and"
       f" {cfg.num_steps} steps of reinforcement learning with"
       f" `{cfg.credit.mode}` credit (IAPO, arXiv 2602.19049). It began from"
       f" {origin}. Weights are {dtype}.",
       "",
-      "Its licence is that of the model and the data it was trained from.",
+      "Its licence is that of the model and data that it was trained from.",
       "",
       markdown.table(
           ("setting", "value"),
@@ -216,7 +221,7 @@ def model_card(
       "",
       *_result(source),
       "The reasoning opens with the prompt and ends with `</think>`; the answer"
-      " stands in `<answer>`. Early answers are elicited by"
+      " is in `<answer>`. Early answers are elicited by"
       f" {json.dumps(cfg.probe.elicitation)}.",
       "",
   ])

@@ -1,4 +1,4 @@
-"""Training from Python: a configuration in, a finished run out."""
+"""Trains from Python: takes a configuration, returns a finished run."""
 
 import dataclasses
 import pathlib
@@ -36,7 +36,7 @@ class Finished:
     return files.read_json(self.workdir / workdir_lib.SUMMARY)
 
   def history(self, stage: str = "rl") -> list[dict[str, Any]]:
-    """The metrics of each step of `warm_start`, `rl` or `validation`."""
+    """Returns metrics of each step of `warm_start`, `rl` or `validation`."""
     return logs.stage_metrics(self.workdir, stage)
 
   def policy(self, checkpoint: str = "last") -> loaded.Policy:
@@ -60,19 +60,19 @@ def train(
     workdir: str | pathlib.Path,
     own: Own = NOTHING,
 ) -> Finished:
-  """Trains, or goes on where an interrupted run was saved.
+  """Trains a run, or continues an interrupted one.
 
   Args:
-    config: a configuration by name, such as `arithmetic:to_go`; or a
-      ConfigDict, such as `iapo_jax.config.presets.load` gives; or a nested
-      mapping of fields, the others at their defaults.
-    workdir: folder of the run. If it holds this very run, finished, nothing is
+    config: the name of a configuration, such as `arithmetic:to_go`; or a
+      ConfigDict, such as `iapo_jax.config.presets.load` returns; or a nested
+      mapping of fields, where missing fields have their defaults.
+    workdir: folder of the run. If it holds this run, finished, nothing is
       trained.
-    own: the program's own reward, credit or probes.
+    own: your reward, credit or probes.
 
   Raises:
-    ConfigError: for a rule that the configuration, its data, the devices or the
-      workdir break.
+    ConfigError: if the configuration, its data, the devices or the workdir
+      break a rule.
   """
   if isinstance(config, str):
     config = presets.load(config)

@@ -1,4 +1,4 @@
-"""A policy in memory, from a run, a Hugging Face folder or the hub."""
+"""Loads a policy from a run, a Hugging Face folder or the hub."""
 
 import dataclasses
 import datetime
@@ -41,12 +41,12 @@ class Policy:
   def score(
       self, texts: Sequence[Mapping[str, Any]], *, batch_size: int = 8
   ) -> list[score_lines.Line]:
-    """Scores reasoning: what each token says about the answer.
+    """Scores how much each token of reasoning reveals about the answer.
 
     Args:
       texts: each with `prompt` and `completion`, or as token ids; the formats
         are those of `iapo score`.
-      batch_size: texts a call.
+      batch_size: texts per call.
 
     Returns:
       The texts with their scores added, by `score_lines.scored`.
@@ -159,7 +159,7 @@ def _rules(
     cfg: ModelConfig,
     elicitation: str,
 ) -> score_lines.Rules:
-  """How text becomes tokens, for the model and the tokenizer of folders."""
+  """Returns how text becomes tokens, by the folders of model and tokenizer."""
   tokens = folder.read_tokens(place)
   tok, ends, ids = None, tokens.eos_ids, ()
   if words != place or (words / "tokenizer.json").exists():
@@ -168,8 +168,8 @@ def _rules(
     ids = task.elicitation_ids(tok, elicitation, "--elicitation")
     if max(ids) >= cfg.vocab_size:
       raise ConfigError(
-          f"--elicitation = {elicitation!r}: has token {max(ids)}; the model"
-          f" has {cfg.vocab_size}"
+          f"--elicitation = {elicitation!r}: has token {max(ids)}, but the"
+          f" model's tokens are below {cfg.vocab_size}"
       )
   return score_lines.Rules(
       vocab_size=cfg.vocab_size,

@@ -1,4 +1,4 @@
-"""Completions to score from lines of JSON, and their scores as lines of JSON.
+"""Reads completions from lines of JSON, and writes their scores as lines.
 
 The input is untrusted: every line is checked before the first one is scored,
 and an error names the line.
@@ -92,14 +92,14 @@ def _parse(row: str, where: str) -> Line:
 
 
 def _no_constant(name: str) -> NoReturn:
-  raise ValueError(f"{name} is no number of JSON")
+  raise ValueError(f"{name} is not a number in JSON")
 
 
 def placed(line: Line, rules: Rules, where: str) -> Item:
-  """Makes a line an item; errors begin with `where`.
+  """Returns the item of a line; errors begin with `where`.
 
   Raises:
-    ConfigError: for a rule that the line breaks.
+    ConfigError: if the line breaks a rule.
   """
   try:
     return _item(line, rules)
@@ -123,14 +123,14 @@ def _item(line: Line, rules: Rules) -> Item:
     if name not in line:
       raise ConfigError(f"has no {name}")
   if has_text and "postfix_ids" in line:
-    rule = "goes with prompt_ids; the text of --elicitation with prompt"
+    rule = "must come with prompt_ids; with prompt, use --elicitation"
     raise ConfigError(f"postfix_ids: {rule}")
   read_line = _item_of_ids if has_ids else _item_of_text
   item = read_line(line, rules)
   if rules.max_positions and item.positions > rules.max_positions:
     raise ConfigError(
         f"prompt, completion and elicitation have {item.positions} tokens; the"
-        f" model was trained for {rules.max_positions}"
+        f" model takes at most {rules.max_positions}"
     )
   return item
 
@@ -154,7 +154,7 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
     try:
       json.dumps(line[name], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-      rule = "holds half a surrogate pair, which is no text"
+      rule = "must not contain half a surrogate pair"
       raise ConfigError(f"{name}: {rule}") from error
   prompt, completion = line["prompt"], line["completion"]
   if not isinstance(completion, str):
@@ -176,7 +176,7 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
     _fail("prompt", prompt, "must have at least one token")
   for name, found in (("prompt", begin), ("completion", ids)):
     if max(found, default=0) >= rules.vocab_size:
-      rule = f"has a token the model does not have: {max(found)}"
+      rule = f"has token {max(found)}; must be below {rules.vocab_size}"
       raise ConfigError(f"{name}: {rule}")
   ended = bool(ids) and ids[-1] in rules.eos_ids
   own = ids[:-1] if ended else ids
@@ -191,8 +191,8 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
 def _tokenizer(rules: Rules, what: str) -> Any:
   if rules.tokenizer is None:
     raise ConfigError(
-        f"{what}, and there is no tokenizer (the model's folder has no"
-        " tokenizer.json; --tokenizer names another)"
+        f"{what}, but the model's folder has no tokenizer.json; name a"
+        " tokenizer with --tokenizer"
     )
   return rules.tokenizer
 
@@ -203,7 +203,7 @@ def _ids(line: Line, name: str, rules: Rules) -> tuple[int, ...]:
     _fail(name, ids, "must be a list of whole numbers")
   for i in ids:
     if not 0 <= i < rules.vocab_size:
-      _fail(name, i, f"must be token ids from 0 to {rules.vocab_size - 1}")
+      _fail(name, i, f"must be a token id from 0 to {rules.vocab_size - 1}")
   return tuple(ids)
 
 
@@ -228,7 +228,7 @@ def scored(
   for array in dataclasses.astuple(scores):
     if not np.isfinite(array).all():
       raise FloatingPointError(
-          "scores are not finite; try --dtype=float32, or look at the weights"
+          "scores are not finite; try --dtype=float32, or check the weights"
       )
   answers = _floats(scores.answer_entropies)
   rest = len(item.completion) - item.reasoning
@@ -250,11 +250,11 @@ def _floats(values: np.ndarray) -> list[float]:
 
 
 class Partial:
-  """Scored lines on their way to a file, in the order of the input.
+  """Collects scored lines for a file, in the order of the input.
 
   Until all lines are scored they stay in OUTPUT.partial, below a line with the
-  settings; none is kept in memory. A new process continues after the lines that
-  an interrupted one left. A lock admits one process at a time.
+  settings, and not in memory. A new process continues after the lines of an
+  interrupted one. A lock admits one process at a time.
 
   Attributes:
     count: number of scored lines.
@@ -285,7 +285,8 @@ class Partial:
     except OSError as error:
       self._file.close()
       raise ConfigError(
-          f"{self._path}: is being written by another command"
+          f"{self._path}: another command writes it; wait, or use another"
+          " --output"
       ) from error
     head = (json.dumps(settings) + "\n").encode()
     self.count, end = self._left(head, lines)
@@ -308,16 +309,16 @@ class Partial:
     if not fits:
       self._file.close()
       raise ConfigError(
-          f"{self._path}: was left by another input or other flags; remove"
+          f"{self._path}: was left by another input or other flags; delete"
           " it, or use another --output"
       )
     return count, end
 
   def append(self, lines: Iterable[Line]) -> None:
-    """Writes further lines; if one fails, those before it are kept."""
+    """Appends lines; if one fails, those before it are kept."""
     try:
       for line in lines:
-        # json.dumps escapes to ASCII; half a surrogate pair has no UTF-8.
+        # json.dumps escapes to ASCII: half a surrogate pair has no UTF-8.
         self._file.write(json.dumps(line).encode() + b"\n")
         self.count += 1
     finally:

@@ -1,4 +1,4 @@
-"""Information scores of completions that already exist."""
+"""Scores existing completions: entropies and information of each token."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class Item:
 
   @property
   def positions(self) -> int:
-    """Length of the longest sequence that is run."""
+    """Tokens of prompt, completion and postfix together."""
     return len(self.prompt) + len(self.completion) + len(self.postfix)
 
 
@@ -97,7 +97,7 @@ def score(
     batch_size: int = 8,
     head_chunk: int = 128,
 ) -> Iterator[tuple[int, Scores]]:
-  """Yields each item's index and scores; similar lengths come together.
+  """Yields each item's index and scores, batched by similar length.
 
   Args:
     params: the decoder's weights, in the compute dtype or float32.
@@ -107,7 +107,7 @@ def score(
     head_chunk: positions whose logits exist at one time.
   """
   for alike in _batches(items, batch_size):
-    # Batch sizes are powers of two, so that programs are few; repeats fill up.
+    # A power of two, so that few programs compile; repeats fill the batch.
     rows = min(batch_size, 2 ** (len(alike) - 1).bit_length())
     filled = alike + alike[:1] * (rows - len(alike))
     arrays = _arrays([items[i] for i in filled])

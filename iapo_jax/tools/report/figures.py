@@ -18,9 +18,9 @@ from matplotlib.legend import Legend
 from iapo_jax.tools.report import runs
 from iapo_jax.tools.report.runs import Group
 
-_WIDTH, _HEIGHT = 4.4, 3.4  # inches, the height with one line of legend
-_LINE = 0.22  # inches of a line of the legend
-_LABEL = 44  # characters of a line of a label
+_WIDTH, _HEIGHT = 4.4, 3.4  # inches; the height includes one legend line
+_LINE = 0.22  # inches per line of the legend
+_LABEL = 44  # characters per line of a label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Picture:
 
   Attributes:
     name: of its PNG file, without the ending.
-    title: above it.
+    title: shown above it.
     text: describes the content for people who do not see it.
     size: width and height in CSS pixels.
     light: a data URI.
@@ -140,11 +140,11 @@ def _trade_off(groups: Sequence[Group]) -> Picture:
           tokens[0], accuracy[0], xerr=tokens[1] or 0, yerr=accuracy[1] or 0,
           fmt=_marker(i), markersize=8, color=colour(i, theme), capsize=3,
       )  # fmt: skip
-      # An own entry for the legend: error bars would hide the marker there.
+      # A separate entry for the legend: error bars would hide the marker there.
       axes.plot([], [], linestyle="", marker=_marker(i), markersize=8,
                 color=colour(i, theme), label=_plain(group.label))  # fmt: skip
     axes.set(xlabel="tokens per completion", ylabel="share correct")
-    # Room for the whole of the widest error bar.
+    # Shows the widest error bar whole.
     ends = [tokens[0] + (tokens[1] or 0) for _, _, tokens, _ in points]
     axes.set_xlim(0, 1.1 * max(ends))
     axes.margins(y=0.25)
@@ -186,7 +186,7 @@ def _over_steps(
             values,
             color=colour(i, theme),
             linestyle=line_style(i),
-            # A line through a single point would not be seen.
+            # A line through a single point is invisible.
             marker=_marker(i) if len(steps) == 1 else None,
             **look,
         )
@@ -245,9 +245,9 @@ def _histogram(
 
 
 def _plain(label: str) -> str:
-  """Wraps a label and escapes what matplotlib would not print as it is.
+  """Wraps a label and escapes what matplotlib would not print unchanged.
 
-  These are mathematics, a leading underscore and characters without UTF-8.
+  That is mathematics, a leading underscore and characters without UTF-8.
   """
   label = label.encode("utf-8", "backslashreplace").decode("utf-8")
   label = label.replace("$", r"\$")
@@ -280,7 +280,7 @@ def _figure(draw: Draw, theme: Theme, title: str = "") -> Figure:
 
 
 def dress(axes: Axes, theme: Theme = LIGHT) -> None:
-  """Applies the shared colours and sizes; set the title before."""
+  """Applies the shared colours and sizes; call it after setting the title."""
   axes.grid(alpha=0.25, color=theme.faint)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["bottom", "left"]].set_color(theme.faint)

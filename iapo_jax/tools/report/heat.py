@@ -1,4 +1,4 @@
-"""Completions as tokens coloured by their information."""
+"""Completions as tokens, each coloured by its information."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _FAINT = 0.05  # nats; less information than this never gets full colour
 
 
 def environment() -> jinja2.Environment:
-  """Returns the templates; they escape everything that is inserted."""
+  """Returns the environment of the templates, which escape every value."""
   return jinja2.Environment(
       loader=jinja2.PackageLoader("iapo_jax.tools.report"),
       autoescape=True,
@@ -35,7 +35,7 @@ def tokens(
     *,
     reasoning: int,
 ) -> list[dict[str, Any]]:
-  """Returns what the template shows of each of T tokens.
+  """Returns the fields that the template shows for each of T tokens.
 
   Args:
     texts: T.

@@ -76,7 +76,7 @@ def write(
 
 
 def headlines(groups: Sequence[Group]) -> list[str]:
-  """States each result in a sentence, against plain GRPO if it is there."""
+  """Returns a sentence per result, compared with plain GRPO if it is there."""
   trained = [
       group
       for group in groups
@@ -118,7 +118,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _row(index: int, group: Group) -> dict[str, Any]:
-  """Returns a group's row of test results; its colour is the figures' key."""
+  """Returns a group's row of test results, with its colour in the figures."""
   cells = {
       "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
       "format_rate": ".3f",
@@ -170,7 +170,7 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
-  """Returns the seeds, and the fields that differ; all of a single group."""
+  """Returns the seeds and the fields that differ; all fields of one group."""
   configs = [group.runs[0].config for group in groups]
   seeds = [
       ", ".join(str(run.config["seed"]) for run in group.runs)

@@ -40,7 +40,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that differ only in their seed, at least one, shown as one."""
+  """One or more runs that differ only in their seed, shown together."""
 
   label: str
   runs: tuple[Run, ...]
@@ -73,7 +73,7 @@ def read(folder: pathlib.Path) -> Run:
   if not all("group_advantage" in record for record in samples):
     raise ConfigError(
         f"{str(folder / logs.SAMPLES)!r}: has records of an older version,"
-        " without group_advantage; the run must be made anew to be drawn"
+        " without group_advantage; train the run again to draw it"
     )
   summary = folder / workdir_lib.SUMMARY
   return Run(
@@ -109,8 +109,8 @@ def _check_seeds(group: Group) -> None:
   seeds = [run.config["seed"] for run in group.runs]
   if len(set(seeds)) < len(seeds):
     raise ConfigError(
-        f"runs labelled {group.label!r}: have the seeds {seeds}; each must be"
-        " there once"
+        f"runs labelled {group.label!r}: have the seeds {seeds}; each must"
+        " occur once"
     )
   for other in others:
     for field, value in first.config.items():

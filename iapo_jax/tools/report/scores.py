@@ -1,4 +1,4 @@
-"""A page about scored completions."""
+"""The page of `iapo score`: completions token by token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
