@@ -1,4 +1,4 @@
-"""Compiles a step for TPUs that are not there: `iapo compile`."""
+"""Compiles a step for TPUs that you do not have: `iapo compile`."""
 
 from iapo_jax.cli import iapo
 

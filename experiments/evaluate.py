@@ -1,4 +1,4 @@
-"""Judges policies on the same problems: `iapo evaluate`."""
+"""Evaluates policies on the same problems: `iapo evaluate`."""
 
 from iapo_jax.cli import iapo
 

@@ -1,10 +1,10 @@
-"""A credit of one's own, inside the compiled step: only what informs counts.
+"""Trains with your own credit: tokens that inform about the answer get more.
 
   python experiments/own_credit.py --config=configs/arithmetic.py:to_go \
       --workdir=runs/own_credit
 
-It takes all arguments of `iapo train`. The function is traced once: it is JAX,
-of arrays whose shapes are in `iapo_jax.rl.own.Evidence`.
+It takes all arguments of `iapo train`. The compiled step calls the function, so
+it must be JAX; `iapo_jax.rl.own.Evidence` gives the shapes of its arrays.
 """
 
 import jax
@@ -15,7 +15,7 @@ from iapo_jax.rl.own import Evidence, Own
 
 
 def credit(evidence: Evidence) -> jax.Array:
-  """The group's advantage, more of it where the answer became more certain.
+  """Returns the group's advantage, raised where the answer got more certain.
 
   Args:
     evidence: of b completions.

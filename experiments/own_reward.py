@@ -1,10 +1,11 @@
-"""A reward of one's own: right answers, and a bonus for saying less.
+"""Trains with your own reward: right answers, and a bonus for short ones.
 
   python experiments/own_reward.py --config=configs/arithmetic.py:grpo \
       --workdir=runs/own_reward
 
-It takes all arguments of `iapo train`. The function gets decoded completions
-and the gold answer of each; an exception that it raises ends the run.
+It takes all arguments of `iapo train`. The function receives decoded
+completions and the gold answer of each; an exception that it raises ends the
+run.
 """
 
 from iapo_jax.cli import iapo
@@ -15,10 +16,10 @@ _LONGEST = 400  # characters
 
 
 def reward(completions: list[str], golds: list[str]) -> list[float]:
-  """1 for a right answer, and up to 0.5 more for a short one.
+  """Returns 1 for a right answer, up to 0.5 more for a short one, else 0.
 
   Args:
-    completions: n texts, without the token that ends them.
+    completions: n texts, without their EOS.
     golds: n gold answers.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Runs a step again whose numbers were not finite: `iapo replay`."""
+"""Repeats a step whose numbers were not finite: `iapo replay`."""
 
 from iapo_jax.cli import iapo
 

@@ -1,4 +1,4 @@
-"""Draws a page about a run, or about several: `iapo report`."""
+"""Draws a page about one run or several: `iapo report`."""
 
 from iapo_jax.cli import iapo
 

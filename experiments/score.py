@@ -1,4 +1,4 @@
-"""Shows what each token of existing reasoning says about the answer.
+"""Shows how much each token of existing reasoning reveals about the answer.
 
 The same as `iapo score`.
 """

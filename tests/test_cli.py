@@ -172,10 +172,11 @@ def test_a_dry_run_prints_the_plan(tmp_path):
          "unknown argument 'x'"),
         ("fields", ["rolout"], "PART = 'rolout': no such field or group"),
         ("demo", ["--methods=gpro"],
-         "--methods 'gpro': must be among grpo, paper"),
+         "--methods = 'gpro': must be among grpo, paper"),
         ("demo", ["--seeds=0,x"],
-         "--seeds 'x': must be whole numbers below 2^32, apart"),
-        ("demo", ["--seeds="], "--seeds '': must be whole numbers below 2^32"),
+         "--seeds = 'x': must be whole numbers below 2^32, with"),
+        ("demo", ["--seeds="],
+         "--seeds = '': must be whole numbers below 2^32"),
     ],
 )  # fmt: skip
 def test_commands_refuse_what_they_cannot_do(

@@ -336,7 +336,7 @@ def test_one_that_dies_ends_the_other(uninterrupted, tmp_path):
     dying.kill()
     out, _ = other.communicate(timeout=60)
     assert other.returncode not in (0, None)
-    lost = f"error: process {1 - victim} lost another one"
+    lost = f"error: process {1 - victim} lost another process"
     ended = "This most likely indicates that another task died"  # JAX's own
     assert lost in out or ended in out
     dying.communicate()

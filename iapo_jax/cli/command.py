@@ -1,4 +1,4 @@
-"""What every command shares: its arguments, and errors in one line."""
+"""Parses arguments and reports errors in one line, for every command."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from iapo_jax.core.interrupts import Interrupted
 
 
 class Parser(argparse.ArgumentParser):
-  """argparse's parser, whose errors are ours: one line, status 2."""
+  """An argparse parser whose errors take one line and exit with status 2."""
 
   def __init__(self, **more: Any) -> None:
     super().__init__(
@@ -29,11 +29,11 @@ class Parser(argparse.ArgumentParser):
     )
 
   def error(self, message: str) -> NoReturn:
-    """Raises what `ending` prints."""
+    """Raises `ConfigError`, which `ending` prints."""
     raise ConfigError(f"{message}; see {self.prog} --help")
 
   def refuse(self, unknown: Sequence[str]) -> NoReturn:
-    """Raises for arguments that no command takes."""
+    """Raises `ConfigError` for unknown arguments."""
     name = unknown[0].partition("=")[0]
     known = [x for action in self._actions for x in action.option_strings]
     close = difflib.get_close_matches(name, known, n=1)
@@ -45,18 +45,19 @@ class Parser(argparse.ArgumentParser):
 def ending() -> Iterator[None]:
   """Turns errors of a command into one line on stderr and a status.
 
-  A user's mistake, a file that cannot be read or written, or a run that stops
-  because its numbers are no longer finite: status 2. An interrupted run:
-  128 + the signal's number, after a line that says what is saved.
+  Exits with status 2 after a user's mistake, if a file cannot be read or
+  written, or if a run stops because its numbers are no longer finite. An
+  interrupted run exits with 128 + the signal's number, after a line that names
+  the saved checkpoint.
 
   With several processes, the one that failed exits at once so that the others
-  learn of it; those exit with status 1.
+  notice; those exit with status 1.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
   if sys.stdout:
-    # As stderr does: a name may hold what the terminal has no character for.
+    # As stderr does: escapes characters that the terminal does not have.
     sys.stdout.reconfigure(errors="backslashreplace")
-  # A stream that was closed from the start is None, and print knows that.
+  # A stream that was closed before the start is None; print accepts that.
   sys.stdout = sys.stdout and _Lasting(sys.stdout)
   sys.stderr = sys.stderr and _Lasting(sys.stderr)
   try:
@@ -82,7 +83,7 @@ def ending() -> Iterator[None]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Runs a program that defines absl flags, with the errors of `ending`."""
+  """Runs a program that defines absl flags; `ending` reports its errors."""
   with ending():
     app.run(main, flags_parser=_parse_flags)
 
@@ -95,17 +96,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _report_failure(error: Exception) -> None:
-  """Says which of several processes failed, or lost another one."""
+  """Prints that this process failed, or that it lost another one."""
   own = f"process {jax.process_index()}"
   if not processes.is_lost(error):
     traceback.print_exc()
-    print(f"error: {own} failed; the others end, too", file=sys.stderr)
+    print(f"error: {own} failed; the others stop, too", file=sys.stderr)
     return
   reason = " ".join(str(error).split())
   print(
-      f"error: {own} lost another one, which tells why, or was killed"
-      f" ({reason}); the same command in all of them goes on from the last"
-      " checkpoint",
+      f"error: {own} lost another process, which prints why unless it was"
+      f" killed ({reason}); the same command in all processes continues from"
+      " the last checkpoint",
       file=sys.stderr,
   )
 
@@ -113,7 +114,7 @@ def _report_failure(error: Exception) -> None:
 def _stop(error: BaseException) -> NoReturn:
   text = str(error).strip()
   if "Traceback" in text:
-    # An error in the configuration file itself: absl quotes the whole trace.
+    # absl quotes the whole trace of an error in a configuration file.
     text = text.splitlines()[-1].partition("Error: ")[2]
   line = " ".join(text.split())
   print(f"error: {line}", file=sys.stderr)
@@ -123,15 +124,15 @@ def _stop(error: BaseException) -> NoReturn:
 class _Lasting:
   """A standard stream that outlives its reader.
 
-  Ctrl-C also ends the `tee` at the other end of a pipe: what is written after
-  that is lost, and nothing else is.
+  Ctrl-C also ends a `tee` at the other end of a pipe. Later output is dropped,
+  and the program goes on.
   """
 
   def __init__(self, stream: TextIO) -> None:
     self._stream = stream
 
   def write(self, text: str) -> int:
-    """Writes, or drops what nobody reads."""
+    """Writes the text, or drops it if nobody reads."""
     try:
       return self._stream.write(text)
     except OSError:
@@ -139,14 +140,14 @@ class _Lasting:
       return len(text)
 
   def flush(self) -> None:
-    """Flushes, or drops what nobody reads."""
+    """Flushes the buffer, or drops it if nobody reads."""
     try:
       self._stream.flush()
     except OSError:
       self._drop()
 
   def _drop(self) -> None:
-    """Sends what is in the buffer and what follows nowhere."""
+    """Sends the buffer and all later output to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, self._stream.fileno())
     os.close(nowhere)
@@ -158,14 +159,16 @@ class _Lasting:
 def add_process_arguments(parser: Parser) -> None:
   """Adds the arguments of commands that several processes can run together."""
   group = parser.add_argument_group(
-      "several processes", "where neither a TPU VM nor SLURM says it"
+      "several processes", "not needed on TPU VMs or under SLURM"
   )
   group.add_argument(
-      "--coordinator_address", metavar="HOST:PORT", help="of the first process"
+      "--coordinator_address",
+      metavar="HOST:PORT",
+      help="address of the first process",
   )
-  group.add_argument("--num_processes", type=int, help="how many there are")
+  group.add_argument("--num_processes", type=int, help="number of processes")
   group.add_argument(
-      "--process_id", type=int, help="which of them this is, from 0"
+      "--process_id", type=int, help="number of this process, from 0"
   )
 
 
@@ -177,7 +180,7 @@ def join_processes(given: argparse.Namespace) -> None:
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:
-  """An argparse type: a number from `low` on."""
+  """Returns an argparse type: a number that is at least `low`."""
 
   def number(text: str) -> float:
     try:
@@ -193,20 +196,20 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
 
 
 def words(text: str) -> list[str]:
-  """An argparse type: words apart by commas."""
+  """Splits an argument at its commas; an argparse type."""
   return text.split(",") if text else []
 
 
 def whole_numbers(flag: str, values: Sequence[str]) -> list[int]:
-  """The numbers of a list flag, each once, in order.
+  """Returns the numbers of a list flag, each once, in order.
 
   Raises:
-    ConfigError: for something else, or for none.
+    ConfigError: if a value is no such number, or if there is none.
   """
-  rule = "must be whole numbers below 2^32, apart by commas"
+  rule = "must be whole numbers below 2^32, with commas between"
   if not values:
-    raise ConfigError(f"--{flag} '': {rule}")
+    raise ConfigError(f"--{flag} = '': {rule}")
   for value in values:
     if not value.isdecimal() or int(value) >= 2**32:
-      raise ConfigError(f"--{flag} {value!r}: {rule}")
+      raise ConfigError(f"--{flag} = {value!r}: {rule}")
   return list(dict.fromkeys(int(value) for value in values))

@@ -1,13 +1,12 @@
-"""Compiles a configuration's train step for TPUs that are not there.
+"""Compiles a configuration's train step for TPUs that you do not have.
 
   iapo compile --config=qwen_math:7b --topology=v5e:4x4 --json=7b.json
   iapo compile --config=arithmetic:to_go --topology=v5e:2x2
 
-Needs `pip install 'jax[tpu]'` and no TPU; of a pretrained model the
-configuration and the tokenizer, and neither weights nor data. Prints the memory
-of each device, by the compiler's account; operations and reads, by arithmetic;
-what moves between devices, read from the program; and the seconds that such
-chips need at least.
+Needs `pip install 'jax[tpu]'` but no TPU. A pretrained model needs only its
+configuration and tokenizer, not its weights; data are not read. Prints for each
+device: the memory, as the compiler reports it; operations and bytes read, by
+arithmetic; bytes sent, read from the program; and a lower bound of the seconds.
 """
 
 import argparse
@@ -26,27 +25,27 @@ def add_arguments(parser: command.Parser) -> None:
   """Adds the arguments of the command."""
   configuration.add_argument(parser)
   add = parser.add_argument
-  add("--topology", required=True, help="such as v5e:4x4")
+  add("--topology", required=True, help="chips of a slice, such as v5e:4x4")
   add(
       "--slices",
       default=1,
       type=command.at_least(1),
-      help="how many such slices; along mesh.data",
+      help="number of slices, along mesh.data",
   )
-  add("--json", help="file for every figure")
-  add("--program", help="file for the program, as the compiler writes it")
+  add("--json", help="file to write all numbers to")
+  add("--program", help="file to write the compiled program to")
   add(
       "--level",
       default="UNKNOWN",
       choices=("UNKNOWN", "O0", "O1", "O2", "O3"),
-      help="the compiler's effort for a fast program; UNKNOWN as in a run, O0"
-      " waits a third as long",
+      help="the compiler's optimization level; UNKNOWN is that of a run, O0"
+      " compiles in a third of the time",
   )
 
 
 def run(given: argparse.Namespace) -> None:
-  """Compiles and prints."""
-  jax.config.update("jax_platforms", "cpu")  # TPUs are described, not started
+  """Compiles the step and prints its costs."""
+  jax.config.update("jax_platforms", "cpu")  # describes TPUs, starts none
   cfg, _ = configuration.load(given.config, given.overrides)
   devices = ahead.devices(given.topology, given.slices)
   parts = assembly.assemble(cfg, devices, data=False)

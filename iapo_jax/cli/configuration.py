@@ -14,11 +14,11 @@ _OVERRIDE = "--config."
 
 
 def add_argument(parser: Parser) -> None:
-  """Adds `--config`; fields after it are `load`'s."""
+  """Adds `--config`, and describes the field flags that `load` parses."""
   parser.add_argument(
       "--config",
       metavar="NAME[:VARIANT]",
-      help="a configuration by name, or a file; left out: lists them",
+      help="name or file of a configuration; without it: lists the names",
   )
   parser.add_argument_group(
       "fields",
@@ -28,7 +28,7 @@ def add_argument(parser: Parser) -> None:
 
 
 def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
-  """The checked configuration of `--config`, with fields set.
+  """Loads and checks the configuration of `--config`, with fields set.
 
   Args:
     given: NAME or FILE, perhaps with :VARIANT.
@@ -38,7 +38,8 @@ def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
     The configuration; NAME[-VARIANT], which names a run of it.
 
   Raises:
-    ConfigError: for no such configuration, variant or field, or a broken rule.
+    ConfigError: if there is no such configuration, variant or field, or a field
+      breaks a rule.
   """
   if given is None:
     print(f"configurations:\n{presets.listing()}")
@@ -60,7 +61,7 @@ def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
 
 
 def _check_names(overrides: Sequence[str]) -> None:
-  """Checks that fields exist, before ml_collections names them badly."""
+  """Checks that fields exist; the error of ml_collections is unclear."""
   known = parsing.flatten(Config())
   for argument in overrides:
     name, _, value = argument.removeprefix(_OVERRIDE).partition("=")
@@ -70,5 +71,3 @@ def _check_names(overrides: Sequence[str]) -> None:
         raise ConfigError(f"config.{name} = {value!r}: {rule}")
       hint = parsing.suggestion(name)
       raise ConfigError(f"config.{name} = {value!r}: unknown field{hint}")
-
-

@@ -6,8 +6,8 @@ r"""Trains one warm start, then GRPO, IAPO `paper` and IAPO `to_go` from it.
 
 Every method starts from the same checkpoint and has the same budget. Each is
 evaluated on the held-out test problems, one completion each, sampled at
-temperature 1. The page at the end compares them. Finished runs are not run
-again, interrupted ones go on; delete the folder to start over.
+temperature 1. The page at the end compares them. The same command skips
+finished runs and continues interrupted ones; delete the folder to start over.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import page
 
-# Key in summary.json and label of each run.
+# Key in summary.json, and label, of each method.
 _STYLE = {
     "sft": ("sft", "warm start"),
     "grpo": ("grpo", "GRPO"),
@@ -49,13 +49,13 @@ def add_arguments(parser: command.Parser) -> None:
       "--seeds",
       default=["0"],
       type=command.words,
-      help="seeds, each a whole replication",
+      help="seeds; each repeats the whole demo",
   )
   add(
       "--methods",
       default=["grpo", "paper", "to_go"],
       type=command.words,
-      help="credits to train; also faithful, and the controls shuffled and"
+      help="methods to train; also faithful, and the controls shuffled and"
       " length_penalty",
   )
   add(
@@ -67,7 +67,7 @@ def add_arguments(parser: command.Parser) -> None:
   add(
       "--small",
       action="store_true",
-      help="a few steps of everything, to see that it works",
+      help="run a few steps of everything, to see that it works",
   )
 
 
@@ -97,7 +97,7 @@ def run(given: argparse.Namespace) -> None:
       for method in methods
   }
   table = _table(summary, len(seeds))
-  # Of this call, and of the runs it found finished.
+  # Time of this call, plus that of runs that were finished before.
   summary["seconds"] = time.perf_counter() - start + reused
   files.write_json(workdir / workdir_lib.SUMMARY, summary)
   timing = _time(workdir, folders, methods, seeds)
@@ -122,7 +122,7 @@ def _time(
     methods: list[str],
     seeds: list[int],
 ) -> list[dict[str, Any]]:
-  """Time to answer of the first seed's policies, side by side; also written."""
+  """Times the first seed's policies side by side; writes and returns that."""
   seed = seeds[0]
   suffix = f" (seed {seed})" if len(seeds) > 1 else ""
   contestants = comparison.load(
@@ -139,12 +139,12 @@ def _time(
 
 
 def _chosen(given: argparse.Namespace) -> tuple[list[str], list[int]]:
-  """The methods, the warm start first, and the seeds."""
+  """Returns the methods, the warm start first, and the seeds."""
   known = [name for name in _STYLE if name != "sft"]
   for method in given.methods:
     if method not in known:
       raise ConfigError(
-          f"--methods {method!r}: must be among {', '.join(known)}"
+          f"--methods = {method!r}: must be among {', '.join(known)}"
       )
   seeds = command.whole_numbers("seeds", given.seeds)
   return ["sft", *dict.fromkeys(given.methods)], seeds
@@ -193,12 +193,12 @@ def _train(
   trainer.train(
       parsing.parse(config),
       folders[method, seed],
-      programs=programs,  # all runs together: they share the sampler
+      programs=programs,  # one folder for all: they share the sampler
   )
 
 
 def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
-  """Means over seeds; with several, standard errors are over seeds too."""
+  """Averages runs over seeds; standard errors of several are over seeds."""
   mean = {
       key: statistics.mean(run[key] for run in runs)
       for key, value in runs[0].items()
@@ -216,7 +216,7 @@ def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
-  """Markdown, so that it can be pasted into the docs."""
+  """Formats the summary as Markdown."""
   labels = dict(_STYLE.values())
   rows = []
   for key, entry in summary.items():

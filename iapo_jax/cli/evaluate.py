@@ -1,4 +1,4 @@
-r"""Judges policies of finished or running runs on the same problems.
+r"""Evaluates policies of finished or running runs on the same problems.
 
   iapo evaluate runs/demo/seed-0/grpo runs/demo/seed-0/to_go \
       --samples=32 --seeds=0,1,2 --checkpoint=best --output=runs/evaluation
@@ -6,9 +6,9 @@ r"""Judges policies of finished or running runs on the same problems.
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
 length@k, pass@k / length@k, format rate, seconds per completion; ± is the
 standard deviation over sampling seeds. Runs of one command are timed side by
-side; times of different commands do not compare. A run whose mesh does not fit
-the devices there are is judged data parallel. Several hosts judge together, as
-they train: docs/launch.md.
+side; do not compare times of different commands. If a run's mesh does not fit
+the devices, the run is evaluated data parallel. Several hosts can evaluate
+together: docs/launch.md.
 """
 
 import argparse
@@ -26,14 +26,14 @@ def add_arguments(parser: command.Parser) -> None:
   add = parser.add_argument
   add("runs", nargs="*", metavar="RUN", help="folder of a run")
   add("--checkpoint", default="last", help="last, best or an RL step")
-  add("--split", default="test", choices=comparison.SPLITS, help="of the data")
+  add("--split", default="test", choices=comparison.SPLITS, help="the problems")
   add(
       "--problems",
       type=command.at_least(1),
       default=2**31,
-      help="the first so many; all by default",
+      help="number of problems, from the first; all by default",
   )
-  add("--samples", type=int, help="completions of each problem")
+  add("--samples", type=int, help="completions per problem")
   add("--seeds", default=["0"], type=command.words, help="sampling seeds")
   add("--batch_size", type=int, help="completions per call of the sampler")
   add("--temperature", type=float, help="0 is greedy")
@@ -41,19 +41,20 @@ def add_arguments(parser: command.Parser) -> None:
   add(
       "--task",
       choices=data_config.READ,
-      help="judge on this data set, not on the runs' own",
+      help="evaluate on this data set, not on that of the runs",
   )
-  add("--source_dir", help="folder with the data's files; empty to fetch them")
+  add("--source_dir", help="folder with the data files; empty: downloads")
   add("--max_prompt_tokens", type=command.at_least(1), help="longest prompt")
   add(
       "--output",
-      help="stem of the files; FIRST_RUN/evaluation[-TASK] by default",
+      help="path of the files, without .json; by default"
+      " FIRST_RUN/evaluation[-TASK]",
   )
   command.add_process_arguments(parser)
 
 
 def run(given: argparse.Namespace) -> None:
-  """Loads, samples, writes."""
+  """Loads the runs, samples, and writes the results."""
   command.join_processes(given)
   folders = [pathlib.Path(name) for name in given.runs]
   if not folders:
@@ -74,7 +75,7 @@ def run(given: argparse.Namespace) -> None:
       batch_size=given.batch_size,
       temperature=given.temperature,
   )
-  # Before the work, not after it.
+  # Finds out before the work whether the files can be written.
   written = processes.on_first(
       lambda: [str(path) for path in comparison.outputs(stem)]
   )

@@ -30,23 +30,23 @@ def add_arguments(parser: command.Parser) -> None:
       "--dtype",
       default="float32",
       choices=("float32", "bfloat16", "float16"),
-      help="of the weights",
+      help="dtype of the weights",
   )
   add(
       "--family",
       default="",
-      help="another model_type, for a run that began from nothing",
+      help="another model_type, for a run that began from random weights",
   )
   add(
       "--max_shard_gb",
       default=5.0,
       type=command.at_least(1e-6, float),
-      help="largest file of weights",
+      help="largest file of weights, in GB",
   )
 
 
 def run(given: argparse.Namespace) -> None:
-  """Finds the checkpoint, writes the folder."""
+  """Finds the checkpoint and writes the folder."""
   if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
   source = sources.chosen(pathlib.Path(given.run), given.checkpoint)

@@ -1,4 +1,4 @@
-"""The command `iapo`: finds the command that is asked for, and runs it."""
+"""The command `iapo`: finds the command that the user names and runs it."""
 
 import difflib
 import importlib
@@ -11,15 +11,15 @@ from iapo_jax.cli import command
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rl.own import NOTHING, Own
 
-# One file of this folder each.
+# Each command is a file of this folder.
 COMMANDS = {
     "train": "train a configuration",
-    "evaluate": "judge policies on the same problems",
-    "score": "show what each token of existing reasoning says about the answer",
+    "evaluate": "evaluate policies on the same problems",
+    "score": "show how much each token of reasoning reveals about the answer",
     "export": "write a policy as a Hugging Face folder",
-    "report": "draw a page about a run, or about several",
-    "compile": "compile a step for TPUs that are not there",
-    "replay": "run a step again whose numbers were not finite",
+    "report": "draw a page about one run or several",
+    "compile": "compile a step for TPUs that you do not have",
+    "replay": "repeat a step whose numbers were not finite",
     "demo": "train and compare methods on sums, in minutes",
     "fields": "list the fields of a configuration",
 }
@@ -41,8 +41,8 @@ def run(
 
   Args:
     name: one of `COMMANDS`.
-    arguments: after the command; those of the process by default.
-    own: a program's own parts of the train step, for `train`.
+    arguments: those after the command; by default the process's.
+    own: the user's functions in the train step, for `train`.
   """
   with command.ending():
     if name not in COMMANDS:
@@ -66,7 +66,7 @@ def run(
 
 
 def _is_field(argument: str) -> bool:
-  """Whether an argument sets a field, or is the value of one before it."""
+  """Returns whether an argument sets a field or is the value of one."""
   return not argument.startswith("--") or argument.startswith(
       ("--config.", "--noconfig.")
   )
@@ -77,5 +77,5 @@ def _usage() -> str:
   lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
   return "\n".join([
       "usage: iapo COMMAND ...", "", "commands:", *lines, "",
-      "iapo COMMAND --help says what a command takes.",
+      "iapo COMMAND --help lists the arguments of a command.",
   ])  # fmt: skip

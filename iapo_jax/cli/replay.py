@@ -1,9 +1,9 @@
-"""Runs a step again whose numbers were not finite, and says where they began.
+"""Repeats a step whose numbers were not finite, and finds the first NaN.
 
   iapo replay runs/mine/replay/rl-12
 
-A run that stops because of such numbers keeps its last step there, and says so.
-On the same devices the step comes to the same numbers.
+A run that stops because of such numbers keeps its last step there, and prints
+this command. On the same devices the step gives the same numbers.
 """
 
 import argparse
@@ -22,13 +22,13 @@ def add_arguments(parser: command.Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-  """Prints the step's metrics, then and now."""
+  """Prints the step's metrics: now, and of the run."""
   found = replay.again(pathlib.Path(given.step))
   for name, value in found.metrics.items():
-    print(f"{name:28} {value:12.6g}   then {found.before[name]:12.6g}")
+    print(f"{name:28} {value:12.6g}   in the run {found.before[name]:12.6g}")
   lost = finite.offenders(found.metrics)
   if not lost:
     print("every number is finite this time")
     return
   print(f"not finite: {', '.join(lost)}")
-  print(f"first: {found.place or 'no NaN, but infinities'}")
+  print(f"first: {found.place or 'no NaN, only infinities'}")

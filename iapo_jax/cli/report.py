@@ -1,4 +1,4 @@
-r"""Draws one page about a run, or about several side by side.
+r"""Draws one page about a run, or about several runs side by side.
 
   iapo report runs/arithmetic-to_go
   iapo report --output=runs/page \
@@ -6,7 +6,7 @@ r"""Draws one page about a run, or about several side by side.
       to_go=runs/demo/seed-0/to_go to_go=runs/demo/seed-1/to_go
 
 LABEL=FOLDER names a run; runs with one label are seeds of one setting and are
-averaged. A run may still be going on.
+averaged. A run need not be finished.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def add_arguments(parser: command.Parser) -> None:
   add = parser.add_argument
   add("runs", nargs="*", metavar="[LABEL=]RUN", help="folder of a run")
   add("--output", help="folder of the page; FIRST_RUN/report by default")
-  add("--title", default="IAPO runs", help="of the page")
+  add("--title", default="IAPO runs", help="title of the page")
   add(
       "--evaluation",
       metavar="JSON",
-      help="file of `iapo evaluate`, for the times it measured",
+      help="OUTPUT.json of `iapo evaluate`; adds its table",
   )
 
 

@@ -1,19 +1,19 @@
-r"""Scores reasoning that exists: what each token says about the answer.
+r"""Scores how much each token of existing reasoning reveals about the answer.
 
   iapo score --model=FOLDER --input=IN.jsonl --output=OUT.jsonl --html=OUT.html
 
 A line of the input is a JSON object with `prompt` and `completion` as text, or
 `prompt_ids`, `completion_ids` and perhaps `postfix_ids` (the elicitation) as
-token ids. A `prompt` that is a list of messages, or with --chat any, goes
-through the model's chat template. In text the reasoning ends before `</think>`;
-in ids every completion token is reasoning.
+token ids. The model's chat template renders a `prompt` that is a list of
+messages; with --chat it renders every `prompt`. In text the reasoning ends
+before `</think>`; in ids every completion token is reasoning.
 
-A line of the output is that of the input and, in nats at temperature 1:
-`logprobs` [t] and `entropies` [t] of the completion's tokens,
+A line of the output has the fields of the input and, in nats at temperature 1:
+`logprobs` [t] and `entropies` [t] of the completion's tokens;
 `answer_entropies` [t + 1], how uncertain the answer would be if it had to be
-given after 0, 1, ... t tokens (null after the reasoning), and `mi` [t], by how
-much each token lowered that. Lines are written as they are done; the same
-command goes on after them.
+given after 0, 1, ... t tokens (null after the reasoning); and `mi` [t], by how
+much each token lowers that. An interrupted command keeps the finished lines;
+the same command continues after them.
 """
 
 import argparse
@@ -43,19 +43,19 @@ def add_arguments(parser: command.Parser) -> None:
       "--html_lines",
       default=100,
       type=command.at_least(1),
-      help="first lines of the input that the page shows",
+      help="number of lines that the page shows, from the first",
   )
   add(
       "--dtype",
       default="float32",
       choices=("float32", "bfloat16"),
-      help="of weights and matmuls",
+      help="dtype of weights and matmuls",
   )
   add("--chat", action="store_true", help="make every prompt a user's message")
   add(
       "--chat_date",
       default="2026-01-01",
-      help="the day that chat templates print as today",
+      help="YYYY-MM-DD, the day that chat templates print as today",
   )
   add("--tokenizer", help="folder or hub name, if it is not the model's")
   add(
@@ -64,12 +64,12 @@ def add_arguments(parser: command.Parser) -> None:
       help="text that ends the reasoning and asks for the answer",
   )
   add(
-      "--batch_size", default=8, type=command.at_least(1), help="lines a call"
+      "--batch_size", default=8, type=command.at_least(1), help="lines per call"
   )
 
 
 def run(given: argparse.Namespace) -> None:
-  """Reads, scores, writes."""
+  """Reads the lines, scores them and writes the results."""
   output, html = _places(given)
   # The flags that scores depend on.
   names = (
@@ -84,7 +84,8 @@ def run(given: argparse.Namespace) -> None:
   progress = tqdm.tqdm(
       total=len(lines), initial=done.count, unit="lines", disable=None
   )
-  window = 16 * given.batch_size  # in which lines of similar lengths join
+  # Lines of similar length within a window share batches.
+  window = 16 * given.batch_size
   for start in range(done.count, len(lines), window):
     part = slice(start, start + window)
     done.append(
@@ -94,14 +95,14 @@ def run(given: argparse.Namespace) -> None:
   progress.close()
   page = None
   if html:
-    # Drawn before the scores are final: if it fails, the command goes on there.
+    # Drawn before `finish`: if it fails, the same command continues here.
     title = f"Information in {pathlib.Path(given.input).name}"
     shown = done.first(given.html_lines)
     page = scores_page.draw(shown, title=title, total=len(lines))
   done.finish()
   print(f"scored {len(lines)} lines of {given.input} to {output}")
   if html:
-    # A lone surrogate in a line has no UTF-8 form: its escape is shown.
+    # A lone surrogate in a line has no UTF-8 form: the page shows its escape.
     files.write_text(html, page, errors="backslashreplace")
     print(f"page     {html}")
 
@@ -109,13 +110,17 @@ def run(given: argparse.Namespace) -> None:
 def _places(
     given: argparse.Namespace,
 ) -> tuple[pathlib.Path, pathlib.Path | None]:
-  """Where scores and page go: two files that are not there yet."""
+  """Returns the paths of scores and page, which must not exist yet."""
   output = pathlib.Path(given.output)
   html = pathlib.Path(given.html) if given.html else None
   if html and html.resolve() == output.resolve():
     raise ConfigError(f"--html = {str(html)!r}: must not be --output")
-  for path in filter(None, (output, html)):
+  for flag, path in (("output", output), ("html", html)):
+    if path is None:
+      continue
     if path.exists():
-      raise ConfigError(f"{str(path)!r}: exists already")
+      raise ConfigError(
+          f"--{flag} = {str(path)!r}: exists already; name a new file"
+      )
     path.parent.mkdir(parents=True, exist_ok=True)
   return output, html

@@ -4,9 +4,9 @@
   iapo train --config=configs/arithmetic.py --config.seed=1
   iapo train --config=arithmetic --dry_run
 
-Without --config it lists the configurations. The same command again goes on
-where an interrupted run was saved. On several hosts start it on each of them,
-with a --workdir that all can reach: docs/launch.md.
+Without --config it lists the configurations. The same command continues an
+interrupted run from its last checkpoint. To use several hosts, start it on each
+of them with a --workdir that all can reach: docs/launch.md.
 """
 
 import argparse
