@@ -101,10 +101,10 @@ def test_rows(convert, row, expected):
         (published.from_gsm8k, {"answer": "#### 2"}, "question = None"),
         (published.from_math, {"problem": "x", "answer": " "}, "answer = ' '"),
         (published.from_dapo, {"prompt": DAPO_BEFORE + "x", "solution": "2"},
-         "a part of the usual instructions"),
+         "instructions both before and after the problem, or none"),
         (published.from_dapo,
          {"prompt": DAPO_BEFORE + " " + DAPO_AFTER, "solution": "2"},
-         "has no problem in it"),
+         "must have a problem between the instructions"),
         (published.from_dapo, {"prompt": [], "solution": "2"}, "one message"),
         (published.from_commonsense_qa,
          {"answerKey": "D", "question": {"stem": "x", "choices": CHOICES}},
@@ -116,7 +116,7 @@ def test_rows(convert, row, expected):
         (published.from_aime, {"problem": "x", "answer": "1/2"}, "0 .. 999"),
         (published.from_own, {"question": "x", "answer": ""}, "answer = ''"),
         (published.from_own, {"question": "x", "answer": "y", "id": 3},
-         "id: must be among question, answer and solution"),
+         "fields id: must be among question, answer and solution"),
     ],
 )  # fmt: skip
 def test_other_rows_are_refused(convert, row, message):
@@ -213,12 +213,12 @@ def test_parquet_in_several_parts_and_repeated_rows(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no train file of gsm8k"),
+        ("", "must have a train file of gsm8k"),
         ('{"question": "a", "answer": "#### 1"}\n\n{"question": 1}\n',
-         r"train\.jsonl: row 2 is none of gsm8k: answer = None"),
-        ("[1]\n", r"train\.jsonl: line 1 is no JSON object"),
-        ("so\n", r"train\.jsonl: line 1 is no JSON"),
-        ("PAR1 and no more", r"train\.jsonl: is no parquet file"),
+         r"train\.jsonl: row 2 is not a row of gsm8k: answer = None"),
+        ("[1]\n", r"train\.jsonl: line 1 is not a JSON object"),
+        ("so\n", r"train\.jsonl: line 1 is not JSON"),
+        ("PAR1 and no more", r"train\.jsonl: is not a parquet file"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path, content, message):
@@ -227,7 +227,7 @@ def test_files_that_cannot_be_read(tmp_path, content, message):
     texts.write_jsonl(tmp_path / "test.jsonl", [texts.row(1)])
   with pytest.raises(ConfigError, match=message):
     load("gsm8k", tmp_path, tmp_path / "prepared")
-  with pytest.raises(ConfigError, match="is no folder"):
+  with pytest.raises(ConfigError, match="other': must be a folder"):
     load("gsm8k", tmp_path / "other", tmp_path / "prepared")
 
 
@@ -397,13 +397,15 @@ def test_other_numbers_of_rows_are_told(tmp_path, capsys):
   folder = texts.write_gsm8k(tmp_path / "files")
   load("gsm8k", folder, tmp_path / "prepared")
   said = capsys.readouterr().out
-  assert "warning: data gsm8k: train has 32 rows, as published 7473" in said
+  warning = "data gsm8k: train has 32 rows, the published one has 7473"
+  assert f"warning: {warning}" in said
 
 
 def test_a_part_is_missing(tmp_path):
   table = pyarrow.Table.from_pylist([dapo("What?", "1")])
   parquet.write_table(table, tmp_path / "train-00000-of-00002.parquet")
-  with pytest.raises(ConfigError, match="one of 2 parts, of which 1 are there"):
+  rule = "must have all 2 parts beside it, but the folder has 1"
+  with pytest.raises(ConfigError, match=rule):
     load("dapo_math", tmp_path, tmp_path / "prepared")
 
 
@@ -412,13 +414,14 @@ def test_repeated_problems_are_counted(tmp_path, capsys):
   texts.write_jsonl(tmp_path / "train.jsonl", rows)
   found = load("dapo_math", tmp_path, tmp_path / "prepared")
   assert [row.question for row in found["train"]] == ["What is it?", "Why?"]
-  assert "1 rows say a problem again" in capsys.readouterr().out
+  assert "leaves out 1 rows that repeat a problem" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   folder = texts.write_gsm8k(tmp_path / "files")
   (tmp_path / "file").write_text("")
-  with pytest.raises(ConfigError, match=r"prepared_dir = .*must be a folder"):
+  rule = r"prepared_dir = .*must be a writable folder"
+  with pytest.raises(ConfigError, match=rule):
     load("gsm8k", folder, tmp_path / "file")
 
 
@@ -432,7 +435,8 @@ def test_own_files(tmp_path):
   assert len(found["train"]) == 6
   with (tmp_path / "test.jsonl").open("a") as file:
     file.write('{"problem": "x", "answer": "y"}')
-  with pytest.raises(ConfigError, match=r"test.jsonl: row 7 is none of own: p"):
+  rule = r"test.jsonl: row 7 is not a row of own: fields p"
+  with pytest.raises(ConfigError, match=rule):
     load("own", tmp_path, tmp_path / "prepared")
   with pytest.raises(ConfigError, match=r"source_dir = '': must be a folder"):
     config_lib.parse({"data": {"task": "own"}})

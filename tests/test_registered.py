@@ -58,9 +58,12 @@ def test_rows_by_the_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sums_with_levels", r"row 0 of train: level: must be among question"),
+        (
+            "sums_with_levels",
+            r"row 0 of train: fields level: must be among question",
+        ),
         ("nobody_has_this", r"= 'tfds:nobody_has_this': TensorFlow Datasets"),
-        ("sums_of_tests:9.9.9", r"TensorFlow Datasets says: "),
+        ("sums_of_tests:9.9.9", r"TensorFlow Datasets cannot load it: "),
     ],
 )
 def test_names_and_rows_that_will_not_do(name, message, tmp_path):

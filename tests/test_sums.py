@@ -113,17 +113,17 @@ class TestLevels:
     with pytest.raises(ConfigError) as error:
       self.splits(test_problems=10, validation_problems=4, train_problems=1)
     assert str(error.value) == (
-        "config.data.arithmetic.test_problems = 10: of problems with 2"
-        " operands test needs 5, validation 2 and train at least 1, the ranges"
-        " hold 7"
+        "config.data.arithmetic.test_problems = 10: needs 5 problems with 2"
+        " operands for test, 2 for validation and at least 1 for train, but the"
+        " ranges hold 7; lower it, or raise max_total"
     )
 
   def test_more_to_train_on_than_is_left(self):
     with pytest.raises(ConfigError) as error:
       self.splits(test_problems=8, validation_problems=4, train_problems=15)
     assert str(error.value) == (
-        "config.data.arithmetic.train_problems = 15: validation and test leave"
-        " 14 distinct problems"
+        "config.data.arithmetic.train_problems = 15: must be at most 14, the"
+        " distinct problems that validation and test leave"
     )
 
   def test_prompts_and_chains_are_as_long_as_their_problems(self):
@@ -324,7 +324,8 @@ def test_the_first_test_problems_may_judge_a_run():
   splits, fewer = (task_lib.read(x.data) for x in (whole, few))
   assert fewer == splits | {"test": splits["test"][:4]}
   assert len(splits["test"]) == 9
-  with pytest.raises(ConfigError, match="test_problems = 10: arithmetic has 9"):
+  rule = "test_problems = 10: must be at most 9, all problems of arithmetic"
+  with pytest.raises(ConfigError, match=rule):
     task_lib.read(dataclasses.replace(whole.data, test_problems=10))
 
 

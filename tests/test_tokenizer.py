@@ -175,7 +175,8 @@ def test_what_ends_a_sentence(tmp_path):
   assert task.sentence_ends(tok, 0) == (1, 3, 4, 5, 6, 8, 9)
   # A model that knows fewer tokens than the tokenizer.
   assert task.sentence_ends(tok, 5) == (1, 3, 4)
-  with pytest.raises(ConfigError, match="has no token that ends one"):
+  rule = "has no token that ends a sentence or a line; use stride"
+  with pytest.raises(ConfigError, match=rule):
     task.sentence_ends(tok, 1)
 
 

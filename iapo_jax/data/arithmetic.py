@@ -1,12 +1,12 @@
 """The synthetic task: sums worked out step by step, tersely or wordily.
 
 A problem `5 b + 1 c - 5 d + 3 =` names its steps. A lean chain of thought has
-one clause a step, `b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4`. A redundant one also
-restates totals, checks right sums, hesitates and repeats itself. The answer
-needs none of that.
+one clause per step, `b 5 + 1 = 6 c 6 - 5 = 1 d 1 + 3 = 4`. A redundant one also
+restates totals, checks right sums, hesitates and repeats itself. None of that
+is needed for the answer.
 
 If results slip, a check repairs them: `b 5 + 1 = 9 check 5 + 1 = 9 no so total
-6 .` continues from 6; without the check the chain continues from 9. A chain
+6 .` continues from 6. Without the check, the chain continues from 9. A chain
 clips its totals to the range of the task and ends in the answer that it
 reached.
 """
@@ -71,7 +71,7 @@ class Problem:
 
 
 def vocabulary(sums: ArithmeticConfig) -> list[str]:
-  """Returns every word of the task, the special ones first."""
+  """Returns every word of the task; the special ones come first."""
   repair = ("no",) if sums.slip_rate else ()
   steps = step_names(sums.operands)
   return [*SPECIAL, *text.TAGS, *_CLAUSES, *repair, *steps, *number_words(sums)]
@@ -85,14 +85,15 @@ def number_words(sums: ArithmeticConfig) -> list[str]:
 def make_splits(sums: ArithmeticConfig) -> dict[str, list[Problem]]:
   """Draws `train`, `validation` and `test`, which share no problem.
 
-  For each level one list of distinct problems is drawn and then cut. Validation
+  Draws one list of distinct problems for each level, and cuts it. Validation
   and test hold equally many problems of each level (one more of the highest
-  levels if the number does not divide), in turns from the lowest. So does
-  train; a level with fewer problems gives all that are left, and the other
-  levels give equally more. The seed is fixed, so every run has the same splits.
+  levels if the number does not divide). Levels take turns, from the lowest.
+  Train is made in the same way; if a level has too few problems left, train
+  takes all of them, and equally more of the other levels. The seed is fixed, so
+  every run has the same splits.
 
   Raises:
-    ConfigError: if the ranges hold fewer distinct problems.
+    ConfigError: if the ranges hold too few distinct problems.
   """
   most = len(string.ascii_lowercase)
   if sums.operands > most:
@@ -130,22 +131,23 @@ def _sizes(sums: ArithmeticConfig) -> dict[str, dict[int, int]]:
       fail(
           "data.arithmetic.test_problems",
           sums.test_problems,
-          f"of problems with {level} operands test needs {tests[level]},"
-          f" validation {validations[level]} and train at least 1, the ranges"
-          f" hold {held}",
+          f"needs {tests[level]} problems with {level} operands for test,"
+          f" {validations[level]} for validation and at least 1 for train, but"
+          f" the ranges hold {held}; lower it, or raise max_total",
       )
   if sum(rooms.values()) < sums.train_problems:
     fail(
         "data.arithmetic.train_problems",
         sums.train_problems,
-        f"validation and test leave {sum(rooms.values())} distinct problems",
+        f"must be at most {sum(rooms.values())}, the distinct problems that"
+        " validation and test leave",
     )
   trains = _shared_out(sums.train_problems, rooms)
   return {"test": tests, "validation": validations, "train": trains}
 
 
 def _shared_out(total: int, rooms: Mapping[int, int]) -> dict[int, int]:
-  """Divides a total equally; a part with less room takes all of its room."""
+  """Divides a total equally; a part with too little room is filled up."""
   parts = {}
   narrowest_first = sorted(rooms, key=lambda level: rooms[level])
   for i, level in enumerate(narrowest_first):
@@ -174,23 +176,24 @@ def _distinct(
     rng: np.random.Generator,
     wanted: int,
 ) -> list[Problem]:
-  """Draws that many distinct problems."""
+  """Draws `wanted` distinct problems."""
   held = _held(sums, operands)
   found: dict[Problem, None] = {}
-  # Nearly exhausting the ranges takes several draws a problem; of long problems
-  # one draw in a hundred stays within them.
+  # Each problem takes several draws where nearly all problems are wanted, and a
+  # hundred where problems are long: few draws stay within the ranges.
   for _ in range(300):
     if held < wanted:
       break
     found |= dict.fromkeys(_draw(sums, operands, rng, wanted))
     if len(found) >= wanted:
       return list(found)[:wanted]
-  drawn = f", of which the draw found {len(found)}" if held >= wanted else ""
+  drawn = f" and the draw found {len(found)}" if held >= wanted else ""
   fail(
       "data.arithmetic.train_problems",
       sums.train_problems,
-      f"with validation and test {wanted} distinct problems of {operands}"
-      f" operands are needed, the ranges hold {held}{drawn}",
+      f"train, validation and test need {wanted} distinct problems with"
+      f" {operands} operands, but the ranges hold {held}{drawn}; lower it, or"
+      " raise max_total",
   )
 
 
@@ -202,8 +205,8 @@ def demonstration(
 ) -> list[Piece]:
   """Writes a chain of thought and its answer, or an early answer.
 
-  An early answer is the one that the whole chain reaches. `rng` is the only
-  source of randomness.
+  An early answer follows a part of the chain, and is the one that the whole
+  chain reaches. `rng` is the only source of randomness.
 
   Returns:
     Pieces whose joined texts are the completion without EOS. Results that
@@ -222,7 +225,7 @@ def demonstration(
 
 
 def longest_demonstration(sums: ArithmeticConfig) -> int:
-  """Returns the words of the longest `demonstration`, plus one for EOS."""
+  """Returns the number of words of the longest demonstration, EOS included."""
   step, restated, hesitation, closing, answer = 6, 4, 3, 4, 5
   checked = 11 if sums.slip_rate else 7
   steps = sums.operands - 1
@@ -232,7 +235,7 @@ def longest_demonstration(sums: ArithmeticConfig) -> int:
 def _pieces(
     words: Iterable[str], slips: frozenset[int], learned: bool
 ) -> list[Piece]:
-  """Joins words into pieces; words at the places of slips are not learned."""
+  """Joins words into pieces; words at the places `slips` are not learned."""
   pieces: list[Piece] = []
   for is_slip, group in itertools.groupby(
       enumerate(words), lambda word: word[0] in slips
@@ -272,7 +275,7 @@ def _chain(
       total = right
     if redundant and rng.random() < 0.7:
       words += f"so total {total} .".split()
-    # If results slip, only the rates above decide on checks.
+    # If results slip, only the rates above decide whether a check follows.
     if not sums.slip_rate and redundant and rng.random() < 0.8:
       words += f"check {clause} {total} {_verdict(right, total)}".split()
     if redundant and rng.random() < 0.5:
@@ -291,7 +294,7 @@ def _another(
 
 
 def _verdict(right: int, stated: int) -> str:
-  """Returns the end of a check, which repairs a wrong result."""
+  """Returns the last words of a check; they repair a wrong result."""
   return "yes" if stated == right else f"no so total {right} ."
 
 

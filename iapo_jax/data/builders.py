@@ -1,8 +1,8 @@
 """TensorFlow Datasets builders of data sets, without TensorFlow.
 
 Rows are converted once, written as array_record files in their published order
-and read through `as_data_source`. A prepared folder is named by the content of
-its source files, so other files make another data set.
+and read through `as_data_source`. The name of a prepared folder is a hash of
+its source files, so changed files make a new data set.
 """
 
 import collections
@@ -44,7 +44,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Attributes:
     data: the data set.
     files: its local files by split; None if they are fetched.
-    repeated: number of rows that were left out since they repeat a problem.
+    repeated: number of rows left out because they repeat a problem.
   """
 
   VERSION = tfds.core.Version(_VERSION)
@@ -52,7 +52,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def __init__(
       self, data: DataSet, files: _Files | None, data_dir: pathlib.Path
   ) -> None:
-    """Opens what is prepared of these files in `data_dir`, if anything is."""
+    """Opens the data prepared from these files in `data_dir`, if any."""
     self.name = data.name
     self.data = data
     self.files = files
@@ -110,7 +110,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           example = self.data.convert(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
           raise ConfigError(
-              f"{path}: row {line} is none of {self.name}: {error}"
+              f"{path}: row {line} is not a row of {self.name}: {error}"
           ) from error
         if self.data.repeats:
           question = " ".join(example.question.casefold().split())
@@ -128,16 +128,17 @@ def load(
   """Returns the published splits of a data set; prepares it if needed.
 
   Args:
-    task: one of `data_config.READ`.
-    source_dir: a folder with the files, or with a folder of the task's name
-      that has them; empty fetches them. For `own` a folder, or `tfds:NAME`.
-    prepared_dir: where prepared data sets are kept; empty is TFDS's own place.
+    task: one of `config.data.READ`.
+    source_dir: a folder with the files, or with a subfolder that has them and
+      the name of the task; empty fetches them. For `own` it may be `tfds:NAME`.
+    prepared_dir: folder of prepared data sets; empty means TFDS's default.
 
   Returns:
     The examples of each split, in their published order.
 
   Raises:
-    ConfigError: if files are missing, cannot be fetched, or hold other rows.
+    ConfigError: if files are missing, cannot be fetched, or have rows of
+      another form.
   """
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()
@@ -151,7 +152,7 @@ def load(
     if files is None:
       _check_can_fetch(builder)
     with _alone(root, task):
-      # Another process may have prepared it meanwhile.
+      # Another process may have prepared it while this one waited.
       builder, is_prepared = _open(data, files, root)
       if not is_prepared:
         _prepare(builder)
@@ -159,8 +160,8 @@ def load(
   for split, there in data.rows.items():
     if len(rows[split]) != there:
       print(
-          f"warning: data {task}: {split} has {len(rows[split])} rows, as"
-          f" published {there}",
+          f"warning: data {task}: {split} has {len(rows[split])} rows, the"
+          f" published one has {there}",
           flush=True,
       )
   return rows
@@ -174,7 +175,7 @@ def _open(
     with _quiet():
       builder = Builder(data, files, root)
       return builder, builder.is_prepared()
-  except Exception as error:  # from protocol buffers
+  except Exception as error:  # protocol buffers raise several types
     raise _damaged(data.name, root / data.name) from error
 
 
@@ -185,7 +186,7 @@ def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     lock = (root / f".{task}.lock").open("w")
   except OSError as error:
-    rule = f"must be a folder that can be written ({error.strerror})"
+    rule = f"must be a writable folder ({error.strerror})"
     fail("data.prepared_dir", str(root), rule)
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -196,24 +197,24 @@ def _prepare(builder: Builder) -> None:
   name, is_fetched, size = builder.name, builder.files is None, ""
   if is_fetched:
     total = sum(file.size for file in builder.data.downloads)
-    size = f", fetches {total / 1e6:.1f} MB"
-  print(f"data       {name}: makes {builder.data_path}{size}", flush=True)
+    size = f", downloads {total / 1e6:.1f} MB"
+  print(f"data       {name}: prepares {builder.data_path}{size}", flush=True)
   settings = tfds.download.DownloadConfig(force_checksums_validation=is_fetched)
   try:
     with _quiet():
       builder.download_and_prepare(download_config=settings)
   except ConfigError:
     raise
-  except Exception as error:  # from network, checksums or disk
+  except Exception as error:  # the network, checksums or the disk fail
     reason = errors.reason(error)
     raise ConfigError(
         f"data {name!r}: could not be prepared in {builder.data_path}"
-        f" ({reason}); --config.data.source_dir=FOLDER takes local files"
+        f" ({reason}); to use local files, set --config.data.source_dir=FOLDER"
     ) from error
   if builder.repeated:
     print(
-        f"data       {name}: {builder.repeated} rows say a problem again"
-        " and are left out",
+        f"data       {name}: leaves out {builder.repeated} rows that repeat a"
+        " problem",
         flush=True,
     )
 
@@ -232,20 +233,20 @@ def _read(builder: Builder) -> dict[str, list[Example]]:
         ]
         for split, source in sources.items()
     }
-  except Exception as error:  # from TFDS, array_record, protocol buffers
+  except Exception as error:  # TFDS, array_record and protocol buffers raise it
     raise _damaged(builder.name, builder.data_path) from error
 
 
 def _damaged(name: str, path: Any) -> ConfigError:
   return ConfigError(
-      f"data {name!r}: what was prepared in {path} is damaged; delete that"
+      f"data {name!r}: the data prepared in {path} is damaged; delete that"
       " folder"
   )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Silences the bars and hints of TFDS; its errors are exceptions."""
+  """Silences progress bars and hints of TFDS; errors are still raised."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
@@ -262,7 +263,7 @@ def _find(data: DataSet, source_dir: str) -> _Files:
   own = root / data.name
   root = own if own.is_dir() else root
   if not root.is_dir():
-    fail("data.source_dir", source_dir, "is no folder")
+    fail("data.source_dir", source_dir, "must be a folder")
   found = {}
   for split, patterns in data.files.items():
     matches = (
@@ -272,19 +273,19 @@ def _find(data: DataSet, source_dir: str) -> _Files:
     )
     paths = found[split] = next(filter(None, matches), [])
     if not paths:
-      rule = f"has no {split} file of {data.name} ({' or '.join(patterns)})"
+      rule = f"must have a {split} file of {data.name}: {' or '.join(patterns)}"
       fail("data.source_dir", source_dir, rule)
     counted = re.search(r"-of-(\d+)\.", paths[0].name)
     if counted and len(paths) != int(counted.group(1)):
       raise ConfigError(
-          f"{paths[0]}: is one of {int(counted.group(1))} parts, of which"
-          f" {len(paths)} are there"
+          f"{paths[0]}: must have all {int(counted.group(1))} parts beside it,"
+          f" but the folder has {len(paths)}"
       )
   return found
 
 
 def _check_can_fetch(builder: Builder) -> None:
-  """Fails at once where the network would time out after minutes."""
+  """Fails at once if a host has no address; a download would take minutes."""
   if urllib.request.getproxies().keys() & {"http", "https", "all"}:
     return  # proxies resolve names themselves
   data = builder.data
@@ -296,8 +297,8 @@ def _check_can_fetch(builder: Builder) -> None:
       files = " and ".join(names[0] for names in data.files.values())
       raise ConfigError(
           f"data {data.name!r}: is not prepared in {builder.data_path}, and"
-          f" {host} cannot be reached ({error.strerror}); name a folder with"
-          f" its {files} with --config.data.source_dir=FOLDER"
+          f" {host} cannot be reached ({error.strerror}); put {files} into a"
+          " folder and set --config.data.source_dir=FOLDER"
       ) from error
 
 
@@ -311,7 +312,7 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
         for batch in file.iter_batches():
           yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-      raise ConfigError(f"{path}: is no parquet file ({error})") from error
+      raise ConfigError(f"{path}: is not a parquet file ({error})") from error
     return
   with path.open("rb") as lines:
     for number, line in enumerate(lines, start=1):
@@ -319,16 +320,16 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
         continue
       try:
         row = json.loads(line)
-      # ValueError also for bad UTF-8, RecursionError for deep nesting.
+      # ValueError also means bad UTF-8; RecursionError means deep nesting.
       except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: line {number} is no JSON") from error
+        raise ConfigError(f"{path}: line {number} is not JSON") from error
       if not isinstance(row, dict):
-        raise ConfigError(f"{path}: line {number} is no JSON object")
+        raise ConfigError(f"{path}: line {number} is not a JSON object")
       yield row
 
 
 def _source(data: DataSet, files: _Files | None) -> str:
-  """Names a prepared folder by the content of its source files."""
+  """Returns the name of a prepared folder, a hash of its source files."""
   if not files:
     pinned = sorted(data.downloads, key=lambda file: file.split)
     sums = "\n".join(f"{file.split} {file.sha256}" for file in pinned)

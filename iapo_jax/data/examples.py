@@ -17,8 +17,8 @@ class Example:
   Attributes:
     question: the problem in words.
     answer: the gold answer, plain or LaTeX.
-    solution: the worked solution without the answer's line; empty if the row
-      has none.
+    solution: the worked solution without the line of the answer; empty if the
+      row has none.
   """
 
   question: str
@@ -46,7 +46,7 @@ def demonstration(
 def written_out(
     reasoning: str, answer: str, elicitation: str, learned: bool = True
 ) -> list[Piece]:
-  """Writes a completion; only its answer is learned regardless of `learned`."""
+  """Writes a completion; its answer is learned even if `learned` is False."""
   return [
       Piece(reasoning + elicitation, learned),
       Piece(answer, True),
@@ -55,7 +55,7 @@ def written_out(
 
 
 def closing(elicitation: str) -> str:
-  """Returns the text that ends an answer that the elicitation has begun."""
+  """Returns the text that closes the answer that the elicitation opens."""
   begun = elicitation.rpartition(text.ANSWER_OPEN)[2]
   braces = begun.count("{") - begun.count("}")
   return "}" * max(braces, 0) + text.ANSWER_CLOSE

@@ -1,4 +1,4 @@
-"""From text to batches: tokenisation within limits, then Grain."""
+"""Turns text into batches: tokenises within limits, then batches with Grain."""
 
 import dataclasses
 import unicodedata
@@ -19,7 +19,7 @@ Record = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A part of a demonstration; `learned` parts carry the supervised loss."""
+  """A part of a demonstration; carries the supervised loss if `learned`."""
 
   text: str
   learned: bool
@@ -30,9 +30,9 @@ def cut_early(
 ) -> tuple[Sequence[str], bool]:
   """Cuts the share `early_share` of worked texts before a random word.
 
-  Returns the words, and whether all tokens are learned or the answer alone. All
-  are learned in texts that are not cut, and in the share `early_full_share` of
-  those that are.
+  Returns the words, and whether all tokens are learned (else only the answer).
+  All are learned in texts that are not cut, and in the share `early_full_share`
+  of texts that are cut.
   """
   if rng.random() >= stage.early_share:
     return words, True
@@ -46,8 +46,8 @@ class PromptTable:
 
   Attributes:
     prompts: NumPy arrays [n, ...].
-    kept: int64[n], the index of each among the problems of the split.
-    skipped: number of prompts left out as too long.
+    kept: int64[n], the index of each prompt among the problems of the split.
+    skipped: number of prompts left out because they are too long.
     truncated: number of prompts that lost their beginning.
     levels: int64[n], the level of each; None if the task has no levels.
   """
@@ -74,13 +74,13 @@ def tokenise_prompts(
 ) -> PromptTable:
   """Tokenises prompts and gold answers within the limits of `data`.
 
-  A prompt that loses its beginning keeps its BOS.
+  A truncated prompt keeps its BOS.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
     prompts: n texts, after the chat template.
     golds: n texts.
-    data: limits, and the treatment of prompts beyond them.
+    data: the limits, and what happens to longer prompts.
     pad_id: fills rows after their end.
     levels: n levels; None if the task has none.
 
@@ -93,7 +93,7 @@ def tokenise_prompts(
   begin = tokenizer_lib.encode_prompt
   if data.chat_template:
     begin = tokenizer_lib.encode_rendered
-  added = len(begin(tokenizer, ""))  # a BOS
+  added = len(begin(tokenizer, ""))  # 1 if the tokenizer adds a BOS
   kept, rows, gold_rows = [], [], []
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
@@ -110,8 +110,8 @@ def tokenise_prompts(
     gold_rows.append(gold_ids)
   if not rows:
     rule = (
-        f"the data set is empty ({len(prompts)} prompts given, none within the"
-        " limit)"
+        f"none of {len(prompts)} prompts is within the limit; raise it, or give"
+        " other data"
     )
     fail("data.max_prompt_tokens", limit, rule)
   return PromptTable(
@@ -140,17 +140,20 @@ def _check_row(
     )
     fail("data.max_prompt_tokens", data.max_prompt_tokens, rule)
   if len(gold_ids) > data.max_gold_tokens:
-    rule = f"the gold answer of row {i} has {len(gold_ids)} tokens"
+    rule = (
+        f"the gold answer of row {i} has {len(gold_ids)} tokens; raise the"
+        " limit"
+    )
     fail("data.max_gold_tokens", data.max_gold_tokens, rule)
 
 
 def _check_gold(i: int, gold: str, read: str) -> None:
-  """Raises ConfigError if a gold answer, which graders decode, changes."""
+  """Raises ConfigError if tokens change a gold answer; graders decode them."""
   normal = unicodedata.normalize("NFC", gold)
   if "".join(read.split()) != "".join(normal.split()):
     raise ConfigError(
-        f"data row {i}: the tokenizer reads its gold answer {gold!r} back as"
-        f" {read!r}"
+        f"data row {i}: the tokenizer turns the gold answer {gold!r} into"
+        f" {read!r}; use another tokenizer"
     )
 
 
@@ -176,9 +179,9 @@ def tokenise_pieces(
 ) -> Record:
   """Tokenises a demonstration and marks the tokens that carry loss.
 
-  The text is tokenised as a whole, since a token may reach across pieces. A
-  token is learned if the piece in which it ends is. The EOS at the end is
-  learned with the last piece.
+  Tokenises the text as a whole, since a token may reach across pieces. A token
+  is learned if it ends in a learned piece. The final EOS is learned if the last
+  piece is.
 
   Args:
     tokenizer: a fast Hugging Face tokenizer.
@@ -190,7 +193,7 @@ def tokenise_pieces(
     `completion` int32[t], right-padded, and `learned` bool[t].
 
   Raises:
-    ConfigError: if it has more than `width` tokens.
+    ConfigError: if the demonstration has more than `width` tokens.
   """
   text = "".join(piece.text for piece in pieces)
   ends = np.cumsum([len(piece.text) for piece in pieces])
@@ -201,7 +204,8 @@ def tokenise_pieces(
   ids = [*encoded.ids, vocabulary.eos_ids[0]]
   learned.append(pieces[-1].learned)
   if len(ids) > width:
-    fail("rollout.max_tokens", width, f"a demonstration has {len(ids)} tokens")
+    rule = f"a demonstration has {len(ids)} tokens; raise the limit"
+    fail("rollout.max_tokens", width, rule)
   completion, _ = right_pad([ids], width, vocabulary.pad_id)
   mask = np.zeros(width, bool)
   mask[: len(learned)] = learned
@@ -220,15 +224,15 @@ def batches(
   """Makes an endless iterator of shuffled batches, reshuffled every epoch.
 
   Rows do not depend on the process that reads them, so any number of processes
-  sees the same data. `get_state` and `set_state` of the iterator put its
-  position into checkpoints; the position is the same in all processes.
+  sees the same data. Checkpoints store the position of the iterator, from its
+  `get_state`; it is the same in all processes.
 
   Args:
     size: number of records.
     record: returns the record at an index.
     batch_size: rows over all processes.
     seed: seed of the order and of `augment`.
-    rows: the rows of a batch that this process reads; None is all.
+    rows: the rows of a batch that this process reads; None means all.
     augment: changes a record at random, with a generator for each row.
 
   Returns:

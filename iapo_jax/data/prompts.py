@@ -1,4 +1,4 @@
-"""Prompts: a problem as text that ends in an opened `<think>`."""
+"""Writes prompts: a problem as text that ends in `<think>`."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from iapo_jax.data.published import DataSet
 from iapo_jax.rewards import text
 
 Message = dict[str, str]
-# messages -> text of a prompt, up to where the reply begins
+# messages -> text of a prompt, up to the start of the reply
 Render = Callable[[Sequence[Message]], str]
 
 
@@ -27,7 +27,7 @@ def of(
     question: the problem.
     source: the data set, which gives the form of answers and a worked example.
     elicitation: the text between reasoning and answer in the worked example.
-    data: the format.
+    data: the fields that choose the format.
     render: applies the chat template.
 
   Raises:
@@ -43,8 +43,8 @@ def of(
       if turn["content"].strip() not in rendered:
         raise ConfigError(
             f"config.data.prompt = {data.prompt!r}: the chat template leaves"
-            f" out part of {turn['content']!r}; use plain, or"
-            " config.data.chat_template=False"
+            f" out part of {turn['content']!r}; use"
+            " --config.data.prompt=plain or --config.data.chat_template=False"
         )
     return opened(rendered)
   return opened("\n\n".join(turn["content"] for turn in messages) + "\n")
@@ -56,7 +56,7 @@ def chat(question: str, render: Render) -> str:
 
 
 def opened(prompt: str) -> str:
-  """Appends `<think>`, unless the template has done so."""
+  """Appends `<think>`, unless the chat template did."""
   done = prompt.rstrip().endswith(text.THINK_OPEN)
   return prompt if done else prompt + text.THINK_OPEN
 

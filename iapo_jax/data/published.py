@@ -1,7 +1,7 @@
 """Data sets: their files, the conversion of a row, and how runs use them.
 
-A new data set is an entry of `DATA_SETS`, with its name in
-`config.data.PUBLISHED`; a new form of rows needs a converter.
+To add a data set, add an entry to `_ALL` and its name to
+`config.data.PUBLISHED`. A new form of rows also needs a converter.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _AIME25 = (
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-  """A file to fetch, checked by its size in bytes and its SHA-256.
+  """A file to fetch, checked by size in bytes and SHA-256.
 
   `url` is pinned to a revision if the host has revisions.
   """
@@ -51,21 +51,21 @@ class Download:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A published data set, or the user's own.
+  """A published data set, or that of the user.
 
   Attributes:
     name: the value of `config.data.task`.
     homepage: URL of its description.
     convert: turns a row into an example; raises ValueError for another form.
-    files: patterns of local file names by published split; the first that
-      matches counts.
-    form: the sentence of the prompt that says which form answers have.
+    files: patterns of local file names by published split; the first pattern
+      that matches is used.
+    form: the sentence of the prompt that names the form of answers.
     downloads: the files to fetch; none for `own`.
     rows: published number of rows by split, if known.
-    test: the published split that judges runs; empty for none.
+    test: the published split on which runs are tested; empty for none.
     worked: the worked example of the prompt.
     has_solutions: whether rows have worked solutions.
-    repeats: whether rows may repeat a problem; the first counts.
+    repeats: whether rows may repeat a problem; only the first one is used.
   """
 
   name: str
@@ -84,12 +84,12 @@ class DataSet:
 def from_gsm8k(row: Mapping[str, Any]) -> Example:
   """Converts `question` and `answer`, a solution that ends in `#### N`.
 
-  Removes the calculator's marks, and the answer's commas of thousands. Like
-  every converter it raises ValueError for a row of another form.
+  Removes the marks of the calculator, and commas from the answer. Like every
+  converter, raises ValueError for a row of another form.
   """
   solution, mark, answer = _text(row, "answer").rpartition("####")
   if not mark:
-    raise ValueError("answer: must end in a line '#### N'")
+    raise ValueError("answer: must end in '#### N'")
   solution = _CALCULATOR.sub("", solution).strip()
   answer = answer.strip().replace(",", "")
   return Example(_text(row, "question"), answer, solution)
@@ -104,8 +104,8 @@ def from_math(row: Mapping[str, Any]) -> Example:
 def from_dapo(row: Mapping[str, Any]) -> Example:
   """Converts DAPO-Math-17k, as published or in its processed form.
 
-  `prompt` is a text or a list of one message; the instructions before and
-  after its problem are removed. The answer is `reward_model.ground_truth`, or
+  `prompt` is a text or a list of one message. Removes the instructions before
+  and after the problem. The answer is `reward_model.ground_truth`, or
   `solution`.
   """
   prompt = row.get("prompt")
@@ -117,11 +117,14 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
     question = _text(prompt[0], "content")
   has_prefix = question.startswith(_DAPO_PREFIX)
   if has_prefix != question.endswith(_DAPO_SUFFIX):
-    raise ValueError("prompt: has a part of the usual instructions only")
+    raise ValueError(
+        "prompt: must have the usual instructions both before and after the"
+        " problem, or none"
+    )
   question = question.removeprefix(_DAPO_PREFIX).removesuffix(_DAPO_SUFFIX)
   judged = row.get("reward_model")
   if not question.strip():
-    raise ValueError("prompt: has no problem in it")
+    raise ValueError("prompt: must have a problem between the instructions")
   source, name = (judged, "ground_truth") if judged else (row, "solution")
   answer = _text(source, name)
   return Example(question.strip(), answer)
@@ -130,9 +133,9 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
 def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
   """Converts a question with labelled choices, and the letter `answerKey`.
 
-  The authors' rows have `question.stem` and `question.choices`, a list of
-  `label` and `text`. The hub's have `question`, and `choices` with the two
-  lists.
+  Rows of the authors have `question.stem`, and `question.choices` as a list of
+  `label` and `text`. Rows of the hub have `question`, and `choices` with the
+  lists `label` and `text`.
   """
   question, choices = row.get("question"), row.get("choices")
   if isinstance(question, Mapping):
@@ -156,14 +159,14 @@ def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
 def from_aime(row: Mapping[str, Any]) -> Example:
   """Converts `problem` or `question`, and `answer` in 0 .. 999.
 
-  Field names may have capitals.
+  Capitals in field names do not matter.
   """
   lower = {name.lower(): value for name, value in row.items()}
   name = "problem" if "problem" in lower else "question"
   answer = _text(lower, "answer")
   answer = answer.replace("^\\circ", "").strip(" $.") or answer
   if not answer.isdecimal() or int(answer) > 999:
-    raise ValueError(f"answer = {answer!r}: must be in 0 .. 999")
+    raise ValueError(f"answer = {answer!r}: must be an integer in 0 .. 999")
   return Example(_text(lower, name), str(int(answer)))
 
 
@@ -171,13 +174,13 @@ def from_own(row: Mapping[str, Any]) -> Example:
   """Converts `question`, `answer` and, if present, `solution`.
 
   Raises:
-    ValueError: for another form, also for any other field.
+    ValueError: for another form, or if the row has any other field.
   """
   unread = row.keys() - {"question", "answer", "solution"}
   if unread:
     raise ValueError(
-        f"{', '.join(sorted(unread))}: must be among question, answer and"
-        " solution"
+        f"fields {', '.join(sorted(unread))}: must be among question, answer"
+        " and solution"
     )
   solution = _text(row, "solution") if row.get("solution") else ""
   return Example(_text(row, "question"), _text(row, "answer"), solution)
@@ -189,12 +192,12 @@ def _text(row: Mapping[str, Any], name: str) -> str:
   if isinstance(value, int) and not isinstance(value, bool):
     value = str(value)
   if not isinstance(value, str) or not value.strip():
-    raise ValueError(f"{name} = {value!r}: must be a text")
+    raise ValueError(f"{name} = {value!r}: must be a text or an integer")
   return value.strip()
 
 
 def _both(split: str) -> tuple[str, ...]:
-  """Returns patterns of the files of a split, whole or in the hub's parts."""
+  """Returns file name patterns of a split: whole, or in parts as on the hub."""
   return (
       f"{split}.jsonl", f"{split}.parquet", f"{split}-*.parquet",
       f"{split}-*.jsonl",

@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets knows by name, read without TensorFlow.
+"""Reads data sets that TensorFlow Datasets knows by name, without TensorFlow.
 
-They have splits `train` and `test`, and text features `question`, `answer` and
-perhaps `solution`. A builder of the user's counts if it was imported.
+They must have the splits `train` and `test`, and the text features `question`,
+`answer` and optionally `solution`. A user's builder works if it was imported.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ _SPLITS = ("train", "test")
 
 
 def load(source: str, root: str) -> dict[str, list[Example]]:
-  """Returns `train` and `test` in TFDS's order; prepares them if needed.
+  """Returns `train` and `test` in the order of TFDS; prepares them if needed.
 
   Args:
-    source: `tfds:` and `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+    source: `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
     root: the folder of prepared data sets.
 
   Raises:
@@ -36,7 +36,7 @@ def load(source: str, root: str) -> dict[str, list[Example]]:
         builder_kwargs={"file_format": "array_record"},
     )
   except Exception as error:  # from TFDS, the network or a user's builder
-    rule = f"TensorFlow Datasets says: {errors.reason(error)}"
+    rule = f"TensorFlow Datasets cannot load it: {errors.reason(error)}"
     errors.fail("data.source_dir", source, rule)
   splits: dict[str, list[Example]] = {}
   for split, rows in zip(_SPLITS, found, strict=True):
@@ -52,7 +52,7 @@ def load(source: str, root: str) -> dict[str, list[Example]]:
 
 
 def _plain(value: Any) -> Any:
-  """Converts bytes and NumPy scalars to Python's str and numbers."""
+  """Converts bytes and NumPy scalars to Python strings and numbers."""
   if isinstance(value, bytes):
     return value.decode("utf-8", errors="replace")
   return value.item() if isinstance(value, np.generic) else value

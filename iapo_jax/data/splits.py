@@ -1,4 +1,4 @@
-"""Train, validation and test problems of a run on a published data set."""
+"""Makes the train, validation and test problems of a published data set."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,21 @@ def make_splits(
   """Makes `train`, `validation` and `test` from the published splits.
 
   `published` keeps the published splits. `80_20` takes the first `first_rows`
-  of the one published split; a permutation drawn from `split_seed` makes 80 %
-  of them train. Validation is always drawn from train, so the splits share no
-  problem. A split that the data set does not have is missing.
+  rows of the only published split; 80 % of them, drawn with `split_seed`,
+  become train. Validation is always drawn from train, so the splits share no
+  row. A split that the data set does not have is missing.
 
   Raises:
-    ConfigError: if the data set cannot be split so, or has too few rows.
+    ConfigError: if the data set cannot be split in this way, or has too few
+      rows.
   """
   source = published.DATA_SETS[data.task]
   splits: Splits = {}
   if data.split == "80_20":
     if len(rows) > 1:
-      rule = f"{data.task} has published splits: {', '.join(rows)}"
+      rule = (
+          f"{data.task} has published splits ({', '.join(rows)}); use published"
+      )
       fail("data.split", data.split, rule)
     everything = first(next(iter(rows.values())), data, "first_rows")
     count = round(_TRAIN_SHARE * len(everything))
@@ -43,7 +46,10 @@ def make_splits(
     if "train" in rows:
       splits["train"] = first(rows["train"], data, "first_rows")
     elif data.first_rows:
-      rule = f"{data.task} has no published train problems"
+      rule = (
+          f"{data.task} has no published train problems; set it to 0, or set"
+          " data.split to 80_20"
+      )
       fail("data.first_rows", data.first_rows, rule)
     if source.test:
       splits["test"] = list(rows[source.test])
@@ -52,7 +58,7 @@ def make_splits(
   if "train" in splits:
     count = data.validation_problems
     if count >= len(splits["train"]):
-      rule = f"must leave some of the {len(splits['train'])} train problems"
+      rule = f"must be less than {len(splits['train'])}, all train problems"
       fail("data.validation_problems", count, rule)
     splits["validation"], splits["train"] = _parted(
         splits["train"], count, [data.split_seed, 1]
@@ -63,7 +69,7 @@ def make_splits(
 def _parted(
     rows: Sequence[Example], count: int, seed: int | Sequence[int]
 ) -> tuple[list[Example], list[Example]]:
-  """Draws `count` rows; returns them and the others, both in order."""
+  """Draws `count` rows; returns these and the other rows, both in order."""
   order = np.random.default_rng(seed).permutation(len(rows))
   drawn = set(order[:count].tolist())
   return (
@@ -73,26 +79,27 @@ def _parted(
 
 
 def first(rows: Sequence[Any], data: DataConfig, field: str) -> list[Any]:
-  """Returns the first rows, as many as `data.FIELD` says; 0 is all.
+  """Returns the first rows; `field` of `data` is their number, 0 means all.
 
   Raises:
     ConfigError: if there are fewer.
   """
   count = getattr(data, field)
   if count > len(rows):
-    fail(f"data.{field}", count, f"{data.task} has {len(rows)}")
+    rule = f"must be at most {len(rows)}, all problems of {data.task}"
+    fail(f"data.{field}", count, rule)
   return list(rows[: count or None])
 
 
 def check_trainable(splits: Mapping[str, object], data: DataConfig) -> None:
-  """Raises ConfigError if a run's splits lack `train` or `test`."""
+  """Raises ConfigError if the splits of a run lack `train` or `test`."""
   for name in ("train", "test"):
     if name not in splits:
       fail(
           "data.split",
           data.split,
-          f"{data.task} has no published {name} problems; 80_20 makes both of"
-          " what it has",
+          f"{data.task} has no published {name} problems; 80_20 makes train and"
+          " test from the split that it has",
       )
 
 
@@ -102,13 +109,13 @@ def note(data: DataConfig) -> str | None:
     return None
   return (
       f"train and test are parts (80/20, seed {data.split_seed}) of one"
-      f" published split of {data.task}: numbers on it do not compare with"
-      f" those on {data.task} as it is published"
+      f" published split of {data.task}; do not compare its numbers with those"
+      f" on the published test of {data.task}"
   )
 
 
 def fingerprint(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
-  """Returns the SHA-256 of the problems of each split, in their order."""
+  """Returns the SHA-256 of the problems of each split, in order."""
   found = {}
   for name, rows in splits.items():
     digest = hashlib.sha256()

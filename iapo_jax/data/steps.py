@@ -18,7 +18,7 @@ class StepTokens:
     numbers: tokens of 0, 1, 2, ...
     equals: the token before a result.
     check: the token that opens a check.
-    max_total: results lie in 0 .. this.
+    max_total: the largest result; the smallest is 0.
   """
 
   names: tuple[int, ...]
@@ -38,7 +38,7 @@ class StepTokens:
 
 @struct.dataclass
 class CheckCounts:
-  """Counts of wrong and right results, and of those checked at once, int32."""
+  """Numbers of wrong and right results, and how many a check follows, int32."""
 
   wrong: Array
   wrong_checked: Array
@@ -51,10 +51,10 @@ def count_checks(
 ) -> CheckCounts:
   """Counts the steps `b x ± y = z` of completions int32[b, t].
 
-  A result z is right if it is x ± y clipped to 0 .. `max_total`, whether the
-  policy or the environment wrote it, and whatever the problem asks. Results
-  inside a check do not count, since no name of a step precedes them. A result
-  at the end of its completion has no check.
+  A result z is right if it is x ± y clipped to 0 .. `max_total`. It does not
+  matter whether the policy or the environment wrote it, or what the problem
+  asks. Results inside a check do not count, since no step name precedes them. A
+  result at the end of its completion has no check.
 
   Returns:
     Counts [b].
@@ -89,6 +89,6 @@ def _shifted(tokens: Array, places: int) -> Array:
 
 
 def _value(tokens: Array, steps: StepTokens) -> tuple[Array, Array]:
-  """Returns the numbers that tokens stand for, and whether they are numbers."""
+  """Returns the values of tokens, and whether the tokens are numbers."""
   hits = tokens[..., None] == jnp.asarray(steps.numbers, jnp.int32)
   return jnp.argmax(hits, axis=-1), jnp.any(hits, axis=-1)

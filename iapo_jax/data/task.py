@@ -1,4 +1,4 @@
-"""A task: tokenizer, splits as arrays, demonstrations."""
+"""Reads a task and turns it into arrays: tokenizer, splits, demonstrations."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Task:
 
   Attributes:
     tokenizer: a Hugging Face tokenizer.
-    vocabulary: its ids that the compiled step needs.
+    vocabulary: the token ids that the compiled step needs.
     tables: the prompts by split.
     problems: the problems by split, in the order of the tables.
     demonstrable: int64[n], rows of the train table whose worked solution fits;
@@ -45,7 +45,7 @@ class Task:
     fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
     note: the line to print beside numbers on an unusual test split.
     steps: the tokens of steps; None if results do not slip.
-    planting: how results slip in rollouts; None if they do not.
+    planting: how results slip in rollouts; None if they do not slip.
   """
 
   tokenizer: Any
@@ -63,8 +63,8 @@ class Task:
   ) -> Record:
     """Returns a demonstrable row of the train table with a completion.
 
-    The record of the prompt gains `completion` int32[t] and `learned` bool[t].
-    `rng` is the only source of randomness.
+    Adds `completion` int32[t] and `learned` bool[t] to the record of the
+    prompt. `rng` is the only source of randomness.
     """
     problem, stage = self.problems["train"][index], cfg.warm_start
     if isinstance(problem, Example):
@@ -82,7 +82,7 @@ class Task:
 
 
 def read(data: DataConfig) -> Problems:
-  """Returns the problems of a task by split: made, or read from files.
+  """Makes the problems of a task, or reads them from files; by split.
 
   Raises:
     ConfigError: if they cannot be made or read.
@@ -90,7 +90,7 @@ def read(data: DataConfig) -> Problems:
   if data.task == "arithmetic":
     made = arithmetic.make_splits(data.arithmetic)
     return made | {"test": splits.first(made["test"], data, "test_problems")}
-  # TensorFlow Datasets takes a while to import.
+  # TensorFlow Datasets takes long to import.
   from iapo_jax.data import builders
 
   rows = builders.load(
@@ -110,8 +110,8 @@ def load(
   Args:
     cfg: the run's configuration.
     problems: from `read`.
-    pretrained: folder of a model, which names the EOS ids and, unless another
-      one is given, the tokenizer.
+    pretrained: folder of a model. Its EOS ids are used, and its tokenizer
+      unless `tokenizer_folder` is given.
     tokenizer_folder: folder of the tokenizer. Without it and without a model
       the words of the synthetic task are the vocabulary.
 
@@ -189,8 +189,8 @@ def _word_tokenizer(data: DataConfig) -> Any:
   """Makes a tokenizer of the synthetic task's words."""
   if data.task != "arithmetic":
     rule = (
-        f"{data.task} needs one, or a pretrained model's; name a folder or a"
-        " hub repository"
+        f"{data.task} needs a tokenizer; name a folder or a hub repository, or"
+        " set model.pretrained"
     )
     fail("data.tokenizer", "", rule)
   return tokenizer.word_tokenizer(
@@ -230,7 +230,7 @@ def _demonstrable(
     _check_longest(cfg, tok)
     return np.arange(len(train))
   if not published.DATA_SETS[cfg.data.task].has_solutions:
-    rule = f"{cfg.data.task} has no worked solutions to learn from"
+    rule = f"{cfg.data.task} has no worked solutions to learn from; set it to 0"
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
   limit, lengths = cfg.rollout.max_tokens, []
   for problem in train:
@@ -249,7 +249,8 @@ def _demonstrable(
     fail("rollout.max_tokens", limit, rule)
   fits &= np.array([bool(problem.solution) for problem in train], bool)
   if not fits.any():
-    fail("rollout.max_tokens", limit, "no worked solution fits")
+    rule = "no worked solution fits; raise the limit"
+    fail("rollout.max_tokens", limit, rule)
   return np.flatnonzero(fits)
 
 
@@ -257,14 +258,14 @@ def _check_longest(cfg: Config, tok: Any) -> None:
   """Raises ConfigError unless every possible demonstration fits."""
   sums = cfg.data.arithmetic
   words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
-  # A word alone never has fewer tokens than within a text.
+  # A word alone never has fewer tokens than inside a text.
   most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
   longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
     count = f"{longest} tokens"
     if most > 1:
-      count = f"up to {count} (counting {most} a word)"
-    rule = f"the longest demonstration of the task has {count}"
+      count = f"up to {count} (counting {most} per word)"
+    rule = f"the longest demonstration of the task has {count}; raise the limit"
     fail("rollout.max_tokens", cfg.rollout.max_tokens, rule)
 
 
@@ -276,9 +277,8 @@ def vocabulary_of(
   Args:
     tok: a Hugging Face tokenizer.
     elicitation: the text that asks for the answer.
-    tokens: EOS and padding ids of the model's configuration; the tokenizer
-      gives those that are missing. Any id may pad, since masks come from
-      lengths.
+    tokens: EOS and padding ids of the model's configuration. The tokenizer's
+      ids replace missing ones. Any id may pad, since masks come from lengths.
 
   Raises:
     ConfigError: if there is no EOS id, or the elicitation has no tokens or
@@ -288,7 +288,7 @@ def vocabulary_of(
   if not ends:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: neither it nor generation_config.json"
-        " names an EOS token"
+        " names an EOS token; set eos_token_id in generation_config.json"
     )
   pads = (tokens.pad_id, tok.pad_token_id, ends[0])
   pad_id = next(pad for pad in pads if pad is not None)
@@ -296,9 +296,9 @@ def vocabulary_of(
 
 
 def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
-  """Returns the EOS ids; the first of them ends demonstrations.
+  """Returns the EOS ids, possibly none; the first one ends demonstrations.
 
-  Ids of the model's configuration replace the tokenizer's. There may be none.
+  Ids of the model's configuration replace those of the tokenizer.
   """
   own = tok.eos_token_id
   ends = tokens.eos_ids or (() if own is None else (own,))
@@ -310,7 +310,8 @@ def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
 
   Args:
     tok: a Hugging Face tokenizer.
-    vocab_size: ids of the model, which may be fewer; None is the tokenizer's.
+    vocab_size: number of ids of the model, which may be smaller than that of
+      the tokenizer; None means the tokenizer's.
 
   Raises:
     ConfigError: if there is no such token.
@@ -321,7 +322,10 @@ def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:
   )
   found = tuple(i for i, text in enumerate(texts) if _ends(text))
   if not found:
-    rule = f"tokenizer {tok.name_or_path!r} has no token that ends one"
+    rule = (
+        f"tokenizer {tok.name_or_path!r} has no token that ends a sentence or a"
+        " line; use stride"
+    )
     fail("probe.at", "sentences", rule)
   return found
 
@@ -338,13 +342,15 @@ def elicitation_ids(
   """Returns the tokens of an elicitation, at least one.
 
   Raises:
-    ConfigError: if it has no tokens, or unknown ones; it names `field`.
+    ConfigError: if it has no tokens, or unknown ones; names `field`.
   """
   ids = tokenizer.encode(tok, elicitation)
   if not ids:
-    raise ConfigError(f"{field} = {elicitation!r}: must have tokens")
+    raise ConfigError(
+        f"{field} = {elicitation!r}: must have at least one token"
+    )
   if tok.unk_token_id is not None and tok.unk_token_id in ids:
     raise ConfigError(
-        f"{field} = {elicitation!r}: holds text the tokenizer does not know"
+        f"{field} = {elicitation!r}: has text that the tokenizer does not know"
     )
   return tuple(ids)
