@@ -3,15 +3,16 @@
   python experiments/run.py --config=configs/gemma_math.py
   python experiments/run.py --config=configs/gemma_math.py:2b-gsm8k-to_go
 
-Sizes `1b` (Gemma 3, default), `2b` and `9b` (Gemma 2); data sets and credit
-modes as there. Gemma's chat template knows no system message: the instructions
-begin the user's first one. The weights are gated: accept their licence on the
-hub and log in (`hf auth login`), or name a local folder with
---config.model.pretrained=FOLDER. The paper has no Gemma: the weights of
-information and exploration are 1 and 1 and were never searched for. `1b` has
-one key/value head, which mesh.tensor cannot split: 8 devices need
---config.prompts_per_step=16 --config.loss.micro_batches=2. Nothing of this was
-run with published weights.
+The sizes are `1b` (Gemma 3, default), `2b` and `9b` (Gemma 2). Data sets and
+methods are those of `configs/qwen_math.py`. Gemma's chat template supports no
+system message, so the instructions begin the first user message.
+
+The weights are gated. Accept their licence on the hub and log in
+(`hf auth login`), or set --config.model.pretrained=FOLDER to a local folder.
+The paper has no results for Gemma, so the weights of information and
+exploration are 1 and 1, untuned. `1b` has one key/value head, which mesh.tensor
+cannot split. So 8 devices need --config.prompts_per_step=16
+--config.loss.micro_batches=2. This file was never run with published weights.
 """
 
 import ml_collections
@@ -20,5 +21,5 @@ from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """A variant of `math` of this family."""
+  """Returns a variant of `math` for this family."""
   return presets.read("math")["get_config"](variant, family="gemma")

@@ -1,16 +1,17 @@
-r"""The whole path of real text with a small random model, in minutes.
+r"""Trains a small random model on real text in minutes, to test the parts.
 
   python experiments/run.py --config=configs/gsm8k_smoke.py \
       --config.data.source_dir=FOLDER --config.data.tokenizer=FOLDER
 
-GSM8K's text, the Qwen2 tokenizer and its some 151,650 tokens, worked solutions
-as warm start, reinforcement learning with grading by meaning, validation,
-checkpoints, test. Both flags may be left out where there is a network. Two CPU
-cores take about four minutes. The decoder has 10 million weights,
-nearly all of them in the embedding, and in so few steps it learns nothing worth
-having: this shows that things work together, not that they work well. Of the
-first 512 problems those are used whose prompt has at most 96 tokens, and of
-their solutions those that fit into as many.
+Runs every stage: a warm start on worked solutions of GSM8K, reinforcement
+learning with answers graded by meaning, validation, checkpoints and the test.
+The tokenizer is that of Qwen2, with about 151,650 tokens. With a network both
+flags may be left out. Two CPU cores take about four minutes.
+
+The decoder has 10 million weights, nearly all of them in the embedding, and
+learns nothing useful in so few steps. The run shows that the parts work
+together, not that they work well. It uses the problems among the first 512
+whose prompt has at most 96 tokens, and worked solutions of at most 96 tokens.
 """
 
 import ml_collections
@@ -19,7 +20,7 @@ from iapo_jax.config import parsing
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """The configuration."""
+  """Returns the configuration."""
   config = parsing.default()
   config.model.update({"family": "qwen2", "qkv_bias": True})
   config.data.update({

@@ -1,11 +1,12 @@
-"""Reinforcement learning on mathematics, the paper's, by family of models.
+"""The paper's reinforcement learning on mathematics, for a family of models.
 
   iapo train --config=math:qwen-0.5b-gsm8k-length_penalty
 
-A variant is any of a family (`qwen`, default; `llama`; `gemma`), a size of it,
-a data set (`gsm8k`, default; `math500`; `dapo`) and a method of docs/method.md
-(`paper`, default), joined by `-`. `qwen_math`, `llama_math` and `gemma_math`
-are the families by themselves; their files say what was verified.
+A variant joins these words by `-`, in any order; each may be left out: a family
+(`qwen`, default; `llama`; `gemma`), one of its sizes, a data set (`gsm8k`,
+default; `math500`; `dapo`) and a method of docs/method.md (`paper`, default).
+`qwen_math`, `llama_math` and `gemma_math` are single families; their files list
+what was verified.
 """
 
 import dataclasses
@@ -18,15 +19,15 @@ from iapo_jax.config import methods, parsing, presets
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """A pretrained model and how its batch is laid out.
+  """A pretrained model, and how its batch is split.
 
   Attributes:
-    pretrained: on the hub.
-    weights: (w_info, w_explore) of the paper's credit, by data set; (1, 1)
-      where nobody has searched for them.
+    pretrained: the model's name on the hub.
+    weights: (w_info, w_explore) of the paper's credit, by data set; (1, 1) for
+      data sets without tuned values.
     prompts_per_step: q.
-    micro_batches: parts of a batch of full completions.
-    sharded: whether weights and moments are spread over all devices.
+    micro_batches: `loss.micro_batches`.
+    sharded: whether weights and Adam's moments are split over all devices.
   """
 
   pretrained: str
@@ -72,7 +73,7 @@ FAMILIES = {
 def get_config(
     variant: str | None = None, family: str | None = None
 ) -> ml_collections.ConfigDict:
-  """The configuration of a variant; of one family, where it is given."""
+  """Returns the configuration of a variant, which omits a given `family`."""
   if family is None:
     named = [x for x in FAMILIES if x in (variant or "").split("-")]
     family = named[0] if named else "qwen"
@@ -101,10 +102,11 @@ def get_config(
     info, explore = sizes[size].weights.get(data, (1.0, 1.0))
     config.credit.update({"info_weight": info, "explore_weight": explore})
   if method == "chance":
-    config.probe.answer_tokens = 8  # a first digit is no answer
-    # A chain adds at most 1 to that chance: the longest costs about as much.
+    config.probe.answer_tokens = 8  # the first digit is not the whole answer
+    # A completion raises the chance by at most 1, and the longest one, of 2,048
+    # tokens, costs about 1.
     config.credit.cost = 5e-4
-  if family == "gemma":  # its chat template knows no system message
+  if family == "gemma":  # its chat template supports no system message
     config.data.instructions = "user"
   return config
 
@@ -129,12 +131,13 @@ def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
       "validation_problems": 50,
       "split": "published" if data == "gsm8k" else "80_20",
   })
-  # One pass over the train problems; over the 350 of MATH-500 four.
+  # One pass over the train problems, but four over the 350 of MATH-500.
   drawn = {"gsm8k": 7423, "math500": 4 * 350, "dapo": 5550}[data]
   config.num_steps = drawn // config.prompts_per_step
   if data == "math500":
-    config.evaluation.every = 20  # more than the five of which one is chosen
-    # Its longest prompts have over 900 tokens, and are problems like others.
+    # Gives more than the five checkpoints from which `best` chooses.
+    config.evaluation.every = 20
+    # The longest prompts have over 900 tokens, and their problems are ordinary.
     config.data.max_prompt_tokens = 1024
     config.probe.elicitation = "</think>\n<answer>\\boxed{"
   if data == "dapo":

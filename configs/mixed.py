@@ -2,7 +2,7 @@
 
   python experiments/run.py --config=configs/mixed.py:to_go
 
-Variants are those of `configs/arithmetic.py`.
+The variants are those of `configs/arithmetic.py`.
 """
 
 import ml_collections
@@ -11,5 +11,5 @@ from iapo_jax.config import presets
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-  """A variant of `sums` of this task."""
+  """Returns a variant of `sums` for this task."""
   return presets.read("sums")["get_config"](variant, task="mixed")

@@ -1,11 +1,11 @@
-"""Synthetic sums, by task: plain, of mixed difficulty, or with slips.
+"""Synthetic sums: plain, of mixed difficulty, or with slips.
 
   iapo train --config=sums:mixed-to_go
 
-A variant is any of a task (`arithmetic`, default; `mixed`; `slips`) and `sft`
-(the warm start alone) or a method of docs/method.md (`paper`, default), joined
-by `-`. `arithmetic`, `mixed` and `slips` are the tasks by themselves; their
-files say what they are for.
+A variant joins these words by `-`, in any order; each may be left out: a task
+(`arithmetic`, default; `mixed`; `slips`), and `sft` (the warm start alone) or a
+method of docs/method.md (`paper`, default). `arithmetic`, `mixed` and `slips`
+are single tasks; their files describe them.
 """
 
 import ml_collections
@@ -13,7 +13,7 @@ import ml_collections
 from iapo_jax.config import methods, parsing, presets
 
 VARIANTS = ("paper", "sft", *(x for x in methods.NAMES if x != "paper"))
-# Fields of data.arithmetic, and tokens of the longest completion.
+# For each task: fields of data.arithmetic, and rollout.max_tokens.
 TASKS = {
     "arithmetic": ({}, 72),
     "mixed": (
@@ -42,7 +42,7 @@ TASKS = {
 def get_config(
     variant: str | None = None, task: str | None = None
 ) -> ml_collections.ConfigDict:
-  """The configuration of a variant; of one task, where it is given."""
+  """Returns the configuration of a variant, which omits a given `task`."""
   if task is None:
     task, method = presets.parts(variant, (TASKS, VARIANTS))
   else:
@@ -78,7 +78,7 @@ def _set_method(config: ml_collections.ConfigDict, method: str) -> None:
   methods.choose(config, method)
   if method == "grpo":
     config.optimizer.learning_rate = 2e-4
-  if method == "s_grpo":  # its lengths are of completions of 300 tokens
+  if method == "s_grpo":  # its defaults are for completions of 300 tokens
     tokens = config.rollout.max_tokens
     config.select.first_tokens = tokens // 3
     config.select.short_tokens = tokens * 3 // 4
