@@ -176,12 +176,8 @@ class ModelConfig:
   )
 
   @property
-  def is_read(self) -> bool:
-    """Whether the decoder is complete.
-
-    Until it is, `vocab_size` is missing: a tokenizer or a pretrained model
-    gives it.
-    """
+  def is_complete(self) -> bool:
+    """Whether a tokenizer or a pretrained model has given `vocab_size`."""
     return self.vocab_size is not None
 
 

@@ -77,7 +77,7 @@ def _check_probe(c: Config) -> None:
   if probe.answer_tokens > c.data.max_gold_tokens:
     rule = f"must be at most data.max_gold_tokens = {c.data.max_gold_tokens}"
     fail("probe.answer_tokens", probe.answer_tokens, rule)
-  if not c.model.pretrained or c.model.is_read:
+  if not c.model.pretrained or c.model.is_complete:
     check_layers(c)
   if CREDITS[mode].at_every_token:
     _check_every_token(c)
@@ -177,7 +177,7 @@ def check_model(m: ModelConfig) -> None:
 
 def _check_pretrained(m: ModelConfig) -> None:
   """Checks that the fields that a pretrained model gives are left out."""
-  if not m.pretrained or m.is_read:
+  if not m.pretrained or m.is_complete:
     return
   default = ModelConfig()
   for field in dataclasses.fields(m):
@@ -243,7 +243,7 @@ def mesh_shape(c: Config, devices: int) -> tuple[int, int, int]:
     fail("mesh", sizes, f"must multiply to the number of devices, {devices}")
   tensor = shape["tensor"]
   split = ["num_heads", "num_kv_heads", "mlp_dim"]
-  if c.model.is_read:
+  if c.model.is_complete:
     split.append("vocab_size")
   most = math.gcd(*(getattr(c.model, field) for field in split))
   for field in split:

@@ -59,7 +59,7 @@ _ROPE_FIELDS = {
 _ROPE_OPTIONAL = (
     "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
 )  # fmt: skip
-_ROPE_SAID = ("rope_type", "type")
+_ROPE_KIND = ("rope_type", "type")
 _ROPE_IMPLIED = {"truncate": True}  # the only value we support
 _ATTENTION_BIAS = {
     "qkv_bias": "attention_bias",
@@ -275,7 +275,7 @@ def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
         _refuse(f"rope_parameters {name}", value, "must be a positive number")
       whole = used[name] == "original_positions"
       values[used[name]] = int(value) if whole else float(value)
-    elif name not in _ROPE_SAID and value not in (
+    elif name not in _ROPE_KIND and value not in (
         None, _ROPE_IMPLIED.get(name)
     ):
       rule = f"is not supported with rope_type {kind}"
@@ -297,7 +297,7 @@ def config_of(
   theirs = _written(model, extra)
   ours = _bare(model)
   if field := model_config.difference(ours, _bare(model_of(theirs))):
-    able = [name for name in FAMILIES if _can_say(model, name)]
+    able = [name for name in FAMILIES if _can_hold(model, name)]
     hint = f"; use {' or '.join(able)}" if able else ""
     raise ConfigError(
         f"config.model.family = {model.family!r}: has no models with {field} ="
@@ -306,7 +306,7 @@ def config_of(
   return theirs
 
 
-def _can_say(model: ModelConfig, family: str) -> bool:
+def _can_hold(model: ModelConfig, family: str) -> bool:
   model = dataclasses.replace(model, family=family)
   try:
     return _bare(model_of(_written(model, {}))) == _bare(model)

@@ -219,7 +219,7 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
   own = {field: getattr(ours, field) for field in model_config.OF_RUN}
   model = dataclasses.replace(theirs, **own)
   field = model_config.difference(ours, model)
-  if ours.is_read and field:
+  if ours.is_complete and field:
     rule = f"must be {getattr(model, field)!r}, as in {ours.pretrained!r}"
     fail(f"model.{field}", getattr(ours, field), f"{rule}, or left out")
   return dataclasses.replace(cfg, model=model)

@@ -183,7 +183,7 @@ def check_holds(workdir: pathlib.Path, cfg: config_lib.Config) -> None:
   """
   theirs = config_lib.flatten(load_config(workdir))
   ours = config_lib.flatten(cfg)
-  if not cfg.model.is_read:
+  if not cfg.model.is_complete:
     ours["model.vocab_size"] = theirs["model.vocab_size"]
   for field in ours:
     values = ours[field], theirs[field]
