@@ -51,7 +51,9 @@ class ArithmeticConfig:
       between(0, 1),
   )
   train_problems: int = field(
-      6000, "number of distinct train problems", at_least(1)
+      6000,
+      "number of distinct train problems; none is in another split",
+      at_least(1),
   )
   validation_problems: int = field(
       512,
@@ -98,8 +100,8 @@ class DataConfig:
   )  # fmt: skip
   first_rows: int = field(
       0,
-      "uses only this many train problems, the first published ones; with"
-      " split 80_20 this many of the single split; 0 uses all",
+      "number of published train problems to use, the first ones; with split"
+      " 80_20, of problems of the single split; 0 uses all",
       at_least(0),
       aliases=("train_max_samples", "max_train_samples"),
   )
@@ -107,7 +109,8 @@ class DataConfig:
       256, "train problems held out for validation", at_least(1)
   )
   test_problems: int = field(
-      0, "evaluates on this many first test problems; 0 uses all", at_least(0)
+      0, "number of test problems to use, the first ones; 0 uses all",
+      at_least(0),
   )
   prompt: str = field(
       "plain",

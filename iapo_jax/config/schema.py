@@ -145,7 +145,7 @@ class CreditConfig:
   )
   normalise: bool = field(
       True,
-      "divide group advantages by the standard deviation of the group's"
+      "divides group advantages by the standard deviation of the group's"
       " rewards",
       aliases=("scale_rewards", "norm_adv_by_std_in_grpo"),
   )
@@ -228,9 +228,9 @@ class LossConfig:
   )
   aggregation: str = field(
       "token_mean",
-      "mean of the loss: over all tokens that learn, over sequences of each"
-      " sequence's mean, or over sequences of each sequence's sum divided by"
-      " rollout.max_tokens",
+      "mean of the loss: token_mean over all tokens that learn, sequence_mean"
+      " over the mean of each completion, constant_length over the sum of each"
+      " completion / rollout.max_tokens",
       one_of(*AGGREGATIONS),
       aliases=("loss_type", "loss_agg_mode"),
   )  # fmt: skip
@@ -329,7 +329,7 @@ class EvaluationConfig:
       aliases=("eval_steps", "test_freq", "eval_every"),
   )  # fmt: skip
   problems: int = field(
-      256, "validates on this many first validation problems", at_least(1)
+      256, "number of validation problems to use, the first ones", at_least(1)
   )
   samples: int = field(
       1, "completions per problem", at_least(1), aliases=("n_samples",)
@@ -372,7 +372,7 @@ class LogConfig:
   """Records of rollouts and metrics."""
 
   samples_every: int = field(
-      10, "RL steps between token-by-token records of completions; 0 is never",
+      10, "RL steps between token-by-token records of completions; 0 keeps none",
       at_least(0),
   )  # fmt: skip
   samples: int = field(
