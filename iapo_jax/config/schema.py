@@ -372,7 +372,7 @@ class LogConfig:
   """Records of rollouts and metrics."""
 
   samples_every: int = field(
-      10, "RL steps between token-by-token records of completions; 0 keeps none",
+      10, "RL steps between token-by-token records of completions; 0 is none",
       at_least(0),
   )  # fmt: skip
   samples: int = field(
