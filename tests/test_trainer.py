@@ -192,7 +192,8 @@ def test_another_model_is_refused(finished):
   with pytest.raises(ConfigError) as error:
     sources.load(assembly.assemble(cfg), sources.last(finished))
   assert str(error.value) == (
-      f"config.model.mlp_dim = 64: the run in {str(finished)!r} has 256"
+      "config.model.mlp_dim = 64: must be 256, as in the run in"
+      f" {str(finished)!r}"
   )
 
 

@@ -112,7 +112,7 @@ def run(given: argparse.Namespace) -> None:
   )
   print(f"\n{table}\n")
   print(comparison.table(timing))
-  print(f"\nsummary  {workdir / 'summary.json'}")
+  print(f"\nsummary  {workdir / workdir_lib.SUMMARY}")
   print(f"page     {written}")
 
 

@@ -131,16 +131,16 @@ def _standard_error(values: np.ndarray) -> float:
   return float(np.std(np.mean(values, axis=1)) / math.sqrt(len(values)))
 
 
-def best_step(points: Sequence[Mapping[str, float]], *, top: int = 5) -> int:
+def best_step(points: Sequence[Mapping[str, float]]) -> int:
   """Returns the step of the checkpoint that the paper chooses.
 
   `points` are validations with `step`, `accuracy`, `samples`, `efficiency@K`.
-  Takes the `top` ones with the highest accuracy, and from them the one with the
+  Takes the five with the highest accuracy, and from them the one with the
   highest pass@k / length@k for the largest k. Equal ratios go to the higher
   accuracy, then to the latest step.
   """
   latest_first = sorted(points, key=lambda p: -p["step"])
-  best = sorted(latest_first, key=lambda p: -p["accuracy"])[:top]
+  best = sorted(latest_first, key=lambda p: -p["accuracy"])[:5]
   k = powers_of_two(int(best[0]["samples"]))[-1]
   return int(max(best, key=lambda p: p[f"efficiency@{k}"])["step"])
 

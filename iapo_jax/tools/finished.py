@@ -51,7 +51,7 @@ class Finished:
     """
     folder = pathlib.Path(output or self.workdir / "report")
     runs = {self.workdir.resolve().name: [self.workdir]}
-    return page.write(runs, folder, title="IAPO run", timing=[])
+    return page.write(runs, folder, title="IAPO run")
 
 
 def train(
