@@ -96,7 +96,8 @@ def make_mesh(
   names, types = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
   slices = _slices(devices)
   if shape[0] % slices:
-    fail("mesh.data", shape[0], f"must be a multiple of {slices}, the slices")
+    rule = f"must be a multiple of {slices}, the number of slices"
+    fail("mesh.data", shape[0], rule)
   inside = (shape[0] // slices, *shape[1:])
   # Lets a mesh axis take part of one side of a slice, such as 4 of 8 chips.
   if slices == 1:
