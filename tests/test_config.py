@@ -317,7 +317,7 @@ def test_sizes_that_do_not_fit_the_devices(overrides, devices, message):
 @pytest.mark.mesh
 def test_slices_lie_along_the_data_axis(monkeypatch):
   monkeypatch.setattr(assembly, "_slices", lambda _: 3)
-  with pytest.raises(ConfigError, match=r"data = 8: must be a multiple of 3, t"):
+  with pytest.raises(ConfigError, match="data = 8: must be a multiple of 3, t"):
     assembly.make_mesh(Config())
 
 
