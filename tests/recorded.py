@@ -1,4 +1,7 @@
-"""A run's parts, and rollouts of planted texts that any mesh can learn from."""
+"""A run's parts, and rollouts of planted texts that any mesh can learn from.
+
+Tests of a process share what has the same settings: its parts, its programs.
+"""
 
 import dataclasses
 import functools
@@ -8,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tiny
+from flax import linen as nn
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import sharding
-from iapo_jax.core.types import Rollout
+from iapo_jax.core.types import KeyDomain, Rollout
 from iapo_jax.models import head, transformer
 from iapo_jax.rl import credit, early_answers, policy, train_step, update
 from iapo_jax.rl import state as state_lib
@@ -41,7 +45,7 @@ def make_config(**overrides):
   return config_lib.parse(base)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Setup:
   """The parts of a run and its stage, with shorthands."""
 
@@ -53,6 +57,8 @@ class Setup:
     return self.parts.cfg
 
   def state(self, params=None):
+    if params is None:
+      params = _initial(self.cfg.model, self.cfg.seed)
     return assembly.create_state(self.parts, self.stage, params)
 
   def rows(self, epoch):
@@ -66,26 +72,47 @@ class Setup:
         jax.tree.map(lambda x: x[rows], table.prompts), self.parts.mesh
     )
 
-  def step(self, grader=None):
-    grader = grader or self.parts.grader
-    parts = dataclasses.replace(self.parts, grader=grader)
-    return assembly.train_step_of(parts, self.stage)
+  def step(self):
+    return _step(self)
 
 
-def make_setup(devices=1, optimizer=None, **overrides):
+@functools.cache
+def _step(setup):
+  return assembly.train_step_of(setup.parts, setup.stage)
+
+
+def make_setup(devices=1, **overrides):
+  """Parts on so many devices of this process, or on a list of devices."""
   if isinstance(devices, int):
-    devices = jax.local_devices()[:devices]
-  parts = assembly.assemble(make_config(**overrides), devices)
+    return _make_setup(devices, make_config(**overrides))
+  return _setup(devices, make_config(**overrides))
+
+
+@functools.cache
+def _make_setup(devices, cfg):
+  return _setup(jax.local_devices()[:devices], cfg)
+
+
+def _setup(devices, cfg):
+  parts = assembly.assemble(cfg, devices)
   # SGD with rate 1: the change of the weights is the gradient itself.
-  optimizer = optimizer or optax.sgd(1.0)
+  optimizer = optax.sgd(1.0)
   spec = state_lib.state_spec(parts.mesh, parts.cfg, optimizer)
   return Setup(parts, assembly.Stage(optimizer, spec))
 
 
 def make_params(setup):
   """Weights whose distributions are far from uniform, on the host."""
-  params = jax.device_get(setup.state().params)
-  return jax.tree.map(lambda x: x * 1.5, params)
+  initial = _initial(setup.cfg.model, setup.cfg.seed)
+  return jax.tree.map(lambda x: x * 1.5, initial)
+
+
+@functools.cache
+def _initial(model, seed):
+  """The weights with which a run begins, on the host."""
+  key = KeyDomain.WEIGHTS.key(jnp.uint32(seed))
+  fresh = jax.jit(functools.partial(transformer.init, cfg=model))
+  return jax.device_get(nn.unbox(fresh(key)))
 
 
 def planted_completions(setup, epoch=0):
@@ -118,17 +145,17 @@ def planted_completions(setup, epoch=0):
   return tokens, lengths, ended
 
 
-def _forward(params, prompts, tokens, cfg):
+def _forward(params, prompts, tokens, model, group_size):
   """Hidden states [b, t + 1, d] of completions, and their context."""
-  prompt = policy.prefill(params, prompts, cfg=cfg.model)
-  starts = policy.starts(prompts, cfg.group_size)
+  prompt = policy.prefill(params, prompts, cfg=model)
+  starts = policy.starts(prompts, group_size)
   first, start = starts.tokens[:, None], starts.positions[:, None]
   hidden, completion = transformer.extend(
       params,
       jnp.concatenate([first, tokens], axis=1),
       start + jnp.arange(tokens.shape[1] + 1),
       (prompt,),
-      cfg=cfg.model,
+      cfg=model,
   )
   return hidden, (prompt, completion)
 
@@ -142,7 +169,7 @@ def logits(setup, params, prompts, tokens):
       frozen = policy.for_decoding(
           params, setup.stage.spec.param_axes, cfg=cfg.model
       )
-      hidden, _ = _forward(frozen, prompts, tokens, cfg)
+      hidden, _ = _forward(frozen, prompts, tokens, cfg.model, cfg.group_size)
       return head.logits(frozen, hidden, cfg=cfg.model)
 
   return jax.jit(run)(params, prompts, tokens)
@@ -150,34 +177,38 @@ def logits(setup, params, prompts, tokens):
 
 def record(setup, params, epoch=0):
   """The rollout in which the policy sampled the planted completions."""
-  tokens, lengths, ended = planted_completions(setup, epoch)
-  cfg, group = setup.cfg, setup.cfg.group_size
+  cfg = setup.cfg
+  run = _recorder(
+      cfg.model, cfg.group_size, cfg.rollout.temperature, cfg.loss.head_chunk
+  )
+  prompts = jax.device_get(setup.prompts(epoch))
+  planted = planted_completions(setup, epoch)
+  return jax.device_get(run(params, prompts, *planted))
 
-  def run(params, prompts):
+
+@functools.cache
+def _recorder(model, group_size, temperature, chunk):
+
+  def run(params, prompts, tokens, lengths, ended):
     stats = tiny.score(
-        params,
-        prompts,
-        tokens,
-        cfg=cfg.model,
-        group_size=group,
-        temperature=cfg.rollout.temperature,
-        chunk=cfg.loss.head_chunk,
-    )
-    _, context = _forward(params, prompts, tokens, cfg)
+        params, prompts, tokens, cfg=model, group_size=group_size,
+        temperature=temperature, chunk=chunk,
+    )  # fmt: skip
+    _, context = _forward(params, prompts, tokens, model, group_size)
     live = jnp.arange(tokens.shape[1]) < lengths[:, None]
     return Rollout(
-        tokens=jnp.asarray(tokens),
-        lengths=jnp.asarray(lengths),
-        ended=jnp.asarray(ended),
+        tokens=tokens,
+        lengths=lengths,
+        ended=ended,
         logprobs=jnp.where(live, stats.logprob, 0.0),
         entropies=jnp.where(live, stats.entropy, 0.0),
         context=context,
     )
 
-  prompts = jax.device_get(setup.prompts(epoch))
-  return jax.device_get(jax.jit(run)(params, prompts))
+  return jax.jit(run)
 
 
+@functools.cache
 def learner(setup):
   """All of a step that follows the rollout, on the setup's own mesh.
 

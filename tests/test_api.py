@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,18 +12,28 @@ import pytest
 import runs
 
 import iapo_jax
+from iapo_jax.cli import command, score
+from iapo_jax.config.schema import ProbeConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import weights
 from iapo_jax.run import assembly, sources, workdir
+from iapo_jax.tools import export
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = {"prompt": "5 b + 1 c =", "completion": "b 5 + 1 = 6 </think>"}
 
 
+def config():
+  """Asks for the answer in other words than runs do by default."""
+  chosen = runs.small_sums()
+  chosen.probe.elicitation = "so total"
+  return chosen
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  config = runs.small_sums()
-  return iapo_jax.train(config, workdir=tmp_path_factory.mktemp("api") / "run")
+  folder = tmp_path_factory.mktemp("api") / "run"
+  return iapo_jax.train(config(), workdir=folder)
 
 
 def test_a_finished_run_has_its_numbers(run):
@@ -36,7 +47,7 @@ def test_a_finished_run_has_its_numbers(run):
 
 
 def test_training_again_finds_the_run(run, capsys):
-  again = iapo_jax.train(runs.small_sums(), workdir=str(run.workdir))
+  again = iapo_jax.train(config(), workdir=str(run.workdir))
   assert again == run
   assert "nothing to do" in capsys.readouterr().out
 
@@ -68,6 +79,22 @@ def test_scores_of_a_run_and_of_its_export_are_the_same(run, tmp_path):
   )
 
 
+def test_the_command_scores_with_the_elicitation_of_the_run(run, tmp_path):
+  assert run.config.probe.elicitation != ProbeConfig().elicitation
+  (tmp_path / "in.jsonl").write_text(json.dumps(TEXT) + "\n")
+  parser = command.Parser()
+  score.add_arguments(parser)
+  score.run(
+      parser.parse_args([
+          f"--model={run.workdir}",
+          f"--input={tmp_path / 'in.jsonl'}",
+          f"--output={tmp_path / 'out.jsonl'}",
+      ])
+  )
+  (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+  assert [json.loads(line)] == run.policy().score([TEXT])
+
+
 def test_an_export_in_another_dtype(run, tmp_path):
   run.policy().export(tmp_path / "half", dtype="bfloat16")
   reader = weights.Reader(tmp_path / "half")
@@ -77,6 +104,16 @@ def test_an_export_in_another_dtype(run, tmp_path):
 def test_what_cannot_be_is_said(run, tmp_path):
   with pytest.raises(ConfigError, match="text 0: has no completion"):
     run.policy().score([{"prompt": "5 b ="}])
+  with pytest.raises(ConfigError, match="batch_size = 0: must be at least 1"):
+    run.policy().score([TEXT], batch_size=0)
+  packed = runs.unfinished_copy(run.workdir, tmp_path / "packed")
+  shutil.rmtree(packed / "tokenizer")
+  for use in (
+      iapo_jax.load,
+      lambda folder: export.export(sources.last(folder), tmp_path / "out"),
+  ):
+    with pytest.raises(ConfigError, match="has neither pretrained/ nor token"):
+      use(packed)
   with pytest.raises(ConfigError, match="exists already; name a new folder"):
     run.policy().export(tmp_path)
   with pytest.raises(ConfigError, match="must be a file or one of arithmetic"):

@@ -64,7 +64,8 @@ def check_refused(result, message):
         ),
         (
             [CONFIG, "--config.data.arithmetic.train_problems=20000"],
-            "config.data.arithmetic.train_problems = 20000: with validation",
+            "config.data.arithmetic.train_problems = 20000: train, validation"
+            " and test need 22560 distinct problems",
         ),
         (
             [CONFIG, "--config.mesh.tensor=3", "--config.mesh.data=1"],
@@ -165,6 +166,11 @@ def test_a_dry_run_prints_the_plan(tmp_path):
          "argument --problems: '0': must be a number, 1 or more"),
         ("report", [], "no run: give the folder of one run or of several"),
         ("report", ["GRPO=nowhere"], "workdir 'nowhere': holds no run"),
+        ("export", ["x", "--output=y", "--max_shard_gb=inf"],
+         "argument --max_shard_gb: 'inf': must be a number, 1e-06 or more"),
+        ("compile", ["--config=arithmetic", "--topology=v5e:2x2",
+                     "--json=/dev/null/x"],
+         "--json = '/dev/null/x': cannot be written (File exists)"),
         ("replay", [],
          "the following arguments are required: RUN/replay/STAGE-STEP"),
         ("export", ["x"], "the following arguments are required: --output"),
@@ -210,6 +216,28 @@ def test_a_configuration_is_found_by_name_and_by_path(tmp_path):
   ]
   assert plans[0].returncode == 0 and "to_go, info_weight 2" in plans[0].stdout
   assert plans[0].stdout == plans[1].stdout == plans[2].stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "variant", "message"),
+    [
+        ("x = 1", "", "--config = 'mine.py': must define get_config()"),
+        ("get_config = 3", "",
+         "--config = 'mine.py': must define get_config()"),
+        ("def get_config(): pass", ":a",
+         "variant 'a': mine.py has no variants"),
+        ("def get_config():\n  return 1 / 0", "",
+         "--config = 'mine.py', line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:", "", "--config = 'mine.py': SyntaxError: "),
+        ("raise ValueError", "", "--config = 'mine.py', line 1: ValueError:"),
+        ("\0", "", "--config = 'mine.py': "),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_configuration(tmp_path, text, variant, message):
+  (tmp_path / "mine.py").write_text(text)
+  check_refused(
+      runs.command("train", f"--config=mine.py{variant}", cwd=tmp_path), message
+  )
 
 
 def test_fields_lists_every_field_with_default_rule_and_doc():

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import re
 import shutil
 import warnings
 
@@ -15,7 +16,7 @@ from recorded import make_setup
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import compilation
-from iapo_jax.run import checkpoint, logs, trainer
+from iapo_jax.run import checkpoint, logs, plan, trainer
 
 pytestmark = pytest.mark.mesh
 
@@ -183,6 +184,26 @@ def test_programs_that_call_the_host(tmp_path, capsys):
   told = first_steps(folder, "time/first_step_cached")[1]
   assert told == [0.0, float(keeps)]
   assert runs.lines(folder) == lines
+
+
+@pytest.mark.parametrize(
+    ("grader", "own", "steps", "named"),
+    [
+        ("host", False, 2, "rl step and evaluation"),
+        ("host", True, 0, "evaluation"),
+        ("token_match", True, 2, "rl step"),
+        ("token_match", True, 0, ""),
+        ("token_match", False, 2, ""),
+    ],
+)
+def test_the_plan_names_programs_that_are_not_kept(
+    monkeypatch, grader, own, steps, named
+):
+  monkeypatch.setattr(compilation, "keeps_host_calls", lambda: False)
+  cfg = small(reward__grader=grader, num_steps=steps)
+  said = plan.describe_programs(cfg, "place", own_texts=own)
+  found = re.search("; (.*) cannot be kept", said)
+  assert (found[1] if found else "") == named
 
 
 def test_a_users_own_cache_is_left_alone(tmp_path):

@@ -241,6 +241,11 @@ def test_a_broken_rule_is_one_line(overrides, message):
         ),
         ({"zzz": 1}, "config.zzz = 1: unknown field; see `iapo fields`"),
         ({"credit": 3}, "config.credit = 3: must be a group of fields"),
+        ({1: 2}, "config.1 = 2: unknown field; see `iapo fields`"),
+        (
+            {"loss": {"kl_weight": 10**309}},
+            f"config.loss.kl_weight = {10**309}: must be finite",
+        ),
     ],
 )
 def test_unknown_fields_are_named(config, message):

@@ -57,7 +57,7 @@ def test_splits_share_no_problem_and_are_always_the_same():
 def test_more_problems_than_there_are():
   # Two operands of 1..2 with totals of 0..4: 1+1, 1+2, 2+1, 2+2, 1-1, 2-1, 2-2.
   tight = ArithmeticConfig(operands=2, max_operand=2, max_total=4)
-  with pytest.raises(ConfigError, match=r"the ranges hold 7$"):
+  with pytest.raises(ConfigError, match=r"the ranges hold 7;"):
     arithmetic.make_splits(tight)
 
 

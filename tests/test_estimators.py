@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from absl.testing import parameterized
-from test_probes import ELICITATION, GROUP, forward, make_case
+from test_probes import ELICITATION, GROUP, make_case
 
 from iapo_jax.core.types import AnswerStatistics, TokenStatistics
 from iapo_jax.models import head
@@ -90,7 +90,7 @@ def along(params, prompts, rolled, row, position, cfg=tiny.MODEL):
   padded = np.pad(text, (0, 28 - len(text)))[None]
   at = len(text) - 4 + np.arange(3)
   logp = jax.nn.log_softmax(
-      forward(params, padded, cfg)[0, at] @ params["embedding"].T
+      tiny.full_forward(params, padded, cfg)[0, at] @ params["embedding"].T
   )
   return np.asarray(logp)[np.arange(3), ANSWERS[row]], np.asarray(
       -jnp.sum(jnp.exp(logp) * logp, axis=-1)
@@ -162,7 +162,7 @@ def test_shallow_probes_are_those_of_the_first_layers():
 
 
 def rollout_context(params, prompts, tokens):
-  _, context = policy.replay(
+  _, context = tiny.replay(
       params, prompts, tokens, cfg=tiny.MODEL, group_size=GROUP
   )
   return context

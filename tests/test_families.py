@@ -19,7 +19,6 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.types import Prompts
 from iapo_jax.hf import folder, weights
 from iapo_jax.models import head, transformer
-from iapo_jax.rl import policy, rollout
 from iapo_jax.run import logs, trainer
 from iapo_jax.tools import scoring
 
@@ -84,7 +83,7 @@ def test_the_scores_of_a_ragged_batch_are_those_of_torch(name):
 def test_greedy_continuations_are_those_of_torch(name):
   cfg, params, expected = loaded(name)
   rows = [prompt for prompt, _ in checkpoints.sequences()]
-  rolled = rollout.sample(
+  rolled = tiny.sample(
       params,
       prompts_of(rows),
       jax.random.key(0),
@@ -105,7 +104,7 @@ def test_a_rollout_leaves_what_a_replay_leaves(name):
   """Decoding token by token, scoring at once: one model."""
   cfg, params, _ = loaded(name)
   prompts = prompts_of([prompt for prompt, _ in checkpoints.sequences()])
-  rolled = rollout.sample(
+  rolled = tiny.sample(
       params,
       prompts,
       jax.random.key(1),
@@ -127,7 +126,7 @@ def test_a_rollout_leaves_what_a_replay_leaves(name):
   )
   gap = jnp.where(rolled.mask, stats.logprob - rolled.logprobs, 0.0)
   np.testing.assert_allclose(gap, 0.0, atol=1e-4)
-  _, context = policy.replay(
+  _, context = tiny.replay(
       params, prompts, rolled.tokens, cfg=cfg, group_size=2
   )
   ours, theirs = context[1], rolled.context[1]

@@ -1,6 +1,7 @@
 """Answers: found, spelled, compared; and the processes that compare them."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -65,6 +66,8 @@ def test_the_last_complete_box(content, boxed):
         (r"4 and 6</think> hence \boxed{5}", "5"),
         (r"\boxed{4}</think> 5", "5"),
         ("The answer is 5.", "5"),
+        ("The answer is 5.\nNo answer issues.", "5"),
+        ("The answer isn't 5.", "The answer isn't 5."),
         ("The answer is 4. No: the answer is $5$.", "$5$"),
         ("x = 5", "x = 5"),
         ("There are 3 of them, and with the other 2 that makes 5 of 9", "9"),
@@ -467,6 +470,20 @@ def test_what_runs_in_place_comes_to_an_end(answer):
     for gold in ("18", r"\frac{1}{2}", "A", r"\text{even}", "(1,2)"):
       equivalence.settle(answer, gold)
     spelling.normalise(answer)
+
+
+def test_repeated_units_come_to_an_end():
+  """Whatever two of them are repeated, in front of what is no unit."""
+  pieces = (
+      "cm", "in", "lbs", "min", "miles", "per", "of", "a", "m", "s", "ha",
+      "dollars", r"\text{m}", "€",
+  )  # fmt: skip
+  with guarded():
+    for one, other in itertools.product(pieces, repeat=2):
+      for between in (" ", "/", ".", "-", ". ", " / "):
+        answer = "5 " + f"{one}{between}{other}{between}" * 30
+        equivalence.settle(answer + "2", "18")
+        equivalence.settle(answer + "!", "18")
 
 
 def test_long_texts_come_to_an_end():

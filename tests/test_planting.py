@@ -13,7 +13,7 @@ from recorded import make_config, make_params, make_setup, record
 
 from iapo_jax.core.types import Rollout
 from iapo_jax.data import steps
-from iapo_jax.rl import credit, planting, rollout, update
+from iapo_jax.rl import credit, planting, update
 from iapo_jax.rl.planting import Planting
 
 GROUP, WIDTH = 3, 12
@@ -21,20 +21,11 @@ GROUP, WIDTH = 3, 12
 AFTER, VALUES = tuple(range(3, 16)), tuple(range(10, 29))
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "temperature", "width"))
 def sample(params, prompts, key, rule=None, temperature=1.0, width=WIDTH):
-  return rollout.sample(
-      params,
-      prompts,
-      key,
-      cfg=tiny.MODEL,
-      group_size=GROUP,
-      max_tokens=width,
-      eos_ids=(tiny.EOS, tiny.SECOND_EOS),
-      pad_id=tiny.PAD,
-      temperature=temperature,
-      planting=rule,
-  )
+  return tiny.sample(
+      params, prompts, key, group_size=GROUP, max_tokens=width,
+      temperature=temperature, planting=rule,
+  )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from iapo_jax.models import head
-from iapo_jax.rl import probes, rollout
+from iapo_jax.rl import probes
 
 GROUP, WIDTH = 2, 8
 ELICITATION = (17, 4, 9)
@@ -50,26 +50,16 @@ def make_case(cfg, eos_ids=(tiny.EOS, tiny.SECOND_EOS), width=6):
   """Ragged prompts and completions, and probe lengths of every kind."""
   params = tiny.make_params(cfg, sharpness=2.0)
   prompts = tiny.make_prompts(lengths=(5, 1, 3), width=width)
-  rolled = rollout.sample(
-      params,
-      prompts,
-      jax.random.key(0),
-      cfg=cfg,
-      group_size=GROUP,
-      max_tokens=WIDTH,
-      eos_ids=eos_ids,
-      pad_id=tiny.PAD,
-      temperature=1.0,
-  )
+  rolled = tiny.sample(
+      params, prompts, jax.random.key(0), cfg=cfg, group_size=GROUP,
+      max_tokens=WIDTH, eos_ids=eos_ids,
+  )  # fmt: skip
   # A reasoning that ends at once, in the middle, and only with the text.
   lengths = jnp.minimum(
       rolled.lengths - rolled.ended, jnp.array([0, 8, 2, 8, 5, 8])
   )
   targets = jnp.repeat(prompts.gold[:, 0], GROUP)
   return params, prompts, rolled, lengths, targets
-
-
-forward = jax.jit(tiny.full_forward, static_argnums=2)
 
 
 def reencoded(params, prompts, rolled, row, position, cfg):
@@ -82,7 +72,7 @@ def reencoded(params, prompts, rolled, row, position, cfg):
   ])
   # What follows the text cannot matter: one shape compiles once.
   padded = np.pad(text, (0, 24 - len(text)))[None]
-  hidden = forward(params, padded, cfg)[0, len(text) - 1]
+  hidden = tiny.full_forward(params, padded, cfg)[0, len(text) - 1]
   table = params["embedding" if cfg.tie_embeddings else "head"]
   return jax.nn.log_softmax(hidden @ table.T)
 

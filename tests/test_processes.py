@@ -179,6 +179,7 @@ def test_processes_that_were_started_with_something_else():
         ((None, None, 0), "give all three or none"),
         (("host", 2, 0), "--coordinator_address = 'host': must be HOST:PORT"),
         (("host:1", 2, 2), "--process_id = 2: must be in [0, 1]"),
+        (("host:1", 0, 0), "--num_processes = 0: must be at least 1"),
     ],
 )
 def test_flags_that_cannot_be(given, told):
@@ -190,6 +191,12 @@ def test_others_that_cannot_be_joined(monkeypatch):
   """More than one task, and no word of where they are."""
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
   with pytest.raises(ConfigError, match="cannot connect"):
+    processes.join()
+
+
+def test_a_count_of_tasks_that_is_no_number(monkeypatch):
+  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "many")
+  with pytest.raises(ConfigError, match="WORLD_SIZE = 'many': must be a"):
     processes.join()
 
 

@@ -372,7 +372,19 @@ def test_several_processes_prepare_at_once(tmp_path):
   said = [process.communicate(timeout=120)[0] for process in started]
   assert [process.returncode for process in started] == [0, 0, 0]
   assert [text.splitlines()[-1] for text in said] == ["32"] * 3
-  assert sum("gsm8k: makes" in text for text in said) == 1
+  assert sum("gsm8k: prepares" in text for text in said) == 1
+
+
+def test_files_that_cannot_be_read(tmp_path):
+  """The error is about them, not about what was prepared before."""
+  folder = texts.write_gsm8k(tmp_path / "files")
+  load("gsm8k", folder, tmp_path / "prepared")
+  file = next(x for x in folder.rglob("*train*") if x.is_file())
+  file.unlink()
+  file.mkdir()
+  with pytest.raises(ConfigError) as error:
+    load("gsm8k", folder, tmp_path / "prepared")
+  assert str(error.value) == f"{str(file)!r}: cannot be read (Is a directory)"
 
 
 @pytest.mark.parametrize("harm", ["cut", "delete", "info"])

@@ -424,7 +424,12 @@ class TestComparison:
     assert f"{records[1]['mean']['length@2']:.1f}" in second
 
   @pytest.mark.parametrize(
-      "content", ["{}", '{"runs": [{}]}', '{"runs": 3}', "[]", "x"]
+      "content",
+      [
+          "{}", '{"runs": [{}]}', '{"runs": 3}', "[]", "x",
+          '{"runs": [{"run": "", "checkpoint": "", "split": "", "seeds": [],'
+          ' "batch_size": 1, "mean": {"seconds_per_completion": 1}}]}',
+      ],
   )
   def test_a_file_of_something_else(self, tmp_path, content):
     path = tmp_path / "evaluation.json"

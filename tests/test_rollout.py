@@ -1,4 +1,3 @@
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,35 +6,14 @@ import pytest
 import tiny
 
 from iapo_jax.models import transformer
-from iapo_jax.rl import policy, rollout
+from iapo_jax.rl import policy
 
 GROUP, WIDTH = 3, 9
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("cfg", "max_tokens", "temperature", "eos_ids", "group"),
-)
-def sample(
-    params,
-    prompts,
-    key,
-    cfg=tiny.MODEL,
-    max_tokens=WIDTH,
-    temperature=1.0,
-    eos_ids=(tiny.EOS, tiny.SECOND_EOS),
-    group=GROUP,
-):
-  return rollout.sample(
-      params,
-      prompts,
-      key,
-      cfg=cfg,
-      group_size=group,
-      max_tokens=max_tokens,
-      eos_ids=eos_ids,
-      pad_id=tiny.PAD,
-      temperature=temperature,
+def sample(*arguments, max_tokens=WIDTH, group=GROUP, **more):
+  return tiny.sample(
+      *arguments, max_tokens=max_tokens, group_size=group, **more
   )
 
 

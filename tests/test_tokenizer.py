@@ -70,6 +70,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
 def test_rules_of_chat_templates():
   for data, rule in (
       ({"chat_date": "yesterday"}, "must be a date, YYYY-MM-DD"),
+      ({"chat_date": "20260101"}, "must be a date, YYYY-MM-DD"),
       ({"chat_template": True, "overlong": "truncate_left"}, "error or skip"),
   ):
     with pytest.raises(ConfigError, match=rule):
@@ -205,5 +206,5 @@ def test_pieces_whose_tokens_straddle():
   config = config_lib.default()
   config.warm_start.num_steps = 1
   config.data.update({"max_prompt_tokens": 20, "max_gold_tokens": 2})
-  with pytest.raises(ConfigError, match="counting 3 a word"):
+  with pytest.raises(ConfigError, match="counting 3 per word"):
     tiny.load_task(config_lib.parse(config), QWEN)

@@ -21,7 +21,6 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.types import Prompts
 from iapo_jax.hf import families, folder, weights
 from iapo_jax.models import head
-from iapo_jax.rl import rollout
 from iapo_jax.run import sources, trainer
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import export, scoring
@@ -84,7 +83,7 @@ def test_greedy_continuations_are_those_of_generate(made, name):
       gold=jnp.zeros((2, 1), jnp.int32),
       gold_lengths=jnp.ones(2, jnp.int32),
   )
-  rolled = rollout.sample(
+  rolled = tiny.sample(
       params,
       prompts,
       jax.random.key(0),

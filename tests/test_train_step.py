@@ -40,13 +40,13 @@ def check_variety(samples):
 def test_one_trace_over_a_run_and_the_state_is_donated():
   setup = make_setup()
   traces = []
-  inner = setup.parts.grader
 
   def counting_grader(rolled, prompts):
     traces.append(1)
-    return inner(rolled, prompts)
+    return setup.parts.grader(rolled, prompts)
 
-  step = setup.step(counting_grader)
+  parts = dataclasses.replace(setup.parts, grader=counting_grader)
+  step = assembly.train_step_of(parts, setup.stage)
   state, reference = setup.state(), setup.state().params
   seen = []
   for epoch in range(4):
@@ -306,9 +306,8 @@ def test_a_reference_in_the_compute_dtype_scores_the_same():
 
 def test_the_state_is_created_and_stays_sharded():
   setup = make_setup(devices=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-  state, output = setup.step()(
-      setup.state(), setup.state().params, setup.prompts()
-  )
+  fresh = assembly.create_state(setup.parts, setup.stage)
+  state, output = setup.step()(fresh, setup.state().params, setup.prompts())
   kernel = state.params["layers"]["mlp"]["up_kernel"]  # [l, d, f]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
   tokens = output.samples.tokens

@@ -1,6 +1,11 @@
-"""Small decoders and ragged batches that several tests share."""
+"""Small decoders and ragged batches that several tests share.
+
+Functions of weights are compiled: as one program they take less time than
+operation by operation, and tests of a process share it.
+"""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -13,7 +18,7 @@ from iapo_jax.config.schema import Config
 from iapo_jax.core.types import Prompts
 from iapo_jax.data import task
 from iapo_jax.models import head, transformer
-from iapo_jax.rl import policy
+from iapo_jax.rl import policy, rollout
 
 # Real data, where somebody has put it beside the repository.
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -33,6 +38,7 @@ FULL = dataclasses.replace(
 PAD, EOS, SECOND_EOS = 0, 1, 2
 
 
+@functools.partial(jax.jit, static_argnames=("cfg", "seed", "sharpness"))
 def make_params(cfg=MODEL, seed=0, sharpness=3.0):
   """Random weights whose distributions are far from uniform."""
   params = nn.unbox(transformer.init(jax.random.key(seed), cfg))
@@ -62,6 +68,7 @@ def make_prompts(lengths=(5, 1, 3), width=6, vocab=29, seed=3):
   )
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def full_forward(params, tokens, cfg):
   """Hidden states of whole unpadded sequences, from position 0."""
   tokens = jnp.asarray(tokens, jnp.int32)
@@ -70,6 +77,9 @@ def full_forward(params, tokens, cfg):
   return hidden
 
 
+@functools.partial(
+    jax.jit, static_argnames=("cfg", "group_size", "temperature", "chunk")
+)
 def score(
     params, prompts, tokens, *, cfg=MODEL, group_size, temperature=1.0, chunk=4
 ):
@@ -80,6 +90,28 @@ def score(
   return head.token_statistics(
       params, hidden, tokens, cfg=cfg, temperature=temperature, chunk=chunk
   )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "cfg", "group_size", "max_tokens", "eos_ids", "pad_id", "temperature",
+        "planting",
+    ),
+)  # fmt: skip
+def sample(
+    params, prompts, key, *, cfg=MODEL, group_size, max_tokens,
+    eos_ids=(EOS, SECOND_EOS), pad_id=PAD, temperature=1.0, planting=None,
+):  # fmt: skip
+  """Completions of a small decoder."""
+  return rollout.sample(
+      params, prompts, key, cfg=cfg, group_size=group_size,
+      max_tokens=max_tokens, eos_ids=eos_ids, pad_id=pad_id,
+      temperature=temperature, planting=planting,
+  )  # fmt: skip
+
+
+replay = jax.jit(policy.replay, static_argnames=("cfg", "group_size"))
 
 
 def array_sizes(jaxpr):

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import math
 import os
 import signal
 import sys
@@ -115,7 +116,8 @@ def _stop(error: BaseException) -> NoReturn:
   text = str(error).strip()
   if "Traceback" in text:
     # absl quotes the whole trace of an error in a configuration file.
-    text = text.splitlines()[-1].partition("Error: ")[2]
+    last = text.splitlines()[-1]
+    text = last.partition("Error: ")[2] or last
   line = " ".join(text.split())
   print(f"error: {line}", file=sys.stderr)
   processes.leave(2)
@@ -180,14 +182,14 @@ def join_processes(given: argparse.Namespace) -> None:
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:
-  """Returns an argparse type: a number that is at least `low`."""
+  """Returns an argparse type: a finite number that is at least `low`."""
 
   def number(text: str) -> float:
     try:
       value = kind(text)
     except ValueError:
       value = None
-    if value is None or not value >= low:
+    if value is None or not low <= value < math.inf:
       rule = f"{text!r}: must be a number, {low} or more"
       raise argparse.ArgumentTypeError(rule)
     return value

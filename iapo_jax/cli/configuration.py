@@ -1,5 +1,6 @@
 """The argument `--config`, with fields set after it."""
 
+import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -44,19 +45,21 @@ def load(given: str | None, overrides: Sequence[str]) -> tuple[Config, str]:
   if given is None:
     print(f"configurations:\n{presets.listing()}")
     raise ConfigError("--config: missing; name one of the above, or a file")
-  name, colon, variant = given.partition(":")
-  path = presets.find(name)
+  config = presets.load(given)
   _check_names(overrides)
   values = flags.FlagValues()
-  argv = ["iapo", f"--config={path}{colon}{variant}", *overrides]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  argv = ["iapo", *overrides]
+  config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=argv
+  )
   try:
     rest = values(argv)[1:]
   except flags.Error as error:
     raise ConfigError(str(error)) from error
   if rest:
     raise ConfigError(f"unknown argument {rest[0]!r}")
-  label = f"{path.stem}-{variant}" if variant else path.stem
+  file, _, variant = given.partition(":")
+  label = "-".join(filter(None, (pathlib.Path(file).stem, variant)))
   return parsing.parse(values["config"].value), label
 
 

@@ -60,8 +60,8 @@ def add_arguments(parser: command.Parser) -> None:
   add("--tokenizer", help="folder or hub name, if it is not the model's")
   add(
       "--elicitation",
-      default=loaded.ELICITATION,
-      help="text that ends the reasoning and asks for the answer",
+      help="text that ends the reasoning and asks for the answer; by default"
+      " the run's probe.elicitation, or that field's default",
   )
   add(
       "--batch_size", default=8, type=command.at_least(1), help="lines per call"
@@ -122,5 +122,5 @@ def _places(
       raise ConfigError(
           f"--{flag} = {str(path)!r}: exists already; name a new file"
       )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_place(flag, path)
   return output, html

@@ -156,11 +156,17 @@ class DataConfig:
   arithmetic: ArithmeticConfig = ArithmeticConfig()
 
 
+def is_date(text: str) -> bool:
+  """Returns whether a text is a date, YYYY-MM-DD."""
+  try:
+    return datetime.date.fromisoformat(text).isoformat() == text
+  except ValueError:
+    return False
+
+
 def check(d: DataConfig) -> None:
   """Checks the rules between the fields of `data`."""
-  try:
-    datetime.date.fromisoformat(d.chat_date)
-  except ValueError:
+  if not is_date(d.chat_date):
     fail("data.chat_date", d.chat_date, "must be a date, YYYY-MM-DD")
   if d.task == "own" and not d.source_dir:
     rule = (

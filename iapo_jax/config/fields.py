@@ -68,6 +68,11 @@ def between(low: float, high: float) -> Rule:
   return Rule(f"in [{low}, {high}]", lambda x: low <= x <= high)
 
 
+def above(low: float) -> Rule:
+  """Requires a finite number above `low`."""
+  return Rule(f"above {low}", lambda x: low < x < math.inf)
+
+
 def positive() -> Rule:
   """Requires a finite number above 0."""
   return Rule("positive", lambda x: 0 < x < math.inf)

@@ -6,7 +6,7 @@ is one decoder, and it never reads the name of a family.
 
 import dataclasses
 
-from iapo_jax.config.fields import at_least, field, one_of, positive
+from iapo_jax.config.fields import above, at_least, field, one_of, positive
 
 # Platforms that have kernels, and those where `auto` uses them because they
 # were faster. On GPUs they took longer for probes; on TPUs they never ran.
@@ -26,7 +26,7 @@ class RopeConfig:
       " by factor, llama3 divides low frequencies, yarn is arXiv 2309.00071",
       one_of("default", "linear", "llama3", "yarn"),
   )
-  theta: float = field(10_000.0, "base of the frequencies", positive())
+  theta: float = field(10_000.0, "base of the frequencies", above(1))
   fraction: float = field(1.0, "share of each head's width that is rotated")
   factor: float = field(
       1.0, "how many times longer contexts become; unused by kind default",

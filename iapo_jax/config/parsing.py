@@ -59,8 +59,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
   hints = typing.get_type_hints(cls)
   for name in values:
     if name not in hints:
-      hint = suggestion(prefix + name)
-      fail(prefix + name, values[name], f"unknown field{hint}")
+      full = f"{prefix}{name}"
+      fail(full, values[name], f"unknown field{suggestion(full)}")
   filled = {}
   for name, value in values.items():
     kind = hints[name]
@@ -115,7 +115,10 @@ def _convert(field: str, value: Any, kind: Any) -> Any:
     )
   number = isinstance(value, int) and not isinstance(value, bool)
   if kind is float and number:
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      fail(field, value, "must be finite")
   if not isinstance(value, kind) or (kind is int and not number):
     fail(field, value, f"must be of type {kind.__name__}")
   if kind is float and not math.isfinite(value):

@@ -1,8 +1,10 @@
 """Finds the configurations that come with the package, by name."""
 
 import ast
+import inspect
 import pathlib
 import runpy
+import traceback
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -92,8 +94,25 @@ def load(name: str) -> ConfigDict:
   NAME is a name or a path.
 
   Raises:
-    ConfigError: for an unknown name or variant.
+    ConfigError: for an unknown name or variant, or if the file fails.
   """
   file, colon, variant = name.partition(":")
-  get_config = runpy.run_path(str(find(file)))["get_config"]
-  return get_config(variant) if colon else get_config()
+  path = find(file)
+  try:
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if not callable(get_config):
+      raise ConfigError(f"--config = {file!r}: must define get_config()")
+    if not colon:
+      return get_config()
+    if not inspect.signature(get_config).parameters:
+      rule = f"{file} has no variants; use --config={file}"
+      raise ConfigError(f"variant {variant!r}: {rule}")
+    return get_config(variant)
+  except ConfigError:
+    raise
+  except Exception as error:  # a user's file may raise anything
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [x.lineno for x in frames if x.filename == str(path)]
+    place = f", line {lines[-1]}" if lines else ""
+    problem = f"{type(error).__name__}: {error}"
+    raise ConfigError(f"--config = {file!r}{place}: {problem}") from error

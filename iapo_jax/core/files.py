@@ -1,6 +1,7 @@
 """Atomic writes, folder locks, JSON files and free file names."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,6 +31,22 @@ def write_text(
     file.flush()
     os.fsync(file.fileno())
   draft.rename(path)
+
+
+def make_place(flag: str, path: pathlib.Path) -> None:
+  """Makes the folder of a file that `--flag` names.
+
+  Raises:
+    ConfigError: if that is impossible, or nothing can be written there.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  except OSError as error:
+    raise ConfigError(
+        f"--{flag} = {str(path)!r}: cannot be written ({error.strerror})"
+    ) from error
 
 
 def draft_of(path: pathlib.Path) -> pathlib.Path:

@@ -97,6 +97,8 @@ def _check(
     raise ConfigError(
         f"--coordinator_address = {coordinator!r}: must be HOST:PORT"
     )
+  if count < 1:
+    raise ConfigError(f"--num_processes = {count}: must be at least 1")
   if not 0 <= index < count:
     raise ConfigError(
         f"--process_id = {index}: must be in [0, {count - 1}], for"
@@ -107,7 +109,13 @@ def _check(
 def _is_one_of_several() -> bool:
   """Returns whether SLURM's `srun` or Open MPI started several processes."""
   counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-  return any(int(os.environ.get(name) or 1) > 1 for name in counts)
+  for name in counts:
+    text = os.environ.get(name) or "1"
+    if not text.isdecimal():
+      raise ConfigError(f"{name} = {text!r}: must be a number of processes")
+    if int(text) > 1:
+      return True
+  return False
 
 
 def _is_on_tpu() -> bool:

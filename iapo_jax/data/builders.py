@@ -175,6 +175,8 @@ def _open(
     with _quiet():
       builder = Builder(data, files, root)
       return builder, builder.is_prepared()
+  except ConfigError:
+    raise  # a file of the user's; the prepared data may be intact
   except Exception as error:  # protocol buffers raise several types
     raise _damaged(data.name, root / data.name) from error
 
@@ -338,6 +340,10 @@ def _source(data: DataSet, files: _Files | None) -> str:
   for split, paths in sorted(files.items()):
     digest.update(split.encode())
     for path in paths:
-      with path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+      try:
+        with path.open("rb") as file:
+          digest.update(hashlib.file_digest(file, "sha256").digest())
+      except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise ConfigError(f"{str(path)!r}: {problem}") from error
   return f"local_{digest.hexdigest()[:16]}"

@@ -181,6 +181,8 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
   if "query_scalar" in values:
     values["query_scalar"] = float(values["query_scalar"])
   heads = theirs.num_attention_heads
+  if type(heads) is not int or heads < 1:
+    _refuse("num_attention_heads", heads, "must be an integer of at least 1")
   width = getattr(theirs, "head_dim", None) or theirs.hidden_size // heads
   return ModelConfig(
       family=name,

@@ -100,6 +100,21 @@ class Tokens:
   pad_id: int | None
 
 
+def kept(run: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of a run with its model's files and its tokenizer.
+
+  Only the first of the two exists if the model has its own tokenizer, only the
+  second if the run began from random weights. Raises `ConfigError` if the run
+  has neither, such as one that was packed as a start of others.
+  """
+  found = [run / name for name in (KEPT, TOKENIZER) if (run / name).is_dir()]
+  if not found:
+    raise ConfigError(
+        f"{str(run)!r}: has neither {KEPT}/ nor {TOKENIZER}/; use a whole run"
+    )
+  return found
+
+
 def read_tokens(folder: pathlib.Path) -> Tokens:
   """Reads the ids of `generation_config.json`, else those of `config.json`.
 
@@ -115,7 +130,8 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
   ends = ends if isinstance(ends, list) else [ends]
   if pad == -1:  # means "none" in the first Llama
     pad = None
-  for name, ids in (("eos_token_id", ends), ("pad_token_id", [pad or 0])):
+  pads = [] if pad is None else [pad]
+  for name, ids in (("eos_token_id", ends), ("pad_token_id", pads)):
     for i in ids:
       if type(i) is not int or i < 0:
         raise ConfigError(

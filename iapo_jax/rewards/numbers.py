@@ -35,17 +35,19 @@ _SHORT_UNITS = (
     "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
     "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
-# Words match whole and need a separator, or else a text that is no unit could
-# be split in exponentially many ways. Letters right after a number are factors.
+# A text can match in one way only, or else one that is no unit would be split in
+# exponentially many ways: words match whole and need a separator, the dot after
+# a word is no part of it unless it ends the unit, and no word stands in two
+# alternatives. Letters right after a number are factors.
 _LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
+_NAMED = rf"(?>(?:{_SHORT_UNITS})\b|{_LONG})(?:\.(?=\s*(?:\^|\Z)))?"
 _WORD = (
-    rf"(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?:{_SHORT_UNITS})\b\.?"
-    rf"|(?<=[\s/])[mgshLlJNWVKCF](?![A-Za-z^])|(?<=\s)m(?=\^)|[€£¥¢]|{_LONG}\.?)"
+    rf"(?:\\text\s*\{{[^{{}}\\\d]*\}}|{_NAMED}"
+    rf"|(?<=[\s/])[mgshLlJNWVKCF](?![A-Za-z^])|(?<=\s)m(?=\^)|[€£¥¢])"
 )
 _UNIT = re.compile(
     rf"\s*(?:/\s*)?(?:{_WORD}|of\b)"
-    rf"(?:[\s/.'-]+(?:{_WORD}|(?<=\s)(?:of|per|an?|at|by|in|on)\b)"
-    rf"|/{_WORD})*"
+    rf"(?:[\s/.'-]+(?:{_WORD}|(?<=\s)(?:of|an?|at|by|on)\b))*"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )
 # The unit of a gold answer. Other letters in a gold answer are mathematics.

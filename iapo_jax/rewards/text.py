@@ -26,7 +26,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _MOST_PROSE = 1000
 _SHORT = 40
-_TOLD = re.compile(r"\banswer\s*(?:is|:|=)\s*:?", re.IGNORECASE)
+_TOLD = re.compile(r"\banswer\s*(?:is(?![a-z])|:|=)\s*:?", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\S))*")
 _LAST_NUMBERS = re.compile(r"[-−]?\d+(?:[.,/]\d+)*")
 

@@ -49,7 +49,9 @@ def watched(step: Any, *arguments: PyTree) -> Step:
       place = first_nan(step, before, *rest) or "no NaN, only infinities"
       raise FloatingPointError(f"{', '.join(lost)} not finite: {place}")
     chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
-    chex.assert_tree_all_finite(jax.device_get(state.params))
+    # Compiled: a process does not have all shards.
+    if not jax.jit(finite.everywhere)(state.params):
+      raise AssertionError("a weight is not finite")
     return state, output
 
   return run

@@ -58,18 +58,24 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
   return "\n".join(lines)
 
 
-def describe_programs(c: Config, place: str | None) -> str:
+def describe_programs(
+    c: Config, place: str | None, *, own_texts: bool = False
+) -> str:
   """Describes which compiled programs the next start will find.
 
-  `place` is the folder that keeps them; None if JAX has no cache.
+  `place` is the folder that keeps them; None if JAX has no cache. `own_texts`
+  says whether the user's reward reads texts, which the host decodes.
   """
   if place is None:
     return "programs   not kept for the next start: JAX has no cache"
   line = f"programs   kept in {place} for the next start"
-  if c.reward.grader == "host" and not compilation.keeps_host_calls():
-    names = "rl step and evaluation" if c.num_steps else "evaluation"
-    rule = "cannot be kept (before JAX 0.11): grading calls the host"
-    line += f"; {names} {rule}"
+  graded = c.reward.grader == "host"
+  names = ["rl step"] if c.num_steps and (graded or own_texts) else []
+  names += ["evaluation"] if graded else []
+  if names and not compilation.keeps_host_calls():
+    caller = "grading calls" if graded else "the reward calls"
+    rule = f"cannot be kept (before JAX 0.11): {caller} the host"
+    line += f"; {' and '.join(names)} {rule}"
   return line
 
 

@@ -318,7 +318,11 @@ def _introduction(
   stage = assembly.reinforcement_stage(parts)
   lines = [
       plan.describe(parts.cfg, parts.mesh, stage.spec),
-      plan.describe_programs(parts.cfg, compilation.place(programs)),
+      plan.describe_programs(
+          parts.cfg,
+          compilation.place(programs),
+          own_texts=own.text_reward is not None,
+      ),
   ]
   lines += [
       f"{name:<10} {len(table.kept)} prompts, {table.skipped} skipped,"

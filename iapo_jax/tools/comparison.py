@@ -2,10 +2,8 @@
 
 import csv
 import dataclasses
-import errno
 import io
 import math
-import os
 import pathlib
 import statistics
 import time
@@ -348,14 +346,7 @@ def outputs(stem: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   if not stem.name:
     raise ConfigError(f"--output = {str(stem)!r}: must end in a file name")
   paths = tuple(stem.with_name(stem.name + end) for end in (".json", ".csv"))
-  try:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(stem.parent, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-  except OSError as error:
-    raise ConfigError(
-        f"--output = {str(stem)!r}: cannot be written ({error.strerror})"
-    ) from error
+  files.make_place("output", stem)
   for path in paths:
     if path.is_dir():
       raise ConfigError(f"--output = {str(stem)!r}: {path.name} is a folder")
@@ -406,7 +397,9 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     ConfigError: if the file is missing, or was not written by `write`.
   """
   records = files.read_json(path).get("runs")
-  needed = {"run", "checkpoint", "split", "batch_size", "seeds", "mean"}
+  needed = {
+      "run", "checkpoint", "task", "split", "batch_size", "seeds", "mean",
+  }  # fmt: skip
   if not isinstance(records, list) or not all(
       isinstance(r, dict) and needed <= r.keys() and SECONDS in r["mean"]
       for r in records

@@ -63,6 +63,7 @@ def export(
     ConfigError: if `output` exists or cannot be written, the checkpoint is
       damaged, or no family of transformers has such a decoder.
   """
+  folder.kept(source.workdir)  # raises for a run without tokenizer
   if family and (source.workdir / folder.KEPT).is_dir():
     raise ConfigError(
         f"--family = {family!r}: leave it out; the run began from a pretrained"

@@ -1,11 +1,11 @@
 """Loads a policy from a run, a Hugging Face folder or the hub."""
 
 import dataclasses
-import datetime
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iapo_jax.config.data import is_date
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import ProbeConfig
 from iapo_jax.core.errors import ConfigError
@@ -52,8 +52,10 @@ class Policy:
       The texts with their scores added, by `score_lines.scored`.
 
     Raises:
-      ConfigError: names the first text that breaks a rule.
+      ConfigError: names the first text that breaks a rule, or `batch_size`.
     """
+    if batch_size < 1:
+      raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
     lines = [dict(text) for text in texts]
     items = [
         score_lines.placed(line, self.rules, f"text {i}")
@@ -119,12 +121,10 @@ def load(
   Raises:
     ConfigError: if there is no such model, or its parts do not fit.
   """
-  try:
-    datetime.date.fromisoformat(chat_date)
-  except ValueError as error:
+  if not is_date(chat_date):
     raise ConfigError(
         f"--chat_date = {chat_date!r}: must be a date, YYYY-MM-DD"
-    ) from error
+    )
   path = pathlib.Path(model)
   # Both kinds of folder have a config.json.
   is_run = checkpoint_lib.stage_folder(path, "").is_dir()
@@ -132,8 +132,7 @@ def load(
     source = sources.chosen(path, checkpoint)
     run = workdir_lib.load_config(path)
     cfg, elicitation = run.model, elicitation or run.probe.elicitation
-    kept = [path / folder.KEPT, path / folder.TOKENIZER]
-    there = [place for place in kept if place.is_dir()]
+    there = folder.kept(path)
     place, words = there[0], there[-1]
   else:
     source = place = words = folder.find(str(model))
