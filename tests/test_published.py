@@ -375,7 +375,7 @@ def test_several_processes_prepare_at_once(tmp_path):
   assert sum("gsm8k: prepares" in text for text in said) == 1
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_a_file_that_became_a_folder(tmp_path):
   """The error is about them, not about what was prepared before."""
   folder = texts.write_gsm8k(tmp_path / "files")
   load("gsm8k", folder, tmp_path / "prepared")

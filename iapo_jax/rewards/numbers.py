@@ -35,9 +35,9 @@ _SHORT_UNITS = (
     "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
     "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
-# A text can match in one way only, or else one that is no unit would be split in
-# exponentially many ways: words match whole and need a separator, the dot after
-# a word is no part of it unless it ends the unit, and no word stands in two
+# A text can match in one way only; otherwise one that is no unit would be split
+# in exponentially many ways. So words match whole and need a separator, the dot
+# after a word belongs to it only where the unit ends, and no word stands in two
 # alternatives. Letters right after a number are factors.
 _LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
 _NAMED = rf"(?>(?:{_SHORT_UNITS})\b|{_LONG})(?:\.(?=\s*(?:\^|\Z)))?"
