@@ -82,21 +82,19 @@ def _step(setup):
 
 
 def make_setup(devices=1, **overrides):
-  """Parts on so many devices of this process, or on a list of devices."""
-  if isinstance(devices, int):
-    return _make_setup(devices, make_config(**overrides))
-  return _setup(devices, make_config(**overrides))
+  """Parts on so many devices of this process."""
+  return _make_setup(devices, make_config(**overrides))
 
 
 @functools.cache
 def _make_setup(devices, cfg):
-  return _setup(jax.local_devices()[:devices], cfg)
-
-
-def _setup(devices, cfg):
-  parts = assembly.assemble(cfg, devices)
   # SGD with rate 1: the change of the weights is the gradient itself.
-  optimizer = optax.sgd(1.0)
+  return setup_on(jax.local_devices()[:devices], optax.sgd(1.0), cfg)
+
+
+def setup_on(devices, optimizer, cfg):
+  """Parts on any devices, those of other processes too."""
+  parts = assembly.assemble(cfg, devices)
   spec = state_lib.state_spec(parts.mesh, parts.cfg, optimizer)
   return Setup(parts, assembly.Stage(optimizer, spec))
 

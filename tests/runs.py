@@ -8,9 +8,11 @@ import pathlib
 import runpy
 import shutil
 import struct
+import sys
 import time
 import types
 
+from absl import flags
 from tensorboardX.proto import event_pb2
 
 from iapo_jax.cli import iapo
@@ -22,6 +24,14 @@ ODD_LABELS = [
     r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
 ]  # fmt: skip
 HERE = pathlib.Path(__file__).parent
+# Sums whose completions are so short that a loop over tokens is one loop, not
+# one for each quarter of the cache: a step compiles in half the time.
+SHORT = {"data.arithmetic.operands": 3, "rollout.max_tokens": 56}
+# Nothing that needs probes or a reference: the smallest step there is.
+LEAN = SHORT | {
+    "credit.mode": "grpo", "probe.stride": 0, "loss.kl_weight": 0.0,
+    "loss.early_weight": 0.0,
+}  # fmt: skip
 
 
 def environment(devices=1):
@@ -152,13 +162,12 @@ def small_sums():
   """A run of every stage in seconds, as a configuration to change."""
   config = parsing.default()
   config.update({"num_steps": 2, "prompts_per_step": 4, "group_size": 4})
-  config.rollout.max_tokens = 48
+  config.update_from_flattened_dict(SHORT)
   config.warm_start.update({"num_steps": 4, "batch_size": 8})
   config.evaluation.update({"every": 1, "problems": 8, "batch_size": 16})
   config.data.arithmetic.update({
-      "operands": 2, "train_problems": 48, "validation_problems": 8,
-      "test_problems": 16,
-  })  # fmt: skip
+      "train_problems": 48, "validation_problems": 8, "test_problems": 16,
+  })
   config.model.update({"d_model": 32, "mlp_dim": 64})
   return config
 
@@ -169,6 +178,33 @@ def command(name, *arguments, cwd=HERE.parent):
   It must end before anything is compiled or written elsewhere: what a command
   leaves behind in its process stays here.
   """
+  return captured(lambda: iapo.run(name, [str(x) for x in arguments]), cwd)
+
+
+def benchmark(name, *arguments):
+  """A program of benchmarks/ in this process, like `command`.
+
+  Its flags, and modules that it imports from beside it, are gone afterwards.
+  """
+  place = HERE.parent / "benchmarks"
+  known, modules = set(flags.FLAGS), set(sys.modules)
+  path, argv = f"{place / name}.py", sys.argv
+  sys.argv = [path, *arguments]
+  sys.path.insert(0, str(place))
+  try:
+    return captured(lambda: runpy.run_path(path, run_name="__main__"))
+  finally:
+    sys.argv = argv
+    sys.path.remove(str(place))
+    for flag in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, flag)
+    for module in set(sys.modules) - modules:
+      if (place / f"{module}.py").exists():
+        del sys.modules[module]
+
+
+def captured(run, cwd=HERE.parent):
+  """Status, stdout and stderr of a program that ends its process."""
   streams = [
       io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
       for _ in range(2)
@@ -179,7 +215,7 @@ def command(name, *arguments, cwd=HERE.parent):
       contextlib.redirect_stderr(streams[1]),
   ):
     try:
-      iapo.run(name, [str(x) for x in arguments])
+      run()
       status = 0
     except SystemExit as end:
       status = end.code or 0

@@ -6,7 +6,7 @@ devices there are take all eight. Others name theirs by `jax.local_devices()`.
 The suite compiles some fifty programs and runs each for milliseconds: LLVM's
 optimisation is left out, loops are generated in the way that compiles fastest
 and by one thread, since every core has a worker, and what one test compiled the
-next ones read. The programs themselves are those of a user.
+next ones read, in every worker. The programs themselves are those of a user.
 """
 
 import atexit
@@ -37,12 +37,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "32"
 # Tracing makes objects by the million, few of them in cycles.
 gc.set_threshold(100_000, 50, 100)
-# Of this process and those it starts: JAX does not lock it.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(
-    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
-)
+# Made by the first process; its workers, and programs that tests start, inherit
+# it. JAX locks a cache only if its size is limited.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+  os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**34)
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  atexit.register(
+      shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+  )
 
 
 def pytest_addoption(parser):

@@ -8,11 +8,12 @@ import warnings
 
 import jax
 import jax.monitoring
+import optax
 import pytest
 import runs
 from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
-from recorded import make_setup
+from recorded import make_config, setup_on
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import compilation
@@ -31,6 +32,7 @@ def small(**overrides):
   config.prompts_per_step, config.group_size = 8, 4
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   config.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
+  config.update_from_flattened_dict(runs.LEAN)
   config.checkpoint.every = 1
   config.mesh.data = 1
   config.mesh.fsdp = 8
@@ -47,10 +49,13 @@ def use_cache(folder):
 @pytest.fixture(scope="module", autouse=True)
 def users_jax():
   """JAX as a user has it: without the cache that the suite shares."""
-  shared = jax.config.jax_compilation_cache_dir
+  limit = "jax_compilation_cache_max_size"
+  shared = jax.config.jax_compilation_cache_dir, getattr(jax.config, limit)
+  jax.config.update(limit, -1)
   use_cache(None)
   yield
-  use_cache(shared)
+  jax.config.update(limit, shared[1])
+  use_cache(shared[0])
 
 
 def start(cfg, folder):
@@ -106,6 +111,7 @@ def run(tmp_path_factory):
   return folder, runs.lines(folder)
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_compiles_no_program_again(run, capsys):
   folder, lines = run
   assert first_steps(folder, "time/first_step_cached") == [[0.0], [0.0]]
@@ -127,6 +133,7 @@ def test_a_run_that_goes_on_compiles_no_program_again(run, capsys):
   assert runs.lines(folder) == lines
 
 
+@pytest.mark.full
 def test_damaged_programs_stop_nothing_and_are_mended(run, capsys):
   folder, lines = run
   files = sorted((folder / "compiled").iterdir())
@@ -152,6 +159,7 @@ def test_damaged_programs_stop_nothing_and_are_mended(run, capsys):
   assert runs.lines(folder) == lines
 
 
+@pytest.mark.full
 def test_the_time_to_the_first_step_adds_up(run):
   folder, _ = run
   names = [f"time/first_step_{x}" for x in ("seconds", "tracing", "compiling")]
@@ -165,6 +173,7 @@ def test_the_time_to_the_first_step_adds_up(run):
       assert tracing + compiling + line["time/step_seconds"] < total
 
 
+@pytest.mark.full
 def test_programs_that_call_the_host(tmp_path, capsys):
   """JAX keeps them or not; the run says which, and comes to the same."""
   cfg = small(reward__grader="host", warm_start__num_steps=0)
@@ -242,7 +251,9 @@ def test_other_warnings_pass(tmp_path):
 
 def lowered(layers):
   """The whole step of a decoder, as it goes to the compiler."""
-  setup = make_setup(model__num_layers=layers, rollout__max_tokens=12)
+  cfg = make_config(model__num_layers=layers, rollout__max_tokens=12)
+  # Not shared with other tests: the code of layers differs between these.
+  setup = setup_on(jax.local_devices()[:1], optax.sgd(1.0), cfg)
   shapes = setup.stage.spec.shapes
   return setup.step().lower(shapes, shapes.params, setup.prompts())
 

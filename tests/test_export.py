@@ -29,6 +29,7 @@ def small(**overrides):
   config.prompts_per_step = 8
   config.group_size = 2
   config.num_steps = 1
+  config.update_from_flattened_dict(runs.LEAN)
   config.rollout.max_tokens = 8
   config.evaluation.update({"every": 0, "batch_size": 8})
   config.data.arithmetic.update(
@@ -279,7 +280,7 @@ def run_export(*arguments):
 def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   """And a run can begin from what it wrote: the same weights again."""
   cfg = small(
-      warm_start__num_steps=2, rollout__max_tokens=72, num_steps=0,
+      warm_start__num_steps=2, rollout__max_tokens=56, num_steps=0,
       model__qk_norm="head", model__family="qwen3",
   )  # fmt: skip
   trainer.train(cfg, tmp_path / "run")
@@ -289,8 +290,8 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["architectures"] == ["Qwen3ForCausalLM"]
   assert (config["eos_token_id"], config["pad_token_id"]) == (1, 0)
-  # 16 of the prompt, 72, and 2 of the elicitation.
-  assert config["max_position_embeddings"] == 90
+  # 16 of the prompt, 56, and 2 of the elicitation.
+  assert config["max_position_embeddings"] == 74
   card = (tmp_path / "out" / "README.md").read_text()
   _, header, body = card.split("---\n", 2)
   assert yaml.safe_load(header)["library_name"] == "transformers"
@@ -332,7 +333,7 @@ def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
 
 def test_exports_that_cannot_be(tmp_path):
   cfg = small(
-      warm_start__num_steps=1, rollout__max_tokens=72, num_steps=0,
+      warm_start__num_steps=1, rollout__max_tokens=56, num_steps=0,
       model__qk_norm="head",
   )  # fmt: skip
   trainer.train(cfg, tmp_path / "run")

@@ -24,6 +24,8 @@ from iapo_jax.run import (
   workdir,
 )
 
+ONLY_STEPS = {"warm_start__num_steps": 0, "evaluation__every": 0}
+
 
 def poisoned(spoils):
   """Probes with NaN for batches that `spoils` says yes to."""
@@ -52,7 +54,9 @@ def params_of(folder, step):
 @pytest.mark.full
 def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
   """Of six batches about half are odd, whose probe statistics are NaN."""
-  cfg = small(num_steps=6, checkpoint__every=1, checkpoint__keep_last=9)
+  cfg = small(
+      num_steps=6, checkpoint__every=1, checkpoint__keep_last=9, **ONLY_STEPS
+  )
   trainer.train(cfg, tmp_path, own=Own(probing=poisoned(is_odd)))
   lines = logs.stage_metrics(tmp_path, "rl")
   skipped = [line["update/skipped"] for line in lines]
@@ -83,7 +87,9 @@ def test_a_bad_step_is_skipped_and_the_run_goes_on(tmp_path, capsys):
 
 @pytest.mark.full
 def test_a_run_stops_after_so_many_and_again_when_it_goes_on(tmp_path):
-  cfg = small(num_steps=9, checkpoint__every=1, optimizer__max_skipped=3)
+  cfg = small(
+      num_steps=9, checkpoint__every=1, optimizer__max_skipped=3, **ONLY_STEPS
+  )
   always = Own(probing=poisoned(lambda _: True))
   for _ in range(2):
     with pytest.raises(FloatingPointError, match=r"rl step 3: \S+, .* finite"):

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def train(folder, own, **overrides):
   cfg = small(
-      warm_start__num_steps=4, log__samples_every=1, log__samples=64,
-      loss__early_weight=0.0, **overrides,
+      warm_start__num_steps=0, log__samples_every=1, log__samples=64,
+      loss__early_weight=0.0, evaluation__every=0, **overrides,
   )  # fmt: skip
   trainer.train(cfg, folder, own=own)
   return logs.read(folder, logs.SAMPLES)
@@ -44,7 +44,13 @@ def test_a_reward_in_the_program(tmp_path, capsys):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 4, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.full),
+        {"data": 4, "tensor": 2},
+    ],
+)
 def test_a_reward_of_texts(tmp_path, mesh):
   """Every completion is asked about once, with the answer of its problem."""
   asked = []
@@ -99,6 +105,7 @@ def test_the_programs_of_the_docs(program, variant, tmp_path):
   settings = {
       "warm_start.num_steps": 2, "num_steps": 2, "prompts_per_step": 4,
       "group_size": 4, "evaluation.every": 0, "evaluation.batch_size": 16,
+      **runs.SHORT,
       "data.arithmetic.train_problems": 32, "data.arithmetic.test_problems": 16,
   }  # fmt: skip
   done = subprocess.run(

@@ -228,6 +228,7 @@ def train(folder):
       "checkpoint.every": 1,
       "log.samples_every": 1,
       "log.samples": 16,
+      **runs.LEAN,
   }
 
   def command(coordinator, count, index):

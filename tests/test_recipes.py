@@ -206,8 +206,9 @@ def smoke(place):
       **{
           "data.tokenizer": str(place / "tokenizer"), "data.first_rows": 0,
           "data.test_problems": 0, "warm_start.num_steps": 6,
-          "warm_start.batch_size": 16, "rollout.max_tokens": 64,
+          "warm_start.batch_size": 16, "rollout.max_tokens": 60,
           "model.num_heads": 2, "evaluation.samples": 1,
+          "model.d_model": 32, "model.mlp_dim": 64,
       },
   )  # fmt: skip
   trainer.train(cfg, place / "run")
@@ -305,6 +306,7 @@ def test_it_is_exported_with_its_tokenizer(smoke, place, tmp_path):
   ).read_bytes()
 
 
+@pytest.mark.full
 def test_the_real_configuration_trains(smoke, place, tmp_path):
   """configs/qwen_math.py: chat template, bf16, remat, probes, grading."""
   run, _ = smoke

@@ -11,7 +11,7 @@ import shutil
 import chex
 import jax
 import pytest
-from runs import ODD_LABELS, edit, synthetic
+from runs import ODD_LABELS, SHORT, edit, synthetic
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
@@ -30,6 +30,7 @@ def config(**overrides):
   built.prompts_per_step, built.group_size = 8, 4
   built.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   built.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
+  built.update_from_flattened_dict(SHORT)
   built.log.samples_every = 1
   for name, value in overrides.items():
     built.update_from_flattened_dict({name.replace("__", "."): value})
@@ -444,7 +445,7 @@ class TestComparison:
       ("changes", "message"),
       [
           (
-              {"data.arithmetic.operands": 3},
+              {"data.arithmetic.operands": 2},
               r"run '.*/other': has other test problems than '.*grpo'",
           ),
           (
@@ -457,7 +458,7 @@ class TestComparison:
           ),
           (
               {"rollout.max_tokens": 70},
-              r"max_tokens: the runs have 72 and 70; set one for all with --m",
+              r"max_tokens: the runs have 56 and 70; set one for all with --m",
           ),
           (
               {"evaluation.samples": 2},
@@ -482,9 +483,9 @@ class TestComparison:
           # What only training looks at.
           {
               "loss.early_weight": 0.1, "probe.estimator": "own",
-              "probe.answer_tokens": 1, "select.first_tokens": 60,
-              "select.short_tokens": 70, "select.later_share": 0.5,
-              "reward.overlong_tokens": 70,
+              "probe.answer_tokens": 1, "select.first_tokens": 40,
+              "select.short_tokens": 50, "select.later_share": 0.5,
+              "reward.overlong_tokens": 50,
           },
       ],
   )  # fmt: skip

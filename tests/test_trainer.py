@@ -24,6 +24,7 @@ def small(**overrides):
   config = config_lib.default()
   config.num_steps = 2
   config.group_size = 4
+  config.rollout.max_tokens = 60
   config.warm_start.update({"num_steps": 12, "batch_size": 16})
   config.warm_start.optimizer.learning_rate = 1e-2
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
@@ -349,11 +350,11 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
   # 2,368 + 2 x 65,664 + 64 = 133,760.
   assert "133,760 weights: 2 layers of width 64, vocabulary 37" in out
   assert "mesh       data 8 x fsdp 1 x tensor 1 on cpu" in out
-  # 16 x 72 and 32 x 72 tokens.
-  assert "warm start 12 steps of 16 chains, at most 1,152 tokens" in out
+  # 16 x 60 and 32 x 60 tokens.
+  assert "warm start 12 steps of 16 chains, at most 960 tokens" in out
   assert (
       "rl         2 steps of 8 prompts x 4 samples = 32 sequences, 4 per data"
-      " shard, at most 2,304 sampled tokens a step"
+      " shard, at most 1,920 sampled tokens a step"
   ) in out
   # 32 completions, and early answers to as many.
   assert "update     1 per rollout, each of 1 micro-batch of 64 seq" in out
@@ -401,8 +402,8 @@ def test_the_estimate_of_the_warm_start():
   rows = {
       "prompts": jax.tree.map(lambda x: x[:16], parts.task.tables["train"]
                               .prompts),
-      "completion": np.zeros((16, 72), np.int32),
-      "learned": np.zeros((16, 72), bool),
+      "completion": np.zeros((16, 60), np.int32),
+      "learned": np.zeros((16, 60), bool),
   }  # fmt: skip
   step = assembly.warm_start_step_of(parts, stage)
   compiled = step.lower(stage.spec.shapes, Demonstrations(**rows)).compile()
@@ -520,7 +521,7 @@ def test_small_files_that_were_lost(finished, tmp_path, capsys, kind):
   )
   assert ours | {"seconds": 0} == theirs | {"seconds": 0}
   (copy / "config.json").unlink()
-  with pytest.raises(ConfigError, match="has checkpoints, but no config"):
+  with pytest.raises(ConfigError, match="has checkpoints but no config"):
     trainer.train(cfg, copy)
 
 

@@ -27,9 +27,8 @@ MESHES = {
 
 def setup_on(devices):
   optimizer = optax.sgd(0.003, momentum=0.9)
-  return recorded.make_setup(
-      devices, optimizer, **SETTINGS, **MESHES[len(devices)]
-  )
+  cfg = recorded.make_config(**SETTINGS, **MESHES[len(devices)])
+  return recorded.setup_on(devices, optimizer, cfg)
 
 
 def recordings():

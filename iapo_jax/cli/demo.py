@@ -186,7 +186,10 @@ def _train(
   if small:
     config.warm_start.num_steps = min(config.warm_start.num_steps, 4)
     config.num_steps = min(config.num_steps, 2)
-    config.data.arithmetic.update({"train_problems": 64, "test_problems": 64})
+    config.data.arithmetic.update({
+        "operands": 3, "train_problems": 64, "test_problems": 64,
+    })  # fmt: skip
+    config.rollout.max_tokens = 56
     config.evaluation.update({"problems": 64, "batch_size": 64})
     config.model.update({"d_model": 32, "mlp_dim": 64})
   print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)

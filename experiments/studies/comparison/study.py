@@ -159,8 +159,10 @@ class Study:
     """Reduces the configuration if the study is small."""
     if self.small:
       config.data.arithmetic.update({
-          "train_problems": 96, "validation_problems": 24, "test_problems": 48,
+          "operands": 3, "train_problems": 96, "validation_problems": 24,
+          "test_problems": 48,
       })  # fmt: skip
+      config.rollout.max_tokens = 60
       config.evaluation.update({"problems": 24, "batch_size": 64})
       config.model.update({"d_model": 16, "mlp_dim": 32})
     return config
