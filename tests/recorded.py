@@ -1,6 +1,7 @@
 """A run's parts, and rollouts of planted texts that any mesh can learn from.
 
-Tests of a process share what has the same settings: its parts, its programs.
+Tests in one process share setups and compiled programs with equal settings. A
+test that patches code makes its own with `setup_on`.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def _step(setup):
 
 
 def make_setup(devices=1, **overrides):
-  """Parts on so many devices of this process."""
+  """Parts on the first `devices` devices of this process."""
   return _make_setup(devices, make_config(**overrides))
 
 

@@ -175,8 +175,7 @@ def small_sums():
 def command(name, *arguments, cwd=HERE.parent):
   """`iapo NAME ARGUMENTS` in this process: status, stdout, stderr.
 
-  It must end before anything is compiled or written elsewhere: what a command
-  leaves behind in its process stays here.
+  Process state that a command changes stays changed.
   """
   return captured(lambda: iapo.run(name, [str(x) for x in arguments]), cwd)
 

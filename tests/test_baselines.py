@@ -347,9 +347,10 @@ def test_what_each_method_credits_and_selects(name):
   assert max(jax.tree.leaves(distance)) > 1e-4
 
 
-# One that probes whole answers, one that leaves out groups, one that cuts.
+# Those that probe whole answers, leave out groups, or have parts of their own
+# for ratio, credit and selection.
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["chance", "dapo", "s_grpo"])
+@pytest.mark.parametrize("name", ["chance", "dapo", "gspo", "gtpo", "s_grpo"])
 def test_two_steps_of_a_method(name):
   """Sampled by the policy itself, in the compiled step of training."""
   setup = make_setup(**of_method(name))

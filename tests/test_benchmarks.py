@@ -110,18 +110,23 @@ def test_step_checks_and_reports_ours(tmp_path):
   assert "ours" in done.stdout
 
 
-def test_accelerator_rehearses_ours(tmp_path):
-  """On a CPU, and with memory for one of two sizes; the peer is run by hand."""
-  path = tmp_path / "accelerator.json"
+def rehearse(path, size, parts):
+  """With memory for one of two sizes: what it prints, and the JSON."""
   done = run(
       "accelerator", "--rehearsal", "--contestants=ours", "--rounds=1",
-      "--parts=sampling,update,probed_step", "--gigabytes=0.004",
+      f"--sizes={size}", f"--parts={parts}", "--gigabytes=0.004",
       f"--json={path}", timeout=600,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  found = json.loads(path.read_text())
-  assert "rehearsal" in found["unmeasured"]
   assert done.stdout.startswith("unmeasured: a rehearsal")
+  return done.stdout, json.loads(path.read_text())
+
+
+def test_accelerator_rehearses_ours(tmp_path):
+  """On a CPU; the peer is run by hand."""
+  parts = "sampling,update,probed_step"
+  _, found = rehearse(tmp_path / "accelerator.json", "tiny", parts)
+  assert "rehearsal" in found["unmeasured"]
   device = found["device"]
   parts = found["sizes"]["tiny"]["ours"]
   phases = {k: v for part in parts.values() for k, v in part["phases"].items()}
@@ -143,12 +148,18 @@ def test_accelerator_rehearses_ours(tmp_path):
     ), name
   assert phases["probes"]["flops"] > phases["strided_probes"]["flops"]
   assert parts["update"]["found"]["moved"] > 0
-  # Weights, gradients and moments of the other size alone take 10 MB.
+
+
+def test_accelerator_tells_what_does_not_fit(tmp_path):
+  """And goes on. Weights, gradients and moments alone take 10 MB."""
+  path = tmp_path / "accelerator.json"
+  said, found = rehearse(path, "wide,tiny", "update")
+  assert found["sizes"]["tiny"]["ours"]["update"]["fits"]
   wide = found["sizes"]["wide"]
   update = wide["ours"]["update"]
   assert not update["fits"] and not update["phases"]
   assert update["needs_bytes"] > 16 * wide["weights"] > 4e6
-  assert "does not fit: needs" in done.stdout
+  assert "does not fit: needs" in said
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from runs import LEAN, lines, unfinished_copy
+from runs import SHORT, lines, unfinished_copy
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError, SaveError
@@ -25,7 +25,7 @@ def parts():
   config.evaluation.update({"every": 2, "problems": 8, "batch_size": 8})
   config.checkpoint.every = 1
   config.data.arithmetic.update({"train_problems": 64, "test_problems": 8})
-  config.update_from_flattened_dict(LEAN | {"loss.kl_weight": 0.001})
+  config.update_from_flattened_dict(SHORT)
   return assembly.assemble(config_lib.parse(config), jax.local_devices())
 
 

@@ -81,7 +81,7 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"select__first_tokens": 9, "select__short_tokens": 20},
-            "config.select.later_share = 0.0: must be above 0 if and only if"
+            "config.select.later_share = 0.0: must be above 0, as select.shor"
             " select.short_tokens is; it is 20",
         ),
         (

@@ -167,7 +167,7 @@ class TestLimits:
       )
 
   def test_no_prompts_at_all(self, task):
-    with pytest.raises(ConfigError, match="none of 0 prompts is within the"):
+    with pytest.raises(ConfigError, match="data: has no prompts"):
       tokenise(task, [], [])
 
   def test_long_and_empty_golds(self, task):

@@ -309,7 +309,9 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
     assert (ours == params["layers"]["attention"][part]).all()
   tok = tokenizer.load(tmp_path / "out")
   assert tok.decode(tok.encode("5 b + 1 =")) == "5 b + 1 ="
-  done = run_export(tmp_path / "run", f"--output={tmp_path / 'out'}")
+  done = runs.command(
+      "export", tmp_path / "run", f"--output={tmp_path / 'out'}"
+  )
   assert (done.returncode, done.stderr.strip()) == (
       2, f"error: --output = '{tmp_path / 'out'}': exists already;"
       " name a new folder",
@@ -349,7 +351,7 @@ def test_exports_that_cannot_be(tmp_path):
     export.export(source, tmp_path / "file" / "out")
   with pytest.raises(ConfigError, match="holds no checkpoint"):
     sources.chosen(tmp_path / "nothing", "last")
-  done = run_export("--output=x")
+  done = runs.command("export", "--output=x")
   assert (done.returncode, done.stderr.strip()) == (
       2,
       "error: the following arguments are required: RUN; see iapo export"

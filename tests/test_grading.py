@@ -473,7 +473,7 @@ def test_what_runs_in_place_comes_to_an_end(answer):
 
 
 def test_repeated_units_come_to_an_end():
-  """Whatever two of them are repeated, in front of what is no unit."""
+  """Repeats every pair of units before text that is no unit."""
   pieces = (
       "cm", "in", "lbs", "min", "miles", "per", "of", "a", "m", "s", "ha",
       "dollars", r"\text{m}", "€",

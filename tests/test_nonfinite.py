@@ -133,7 +133,7 @@ def test_why_a_run_stopped(overflown):
       "lower learning rate or clip_norm, starting from the same weights"
   ) in said
   step = int(found[1])
-  assert f"iapo replay {folder}/replay/warm_start-{step}. " in said
+  assert f"`iapo replay {folder}/replay/warm_start-{step}`. " in said
   lines = lines_of(folder)
   assert [x["update/skipped"] for x in lines[-5:]] == [1] * 5
   assert lines[-6]["update/skipped"] == 0
@@ -164,11 +164,11 @@ def test_a_users_parts_must_be_there_again(overflown, tmp_path):
   def mine(evidence):
     return evidence.information
 
-  rule = r"the step ran with Own\(\), not with Own\(credit mine\)"
+  rule = "the step ran with own parts 'none', not with 'credit mine'"
   with pytest.raises(ConfigError, match=rule):
     replay.again(place, Own(credit=mine))
   (place / "own.json").write_text('{"own": "credit mine"}')
-  rule = r"the step ran with Own\(credit mine\), not with Own\(\)"
+  rule = "the step ran with own parts 'credit mine', not with 'none'"
   with pytest.raises(ConfigError, match=rule):
     replay.again(place)
   found = replay.again(place, Own(credit=mine))

@@ -5,10 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from jax.sharding import Mesh, PartitionSpec
 from test_trainer import small
 
 from iapo_jax.core import files
@@ -68,11 +70,32 @@ def test_a_reward_of_texts(tmp_path, mesh):
   assert expected == sorted((float(len(x)), gold) for x, gold in asked)
 
 
+def forget_failed_callbacks():
+  """Calls the host from every device.
+
+  Until then `jax.effects_barrier` would raise the error of each device's last
+  call.
+  """
+  mesh = Mesh(np.array(jax.local_devices()), ("x",))
+
+  def call(x):
+    return jax.pure_callback(np.asarray, jax.typeof(x), x)
+
+  spec = PartitionSpec("x")
+  called = jax.shard_map(
+      call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )
+  jax.block_until_ready(jax.jit(called)(jnp.zeros(mesh.size)))
+  jax.effects_barrier()
+
+
 @pytest.mark.full
+@pytest.mark.mesh
 def test_a_reward_that_fails(tmp_path):
-  message = "must return 32 numbers, one per completion"
+  message = "must return 4 numbers, one per completion"
   with pytest.raises(Exception, match=message):
     train(tmp_path / "a", Own(text_reward=lambda x, y: [1.0]))
+  forget_failed_callbacks()
   with pytest.raises(ValueError, match="reward or text_reward, not both"):
     Own(reward=of_length, text_reward=lambda x, y: x)
 
@@ -84,7 +107,9 @@ def test_a_credit(tmp_path):
   def credit(evidence):
     return evidence.information + 2.0 * evidence.group_advantages[:, None]
 
-  for sample in train(tmp_path, Own(credit=credit)):
+  samples = train(tmp_path, Own(credit=credit, reward=of_length))
+  assert any(sample["group_advantage"] for sample in samples)
+  for sample in samples:
     found = np.array(sample["advantages"])
     information = np.zeros(found.shape)
     information[: len(sample["information"])] = sample["information"]

@@ -265,6 +265,8 @@ def test_every_process_grades_its_own_rows(uninterrupted):
   samples = runs.lines(folder, logs.SAMPLES)
   assert len(samples) == 5 * 16
   assert len({line["reward"] for line in samples}) > 1
+  steps = logs.stage_metrics(folder, "rl")
+  assert any(line["update/grad_norm"] > 0 for line in steps)
 
 
 def test_the_first_process_speaks(uninterrupted):

@@ -40,7 +40,7 @@ def test_tasks_of_sums_differ_in_their_sums_and_sizes_alone():
     with pytest.raises(ConfigError) as error:
       module.get_config("ppo")
     assert str(error.value) == (
-        f"variant 'ppo': 'ppo' must be one of {', '.join(variants)}"
+        f"variant 'ppo': 'ppo' must be exactly one of {', '.join(variants)}"
     )
 
 

@@ -34,7 +34,7 @@ SETTINGS = {
     "model.mlp_dim": 64,
     "log.samples_every": 1,
     "log.samples": 16,
-    **runs.LEAN,
+    **runs.SHORT,
     # Learns fast enough for completions and rewards to differ.
     "warm_start.optimizer.learning_rate": 0.02,
 }

@@ -282,9 +282,9 @@ def test_the_command_says_what_torch_said(tmp_path):
   page = (tmp_path / "page.html").read_text()
   assert page.count('class="example"') == 3
   assert page.count('class="token ') == 20 + 13 + 7
-  same = run_score(*flags[:3], f"--html={output}")
+  same = runs.command("score", *flags[:3], f"--html={output}")
   assert "must not be --output" in same.stderr
-  again = run_score(*flags)
+  again = runs.command("score", *flags)
   assert again.returncode == 2
   assert again.stderr.strip().endswith("exists already; name a new file")
   assert "Traceback" not in again.stderr
@@ -292,8 +292,8 @@ def test_the_command_says_what_torch_said(tmp_path):
 
 def test_the_command_refuses_a_date_and_tokens_there_are_not(tmp_path, words):
   flags = ["--input=i", f"--output={tmp_path / 'out.jsonl'}"]
-  done = run_score(
-      f"--model={GOLDEN / 'mistral'}", *flags, "--chat_date=yesterday"
+  done = runs.command(
+      "score", f"--model={GOLDEN / 'mistral'}", *flags, "--chat_date=yesterday"
   )
   assert "--chat_date = 'yesterday': must be a date, YYYY-" in done.stderr
   place = tmp_path / "model"
@@ -303,7 +303,9 @@ def test_the_command_refuses_a_date_and_tokens_there_are_not(tmp_path, words):
       more + words.convert_ids_to_tokens(range(len(words))),
       pad="<pad>", eos="<eos>", unknown="<unk>",
   ).save_pretrained(place)  # fmt: skip
-  done = run_score(f"--model={place}", *flags, "--elicitation=</think>")
+  done = runs.command(
+      "score", f"--model={place}", *flags, "--elicitation=</think>"
+  )
   assert "--elicitation = '</think>': has token" in done.stderr
   assert "but the model's tokens are below 61" in done.stderr
 
@@ -319,8 +321,8 @@ def test_the_command_scores_text_and_escapes_it(tmp_path, words):
   ]  # fmt: skip
   source, output = tmp_path / "in.jsonl", tmp_path / "scores.jsonl"
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  done = run_score(
-      f"--model={place}", f"--input={source}", f"--output={output}",
+  done = runs.command(
+      "score", f"--model={place}", f"--input={source}", f"--output={output}",
       f"--html={tmp_path / 'page.html'}", "--html_lines=1",
       "--elicitation=</think> <answer>", "--dtype=bfloat16",
   )  # fmt: skip

@@ -307,6 +307,8 @@ def test_a_reference_in_the_compute_dtype_scores_the_same():
 def test_the_state_is_created_and_stays_sharded():
   setup = make_setup(devices=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
   fresh = assembly.create_state(setup.parts, setup.stage)
+  # As on one device, from the same seed.
+  chex.assert_trees_all_close(fresh.params, setup.state().params, rtol=1e-6)
   state, output = setup.step()(fresh, setup.state().params, setup.prompts())
   kernel = state.params["layers"]["mlp"]["up_kernel"]  # [l, d, f]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)

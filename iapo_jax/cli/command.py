@@ -190,7 +190,7 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
     except ValueError:
       value = None
     if value is None or not low <= value < math.inf:
-      rule = f"{text!r}: must be a number, {low} or more"
+      rule = f"{text!r}: must be a finite number, {low} or more"
       raise argparse.ArgumentTypeError(rule)
     return value
 

@@ -46,10 +46,10 @@ def add_arguments(parser: command.Parser) -> None:
 def run(given: argparse.Namespace) -> None:
   """Compiles the step and prints its costs."""
   jax.config.update("jax_platforms", "cpu")  # describes TPUs, starts none
+  cfg, _ = configuration.load(given.config, given.overrides)
   for flag in ("json", "program"):  # before the minutes of compiling
     if path := getattr(given, flag):
       files.make_place(flag, pathlib.Path(path))
-  cfg, _ = configuration.load(given.config, given.overrides)
   devices = ahead.devices(given.topology, given.slices)
   parts = assembly.assemble(cfg, devices, data=False)
   stage = assembly.reinforcement_stage(parts)

@@ -26,7 +26,7 @@ def add_arguments(parser: command.Parser) -> None:
   add = parser.add_argument
   add("runs", nargs="*", metavar="RUN", help="folder of a run")
   add("--checkpoint", default="last", help="last, best or an RL step")
-  add("--split", default="test", choices=comparison.SPLITS, help="the problems")
+  add("--split", default="test", choices=comparison.SPLITS, help="problems")
   add(
       "--problems",
       type=command.at_least(1),

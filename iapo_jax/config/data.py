@@ -149,7 +149,7 @@ class DataConfig:
       "for a prompt longer than max_prompt_tokens: error stops the run, skip"
       " drops and counts the prompt, truncate_left cuts its beginning and"
       " counts it; a worked solution longer than rollout.max_tokens is dropped"
-      " with skip and otherwise an error",
+      " with skip and otherwise an error (task arithmetic: always an error)",
       one_of("error", "skip", "truncate_left"),
       aliases=("truncation", "filter_overlong_prompts"),
   )

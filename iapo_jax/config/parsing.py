@@ -77,8 +77,8 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 def suggestion(name: str) -> str:
   """Returns a hint for an unknown dotted name, to append to an error.
 
-  Suggests a field that other trainers call so or that has this name in another
-  group, or else one with a similar spelling.
+  Suggests a field to which other trainers give this name, or that has it in
+  another group, or else one with a similar spelling.
   """
   group, _, last = name.rpartition(".")
   known = list(fields.describe(Config()))

@@ -5,7 +5,7 @@ import inspect
 import pathlib
 import runpy
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,7 +72,7 @@ def parts(
     kind = next((i for i, names in enumerate(kinds) if part in names), None)
     if kind is None or chosen[kind] is not None:
       choices = "; ".join(", ".join(names) for names in kinds)
-      one = "must be one of"
+      one = "must be exactly one of"
       many = "is unknown or repeats a kind; the kinds are"
       rule = one if len(kinds) == 1 else many
       raise ConfigError(f"variant {variant!r}: {part!r} {rule} {choices}")
@@ -102,12 +102,14 @@ def load(name: str) -> ConfigDict:
     get_config = runpy.run_path(str(path)).get("get_config")
     if not callable(get_config):
       raise ConfigError(f"--config = {file!r}: must define get_config()")
-    if not colon:
-      return get_config()
-    if not inspect.signature(get_config).parameters:
+    if colon and not inspect.signature(get_config).parameters:
       rule = f"{file} has no variants; use --config={file}"
       raise ConfigError(f"variant {variant!r}: {rule}")
-    return get_config(variant)
+    config = get_config(variant) if colon else get_config()
+    if not isinstance(config, ConfigDict | Mapping):
+      rule = "get_config() must return a ConfigDict"
+      raise ConfigError(f"--config = {file!r}: {rule}")
+    return ConfigDict(config)
   except ConfigError:
     raise
   except Exception as error:  # a user's file may raise anything

@@ -146,10 +146,10 @@ def _check_selection(c: Config) -> None:
     if value and not select.first_tokens:
       fail(f"select.{field}", value, "needs select.first_tokens >= 1")
   if bool(select.later_share) != bool(select.short_tokens):
-    rule = (
-        "must be above 0 if and only if select.short_tokens is; it is"
-        f" {select.short_tokens}"
-    )
+    if select.later_share:
+      rule = "needs select.short_tokens >= 1"
+    else:
+      rule = f"must be above 0, as select.short_tokens = {select.short_tokens}"
     fail("select.later_share", select.later_share, rule)
 
 

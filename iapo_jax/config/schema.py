@@ -113,8 +113,8 @@ class ProbeConfig:
       "entropy",
       "uncertainty of the answer: entropy (of its first token), gold or own"
       " (-log p of the gold answer or of the completion's own), answer_entropy"
-      " (entropy along its own answer) or gold_chance (1 - p of the gold"
-      " answer)",
+      " (entropy along the completion's answer) or gold_chance (1 - p of the"
+      " gold answer)",
       one_of(*ESTIMATORS),
   )
   answer_tokens: int = field(

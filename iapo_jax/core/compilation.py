@@ -38,7 +38,7 @@ _COMPILING = "/jax/core/compile/backend_compile_duration"
 def place(folder: pathlib.Path | None) -> str | None:
   """Returns the cache folder: JAX_COMPILATION_CACHE_DIR if set, else `folder`.
 
-  Returns None for no cache: if `folder` is None or the user has set
+  Returns None, for no cache, if there is neither, or if the user has set
   JAX_ENABLE_COMPILATION_CACHE=false.
   """
   if not jax.config.jax_enable_compilation_cache:

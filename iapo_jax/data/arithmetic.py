@@ -133,7 +133,8 @@ def _sizes(sums: ArithmeticConfig) -> dict[str, dict[int, int]]:
           sums.test_problems,
           f"needs {tests[level]} problems with {level} operands for test,"
           f" {validations[level]} for validation and at least 1 for train, but"
-          f" the ranges hold {held}; lower it, or raise max_total",
+          f" the ranges hold {held}; lower test_problems or"
+          " validation_problems, or raise max_total",
       )
   if sum(rooms.values()) < sums.train_problems:
     fail(

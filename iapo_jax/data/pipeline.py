@@ -109,10 +109,9 @@ def tokenise_prompts(
     rows.append(ids[:added] + ids[added + excess :])
     gold_rows.append(gold_ids)
   if not rows:
-    rule = (
-        f"none of {len(prompts)} prompts is within the limit; raise it, or give"
-        " other data"
-    )
+    if not prompts:
+      raise ConfigError("data: has no prompts; give other data")
+    rule = f"none of {len(prompts)} prompts is within the limit; raise it"
     fail("data.max_prompt_tokens", limit, rule)
   return PromptTable(
       prompts=Prompts(

@@ -103,9 +103,9 @@ class Tokens:
 def kept(run: pathlib.Path) -> list[pathlib.Path]:
   """Returns the folders of a run with its model's files and its tokenizer.
 
-  Only the first of the two exists if the model has its own tokenizer, only the
-  second if the run began from random weights. Raises `ConfigError` if the run
-  has neither, such as one that was packed as a start of others.
+  Only the first exists if the run uses its model's tokenizer, only the second
+  if it began from random weights. Raises `ConfigError` if the run has neither,
+  such as one that was packed as a start of others.
   """
   found = [run / name for name in (KEPT, TOKENIZER) if (run / name).is_dir()]
   if not found:

@@ -134,7 +134,8 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   if ids[len(ids) - len(plain) :] != plain:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: adds tokens after a text, so they"
-        " would end every prompt; set config.data.chat_template=True"
+        " would end every prompt; use its chat template"
+        " (config.data.chat_template, --chat)"
     )
   return ids
 
@@ -172,8 +173,8 @@ def render_chat(
   """
   if not tok.chat_template:
     raise ConfigError(
-        "config.data.chat_template = True: tokenizer"
-        f" {tok.name_or_path!r} has no chat template; set it to False"
+        f"tokenizer {tok.name_or_path!r}: has no chat template; give prompts"
+        " as text, without config.data.chat_template or --chat"
     )
   try:
     return tok.apply_chat_template(
@@ -186,5 +187,6 @@ def render_chat(
     text = " ".join(str(error).split())
     raise ConfigError(
         f"chat template of {tok.name_or_path!r}: {text} (if it supports no"
-        " system message, set config.data.instructions=user)"
+        " system message, put the instructions into the user's message:"
+        " config.data.instructions=user)"
     ) from error

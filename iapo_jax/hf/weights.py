@@ -180,7 +180,7 @@ def _check_tied(reader: Reader) -> None:
   if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
     raise ConfigError(
         f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding, but"
-        " config.json has tie_word_embeddings = true"
+        " config.json ties the two (tie_word_embeddings)"
     )
 
 
@@ -294,7 +294,8 @@ def save(
     params: the decoder's weights, whole on this host.
     cfg: the decoder.
     dtype: dtype of every written tensor.
-    max_shard_bytes: largest size of a file; a larger tensor gets its own file.
+    max_shard_bytes: largest size of a file; a larger tensor has a
+      separate file.
 
   Raises:
     ConfigError: if a weight is not finite in `dtype`.

@@ -204,6 +204,6 @@ def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
 
 def _never_ends(number: Fraction) -> bool:
   """Returns whether a number has infinitely many decimals."""
-  # It does if no power of ten is a multiple of its denominator. This power is
-  # high enough: a prime divides a denominator fewer than bit_length times.
+  # Decimals never end if no power of ten is a multiple of the denominator. This
+  # power is high enough: a prime divides it fewer than bit_length times.
   return pow(10, number.denominator.bit_length(), number.denominator) != 0

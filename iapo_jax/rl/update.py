@@ -262,7 +262,7 @@ def _metrics(logprobs: Array, known: Tokens, cfg: Config) -> dict[str, Array]:
   terms |= {"ratio": ratio, "clipped": clipped}
   total = jnp.maximum(jnp.sum(known.weights), 1e-8)
   means = {k: jnp.sum(known.weights * v) / total for k, v in terms.items()}
-  # If no token learns, the mean is 0 / 0. The policy does not change: 1.
+  # If no token learns, the mean would be 0; 1 is the ratio of equal policies.
   means["ratio"] = jnp.where(
       jnp.any(known.weights > 0), means["ratio"], 1.0
   )

@@ -239,8 +239,8 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
     fail(
         "model.vocab_size",
         size,
-        f"must be above {max(used)}, the largest token id in use; choose the"
-        " model's own tokenizer with --config.data.tokenizer=FOLDER",
+        f"must be above {max(used)}, the largest token id in use; leave"
+        " config.data.tokenizer out to use the model's tokenizer",
     )
   most = cfg.model.max_positions
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens

@@ -239,9 +239,9 @@ def _stopped(
 ) -> FloatingPointError:
   """Keeps the step for a replay; returns the error that ends the run."""
   kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
-  told = f"To run it again: iapo replay {kept}"
+  told = f"To run it again: `iapo replay {kept}`"
   if stage.own:
-    told = f"To run it again, call iapo_jax.run.replay.again with {kept}"
+    told = f"To run it again, call iapo_jax.run.replay.again({str(kept)!r})"
   try:
     processes.everywhere(
         lambda: replay.keep(kept, state, batch, metrics, stage.own)

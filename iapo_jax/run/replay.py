@@ -122,9 +122,9 @@ def _check_own(place: pathlib.Path, own: Own) -> None:
     theirs = files.read_json(path)["own"]
   if own.described != theirs:
     raise ConfigError(
-        f"{str(place)!r}: the step ran with Own({theirs}), not with"
-        f" Own({own.described}); call iapo_jax.run.replay.again with the folder"
-        " and the same iapo_jax.rl.own.Own"
+        f"{str(place)!r}: the step ran with own parts {theirs or 'none'!r}, not"
+        f" with {own.described or 'none'!r}; call iapo_jax.run.replay.again"
+        " with the folder and the same iapo_jax.rl.own.Own"
     )
 
 

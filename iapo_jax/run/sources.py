@@ -76,7 +76,7 @@ def best(workdir: pathlib.Path) -> Source:
     points = [point for point in points if point["step"] in kept]
   raise ConfigError(
       f"workdir {str(workdir)!r}: holds no intact checkpoint that was"
-      " validated; choose last"
+      " validated; evaluate, score or export it with --checkpoint=last"
   )
 
 

@@ -68,7 +68,8 @@ def train(
     ConfigError: if the data, devices or workdir break a rule.
     SharedError: for the same, with several processes.
     Interrupted: if a signal asked to stop; the message says what is saved.
-    FloatingPointError: if too many steps in a row were not finite.
+    FloatingPointError: if too many steps in a row were not finite, or with
+      `debug` at the first one.
     SaveError: if a checkpoint could not be written.
   """
   start = time.perf_counter()

@@ -204,7 +204,7 @@ def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
     if asked != first:
       raise ConfigError(
           f"run {contestant.name!r}: has other {split} problems than"
-          f" {contestants[0].name!r}; evaluate it by a command of its own"
+          f" {contestants[0].name!r}; evaluate it by a separate command"
       )
 
 

@@ -247,7 +247,7 @@ def _histogram(
 def _plain(label: str) -> str:
   """Wraps a label and escapes what matplotlib would not print unchanged.
 
-  That is mathematics, a leading underscore and characters without UTF-8.
+  Escapes mathematics, a leading underscore and characters without UTF-8.
   """
   label = label.encode("utf-8", "backslashreplace").decode("utf-8")
   label = label.replace("$", r"\$")
