@@ -136,7 +136,7 @@ def test_products_that_pass_parts_on():
 
 def test_groups_that_are_not_understood_are_not_left_out():
   text = PROGRAM.replace("OPTIONS", "replica_groups=<new>")
-  with pytest.raises(ValueError, match="not understood: %a = f32"):
+  with pytest.raises(ValueError, match="unknown notation: %a = f32"):
     collectives.transfers(text, lambda _: 1)
 
 

@@ -49,13 +49,10 @@ def use_cache(folder):
 @pytest.fixture(scope="module", autouse=True)
 def users_jax():
   """JAX as a user has it: without the cache that the suite shares."""
-  limit = "jax_compilation_cache_max_size"
-  shared = jax.config.jax_compilation_cache_dir, getattr(jax.config, limit)
-  jax.config.update(limit, -1)
+  shared = jax.config.jax_compilation_cache_dir
   use_cache(None)
   yield
-  jax.config.update(limit, shared[1])
-  use_cache(shared[0])
+  use_cache(shared)
 
 
 def start(cfg, folder):

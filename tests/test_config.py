@@ -81,8 +81,8 @@ def test_flatten_is_json_and_complete():
         ),
         (
             {"select__first_tokens": 9, "select__short_tokens": 20},
-            "config.select.later_share = 0.0: must be above 0, as select.shor"
-            " select.short_tokens is; it is 20",
+            "config.select.later_share = 0.0: must be above 0, as"
+            " select.short_tokens = 20",
         ),
         (
             {"select__shortest": 4, "credit__mode": "gtpo"},

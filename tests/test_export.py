@@ -146,6 +146,7 @@ def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
   assert config["dtype"] == "bfloat16"
 
 
+@pytest.mark.full
 def test_a_run_needs_its_model_no_more(model, tmp_path):
   """Resumed, judged and exported where the folder is gone."""
   gone = tmp_path / "gone"
@@ -163,6 +164,7 @@ def test_a_run_needs_its_model_no_more(model, tmp_path):
     trainer.train(cfg, tmp_path / "other")
 
 
+@pytest.mark.full
 @pytest.mark.mesh
 def test_another_run_begins_where_one_ended(model, still, tmp_path, capsys):
   """`init_from` has the weights, `pretrained` the architecture."""
@@ -333,6 +335,7 @@ def test_a_family_beside_a_pretrained_models_own(still, tmp_path):
     export.export(sources.last(still), tmp_path / "out", family="qwen3")
 
 
+@pytest.mark.full
 def test_exports_that_cannot_be(tmp_path):
   cfg = small(
       warm_start__num_steps=1, rollout__max_tokens=56, num_steps=0,

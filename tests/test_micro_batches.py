@@ -188,7 +188,9 @@ def plain_gradients():
   return jax.jit(jax.grad(loss, has_aux=True))(make_params())
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(
+    "devices", [1, pytest.param(8, marks=pytest.mark.full)]
+)
 def test_gradients_are_those_of_the_whole_batch(devices):
   params, experience = make_params(), ragged()
   one = MeshConfig(data=1, fsdp=1, tensor=1)

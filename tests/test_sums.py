@@ -115,7 +115,8 @@ class TestLevels:
     assert str(error.value) == (
         "config.data.arithmetic.test_problems = 10: needs 5 problems with 2"
         " operands for test, 2 for validation and at least 1 for train, but the"
-        " ranges hold 7; lower it, or raise max_total"
+        " ranges hold 7; lower test_problems or validation_problems, or raise"
+        " max_total"
     )
 
   def test_more_to_train_on_than_is_left(self):

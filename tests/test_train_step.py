@@ -176,7 +176,13 @@ def test_a_new_key_every_step():
   np.testing.assert_array_equal(first.samples.tokens, again.samples.tokens)
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize(
+    "aggregation",
+    [
+        pytest.param(x, marks=() if x == "token_mean" else pytest.mark.full)
+        for x in AGGREGATIONS
+    ],
+)
 def test_micro_batches_do_not_change_the_update(aggregation):
   results = []
   for parts in (1, 4):
@@ -196,6 +202,7 @@ def test_micro_batches_do_not_change_the_update(aggregation):
   chex.assert_trees_all_close(*results, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_several_updates_leave_the_first_policy():
   setup = make_setup(loss__num_updates=3, loss__kl_weight=0.0)
   params = make_params(setup)
@@ -316,6 +323,7 @@ def test_the_state_is_created_and_stays_sharded():
   assert tokens.sharding.shard_shape(tokens.shape) == (8, 20)
 
 
+@pytest.mark.full
 def test_weights_are_not_gathered_inside_the_decode_loop():
   """FSDP shards are gathered once a step, before the loop over tokens."""
   setup = make_setup(devices=8, mesh__data=1, mesh__fsdp=8, mesh__tensor=1)

@@ -303,6 +303,7 @@ def test_what_a_path_means(finished, tmp_path, monkeypatch):
   assert sources.named(str(odd)) == sources.Source(odd, "rl", 2, named=False)
 
 
+@pytest.mark.full
 def test_any_checkpoint_can_be_named(finished, tmp_path):
   """Of a run that was never finished, too: it may have diverged later."""
   young = unfinished_copy(finished, tmp_path / "young")
