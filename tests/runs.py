@@ -181,25 +181,47 @@ def command(name, *arguments, cwd=HERE.parent):
 
 
 def benchmark(name, *arguments):
-  """A program of benchmarks/ in this process, like `command`.
-
-  Its flags, and modules that it imports from beside it, are gone afterwards.
-  """
+  """A program of benchmarks/ in this process, like `command`."""
   place = HERE.parent / "benchmarks"
-  known, modules = set(flags.FLAGS), set(sys.modules)
   path, argv = f"{place / name}.py", sys.argv
-  sys.argv = [path, *arguments]
-  sys.path.insert(0, str(place))
+  with _without_other_programs(place):
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, str(place))
+    try:
+      return captured(lambda: runpy.run_path(path, run_name="__main__"))
+    finally:
+      sys.argv = argv
+      sys.path.remove(str(place))
+
+
+@contextlib.contextmanager
+def _without_other_programs(place):
+  """Sets aside flags and modules of studies that a benchmark's would meet.
+
+  Those that it leaves behind are gone afterwards.
+  """
+  values = flags.FLAGS
+  kept = {}
+  for name in values:
+    owner = values.find_module_defining_flag(name)
+    if owner and not owner.startswith("absl"):
+      kept[name] = owner, values[name]
+  names = [x.stem for x in place.glob("*.py")]
+  modules = {x: sys.modules.pop(x) for x in names if x in sys.modules}
+  for name in kept:
+    delattr(values, name)
+  before = set(values)
   try:
-    return captured(lambda: runpy.run_path(path, run_name="__main__"))
+    yield
   finally:
-    sys.argv = argv
-    sys.path.remove(str(place))
-    for flag in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, flag)
-    for module in set(sys.modules) - modules:
-      if (place / f"{module}.py").exists():
-        del sys.modules[module]
+    for name in set(values) - before:
+      delattr(values, name)
+    for name, (owner, flag) in kept.items():
+      values[name] = flag
+      values.register_flag_by_module(owner, flag)
+    for name in names:
+      sys.modules.pop(name, None)
+    sys.modules.update(modules)
 
 
 def captured(run, cwd=HERE.parent):

@@ -445,7 +445,7 @@ class TestComparison:
       ("changes", "message"),
       [
           (
-              {"data.arithmetic.operands": 2},
+              {"data.arithmetic.operands": 4},
               r"run '.*/other': has other test problems than '.*grpo'",
           ),
           (
