@@ -24,6 +24,7 @@ ODD_LABELS = [
     r"$\frac$", "_hidden", "a$b$c", "50 %", "x" * 90, "\ud800", "seed 1, " * 9,
 ]  # fmt: skip
 HERE = pathlib.Path(__file__).parent
+BENCHMARKS = HERE.parent / "benchmarks"
 # Sums whose completions are so short that a loop over tokens is one loop, not
 # one for each quarter of the cache: a step compiles in half the time.
 SHORT = {"data.arithmetic.operands": 3, "rollout.max_tokens": 56}
@@ -182,23 +183,22 @@ def command(name, *arguments, cwd=HERE.parent):
 
 def benchmark(name, *arguments):
   """A program of benchmarks/ in this process, like `command`."""
-  place = HERE.parent / "benchmarks"
-  path, argv = f"{place / name}.py", sys.argv
-  with _without_other_programs(place):
-    sys.argv = [path, *arguments]
-    sys.path.insert(0, str(place))
-    try:
-      return captured(lambda: runpy.run_path(path, run_name="__main__"))
-    finally:
-      sys.argv = argv
-      sys.path.remove(str(place))
+  path, argv = f"{BENCHMARKS / name}.py", sys.argv
+  sys.argv = [path, *arguments]
+  sys.path.insert(0, str(BENCHMARKS))
+  try:
+    return captured(lambda: runpy.run_path(path, run_name="__main__"))
+  finally:
+    sys.argv = argv
+    sys.path.remove(str(BENCHMARKS))
 
 
 @contextlib.contextmanager
-def _without_other_programs(place):
-  """Sets aside flags and modules of studies that a benchmark's would meet.
+def _without_other_programs():
+  """Sets aside flags of other programs, and modules named like a benchmark's.
 
-  Those that it leaves behind are gone afterwards.
+  Tests import those of studies and benchmarks. What the program leaves behind
+  is gone afterwards.
   """
   values = flags.FLAGS
   kept = {}
@@ -206,7 +206,7 @@ def _without_other_programs(place):
     owner = values.find_module_defining_flag(name)
     if owner and not owner.startswith("absl"):
       kept[name] = owner, values[name]
-  names = [x.stem for x in place.glob("*.py")]
+  names = [x.stem for x in BENCHMARKS.glob("*.py")]
   modules = {x: sys.modules.pop(x) for x in names if x in sys.modules}
   for name in kept:
     delattr(values, name)
@@ -231,6 +231,7 @@ def captured(run, cwd=HERE.parent):
       for _ in range(2)
   ]
   with (
+      _without_other_programs(),
       contextlib.chdir(cwd),
       contextlib.redirect_stdout(streams[0]),
       contextlib.redirect_stderr(streams[1]),

@@ -114,7 +114,7 @@ def test_the_wheel_has_every_command(installed):
           "num_steps": 2, "warm_start.num_steps": 3, "evaluation.problems": 8,
           "evaluation.batch_size": 64, "data.arithmetic.test_problems": 16,
           "prompts_per_step": 4, "group_size": 4, "reward.grader": "host",
-          "model.d_model": 32,
+          "data.arithmetic.train_problems": 64, "model.d_model": 32,
           "model.mlp_dim": 64, **runs.SHORT,
       }.items()
   ]  # fmt: skip

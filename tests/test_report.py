@@ -445,7 +445,11 @@ class TestComparison:
       ("changes", "message"),
       [
           (
-              {"data.arithmetic.operands": 4},
+              {
+                  "data.arithmetic.operands": 2,
+                  "data.arithmetic.train_problems": 8,
+                  "data.arithmetic.validation_problems": 8,
+              },
               r"run '.*/other': has other test problems than '.*grpo'",
           ),
           (
