@@ -222,6 +222,14 @@ def test_a_pass_holds_the_budget_and_no_pass_is_half_empty():
   assert probes.passes(64, 8, 257, 6, budget=4096, shards=4) == (2, 20)
 
 
+def test_strided_positions_by_hand():
+  # Every third of seven: 0, 3 and 6.
+  np.testing.assert_array_equal(
+      probes.strided(7, 3), np.array([[1, 0, 0, 1, 0, 0, 1]], bool)
+  )
+  np.testing.assert_array_equal(probes.strided(3, 1), np.ones((1, 3), bool))
+
+
 def test_short_parts_take_few_passes():
   """The program's own count of passes, from how often its body ran."""
   params, _, rolled, _, targets = make_case(
