@@ -187,7 +187,8 @@ def benchmark(name, *arguments):
   sys.argv = [path, *arguments]
   sys.path.insert(0, str(BENCHMARKS))
   try:
-    return captured(lambda: runpy.run_path(path, run_name="__main__"))
+    with _without_other_programs():
+      return captured(lambda: runpy.run_path(path, run_name="__main__"))
   finally:
     sys.argv = argv
     sys.path.remove(str(BENCHMARKS))
@@ -231,7 +232,6 @@ def captured(run, cwd=HERE.parent):
       for _ in range(2)
   ]
   with (
-      _without_other_programs(),
       contextlib.chdir(cwd),
       contextlib.redirect_stdout(streams[0]),
       contextlib.redirect_stderr(streams[1]),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import runs
+from absl import flags
 
 from iapo_jax.cli import iapo
 from iapo_jax.config import fields, parsing, presets
@@ -189,6 +190,14 @@ def test_commands_refuse_what_they_cannot_do(
     name, arguments, message, tmp_path
 ):
   check_refused(runs.command(name, *arguments, cwd=tmp_path), message)
+
+
+def test_a_program_may_have_required_flags_of_its_own(monkeypatch):
+  values = flags.FlagValues()
+  flags.DEFINE_string("needed", None, "Required.", flag_values=values)
+  flags.mark_flag_as_required("needed", flag_values=values)
+  monkeypatch.setattr(flags, "FLAGS", values)
+  assert runs.command("fields", "rollout.max_tokens").returncode == 0
 
 
 def test_train_without_a_configuration_lists_them():

@@ -52,7 +52,9 @@ def run(
       hint = f"; did you mean `iapo {close[0]}`?" if close else ""
       rule = f"must be one of {', '.join(COMMANDS)}{hint}"
       raise ConfigError(f"command {name!r}: {rule}")
-    flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags
+    # Libraries read absl's own flags. The calling program may define others,
+    # even required ones, which are not parsed here.
+    flags.FLAGS.mark_as_parsed()
     module = importlib.import_module(f"iapo_jax.cli.{name}")
     parser = command.Parser(prog=f"iapo {name}", description=module.__doc__)
     module.add_arguments(parser)
