@@ -143,6 +143,7 @@ def cases_of() -> dict[str, cases.Case]:
           group=group,
           prompt_tokens=_PROMPT.value or (8 if small else 256),
           new_tokens=_NEW.value or (16 if small else 1024),
+          rehearsal=small,
       )
       for name in names
   }
@@ -164,7 +165,6 @@ def job_of(case: cases.Case, folder: pathlib.Path) -> dict[str, Any]:
       "attention": _ATTENTION.value,
       "stride": stride(),
       "rounds": _ROUNDS.value,
-      "rehearsal": small,
       "memory_bytes": int(1e9 * (_GIGABYTES.value or 0)),
       "matmul_sizes": [256, 512] if small else [4096, 8192, 16_384],
       "bandwidth_bytes": 2**26 if small else 2**32,
@@ -192,7 +192,7 @@ def ask(
   if name != "ours":
     script, variables = f"peers/{name}_worker.py", {}
   if job["rehearsal"]:
-    variables["JAX_PLATFORMS"] = "cpu"
+    variables |= {"JAX_PLATFORMS": "cpu"} | workers.rehearsing()
   print(f"{name}: {job['part']}", file=sys.stderr)
   try:
     worker = workers.Worker(name, python, path, script=script, **variables)

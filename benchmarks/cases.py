@@ -41,10 +41,13 @@ class Case(costs.Batch):
     devices: that ours spreads a batch over, of a core each or all of one; what
       was measured to be faster. With few sequences on each, a large vocabulary
       is read once more for every device.
+    rehearsal: whether it only shows that a benchmark runs: programs are
+      compiled with the caller's flags, and peaks measured on small products.
   """
 
   micro_batches: int = 4
   devices: int = 1
+  rehearsal: bool = False
 
 
 def named() -> dict[str, Case]:
@@ -64,7 +67,13 @@ def named() -> dict[str, Case]:
   )  # fmt: skip
   return {
       "tiny": Case(
-          tiny, 2, 4, prompt_tokens=8, new_tokens=8, micro_batches=2
+          tiny,
+          2,
+          4,
+          prompt_tokens=8,
+          new_tokens=8,
+          micro_batches=2,
+          rehearsal=True,
       ),
       "small": Case(small, 8, 8, prompt_tokens=32, new_tokens=64, devices=2),
       "large": Case(large, 4, 8, prompt_tokens=128, new_tokens=256),
@@ -182,6 +191,7 @@ def job_of(case: Case, *, steps: int) -> dict[str, Any]:
       "learning_rate": 1e-5,
       "seed": _SEED,
       "steps": steps,
+      "rehearsal": case.rehearsal,
   }
 
 

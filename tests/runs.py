@@ -202,20 +202,18 @@ def _without_other_programs():
   is gone afterwards.
   """
   values = flags.FLAGS
-  kept = {}
-  for name in values:
-    owner = values.find_module_defining_flag(name)
-    if owner and not owner.startswith("absl"):
-      kept[name] = owner, values[name]
+  kept = {
+      name: (values.find_module_defining_flag(name), values[name])
+      for name in _flags_of_programs()
+  }
   names = [x.stem for x in BENCHMARKS.glob("*.py")]
   modules = {x: sys.modules.pop(x) for x in names if x in sys.modules}
   for name in kept:
     delattr(values, name)
-  before = set(values)
   try:
     yield
   finally:
-    for name in set(values) - before:
+    for name in _flags_of_programs():
       delattr(values, name)
     for name, (owner, flag) in kept.items():
       values[name] = flag
@@ -223,6 +221,21 @@ def _without_other_programs():
     for name in names:
       sys.modules.pop(name, None)
     sys.modules.update(modules)
+
+
+def _flags_of_programs():
+  """Those that no library defines; those of fields have absl as their owner."""
+  values = flags.FLAGS
+  owners = {name: values.find_module_defining_flag(name) for name in values}
+  files = {
+      name: getattr(sys.modules.get(owner), "__file__", None) or ""
+      for name, owner in owners.items()
+  }
+  return [
+      name
+      for name, file in files.items()
+      if "." in name or "site-packages" not in file
+  ]
 
 
 def captured(run, cwd=HERE.parent):

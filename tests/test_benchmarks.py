@@ -43,7 +43,7 @@ def run(script, *arguments, timeout=300, **variables):
 
 def test_phases_reports_every_phase(tmp_path):
   path = tmp_path / "phases.json"
-  done = run("phases", *TINY, f"--json={path}")
+  done = runs.benchmark("phases", *TINY, f"--json={path}")
   assert done.returncode == 0, done.stderr
   summary = json.loads(path.read_text())
   assert set(summary) >= {
@@ -68,7 +68,7 @@ def test_phases_reports_every_phase(tmp_path):
 def test_phases_of_a_step_that_probes_nothing(tmp_path):
   path = tmp_path / "phases.json"
   grpo = ("--config=configs/arithmetic.py:grpo", "--config.probe.stride=0")
-  done = run("phases", *grpo, *TINY, f"--json={path}")
+  done = runs.benchmark("phases", *grpo, *TINY, f"--json={path}")
   assert done.returncode == 0, done.stderr
   summary = json.loads(path.read_text())
   assert set(summary["phases"]) == PHASES - {"probes"}
@@ -209,7 +209,7 @@ def test_a_peer_that_cannot_be_installed(tmp_path):
 def test_probes_beside_other_ways_to_have_them(tmp_path):
   """The benchmark itself raises where the entropies differ."""
   path = tmp_path / "probes.json"
-  done = run(
+  done = runs.benchmark(
       "probes", "--model=tiny", "--sequences=4", "--group=2", "--prompt=8",
       "--tokens=20", "--stride=4", "--rounds=1", f"--json={path}",
   )  # fmt: skip
@@ -229,7 +229,7 @@ def test_probes_beside_other_ways_to_have_them(tmp_path):
 
 def test_updates_from_completions_of_all_lengths(tmp_path):
   path = tmp_path / "updating.json"
-  done = run(
+  done = runs.benchmark(
       "updating", "--model=tiny", "--prompts=2", "--group=2", "--prompt=8",
       "--tokens=16", "--micro_batches=2", "--rounds=1", f"--json={path}",
   )  # fmt: skip
