@@ -215,8 +215,9 @@ def test_one_process_does_all_of_it():
 def train(folder):
   """Arithmetic with two processes of two devices, five steps of learning."""
   settings = {
-      "warm_start.num_steps": 12,
-      "warm_start.optimizer.learning_rate": 0.02,
+      "warm_start.num_steps": 2,
+      "warm_start.batch_size": 16,
+      "reward.overlong_tokens": 40,  # rewards differ by the length at least
       "num_steps": 5,
       "prompts_per_step": 4,
       "group_size": 4,
@@ -264,9 +265,9 @@ def test_every_process_grades_its_own_rows(uninterrupted):
   assert len(set(first) & set(second)) < len(set(first)) / 2
   samples = runs.lines(folder, logs.SAMPLES)
   assert len(samples) == 5 * 16
-  assert len({line["reward"] for line in samples}) > 1
+  assert len({line["group_advantage"] for line in samples}) > 16
   steps = logs.stage_metrics(folder, "rl")
-  assert any(line["update/grad_norm"] > 0 for line in steps)
+  assert min(line["update/grad_norm"] for line in steps) > 0.01
 
 
 def test_the_first_process_speaks(uninterrupted):
