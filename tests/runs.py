@@ -183,20 +183,25 @@ def command(name, *arguments, cwd=HERE.parent):
 
 def benchmark(name, *arguments):
   """A program of benchmarks/ in this process, like `command`."""
-  path, argv = f"{BENCHMARKS / name}.py", sys.argv
-  sys.argv = [path, *arguments]
-  sys.path.insert(0, str(BENCHMARKS))
+  return program(BENCHMARKS / f"{name}.py", *arguments)
+
+
+def program(path, *arguments):
+  """A program of the repository in this process, like `command`."""
+  argv = sys.argv
+  sys.argv = [str(path), *map(str, arguments)]
+  sys.path.insert(0, str(path.parent))
   try:
-    with _without_other_programs():
-      return captured(lambda: runpy.run_path(path, run_name="__main__"))
+    with _without_other_programs(path.parent):
+      return captured(lambda: runpy.run_path(str(path), run_name="__main__"))
   finally:
     sys.argv = argv
-    sys.path.remove(str(BENCHMARKS))
+    sys.path.remove(str(path.parent))
 
 
 @contextlib.contextmanager
-def _without_other_programs():
-  """Sets aside flags of other programs, and modules named like a benchmark's.
+def _without_other_programs(folder):
+  """Sets aside flags of other programs, and modules named like the folder's.
 
   Tests import those of studies and benchmarks. What the program leaves behind
   is gone afterwards.
@@ -206,7 +211,7 @@ def _without_other_programs():
       name: (values.find_module_defining_flag(name), values[name])
       for name in _flags_of_programs()
   }
-  names = [x.stem for x in BENCHMARKS.glob("*.py")]
+  names = [x.stem for x in folder.glob("*.py")]
   modules = {x: sys.modules.pop(x) for x in names if x in sys.modules}
   for name in kept:
     delattr(values, name)

@@ -121,8 +121,7 @@ def test_one_that_does_not_fit_ends_in_advice(shape, tmp_path):
   path = tmp_path / "a.json"
   done = run(
       shape, f"--json={path}", "--config.loss.micro_batches=1",
-      "--config.rollout.max_tokens=4096", "--config.loss.head_chunk=4096",
-      "--config.prompts_per_step=64",
+      "--config.prompts_per_step=2048",
   )  # fmt: skip
   assert done.returncode == 2, done.stdout
   assert done.stderr.splitlines()[-1].startswith("error: the step needs ")

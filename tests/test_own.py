@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -128,24 +126,17 @@ def test_a_credit_of_another_shape(tmp_path):
 )
 def test_the_programs_of_the_docs(program, variant, tmp_path):
   settings = {
-      "warm_start.num_steps": 2, "num_steps": 2, "prompts_per_step": 4,
+      "warm_start.num_steps": 0, "num_steps": 2, "prompts_per_step": 4,
       "group_size": 4, "evaluation.every": 0, "evaluation.batch_size": 16,
       **runs.SHORT,
       "data.arithmetic.train_problems": 32, "data.arithmetic.test_problems": 16,
   }  # fmt: skip
-  done = subprocess.run(
-      [
-          sys.executable, f"experiments/{program}.py",
-          f"--config=configs/arithmetic.py:{variant}",
-          f"--workdir={tmp_path}",
-          *(f"--config.{name}={value}" for name, value in settings.items()),
-      ],
-      cwd=ROOT,
-      env=runs.environment(),
-      capture_output=True,
-      text=True,
-      timeout=300,
-  )  # fmt: skip
+  done = runs.program(
+      ROOT / "experiments" / f"{program}.py",
+      f"--config=configs/arithmetic.py:{variant}",
+      f"--workdir={tmp_path}",
+      *(f"--config.{name}={value}" for name, value in settings.items()),
+  )
   assert done.returncode == 0, done.stderr
   assert f"own        {program[4:].replace('reward', 'text reward')}" in (
       done.stdout

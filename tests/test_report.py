@@ -31,6 +31,8 @@ def config(**overrides):
   built.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   built.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
   built.update_from_flattened_dict(SHORT)
+  built.model.update({"d_model": 32, "mlp_dim": 64})
+  built.warm_start.batch_size = 16
   built.log.samples_every = 1
   for name, value in overrides.items():
     built.update_from_flattened_dict({name.replace("__", "."): value})
