@@ -19,8 +19,6 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import compilation
 from iapo_jax.run import checkpoint, logs, plan, trainer
 
-pytestmark = pytest.mark.mesh
-
 STAGES = ("warm_start", "rl")
 # Of the steps and of the evaluation's sampler.
 LARGE = ("jit_step-", "jit_run-")
@@ -33,9 +31,9 @@ def small(**overrides):
   config.evaluation.update({"every": 1, "problems": 16, "batch_size": 16})
   config.data.arithmetic.update({"train_problems": 64, "test_problems": 16})
   config.update_from_flattened_dict(runs.LEAN)
+  config.model.update({"d_model": 32, "mlp_dim": 64})
+  config.warm_start.batch_size = 16
   config.checkpoint.every = 1
-  config.mesh.data = 1
-  config.mesh.fsdp = 8
   for name, value in overrides.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   return config_lib.parse(config)
