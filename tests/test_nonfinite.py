@@ -24,7 +24,10 @@ from iapo_jax.run import (
   workdir,
 )
 
-ONLY_STEPS = {"warm_start__num_steps": 0, "evaluation__every": 0}
+ONLY_STEPS = {
+    "warm_start__num_steps": 0, "evaluation__every": 0,
+    "loss__early_weight": 0.0, "model__d_model": 32, "model__mlp_dim": 64,
+}  # fmt: skip
 
 
 def poisoned(spoils):

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 def train(folder, own, **overrides):
   cfg = small(
       warm_start__num_steps=0, log__samples_every=1, log__samples=64,
-      loss__early_weight=0.0, evaluation__every=0, **overrides,
+      loss__early_weight=0.0, evaluation__every=0, model__d_model=32,
+      model__mlp_dim=64, **overrides,
   )  # fmt: skip
   trainer.train(cfg, folder, own=own)
   return logs.read(folder, logs.SAMPLES)
