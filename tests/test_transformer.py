@@ -9,6 +9,7 @@ import numpy_decoder
 import pytest
 import tiny
 from absl.testing import parameterized
+from flax import linen as nn
 
 from iapo_jax.core.types import KVSegment
 from iapo_jax.models import attention, head, transformer
@@ -48,6 +49,19 @@ def test_extending_token_by_token_is_one_forward(name):
     )
     context = (*context, segment)
     np.testing.assert_allclose(hidden[:, 0], whole[:, i], atol=1e-5)
+
+
+def test_a_seed_gives_the_weights_that_it_always_gave():
+  """Recorded: runs from scratch can be repeated with a later version."""
+  params = nn.unbox(transformer.init(jax.random.key(0), tiny.MODEL))
+  np.testing.assert_allclose(
+      params["embedding"][0, :3], [0.018168, -0.362714, -0.375438], atol=1e-6
+  )
+  np.testing.assert_allclose(
+      params["layers"]["mlp"]["up_kernel"][:, 0, :2],
+      [[-0.246620, 0.010925], [0.289768, -0.329557]],
+      atol=1e-6,
+  )
 
 
 def test_a_segment_row_serves_consecutive_rows():

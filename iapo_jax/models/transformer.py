@@ -344,8 +344,9 @@ class Decoder(nn.Module):
         in_axes=(0, 0, nn.broadcast),
         length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        # No variable is broadcast; the check would trace the layer once more.
-        check_constancy_invariants=False,
+        # No variable is broadcast, and the check traces the layer once more. It
+        # also moves the keys of `init`, whose weights stay what they were.
+        check_constancy_invariants=self.is_initializing(),
     )
     pairs = tuple((segment.keys, segment.values) for segment in context)
     x, new = layers(c, name="layers")(x, _layers(c), pairs, shared)
