@@ -133,7 +133,7 @@ def test_the_demo_end_to_end_at_small_size(tmp_path):
   ]  # fmt: skip
   assert all(run["mean"]["seconds_per_completion"] > 0 for run in timed)
   # A second call reports the finished runs without training again.
-  again = run("demo.py", "--small", f"--workdir={workdir}")
+  again = runs.command("demo", "--small", f"--workdir={workdir}")
   assert again.returncode == 0, again.stderr
   assert "compiled" not in again.stdout
   repeated = json.loads((workdir / "summary.json").read_text())

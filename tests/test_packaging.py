@@ -115,7 +115,7 @@ def test_the_wheel_has_every_command(installed):
           "evaluation.batch_size": 64, "data.arithmetic.test_problems": 16,
           "prompts_per_step": 4, "group_size": 4, "reward.grader": "host",
           "data.arithmetic.train_problems": 64, "model.d_model": 32,
-          "model.mlp_dim": 64, **runs.SHORT,
+          "model.mlp_dim": 64, "warm_start.batch_size": 16, **runs.SHORT,
       }.items()
   ]  # fmt: skip
   iapo("train", "--config=arithmetic:to_go", *small)

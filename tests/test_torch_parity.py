@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import tiny
 
 pytest.importorskip("torch", reason="torch is installed in CI only")
@@ -224,6 +225,7 @@ def test_a_runs_export_is_a_model_of_transformers(tmp_path):
   config.data.arithmetic.update(
       {"train_problems": 16, "validation_problems": 8, "test_problems": 8}
   )
+  config.update_from_flattened_dict(runs.LEAN)
   config.model.update({"qkv_bias": True, "family": "qwen2"})
   cfg = config_lib.parse(config)
   trainer.train(cfg, tmp_path / "run")
