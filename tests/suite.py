@@ -51,7 +51,7 @@ def pytest_addoption(parser):
   """How far the tests go that docs/reliability.md has at full length."""
   options = {
       "--kills": (1, "moments at which a run is killed"),
-      "--completions": (3000, "hostile completions that are graded and shown"),
+      "--completions": (1500, "hostile completions that are graded and shown"),
       "--soak": (0, "steps of a long run that is watched"),
       "--precision": (0, "steps in bfloat16 that are compared with float32"),
   }

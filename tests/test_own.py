@@ -45,14 +45,7 @@ def test_a_reward_in_the_program(tmp_path, capsys):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param({"data": 8}, marks=pytest.mark.full),
-        {"data": 4, "tensor": 2},
-    ],
-)
-def test_a_reward_of_texts(tmp_path, mesh):
+def test_a_reward_of_texts(tmp_path):
   """Every completion is asked about once, with the answer of its problem."""
   asked = []
 
@@ -60,10 +53,10 @@ def test_a_reward_of_texts(tmp_path, mesh):
     asked.extend(zip(completions, golds, strict=True))
     return [len(text) for text in completions]
 
-  fields = {f"mesh__{name}": size for name, size in mesh.items()}
   samples = train(
-      tmp_path, Own(text_reward=reward), model__vocab_size=40, **fields
-  )
+      tmp_path, Own(text_reward=reward), model__vocab_size=40, mesh__data=4,
+      mesh__tensor=2,
+  )  # fmt: skip
   assert len(asked) == len(samples) == 64  # two steps
   expected = sorted((s["reward"], s["gold"].strip()) for s in samples)
   assert expected == sorted((float(len(x)), gold) for x, gold in asked)
