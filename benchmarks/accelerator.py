@@ -47,6 +47,7 @@ from typing import Any
 
 import accelerator_report
 import cases
+import ceilings
 import contest
 import jax
 import measuring
@@ -166,7 +167,9 @@ def job_of(case: cases.Case, folder: pathlib.Path) -> dict[str, Any]:
       "stride": stride(),
       "rounds": _ROUNDS.value,
       "memory_bytes": int(1e9 * (_GIGABYTES.value or 0)),
-      "matmul_sizes": [256, 512] if small else [4096, 8192, 16_384],
+      "matmul_sizes": (
+          ceilings.REHEARSAL_SIZES if small else (4096, 8192, 16_384)
+      ),
       "bandwidth_bytes": 2**26 if small else 2**32,
   }
 
@@ -192,7 +195,7 @@ def ask(
   if name != "ours":
     script, variables = f"peers/{name}_worker.py", {}
   if job["rehearsal"]:
-    variables |= {"JAX_PLATFORMS": "cpu"} | workers.rehearsing()
+    variables["JAX_PLATFORMS"] = "cpu"
   print(f"{name}: {job['part']}", file=sys.stderr)
   try:
     worker = workers.Worker(name, python, path, script=script, **variables)

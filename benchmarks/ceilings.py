@@ -10,6 +10,8 @@ from iapo_jax.models import attention
 
 # Of matrices whose products reach the peak of a CPU.
 CPU_SIZES = (1024, 2048, 3072)
+# Of those with which a rehearsal shows that it runs.
+REHEARSAL_SIZES = (256, 512)
 _CALLS = 5
 
 

@@ -311,7 +311,8 @@ def main() -> None:
   step = 0
   while command := session.wait():
     if command == "peak":
-      sizes = (256, 512) if job["rehearsal"] else ceilings.CPU_SIZES
+      small = job["rehearsal"]
+      sizes = ceilings.REHEARSAL_SIZES if small else ceilings.CPU_SIZES
       peak = ceilings.matmul_peak("float32", sizes)
       session.answer(flops_per_second=peak)
       continue

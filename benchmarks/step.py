@@ -104,9 +104,7 @@ class Contestant(workers.Worker):
     script = "contest.py" if name == "ours" else f"peers/{name}_worker.py"
     variables = {"JAX_PLATFORMS": "cpu"}
     if name == "ours":
-      told = protocol.load_job(job)
-      variables["JAX_NUM_CPU_DEVICES"] = str(told["devices"])
-      variables |= workers.rehearsing() if told["rehearsal"] else {}
+      variables["JAX_NUM_CPU_DEVICES"] = str(protocol.load_job(job)["devices"])
     super().__init__(name, python, job, script=script, **variables)
     self.steps: list[dict[str, Any]] = []
 

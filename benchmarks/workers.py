@@ -10,6 +10,8 @@ import sys
 import venv
 from typing import Any
 
+from peers import protocol
+
 from iapo_jax.core.errors import ConfigError
 
 _HERE = pathlib.Path(__file__).parent
@@ -95,6 +97,7 @@ class Worker:
       RuntimeError: where the process ends without an answer.
     """
     self.name = name
+    rehearsal = protocol.load_job(job)["rehearsal"]
     self._log = job.parent / f"{name}.log"
     with self._log.open("w", encoding="utf-8") as log:
       self._process = subprocess.Popen(
@@ -102,7 +105,7 @@ class Worker:
           stdin=subprocess.PIPE,
           stdout=subprocess.PIPE,
           stderr=log,
-          env=_environ(name) | variables,
+          env=_environ(name, rehearsal) | variables,
           text=True,
       )
     self.facts = self._answer()
@@ -127,11 +130,13 @@ class Worker:
     return json.loads(line)
 
 
-def _environ(name: str) -> dict[str, str]:
+def _environ(name: str, rehearsal: bool) -> dict[str, str]:
   """A worker's environment: quiet, off-line, and its own packages only."""
   kept = dict(os.environ)
   # Other numbers of devices and threads would not be everyone's.
-  dropped = ["XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+  dropped = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+  if not rehearsal:  # its seconds do not count: it compiles as the caller does
+    dropped.append("XLA_FLAGS")
   for variable in dropped + ([] if name == "ours" else ["PYTHONPATH"]):
     kept.pop(variable, None)
   return kept | {
@@ -140,11 +145,6 @@ def _environ(name: str) -> dict[str, str]:
       "TOKENIZERS_PARALLELISM": "false",
       "TRANSFORMERS_VERBOSITY": "error",
   }
-
-
-def rehearsing() -> dict[str, str]:
-  """A worker's further environment where its seconds do not count."""
-  return {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
 def check(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
