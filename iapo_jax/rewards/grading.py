@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 
-from iapo_jax.rewards import equivalence, spelling, text
+from iapo_jax.rewards import settling, spelling, text
 from iapo_jax.rewards.pool import Pool, Task
 
 _MOST_WORKERS = 8
@@ -86,7 +86,7 @@ def _decide(tasks: Sequence[Task]) -> dict[Task, bool | None]:
   open_tasks = []
   for task in tasks:
     answer, gold, prose = task
-    decision = equivalence.settle(answer, gold)
+    decision = settling.settle(answer, gold)
     # If a guessed answer is wrong, Math-Verify may find another in the prose.
     if not decision and (decision is None or prose):
       open_tasks.append(task)

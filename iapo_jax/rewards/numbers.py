@@ -6,7 +6,9 @@ from fractions import Fraction
 _LONGEST = 400  # characters of a number
 _LARGEST_EXPONENT = 400
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_UNSIGNED = (
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.(?![A-Za-z])\d*)?|\.\d+"
+)
 _RATIO = (
     rf"\\frac\s*\{{\s*(?P<top>[-+]?\s*(?:{_UNSIGNED}))\s*\}}"
     rf"\s*\{{\s*(?P<bottom>[-+]?\s*(?:{_UNSIGNED}))\s*\}}"
@@ -52,7 +54,8 @@ _UNIT = re.compile(
 )
 # The unit of a gold answer. Other letters in a gold answer are mathematics.
 _GOLD_UNIT = re.compile(
-    r"\s*(?:\\text\s*\{[^{}\\\d]*\}|(?<=\s)[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*)"
+    rf"\s*(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?<=\s)(?:(?:{_SHORT_UNITS})\b"
+    r"|[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*))"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*[CF]?\s*")
@@ -66,6 +69,8 @@ _OTHER_NUMBER = re.compile(
     r"|thirds?|quarters?|[a-z]+(?:th|nd|rd)s|plus|minus|times|over|divided|mod"
     r"|factorial|if|not|but|except|versus|vs|than|below|above"
     r"|negative|about|sin|cos|tan|log|ln|exp|roots?|powers?|infinity|unknown|is"
+    r"|print|return|import|lambda|def|eval|exec|elif|else|while|assert|null|none"
+    r"|true|false|nan|undefined"
     r"|are|was|equals|choose|base|point|zero|one|two|three|four|five|six|seven"
     r"|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|[a-z]+illions?|googol|lakh|crore|scores?|hundreds|thousands|dozens)"
 )
@@ -86,7 +91,8 @@ def candidates(text: str, *, gold: bool = False) -> frozenset[Fraction]:
     if value is None:
       return frozenset()
     return frozenset([-value if match.group("sign") == "-" else value])
-  if match := _REPEATING.fullmatch(text):
+  match = _REPEATING.fullmatch(text)
+  if match and len(text) <= _LONGEST:
     return frozenset([_repeating(*match.groups())])
   match = _NUMBER.match(text)
   if not match or len(match.group()) > _LONGEST:
@@ -183,22 +189,40 @@ def equal(
   """
   if numbers & golds:
     return True
+  endless = frozenset(filter(_never_ends, golds))
+  return bool(endless) and shortens(answer, numbers, endless)
+
+
+def shortens(
+    answer: str, numbers: frozenset[Fraction], exact: frozenset[Fraction]
+) -> bool:
+  """Returns whether an answer is a decimal that shortens an exact number.
+
+  It has at least six digits, the first of them not zero, and the last is
+  correctly rounded or cut.
+
+  Args:
+    answer: the normalised answer.
+    numbers: its `candidates`.
+    exact: numbers with infinitely many decimals, exact to more digits than
+      `answer` has.
+  """
   decimals = re.search(r"\.(\d+)", answer)
   digits = re.sub(r"\D", "", answer).lstrip("0")
   if not decimals or len(digits) < 6 or "/" in answer or "\\" in answer:
     return False
   last = Fraction(1, 10 ** len(decimals.group(1)))
   return any(
-      _never_ends(gold) and _shortens(number, gold, last)
+      _is_shortened(number, value, last)
       for number in numbers
-      for gold in golds
+      for value in exact
   )
 
 
-def _shortens(number: Fraction, gold: Fraction, last: Fraction) -> bool:
-  """Returns whether `number` is `gold` rounded or cut to units of `last`."""
-  error = abs(number - gold)
-  cut = abs(number) < abs(gold) and error < last
+def _is_shortened(number: Fraction, value: Fraction, last: Fraction) -> bool:
+  """Returns whether `number` is `value` rounded or cut to units of `last`."""
+  error = abs(number - value)
+  cut = abs(number) < abs(value) and error < last
   return error <= last / 2 or cut
 
 

@@ -19,7 +19,7 @@ _SYMBOLS = {
     **dict.fromkeys("\u00a0\u2009\u202f\u3000", " "),
     **dict.fromkeys("′’‘", "'"),
     **dict.fromkeys("”“", '"'),
-    "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm ",
+    "∛": "cbrt", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm ",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
     "∅": r"\emptyset ", "∈": r"\in ", "％": "%", "＝": "=", "，": ",",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
@@ -38,8 +38,37 @@ _SYNONYMS = {
     "neq": r"\ne ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
     "rbrack": "]", "colon": ":", "varnothing": r"\emptyset ",
     "dollar": r"\$", "percent": "%", "infin": r"\infty ", "lparen": "(",
-    "rparen": ")", "setminus": r"\backslash ",
+    "rparen": ")", "setminus": r"\backslash ", "lvert": "|", "rvert": "|",
+    "vert": "|", "lVert": r"\|", "rVert": r"\|", "Vert": r"\|",
 }  # fmt: skip
+
+
+_TEXT = r"\\text\s*\{[^{}]*\}"
+_CONSTANTS = "pi|infinity|theta"
+_FUNCTIONS = r"(?:arc|a)?(?:sin|cos|tan)|cot|csc|sinh|cosh|tanh|ln|log|exp"
+# Names that are words or units unless an argument follows.
+_CALLED = r"(?:max|min|gcd|lcm)(?=\s*\()|sec(?=\s*[(^xyz])"
+# Calls whose parentheses LaTeX spells in another way.
+_CALLS = {
+    "cbrt": (r"\sqrt[3]{", "}"), "abs": ("|", "|"),
+    "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "),
+}  # fmt: skip
+_PARENTHESIS = re.compile(
+    r"(?P<root>\\sqrt\s*(?:\[[^\[\]]*\])?)\s*\("
+    rf"|(?<![\\A-Za-z])(?P<call>{'|'.join(_CALLS)})\s*\(|[()]"
+)
+
+
+def _command(match: re.Match[str]) -> str:
+  """Writes the plain name of a function or constant as a command."""
+  name = match.group(1)
+  if not name:
+    return match.group()  # words of a text
+  if name == "infinity":
+    name = "infty"
+  elif name in ("asin", "acos", "atan"):
+    name = f"arc{name[1:]}"
+  return rf"\{name} "
 
 
 def _brace_root(match: re.Match[str]) -> str:
@@ -76,21 +105,25 @@ _REWRITES = tuple(
         (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm"
          r"|mathbf|mathit|mathsf|mathtt|operatorname)(?=\s*\{)", r"\\text"),
         (r"\\text\s*\{\s*([ie])\s*\}", r"\1"),
-        (r"(?<![\\A-Za-z{])(pi|sin|cos|tan|cot|sec|csc|ln|log)(?=[\s(\d]|$)",
-         r"\\\1 "),
+        (rf"\\text\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
+        (rf"{_TEXT}|(?<![\\A-Za-z])({_CONSTANTS}|{_FUNCTIONS}|{_CALLED})"
+         r"(?![A-Za-z]|(?<=log)\d+\s*\()", _command),
+        (rf"(?<![\\A-Za-z])({_FUNCTIONS})([xyz])(?![A-Za-z])", r"\\\1 \2"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (rf"\\({'|'.join(_SYNONYMS)})(?![A-Za-z])",
          lambda match: _SYNONYMS[match.group(1)]),
         # Roots, fractions and degrees.
-        (r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())", _brace_root),
-        (r"(?<![\\A-Za-z])sqrt\s*(?=[({])", r"\\sqrt"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?:√|(?<![\\A-Za-z])sqrt)\s*(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])"
+         r"|\\pi|(?=[({\[]))", _brace_root),
+        (r"(?<![\\A-Za-z])cbrt\s*(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))",
+         r"\\sqrt[3]{\1}"),
         (r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(?=\{)|(\{[^{}]*\})\s*(\d))",
          _brace_fraction),
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b", r"^\\circ "),
         (r"\\%", "%"),
         (r"\*\*", "^"),
+        (r"\^\s*-\s*(\d+|[A-Za-z])", r"^{-\1}"),
     )
 )  # fmt: skip
 _LEAD_IN = re.compile(
@@ -126,9 +159,30 @@ def normalise(text: str) -> str:
     text = _DOUBLED.sub(r"\\", text)
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
+  text = _spell_calls(text)
   text = _unwrap(" ".join(text.split()))
   number = _TEXT_NUMBER.fullmatch(text)
   return number.group(1).strip() if number else text
+
+
+def _spell_calls(text: str) -> str:
+  """Writes roots and the calls of `_CALLS` as LaTeX, if parentheses pair up."""
+  pieces, closings, start = [], [], 0
+  for match in _PARENTHESIS.finditer(text):
+    opening, closing = match.group(), ")"
+    if match["root"]:
+      opening, closing = match["root"].rstrip() + "{", "}"
+    elif match["call"]:
+      opening, closing = _CALLS[match["call"]]
+    if match.group() == ")":
+      if not closings:
+        return text
+      opening = closings.pop()
+    else:
+      closings.append(closing)
+    pieces += [text[start : match.start()], opening]
+    start = match.end()
+  return text if closings else "".join([*pieces, text[start:]])
 
 
 def _plain(text: str) -> str:
@@ -150,7 +204,8 @@ def _unwrap(text: str) -> str:
     for opening, closing in _WRAPPERS:
       inner = text[len(opening) : -len(closing)]
       wrapped = text.startswith(opening) and text.endswith(closing)
-      if wrapped and inner.strip() and closing not in inner:
+      again = closing in inner.replace(r"\$", "")
+      if wrapped and inner.strip() and not again:
         text = inner.strip()
         break
     if text == before:

@@ -1,0 +1,102 @@
+"""Letters of multiple-choice options in normalised answers.
+
+A letter counts only where it names an option: alone, as the label of a text, or
+where a sentence chooses it. `A` and `I` are also words.
+"""
+
+import re
+
+_GOLD = re.compile(r"(?:\\text\s*\{\s*)?\(?([A-Z])\)?\s*\}?")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_REASON = re.compile(r"(?<=\W)(?:because|since)\b.*", re.DOTALL)
+# A capital, or any letter after the word for an option; with brackets.
+_LETTER = re.compile(
+    r"(?<![\w\\^_=+*/'-])[(\[{]?([A-Z])[)\]}]?(?![\w^=+*/(])"
+    r"|\b(?:option|choice|letter)\s+[(\[{]?([a-z])[)\]}]?(?![\w'^])"
+)
+_ALONE = re.compile(r"[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Za-z])[)\]}]?")
+_LABEL = re.compile(
+    r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])[.:)\]](?=\s))(.*)", re.DOTALL
+)
+# Another option in the text of a label.
+_ANOTHER = re.compile(
+    r"(?:^|[\s(\[])[A-Z]\s*[.:)\]]|[,;/&-]\s*\(?[A-Z]\)?$|^\s*\(?[A-Z]\)?$"
+    r"|\b(?:is|or|and|not|nor|than|be|option|choice|answer|letter|choose|pick)"
+    r"\s+\(?[A-Z](?![\w'^])(?!\s+[a-z])"
+)
+_CHOOSES = re.compile(
+    r"(?:\b(?:option|choice|letter|answer|is|be|was|choose|chose|pick|picked"
+    r"|select|selected|say|guess|with|think|believe|so|hence|thus|therefore)"
+    r"|'s)\s*[:,=]?(?:\s+that)?(?:\s+the)?(?:\s+(?:correct|right|best|final))?"
+    r"(?:\s+(?:option|choice|letter|answer))?\s*:?\s*",
+    re.IGNORECASE,
+)
+_IS_RIGHT = re.compile(
+    r"\s+(?:is|must be|would be)\s+(?:the\s+)?"
+    r"(?:correct|right|best|true|answer|one)(?:\s+(?:answer|option|choice|one))?",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(r",?\s+I (?:think|believe|guess)")
+_DOUBT = re.compile(
+    r"n't\b|\b(?:not|no|never|none|neither|nor|either|or|wrong|incorrect|false"
+    r"|except|unless|if|than|rather|instead|excluded?|eliminated?|impossible"
+    r"|cannot|ruled?|but|maybe|unlikely)\b",
+    re.IGNORECASE,
+)
+
+
+def gold_letter(text: str) -> str | None:
+  """Returns the letter if a normalised gold answer is one; else None."""
+  found = _GOLD.fullmatch(text)
+  return found and found.group(1)
+
+
+def chosen(text: str) -> str | None:
+  """Returns the letter of the only option that a text chooses; None in doubt.
+
+  Args:
+    text: from `spelling.normalise`.
+  """
+  text = _TEXT.sub(r"\1", text).strip()
+  text = _REASON.sub("", text).rstrip(" .,;:-")
+  if alone := _ALONE.fullmatch(text):
+    # A lone `i` is the imaginary unit.
+    return None if text == "i" else (alone[1] or alone[2]).upper()
+  if label := _LABEL.fullmatch(text):
+    another = _ANOTHER.search(label[3])
+    return None if another else (label[1] or label[2]).upper()
+  return _chosen_in_sentence(text)
+
+
+def _chosen_in_sentence(text: str) -> str | None:
+  letters = [x for x in _LETTER.finditer(text) if not _is_word(text, x)]
+  if len(letters) != 1:
+    return None
+  found = letters[0]
+  before, after = text[: found.start()], text[found.end() :]
+  if not found[2] and not _ends_with_choice(before):
+    return None
+  said = not after or _IS_RIGHT.fullmatch(after) or _AFTER.fullmatch(after)
+  labelled = re.match(r"[.:]\s", after) and not _ANOTHER.search(after[1:])
+  if _DOUBT.search(before) or not (said or labelled):
+    return None
+  return (found[1] or found[2]).upper()
+
+
+def _ends_with_choice(before: str) -> bool:
+  """Returns whether the text before a letter is blank or chooses it."""
+  if not before.strip():
+    return True
+  return any(
+      found.end() == len(before) for found in _CHOOSES.finditer(before)
+  )
+
+
+def _is_word(text: str, letter: re.Match[str]) -> bool:
+  """Returns whether a capital is the article `A` or the pronoun `I`."""
+  if letter.group() not in ("A", "I"):
+    return False
+  after = text[letter.end() :]
+  if re.match(r"'|\s+[a-z]", after) is None:
+    return False
+  return not _IS_RIGHT.match(after)
