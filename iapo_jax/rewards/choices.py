@@ -14,7 +14,8 @@ _LETTER = re.compile(
     r"(?<![\w\\^_=+*/'-])[(\[{]?([A-Z])[)\]}]?(?![\w^=+*/(])"
     r"|\b(?:option|choice|letter)\s+[(\[{]?([a-z])[)\]}]?(?![\w'^])"
 )
-_ALONE = re.compile(r"[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Za-z])[)\]}]?")
+# Alone, small letters from k, and i, are variables rather than options.
+_ALONE = re.compile(r"[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z]|[a-hj])[)\]}]?")
 _LABEL = re.compile(
     r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])[.:)\]](?=\s))(.*)", re.DOTALL
 )
@@ -26,6 +27,7 @@ _ANOTHER = re.compile(
 )
 _CHOOSES = re.compile(
     r"(?:\b(?:option|choice|letter|answer|is|be|was|choose|chose|pick|picked"
+    r"|definitely|clearly|surely|obviously"
     r"|select|selected|say|guess|with|think|believe|so|hence|thus|therefore)"
     r"|'s)\s*[:,=]?(?:\s+that)?(?:\s+the)?(?:\s+(?:correct|right|best|final))?"
     r"(?:\s+(?:option|choice|letter|answer))?\s*:?\s*",
@@ -60,8 +62,7 @@ def chosen(text: str) -> str | None:
   text = _TEXT.sub(r"\1", text).strip()
   text = _REASON.sub("", text).rstrip(" .,;:-")
   if alone := _ALONE.fullmatch(text):
-    # A lone `i` is the imaginary unit.
-    return None if text == "i" else (alone[1] or alone[2]).upper()
+    return (alone[1] or alone[2]).upper()
   if label := _LABEL.fullmatch(text):
     another = _ANOTHER.search(label[3])
     return None if another else (label[1] or label[2]).upper()

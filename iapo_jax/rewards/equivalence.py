@@ -31,30 +31,38 @@ _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = re.compile(
     r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim|simeq|cong|to)(?![A-Za-z])"
 )
-_LETTER = r"(?:[A-Za-z]|\\(?:vec|hat|bar|text|overrightarrow)\{\w+\}|\\[a-z]+\s?)"
+_LETTER = (
+    r"(?:[A-Za-z]|\\(?:vec|hat|bar|text|overrightarrow)\{\w+\}|\\[a-z]+\s?)"
+)
 _VARIABLE = rf"{_LETTER}(?:_\{{?\w{{1,3}}\}}?)?'?"
 _POINT_NAMES = rf"\(({_VARIABLE}(?:\s*,\s*{_VARIABLE})+)\)"
+# Words that negate what follows, or make it a program.
+_NO_NAME = (
+    r"(?!(?:not?|never|if|unless|let|int|float|double|bool|char|string|var|auto"
+    r"|const|def|return|print|assert|while|for|import|lambda|echo|set)\b)"
+)
 # Left sides of an equation that only name the answer: letters, a function, a
 # point, words.
 _NAMED = re.compile(
     rf"{_VARIABLE}(?:\([\w,\s]{{1,20}}\))?"
     r"|[A-Za-z](?:\s*[-+]\s*[A-Za-z])+"
     rf"|{_POINT_NAMES}"
-    r"|(?!(?:not?|never|if|unless)\b)(?:\\text\s*\{)?[A-Za-z][A-Za-z ]*\}?"
+    rf"|{_NO_NAME}(?:\\text\s*\{{)?[A-Za-z][A-Za-z ]*\}}?"
 )
 _ASSIGNED = re.compile(
-    rf"({_VARIABLE}(?:\([a-zA-Z](?:,\s*[a-z])*\))?|[A-Za-z][A-Za-z ]*)"
-    r"\s*=\s*(.+)"
+    rf"({_VARIABLE}(?:\([\w,\s]{{1,20}}\))?|{_POINT_NAMES}"
+    rf"|{_NO_NAME}[A-Za-z][A-Za-z ]*)\s*=\s*(?P<value>.+)"
 )
 _POINT = re.compile(rf"{_POINT_NAMES}\s*=\s*\((.+)\)")
 _NUMBER = r"(?:\\?\$\s*)?[-+]?(?:\d[\d.,]*(?:/\d+)?|\\frac\s*\{\d+\}\s*\{\d+\})"
 _QUANTITY = re.compile(
     rf"(?P<dollar>\\?\$)?{_NUMBER}\s*"
-    r"(?P<unit>\\text\s*\{[^{}\d]*\}|[A-Za-z][A-Za-z .]*|%|\^\\circ\s*[CF]?)?"
+    r"(?P<unit>\\text\s*\{[^{}\d]*\}|(?<=\s)[A-Za-z][A-Za-z .]*"
+    rf"|(?:{numbers.SHORT_UNITS})\b|%|\^\\circ\s*[CF]?)?"
     r"(?:\s*\^\s*\{?[23]\}?)?"
 )
 # Between two quantities that only a blank separates: `2 hours 30 minutes`.
-_BETWEEN = re.compile(r"(?<=[A-Za-z.}])\s+(?=\d)")
+_BETWEEN = re.compile(r"(?<=[A-Za-z.])\s+(?=\d)|(?<=\})\s*(?=\d)")
 
 
 def equivalent(answer: str, gold: str, prose: str) -> bool:
@@ -79,6 +87,8 @@ def _same(mine: str, theirs: str) -> bool:
   mine, theirs = (_MEMBER.sub("", x, count=1) for x in (mine, theirs))
   if "," not in theirs:
     mine = _THOUSANDS.sub("", mine)
+  if (values := _assigned_alike(mine, theirs)) and _same(*values):
+    return True
   mine, theirs = _drop_assignments(mine, theirs)
   ours, golds = _members(mine), _members(theirs)
   if (members := _set_and_list(mine, theirs, ours, golds)) is not None:
@@ -156,7 +166,7 @@ def _member(text: str) -> _Member:
   assigned = _ASSIGNED.fullmatch(text)
   if assigned and not _RELATION.search(text):
     value = _right_side(text)
-    value = assigned.group(2) if value == text else value
+    value = assigned["value"] if value == text else value
     return _Member(value, squeezed(assigned.group(1)))
   if clock.read(text):
     return _Member(text)
@@ -258,28 +268,32 @@ def _same_set(mine: Sequence[str], theirs: Sequence[str]) -> bool:
   )
 
 
+def _assigned_alike(mine: str, theirs: str) -> tuple[str, str] | None:
+  """Returns the values that two answers assign to one name, if they do."""
+  found = [_ASSIGNED.fullmatch(x) for x in (mine, theirs)]
+  if not all(found) or _RELATION.search(mine + theirs):
+    return None
+  if any(len(structure.listed(x)) > 1 for x in (mine, theirs)):
+    return None
+  names = {squeezed(x.group(1)) for x in found}
+  return (found[0]["value"], found[1]["value"]) if len(names) == 1 else None
+
+
 def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
   """Removes `x =` from answers that are no lists if the other one lacks it.
 
-  Two equations stay equations, unless both assign to the same name. A chain
-  such as `2 + 3 = 5` becomes its last part if its parts are equal.
+  Two equations stay equations. A chain such as `2 + 3 = 5` becomes its last
+  part if its parts are equal.
   """
-  singles = [len(structure.listed(x)) == 1 for x in (mine, theirs)]
   if "=" in mine and "=" in theirs:
-    found = [_ASSIGNED.fullmatch(x) for x in (mine, theirs)]
-    if all(singles) and all(found):
-      names = [squeezed(x.group(1)) for x in found]
-      if names[0] == names[1] and not _RELATION.search(mine + theirs):
-        return found[0].group(2), found[1].group(2)
     return mine, theirs
   plain = _uncounted(mine)
   if "=" in mine and len(structure.listed(plain)) == 1:
     mine = _right_side(plain)
-  if theirs.count("=") > 1 and singles[1]:
+  names = _ASSIGNED.fullmatch(theirs) or not re.search("[A-Za-z]", theirs)
+  is_list = len(structure.listed(theirs)) > 1
+  if "=" in theirs and not is_list and (names or theirs.count("=") > 1):
     theirs = theirs.rpartition("=")[2].strip()
-  elif "=" in theirs and singles[1]:
-    if _ASSIGNED.fullmatch(theirs) or not re.search("[A-Za-z]", theirs):
-      theirs = theirs.partition("=")[2].strip()
   return mine, theirs
 
 

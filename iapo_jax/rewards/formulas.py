@@ -28,7 +28,7 @@ _DECIMAL = re.compile(r"(?P<script>[_^]\s*)?(?P<whole>\d*)\.(?P<rest>\d+)")
 # Programs, and text that the parser reads in an unexpected way: `[5]*3` as 15,
 # `5 6` as 11, `10%3` as a product.
 _UNREADABLE = re.compile(
-    r"[#;@?$~`\"&]|//|\\\\|\.\.|\d\s+(?:\d|\\frac\s*\{\s*\d)"
+    r"[#;@?$~`\"&]|//|\\\\|\.\.|(?<![_\d])\d+\s+(?:\d|\\frac\s*\{\s*\d)"
     r"|%\s*[^\s,)}\]=<>+*/^-]|\d[eE][-+]?\d"
     r"|\\(?:log|ln|exp|sin|cos|tan)\s*\d+\s*\("
     r"|(?<!\\sqrt)\[[^A-Za-z\\\]]*\]|\]\s*\*"
@@ -160,22 +160,25 @@ def _spell_decimal(match: re.Match[str]) -> str:
 def _equal(mine: Any, theirs: Any) -> bool:
   """Returns whether two objects of SymPy are equal."""
   mine, theirs = _evaluated(mine), _evaluated(theirs)
-  if isinstance(mine, Relational) and isinstance(theirs, Relational):
+  pair = mine, theirs
+  if _are(Relational, *pair):
     return _same_relation(mine, theirs)
-  if isinstance(mine, And) and isinstance(theirs, And):
+  if _are(And, *pair):
     ours, golds = mine._unsorted_args, theirs._unsorted_args
     return len(ours) == len(golds) and all(map(_equal, ours, golds))
-  if isinstance(mine, sympy.MatrixBase) and isinstance(theirs, sympy.MatrixBase):
+  if _are(sympy.MatrixBase, *pair):
     return mine.shape == theirs.shape and all(
         map(_equal, mine.flat(), theirs.flat())
     )
-  if isinstance(mine, sympy.Tuple) and isinstance(theirs, sympy.Tuple):
+  if _are(sympy.Tuple, *pair):
     return len(mine) == len(theirs) and all(map(_equal, mine, theirs))
-  if isinstance(mine, sympy.Set) and isinstance(theirs, sympy.Set):
+  if _are(sympy.Set, *pair):
     return mine == theirs or mine.symmetric_difference(theirs).is_empty is True
-  if isinstance(mine, sympy.Expr) and isinstance(theirs, sympy.Expr):
-    return _same_value(mine, theirs)
-  return False
+  return _are(sympy.Expr, *pair) and _same_value(mine, theirs)
+
+
+def _are(kind: type, *objects: Any) -> bool:
+  return all(isinstance(x, kind) for x in objects)
 
 
 def _evaluated(x: Any) -> Any:
@@ -229,7 +232,8 @@ def _same_value(mine: Any, theirs: Any) -> bool:
     largest = max(abs(ours), abs(golds))
     if largest < sympy.Float(10) ** (-digits // 2):
       return _is_zero(difference)
-    if abs(ours - golds) > largest * sympy.Float(10) ** (_SPARE_DIGITS - digits):
+    error = sympy.Float(10) ** (_SPARE_DIGITS - digits)
+    if abs(ours - golds) > largest * error:
       return False
   return True
 

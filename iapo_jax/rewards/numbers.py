@@ -33,7 +33,7 @@ _POWER_OF_TEN = re.compile(
     r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d{1,4})\s*\}"
     r"|(?P<bare>[-+]?\d{1,4}))"
 )
-_SHORT_UNITS = (
+SHORT_UNITS = (
     "cm|mm|km|dm|kg|mg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|min|mins|sec"
     "|secs|mph|kph|kW|Hz|gal|pts?|qt|am|pm|AM|PM|USD|EUR|KB|MB|GB|TB|sq"
 )
@@ -42,7 +42,7 @@ _SHORT_UNITS = (
 # after a word belongs to it only where the unit ends, and no word stands in two
 # alternatives. Letters right after a number are factors.
 _LONG = r"(?:(?<=[\s/.'-])[A-Za-z]{3,}+|(?<![\sA-Za-z])[A-Za-z]{4,}+)"
-_NAMED = rf"(?>(?:{_SHORT_UNITS})\b|{_LONG})(?:\.(?=\s*(?:\^|\Z)))?"
+_NAMED = rf"(?>(?:{SHORT_UNITS})\b|{_LONG})(?:\.(?=\s*(?:\^|\Z)))?"
 _WORD = (
     rf"(?:\\text\s*\{{[^{{}}\\\d]*\}}|{_NAMED}"
     rf"|(?<=[\s/])[mgshLlJNWVKCF](?![A-Za-z^])|(?<=\s)m(?=\^)|[€£¥¢])"
@@ -54,7 +54,7 @@ _UNIT = re.compile(
 )
 # The unit of a gold answer. Other letters in a gold answer are mathematics.
 _GOLD_UNIT = re.compile(
-    rf"\s*(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?<=\s)(?:(?:{_SHORT_UNITS})\b"
+    rf"\s*(?:\\text\s*\{{[^{{}}\\\d]*\}}|(?<=\s)(?:(?:{SHORT_UNITS})\b"
     r"|[A-Za-z]{3,}+(?:\s+[A-Za-z]{2,}+)*))"
     r"(?:\s*\^\s*(?:\{\s*-?[23]\s*\}|-?[23]))?\s*"
 )

@@ -37,8 +37,9 @@ def settle(answer: str, gold: str) -> bool | None:
   if golds and (found := numbers.candidates(mine)):
     return numbers.equal(mine, found, golds)
   if _WORDS_GOLD.fullmatch(theirs):
-    same = _words(mine) == _words(theirs)
-    return (same and theirs in mine or None) if _is_product(theirs) else same
+    if _is_product(theirs):
+      return None
+    return _words(mine) == _words(theirs)
   if _is_endless(mine) and not _is_endless(theirs):
     return False
   if max(structure.depths(mine)) > _MOST_NESTED:
@@ -85,7 +86,7 @@ def _is_product(text: str) -> bool:
   """
   if not 2 <= len(set(text)) == len(text) <= 4:
     return False
-  if re.fullmatch("[b-df-hj-np-tv-z]+", text):
+  if re.fullmatch("[b-df-hj-np-tv-z]+|[u-z]+", text):
     return True
   ordered = "".join(sorted(text))
   return bool(re.fullmatch("[abcdxyz]+", text)) and text in (

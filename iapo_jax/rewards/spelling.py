@@ -44,7 +44,10 @@ _SYNONYMS = {
 
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
-_CONSTANTS = "pi|infinity|theta"
+_CONSTANTS = (
+    "[Pp]i|PI|infinity|infty|inf|alpha|beta|gamma|delta|theta|lambda|mu|phi|rho"
+    "|sigma|omega"
+)
 _FUNCTIONS = r"(?:arc|a)?(?:sin|cos|tan)|cot|csc|sinh|cosh|tanh|ln|log|exp"
 # Names that are words or units unless an argument follows.
 _CALLED = r"(?:max|min|gcd|lcm)(?=\s*\()|sec(?=\s*[(^xyz])"
@@ -64,8 +67,10 @@ def _command(match: re.Match[str]) -> str:
   name = match.group(1)
   if not name:
     return match.group()  # words of a text
-  if name == "infinity":
+  if name.startswith("inf"):
     name = "infty"
+  elif name in ("Pi", "PI"):
+    name = "pi"
   elif name in ("asin", "acos", "atan"):
     name = f"arc{name[1:]}"
   return rf"\{name} "
@@ -93,10 +98,10 @@ _REWRITES = tuple(
         (r">\s*=|=>", r"\\ge "),
         (r"<\s*=", r"\\le "),
         (r"~\s*=", r"\\approx "),
-        (r"[:=]=", "="),
+        (r":=", "="),
         # Thousands separators, blanks, and commands of spacing and size.
         (r"\{,\}|,\s*\\[!,]\s*(?=\d{3})", ","),
-        (r"\\!", ""),
+        (r"\\!|\\[hv]?phantom\s*\{[^{}]*\}", ""),
         (r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}|~",
          " "),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|left|right"
@@ -122,7 +127,10 @@ _REWRITES = tuple(
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b", r"^\\circ "),
         (r"\\%", "%"),
+        (r"(?<![\d/])(\d+)\s?/\s?(\d+) (?=[A-Za-z\\(])", r"\\frac{\1}{\2} "),
         (r"\*\*", "^"),
+        (r"\^\s*(\\sqrt(?:\[\w+\])?\{[^{}]*\}|\\frac\{[^{}]*\}\{[^{}]*\})",
+         r"^{\1}"),
         (r"\^\s*-\s*(\d+|[A-Za-z])", r"^{-\1}"),
     )
 )  # fmt: skip

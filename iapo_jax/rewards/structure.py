@@ -44,9 +44,9 @@ _FENCED = re.compile(
 )
 _FENCES = {
     "()": "matrix", "[]": "matrix", "{}": "matrix", "||": "determinant",
-    r"\|\|": "norm", r"\{\}": "braces",
+    r"\|\|": "norm", r"\{\}": "matrix",
 }  # fmt: skip
-_ENVIRONMENTS = {"v": "determinant", "V": "norm", "B": "braces"}
+_ENVIRONMENTS = {"v": "determinant", "V": "norm"}
 
 
 def depths(tokens: Iterable[str]) -> Iterator[int]:
