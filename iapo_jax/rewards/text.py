@@ -133,21 +133,61 @@ def reasoning_length(
   """Returns R, the number of tokens that end before `</think>` begins.
 
   Byte-pair vocabularies merge tags with their neighbours, so the boundary is
-  found in the text. A token across the boundary is not reasoning. Without
-  `</think>` every token is reasoning.
+  found in the text: R tokens come before the first one whose text reaches into
+  `</think>`. Without `</think>` every token is reasoning. Decodes a few times
+  log T prefixes.
 
   Args:
     ids: the tokens of a completion, without EOS.
-    decode: maps tokens to text; more tokens never give a shorter text.
+    decode: maps tokens to text. The text of more tokens continues that of
+      fewer, but for the rules of `_last_showing`.
   """
-  boundary = decode(ids).find(THINK_CLOSE)
+  whole = decode(ids)
+  boundary = whole.find(THINK_CLOSE)
   if boundary < 0:
     return len(ids)
-  low, high = 0, len(ids)
-  while low < high:
-    middle = (low + high + 1) // 2
-    if len(decode(ids[:middle])) <= boundary:
-      low = middle
+  begun = whole[: boundary + 1]
+  hidden, shown = 0, len(ids)  # the first tokens that hide or show `begun`
+  while shown - hidden > 1:
+    middle = (hidden + shown) // 2
+    if found := _last_showing(begun, ids[:middle], decode):
+      shown = found
     else:
-      high = middle - 1
+      hidden = middle
+  return shown - 1
+
+
+def _last_showing(
+    begun: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> int:
+  """Returns how many of the first tokens last show `begun`; 0 for none.
+
+  Inside a character, the end of a text is not yet its final text. Byte-level
+  decoders put one replacement character there. Byte-fallback decoders put one
+  for every byte token in a row, also for those whose characters are complete.
+  The text of one, two or three tokens less is final then, since a character has
+  at most four bytes. Tokens without any text may stand between them.
+  """
+  count = len(ids)
+  for _ in range(4):
+    text = decode(ids[:count])
+    if text.startswith(begun):
+      return count
+    if begun.startswith(text[:-1]):
+      return 0  # at most the last character is not final: it hides no other
+    count = _with_other_text(text, ids[:count], decode)
+  return 0
+
+
+def _with_other_text(
+    text: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> int:
+  """Returns how many of the first tokens last decode to another text."""
+  low, same, step = 0, len(ids), 1
+  while same - low > 1:
+    middle = max(same - step, (low + same) // 2)
+    if decode(ids[:middle]) == text:
+      same, step = middle, 2 * step
+    else:
+      low = middle
   return low
