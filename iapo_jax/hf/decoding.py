@@ -99,7 +99,7 @@ def _decoded(
   Raises:
     _UnknownDecoder: if the decoder has a step that is not repeated here.
   """
-  backend = tok.backend_tokenizer
+  backend = tokenizer.continuing(tok)
   names = enumerate(map(backend.id_to_token, tokenizer.known(tok, ids)))
   tokens = [(place, name) for place, name in names if name is not None]
   decoder = backend.decoder
@@ -187,8 +187,9 @@ def _byte_level(pieces: Iterable[_Piece]) -> tuple[bytes, list[int]]:
   byte_of = _byte_of()
   raw, owners = bytearray(), []
   for piece in pieces:
-    if all(letter in byte_of for letter in piece.text):
-      raw += bytes(byte_of[letter] for letter in piece.text)
+    codes = list(map(byte_of.get, piece.text))
+    if None not in codes:
+      raw += bytes(codes)
       owners += piece.owners
     else:  # an added token
       for letter, owner in zip(piece.text, piece.owners, strict=True):
