@@ -22,6 +22,11 @@ PARTS = (
     "算", "七", "🙂", "👩‍👩‍👧", "é", "e\u0301", "\ufffd", "<s>", "12",
     "<tool 算>",
 )  # fmt: skip
+# Those at which a character of UTF-8 may break off.
+BYTES = np.frombuffer(
+    b"a\x80\x8f\x90\x9f\xa0\xbf\xc1\xc2\xdf\xe0\xe1\xed\xef\xf0\xf1\xf4\xf5",
+    np.uint8,
+)
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -53,11 +58,13 @@ def random_ids(rng, kind):
   ids = []
   for _ in range(rng.integers(1, 7)):
     text = random_text(rng, 3)
-    choice = rng.integers(4)
+    choice = rng.integers(5)
     if choice == 0 and kind in LOSSLESS:
       raw = text.encode()
       ids += of_bytes(kind, raw[: rng.integers(1, len(raw) + 1)])
-    elif choice == 1:
+    elif choice == 1 and kind in LOSSLESS:
+      ids += of_bytes(kind, rng.choice(BYTES, 4))
+    elif choice == 2:
       beyond = len(tok) + 3
       ids += rng.integers(0, beyond, rng.integers(1, 4)).tolist()
     else:
@@ -137,9 +144,18 @@ def test_characters_of_several_tokens(kind):
     assert broken == (["", BROKEN, "x"], ["", "", "", "🙂", BROKEN])
   else:  # each byte is broken, and breaks all bytes beside it
     assert broken == ([BROKEN, BROKEN, "x"], [BROKEN] * 5)
-  # The tag in bytes, then a character that more tokens complete.
-  ids = [*x, *of_bytes(kind, f"算{TAG}🙂".encode()), *x]
-  assert text_lib.reasoning_length(ids, decoder_of(kind)) == 4
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_the_tag_in_bytes_before_unfinished_characters(kind):
+  """Each number of tokens makes the search look at other places."""
+  decode = decoder_of(kind)
+  for count in range(60):
+    before = of_bytes(kind, f"{'x' * (count % 4)}算".encode())
+    after = "🙂" * (count // 4)
+    ids = [*before, *of_bytes(kind, f"{TAG}{after}".encode())]
+    assert text_lib.reasoning_length(ids, decode) == len(before)
+    assert reasoning_by_prefixes(ids, decode) == len(before)
 
 
 @pytest.mark.parametrize("kind", BYTE_FALLBACK)
@@ -149,17 +165,18 @@ def test_tokens_without_text_inside_a_character(kind):
   tok = PreTrainedTokenizerFast(tokenizer_object=backend)  # no unknown token
   decode = functools.partial(tokenizer.decode, tok)
   beyond = [len(tok) + 5] * 9
+  text = f"七{TAG}{'🙂' * 9}"
   ids = [
       token
-      for byte in of_bytes(kind, f"七{TAG}🙂".encode())
+      for byte in of_bytes(kind, text.encode())
       for token in [byte, *beyond]
   ]
-  assert decode(ids) == f"七{TAG}🙂"
+  assert decode(ids) == text
   # Three tokens of 七, and the ones without text after each.
   found = text_lib.reasoning_length(ids, decode)
   assert found == 3 + 3 * len(beyond)
   assert found == reasoning_by_prefixes(ids, decode)
-  assert "".join(decoding.token_texts(ids, tok)) == f"七{TAG}🙂"
+  assert "".join(decoding.token_texts(ids, tok)) == text
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)

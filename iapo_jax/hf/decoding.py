@@ -1,10 +1,9 @@
 """How tokens become text: which token adds which characters.
 
 A tokenizer decodes tokens as a whole. A character may have several tokens, and
-some decoders drop a blank at the start or replace more than the token that is
-wrong. So neither the texts of single tokens nor those of prefixes join to the
-text. This module repeats the decoders of tokenizer.json and keeps the token of
-every character, in linear time.
+one broken byte may break all bytes beside it. So neither the texts of single
+tokens nor those of prefixes join to the text. This module repeats the decoders
+of tokenizer.json and keeps the token of every character, in linear time.
 """
 
 import dataclasses
@@ -58,8 +57,8 @@ def token_texts(
   Joined, the texts are `tokenizer.decode(tok, ids)`. A token that ends inside a
   character adds nothing; the one that completes the character adds all of it.
 
-  For decoders that this module does not repeat (WordPiece, regular
-  expressions), the texts come from decoding every prefix, in quadratic time.
+  For a decoder that this module does not repeat (WordPiece, CTC, a regular
+  expression), it decodes every prefix, in quadratic time.
   """
   whole = tokenizer.decode(tok, ids)
   try:
@@ -80,7 +79,7 @@ def token_texts(
 def _from_prefixes(
     ids: Sequence[int], tok: PreTrainedTokenizerFast, whole: str
 ) -> list[str]:
-  """Cuts the text where the texts of prefixes stop to agree with it."""
+  """Returns by how much each prefix agrees longer with the whole text."""
   texts, end = [], 0
   for count in range(1, len(ids) + 1):
     start, prefix = end, tokenizer.decode(tok, ids[:count])
@@ -115,18 +114,16 @@ def _decoded(
 
 
 def _step(pieces: list[_Piece], decoder: dict[str, Any]) -> list[_Piece]:
-  """Applies a decoder of tokenizer.json."""
+  """Applies a decoder of tokenizer.json, as `tokenizer.continuing` left it."""
   match decoder:
     case {"type": "Sequence", "decoders": decoders}:
       return functools.reduce(_step, decoders, pieces)
     case {"type": "Replace", "pattern": {"String": old}, "content": new}:
       return [_replaced(piece, old, new) for piece in pieces]
-    case {"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme}:
-      rest = [_replaced(piece, mark, " ") for piece in pieces[1:]]
-      first = " " if scheme == "never" else ""
-      return [_replaced(piece, mark, first) for piece in pieces[:1]] + rest
-    case {"type": "Strip", "content": blank, "start": start, "stop": stop}:
-      return [_stripped(piece, blank, start, stop) for piece in pieces]
+    case {"type": "Metaspace", "prepend_scheme": "never", "replacement": old}:
+      return [_replaced(piece, old, " ") for piece in pieces]
+    case {"type": "Strip", "start": 0, "stop": 0}:
+      return pieces
     case {"type": "Fuse"}:
       return [_fused(pieces)]
     case {"type": "ByteFallback"}:
@@ -151,15 +148,6 @@ def _replaced(piece: _Piece, old: str, new: str) -> _Piece:
     start = match.end()
   owners += piece.owners[start:]
   return _Piece(piece.text.replace(old, new), owners)
-
-
-def _stripped(piece: _Piece, blank: str, start: int, stop: int) -> _Piece:
-  """Removes up to `start` blanks from the left and `stop` from the right."""
-  text = piece.text
-  left = min(len(text) - len(text.lstrip(blank)), start)
-  right = len(text) - min(len(text) - len(text.rstrip(blank)), stop)
-  right = max(left, right)
-  return _Piece(text[left:right], piece.owners[left:right])
 
 
 def _with_byte_tokens(pieces: Iterable[_Piece]) -> Iterator[_Piece]:

@@ -133,40 +133,41 @@ def reasoning_length(
   """Returns R, the number of tokens that end before `</think>` begins.
 
   Byte-pair vocabularies merge tags with their neighbours, so the boundary is
-  found in the text: R tokens come before the first one whose text reaches into
-  `</think>`. Without `</think>` every token is reasoning. Decodes a few times
-  log T prefixes.
+  found in the text. A token across the boundary is not reasoning. Without
+  `</think>` every token is reasoning.
+
+  Bisects: decodes O(log n) prefixes of n tokens. Exact for every tokenizer in
+  which an unfinished character hides what `_shown` describes, and no more.
 
   Args:
     ids: the tokens of a completion, without EOS.
-    decode: maps tokens to text. The text of more tokens continues that of
-      fewer, but for the rules of `_last_showing`.
+    decode: maps tokens to text.
   """
   whole = decode(ids)
   boundary = whole.find(THINK_CLOSE)
   if boundary < 0:
     return len(ids)
   begun = whole[: boundary + 1]
-  hidden, shown = 0, len(ids)  # the first tokens that hide or show `begun`
-  while shown - hidden > 1:
-    middle = (hidden + shown) // 2
-    if found := _last_showing(begun, ids[:middle], decode):
-      shown = found
+  low, high = 0, len(ids)  # low tokens do not show `begun`, high tokens do
+  while high - low > 1:
+    middle = (low + high) // 2
+    if shown := _shown(begun, ids[:middle], decode):
+      high = shown
     else:
-      hidden = middle
-  return shown - 1
+      low = middle
+  return high - 1
 
 
-def _last_showing(
+def _shown(
     begun: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> int:
-  """Returns how many of the first tokens last show `begun`; 0 for none.
+  """Returns the length of the longest prefix whose text starts with `begun`.
 
-  Inside a character, the end of a text is not yet its final text. Byte-level
-  decoders put one replacement character there. Byte-fallback decoders put one
-  for every byte token in a row, also for those whose characters are complete.
-  The text of one, two or three tokens less is final then, since a character has
-  at most four bytes. Tokens without any text may stand between them.
+  0 if there is none. A prefix that ends inside a character can hide text: a
+  byte-level decoder writes one replacement character at the end; a
+  byte-fallback decoder writes one for each byte token before it, even where
+  these are complete characters. A character has at most four bytes, so at most
+  three texts in a row are hidden. Tokens without text repeat a text.
   """
   count = len(ids)
   for _ in range(4):
@@ -174,7 +175,7 @@ def _last_showing(
     if text.startswith(begun):
       return count
     if begun.startswith(text[:-1]):
-      return 0  # at most the last character is not final: it hides no other
+      return 0  # a single replacement character hides no other
     count = _with_other_text(text, ids[:count], decode)
   return 0
 
@@ -182,7 +183,7 @@ def _last_showing(
 def _with_other_text(
     text: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> int:
-  """Returns how many of the first tokens last decode to another text."""
+  """Returns the length of the longest prefix that decodes to another text."""
   low, same, step = 0, len(ids), 1
   while same - low > 1:
     middle = max(same - step, (low + same) // 2)
