@@ -63,28 +63,32 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
 
 
 @functools.lru_cache(maxsize=8)
-def _continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
-  """Returns a tokenizer that adds no blank before a text.
+def continuing(tok: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
+  """Returns a tokenizer that neither adds nor removes a blank before a text.
 
-  SentencePiece tokenizers add one, as if every text began a sequence.
+  SentencePiece tokenizers add one when they encode and remove one when they
+  decode, as if every text began a sequence.
   """
 
   def visit(node: Any) -> Any:
-    if isinstance(node, list):
-      return [visit(entry) for entry in node]
-    if not isinstance(node, dict):
-      return node
-    node = {name: visit(entry) for name, entry in node.items()}
-    if node.get("type") == "Prepend":
-      node["prepend"] = ""
-    if node.get("type") == "Metaspace":
-      node["prepend_scheme"] = "never"
-    if node.get("type") == "ByteLevel":
-      node["add_prefix_space"] = False
+    match node:
+      case list():
+        visited = map(visit, node)
+        return [entry for entry in visited if entry is not None]
+      case {"type": "Prepend"}:
+        return None  # with an empty text, the first offset would be wrong
+      case {"type": "Metaspace"}:
+        return node | {"prepend_scheme": "never"}
+      case {"type": "ByteLevel"}:
+        return node | {"add_prefix_space": False}
+      case {"type": "Strip", "start": _}:
+        return node | {"start": 0}
+      case dict():
+        return {name: visit(entry) for name, entry in node.items()}
     return node
 
   parts = json.loads(tok.backend_tokenizer.to_str())
-  for name in ("normalizer", "pre_tokenizer"):
+  for name in ("normalizer", "pre_tokenizer", "decoder"):
     parts[name] = visit(parts[name])
   backend = tokenizers.Tokenizer.from_str(json.dumps(parts))
   backend.no_padding()
@@ -97,7 +101,7 @@ def encoding(tok: PreTrainedTokenizerFast, text: str) -> tokenizers.Encoding:
 
   For completions, elicitations and answers; gives ids and offsets.
   """
-  return _continuing(tok).encode(text, add_special_tokens=False)
+  return continuing(tok).encode(text, add_special_tokens=False)
 
 
 def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -105,18 +109,28 @@ def encode(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   return encoding(tok, text).ids
 
 
-def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-  """Decodes a completion or an answer, with special tokens, for grading.
+def known(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> Sequence[int]:
+  """Replaces ids beyond the tokenizer's tokens by its unknown token, if any.
 
-  Ids beyond the tokenizer's size (a padded embedding has such rows) decode to
-  its unknown token, or to no text if it has none.
+  A padded embedding has rows for such ids.
   """
   size, unknown = len(tok), tok.unk_token_id
-  if unknown is not None:
-    ids = [i if i < size else unknown for i in ids]
-  return tok.decode(
-      ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-  )
+  if unknown is None or max(ids, default=0) < size:
+    return ids
+  # A vocabulary with gaps names some ids above its size.
+  name = tok.backend_tokenizer.id_to_token
+  return [i if i < size or name(i) is not None else unknown for i in ids]
+
+
+def decode(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+  """Decodes a completion or an answer, the inverse of `encode`.
+
+  Keeps special tokens and all blanks. Ids that name no token decode to the
+  unknown token if they are beyond the tokenizer's tokens and it has one, else
+  to no text. `decoding.token_texts` gives the text of each token.
+  """
+  backend = continuing(tok)
+  return backend.decode(known(tok, ids), skip_special_tokens=False)
 
 
 def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -138,6 +152,13 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
         " (config.data.chat_template, --chat)"
     )
   return ids
+
+
+def decode_prompt(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+  """Decodes a prompt, with special tokens; it begins a sequence."""
+  return tok.backend_tokenizer.decode(
+      known(tok, ids), skip_special_tokens=False
+  )
 
 
 def _dated(template: str, date: str) -> str:

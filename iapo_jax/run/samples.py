@@ -1,6 +1,6 @@
 """Completions as records for people and the report page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import numpy as np
 
 from iapo_jax.core import processes
 from iapo_jax.core.types import Prompts, Samples
+from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.hf.decoding import token_texts
 
 
 def fetch(
@@ -44,13 +46,15 @@ def records(
   """
   for i in range(len(samples.lengths)):
     q = i // group_size
+    prompt = prompts.tokens[q, : prompts.lengths[q]]
+    gold = prompts.gold[q, : prompts.gold_lengths[q]]
     length = int(samples.lengths[i])
     reasoning = int(samples.reasoning_lengths[i])
     known = reasoning if probed else 0
     yield {
         "step": step,
-        "prompt": decoded(tokenizer, prompts.tokens[q, : prompts.lengths[q]]),
-        "gold": decoded(tokenizer, prompts.gold[q, : prompts.gold_lengths[q]]),
+        "prompt": tokenizer_lib.decode_prompt(tokenizer, prompt.tolist()),
+        "gold": tokenizer_lib.decode(tokenizer, gold.tolist()),
         "tokens": token_texts(samples.tokens[i, :length].tolist(), tokenizer),
         "reasoning_tokens": reasoning,
         "correct": bool(samples.correct[i]),
@@ -64,36 +68,6 @@ def records(
         "group_advantage": _floats(samples.group_advantages[i : i + 1])[0],
         "advantages": _floats(samples.advantages[i, :length]),
     }
-
-
-def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-  """Returns what each token adds to the text of the tokens before it.
-
-  Joined, the texts are the decoded text. A token that ends inside a character
-  adds nothing; the one that completes the character adds all of it.
-  """
-  texts: list[str] = []
-  # Decoding every prefix would be quadratic. A few tokens of context are
-  # enough for white space, and a character has at most four bytes.
-  start, told = 0, ""
-  for end in range(1, len(ids) + 1):
-    text = decoded(tokenizer, ids[start:end])
-    broken = text.endswith("\N{REPLACEMENT CHARACTER}")
-    whole = not broken or end == len(ids) or end - start >= 64
-    texts.append(text[len(told) :] if whole else "")
-    if whole:
-      told = text
-      if end - start >= 8:
-        start = end - 1
-        told = decoded(tokenizer, ids[start:end])
-  return texts
-
-
-def decoded(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> str:
-  """Decodes tokens, keeping special tokens and blanks."""
-  return tokenizer.decode(
-      ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-  )
 
 
 def _floats(values: np.ndarray) -> list[float]:

@@ -6,6 +6,7 @@ and an error names the line.
 
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -18,8 +19,8 @@ import numpy as np
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import tokenizer as tokenizer_lib
+from iapo_jax.hf.decoding import token_texts
 from iapo_jax.rewards import text
-from iapo_jax.run.samples import decoded, token_texts
 from iapo_jax.tools.scoring import Item, Scores
 
 Line = dict[str, Any]
@@ -184,7 +185,7 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
       tuple(begin),
       tuple(ids),
       rules.elicitation,
-      text.reasoning_length(own, lambda part: decoded(tok, part)),
+      text.reasoning_length(own, functools.partial(tokenizer_lib.decode, tok)),
   )
 
 
