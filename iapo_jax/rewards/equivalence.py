@@ -147,7 +147,7 @@ def _members(text: str) -> list[_Member]:
     names, values = (structure.split(x, ",") for x in point.groups())
     if len(names) == len(values):
       return [
-          _Member(value, squeezed(name))
+          _Member(value, squeezed(name).strip())
           for name, value in zip(names, values, strict=True)
       ]
   found: list[_Member] = []
@@ -167,7 +167,7 @@ def _member(text: str) -> _Member:
   if assigned and not _RELATION.search(text):
     value = _right_side(text)
     value = assigned["value"] if value == text else value
-    return _Member(value, squeezed(assigned.group(1)))
+    return _Member(value, squeezed(assigned.group(1)).strip())
   if clock.read(text):
     return _Member(text)
   if quantity := _QUANTITY.fullmatch(text):
@@ -275,7 +275,7 @@ def _assigned_alike(mine: str, theirs: str) -> tuple[str, str] | None:
     return None
   if any(len(structure.listed(x)) > 1 for x in (mine, theirs)):
     return None
-  names = {squeezed(x.group(1)) for x in found}
+  names = {squeezed(x.group(1)).strip() for x in found}
   return (found[0]["value"], found[1]["value"]) if len(names) == 1 else None
 
 
