@@ -134,6 +134,28 @@ def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
   ).read_text()
 
 
+@pytest.mark.parametrize("bits", [0o022, 0o027])
+def test_others_can_read_what_the_umask_lets_them(model, tmp_path, bits):
+  """The weights, too, in one file or several, and the folder itself."""
+  cfg = folder.read_model(model)
+  params = weights.load(model, cfg)
+  with runs.umask(bits):
+    export.convert(model, tmp_path / "out", params, cfg, "float32")
+    (tmp_path / "parts").mkdir()
+    weights.save(
+        tmp_path / "parts", params, cfg, dtype="float32", max_shard_bytes=60_000
+    )
+    for name in ("out", "parts"):
+      assert not runs.odd_modes(tmp_path / name)
+  assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.mesh
+def test_others_can_read_a_run(still):
+  """Checkpoints, logs and the kept model."""
+  assert not runs.odd_modes(still)
+
+
 @pytest.mark.mesh
 def test_bfloat16_is_a_rounding_of_it(still, tmp_path):
   export.export(sources.last(still), tmp_path / "out", dtype="bfloat16")

@@ -326,7 +326,8 @@ def save(
             " --dtype=float32"
         )
     # transformers rejects files without this format.
-    safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
+    with files.usual_mode(folder / file):
+      safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     files.write_json(folder / _INDEX, index)

@@ -120,9 +120,11 @@ def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory(
         prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True
     ) as name:
-      draft = pathlib.Path(name)
+      # Only its owner can read a temporary folder; one inside it follows the
+      # umask.
+      draft = pathlib.Path(name) / output.name
+      draft.mkdir()
       yield draft
-      draft.chmod(0o755)  # a temporary folder is closed to other users
       draft.rename(output)
   except OSError as error:
     raise ConfigError(
