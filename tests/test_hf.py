@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import families, folder, names, weights
+from iapo_jax.hf import families, folder, names, spellings, weights
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.run import assembly
@@ -307,6 +307,59 @@ def test_a_decoder_and_its_config_are_one(name):
   assert families.config_of(again).to_dict() == theirs.to_dict()
   for field in ("windows", "rotary", "rope", "local_rope", "head_dim"):
     assert getattr(again, field) == getattr(ours, field)
+
+
+@pytest.mark.parametrize("name", checkpoints.CONFIGS)
+def test_an_export_says_it_in_older_fields_too(name, tmp_path):
+  """Without the new field transformers reads the same decoder from them."""
+  ours = folder.read_model(GOLDEN / name)
+  ours = dataclasses.replace(
+      ours, rope=dataclasses.replace(ours.rope, theta=300.0)
+  )
+  raw = families.config_of(ours).to_dict()
+  spellings.write_config(tmp_path, raw, ours, "bfloat16")
+  assert folder.read_model(tmp_path) == ours
+  path = tmp_path / "config.json"
+  raw = json.loads(path.read_text())
+  assert raw["dtype"] == "bfloat16"
+  del raw["rope_parameters"]
+  path.write_text(json.dumps(raw))
+  assert folder.read_model(tmp_path) == ours
+
+
+def test_every_spelling_of_a_dtype_is_set(tmp_path):
+  for fields in (("torch_dtype",), ("dtype", "torch_dtype"), ()):
+    raw = dict.fromkeys(fields, "bfloat16")
+    spellings.write_config(tmp_path, raw, ModelConfig(), "float32")
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found == dict.fromkeys(fields or ("dtype",), "float32")
+
+
+def test_local_positions_that_older_versions_do_not_have():
+  """They would take the default base for none: here they fail."""
+  cfg = folder.read_model(GOLDEN / "gemma3")
+  local = RopeConfig(kind="linear", theta=100.0, factor=2.0)
+  found = families.older_positions(dataclasses.replace(cfg, local_rope=local))
+  assert found["rope_local_base_freq"] is None
+  assert found["rope_theta"] == 1000.0
+
+
+def test_a_tokenizer_of_either_version(tmp_path):
+  path = tmp_path / "tokenizer_config.json"
+  for found, mended in (
+      ({"tokenizer_class": "TokenizersBackend"},
+       {"tokenizer_class": "PreTrainedTokenizerFast"}),
+      ({"extra_special_tokens": ["<a>"], "x": 1},
+       {"additional_special_tokens": ["<a>"], "x": 1}),
+  ):  # fmt: skip
+    path.write_text(json.dumps(found))
+    spellings.mend_tokenizer(tmp_path)
+    assert json.loads(path.read_text()) == mended
+  # What both read stays as it is, byte by byte.
+  text = '{"tokenizer_class":"Qwen2Tokenizer","extra_special_tokens":{}}'
+  path.write_text(text)
+  spellings.mend_tokenizer(tmp_path)
+  assert path.read_text() == text
 
 
 def test_families_that_cannot_say_what_a_decoder_is():

@@ -393,6 +393,27 @@ def _written_positions(model: ModelConfig) -> dict[str, Any]:
   return values
 
 
+def older_positions(model: ModelConfig) -> dict[str, Any]:
+  """Returns rotary embeddings in the fields of transformers before version 5.
+
+  A decoder that these versions do not have gives fields that they refuse.
+  """
+  scaling = _written_rope(model.rope)
+  values: dict[str, Any] = {
+      name: scaling.pop(name)
+      for name in ("rope_theta", "partial_rotary_factor")
+      if name in scaling
+  }
+  if model.family == "olmo2":
+    scaling["type"] = scaling.pop("rope_type")  # all that it reads
+  values["rope_scaling"] = None if model.rope.kind == "default" else scaling
+  if model.family == "gemma3_text":
+    local = model.local_rope
+    plain = local.kind == "default"
+    values["rope_local_base_freq"] = local.theta if plain else None
+  return values
+
+
 def _written_rope(rope: RopeConfig) -> dict[str, Any]:
   values = {
       _ROPE[ours]: getattr(rope, ours) for ours in _ROPE_FIELDS[rope.kind]

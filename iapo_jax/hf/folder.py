@@ -29,6 +29,7 @@ _WANTED = (
 )  # fmt: skip
 _UNWANTED = "consolidated*"  # the same weights in another layout
 _WEIGHTS = ("*.safetensors", "*.index.json")
+_TEMPLATES = "additional_chat_templates"  # a folder of named chat templates
 
 
 def find(name: str, *, weights: bool = True) -> pathlib.Path:
@@ -154,3 +155,5 @@ def copy_all_but_weights(
     weights = any(path.match(pattern) for pattern in _WEIGHTS)
     if path.is_file() and wanted and not weights and path.name not in skip:
       shutil.copyfile(path, target / path.name)
+  if (source / _TEMPLATES).is_dir():
+    copy_all_but_weights(source / _TEMPLATES, target / _TEMPLATES)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.core.errors import ConfigError
 
-_FILE = "tokenizer.json"
+FILE = "tokenizer.json"
 
 
 def word_tokenizer(
@@ -49,9 +49,9 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
   For some model types `AutoTokenizer` builds a different one from parts of the
   file. Raises `ConfigError` if the file is missing or cannot be read.
   """
-  if not (folder / _FILE).is_file():
+  if not (folder / FILE).is_file():
     raise ConfigError(
-        f"{str(folder)!r}: has no {_FILE}; a fast tokenizer is needed"
+        f"{str(folder)!r}: has no {FILE}; a fast tokenizer is needed"
     )
   try:
     return PreTrainedTokenizerFast.from_pretrained(
@@ -59,7 +59,7 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
     )
   except Exception as error:  # the tokenizers library raises plain exceptions
     text = " ".join(str(error).split())
-    raise ConfigError(f"{folder / _FILE}: cannot be read ({text})") from error
+    raise ConfigError(f"{folder / FILE}: cannot be read ({text})") from error
 
 
 @functools.lru_cache(maxsize=8)
