@@ -146,7 +146,7 @@ def test_a_tokenizer_in_place_of_the_models(model, tmp_path):
   """An export has all of it, its named chat templates too, and no other."""
   shutil.copytree(model, tmp_path / "pretrained")
   (tmp_path / "pretrained" / "chat_template.jinja").write_text("theirs")
-  tok = tiny.load_task().tokenizer
+  tok = tiny.words()
   tok.chat_template = {"default": "ours", "tool_use": "our tools"}
   tok.save_pretrained(tmp_path / "tokenizer")
   (tmp_path / "tokenizer" / "chat_template.jinja").unlink()
@@ -168,7 +168,7 @@ def test_a_model_type_whose_tokenizers_are_built_anew(tmp_path, capsys):
   source.mkdir()
   cfg = folder.read_model(GOLDEN / "qwen2")
   shutil.copy(GOLDEN / "qwen2" / "config.json", source)
-  tiny.load_task().tokenizer.save_pretrained(source)
+  tiny.words().save_pretrained(source)
   params = weights.load(GOLDEN / "qwen2", cfg)
   export.convert(source, tmp_path / "out", params, cfg, "float32")
   assert capsys.readouterr().out == (
@@ -319,7 +319,8 @@ def test_a_tokenizer_of_its_own(model, tmp_path):
   export.export(sources.last(tmp_path / "run"), tmp_path / "out2")
   for name in ("out1", "out2"):
     assert len(tokenizer.load(tmp_path / name)) == 38
-  assert folder.read_tokens(tmp_path / "out1").eos_ids == (2,)
+  # The tokenizer's own, and that of its folder's config.json.
+  assert folder.read_tokens(tmp_path / "out1").eos_ids == (1, 2)
   # Of the model, which has the last word.
   assert folder.read_tokens(tmp_path / "out2").eos_ids == (5, 1)
   assert folder.read_model(tmp_path / "out2").family == "gemma3_text"

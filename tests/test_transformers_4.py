@@ -79,7 +79,7 @@ def decoder(name):
 
 def new(name, place):
   """The export of a run that began from random weights."""
-  tok = tiny.load_task().tokenizer
+  tok = tiny.words()
   tok.save_pretrained(place / "run" / folder.TOKENIZER)
   (place / "out").mkdir()
   cfg = dataclasses.replace(Config(), model=decoder(name))

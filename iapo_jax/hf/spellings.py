@@ -5,7 +5,7 @@ it takes a default without a warning, or raises an error.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -36,9 +36,26 @@ def write_config(
   raw = dict(raw)
   for name in [name for name in _DTYPES if name in raw] or _DTYPES[:1]:
     raw[name] = dtype
+  pad = raw.get("pad_token_id")
+  if type(pad) is int and pad >= model.vocab_size:
+    raw["pad_token_id"] = None  # transformers loads no model without its row
   if "rope_parameters" in raw:
     raw |= families.older_positions(model)
   files.write_json(output / folder.CONFIG, raw)
+
+
+def name_ends(output: pathlib.Path, ends: Sequence[int]) -> None:
+  """Adds the ends of a run to those that a pretrained model's files name.
+
+  Without them a completion of the exported model goes on after its end.
+  """
+  named = folder.named_ends(output)
+  name = next(iter(named), folder.CONFIG)
+  known = named.get(name, ())
+  more = [end for end in ends if end not in known]
+  if more:
+    raw = files.read_json(output / name)
+    files.write_json(output / name, raw | {"eos_token_id": [*known, *more]})
 
 
 def mend_tokenizer(output: pathlib.Path) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from iapo_jax.core.errors import ConfigError
 
 FILE = "tokenizer.json"
+_REPLY = "the reply that the template ends"
 
 
 def word_tokenizer(
@@ -152,6 +153,26 @@ def _dated(template: str, date: str) -> str:
   for letter in "aAbBdHIjmMpSyY":
     macro += f".replace('%{letter}', '{day:%{letter}}')"
   return macro + " }}{%- endmacro -%}" + template
+
+
+def turn_end(tok: PreTrainedTokenizerFast) -> int | None:
+  """Returns the special token after a reply in the chat template, if any."""
+  turns = [
+      {"role": "user", "content": "question"},
+      {"role": "assistant", "content": _REPLY},
+  ]
+  try:
+    rendered = tok.apply_chat_template(
+        turns,
+        tokenize=False,
+        chat_template=_dated(tok.get_chat_template(), "2026-01-01"),
+    )
+  except Exception:  # no template, or one that has no replies
+    return None
+  ids = encode(tok, rendered.rpartition(_REPLY)[2].lstrip())
+  special = {i for i, t in tok.added_tokens_decoder.items() if t.special}
+  special |= set(tok.all_special_ids)
+  return ids[0] if ids and ids[0] in special else None
 
 
 def render_chat(

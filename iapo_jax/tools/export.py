@@ -18,7 +18,7 @@ from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core import files, markdown
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.core.types import Params
+from iapo_jax.core.types import Params, Vocabulary
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import families, folder, spellings, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
@@ -168,15 +168,14 @@ def write_configs(
   if kept.is_dir():
     words = source if source.is_dir() else kept
     _copy_pretrained(kept, words, output, cfg.model, dtype)
+    vocabulary = _vocabulary(words, kept, cfg)
+    spellings.name_ends(output, vocabulary.eos_ids)
     return
   folder.copy_all_but_weights(source, output, skip=_CONFIGS)
-  tok = tokenizer_lib.load(source)
-  vocabulary = task_lib.vocabulary_of(
-      tok, cfg.probe.elicitation, folder.read_tokens(source)
-  )
+  vocabulary = _vocabulary(source, source, cfg)
   ends = list(vocabulary.eos_ids)
   ids = {
-      "bos_token_id": tok.bos_token_id,
+      "bos_token_id": tokenizer_lib.load(source).bos_token_id,
       "eos_token_id": ends[0] if len(ends) == 1 else ends,
       "pad_token_id": vocabulary.pad_id,
   }
@@ -196,6 +195,19 @@ def write_configs(
       do_sample=True, temperature=cfg.rollout.temperature, **ids
   )
   generation.save_pretrained(output)
+
+
+def _vocabulary(
+    words: pathlib.Path, place: pathlib.Path, cfg: Config
+) -> Vocabulary:
+  """Returns the run's tokens, by the folders of tokenizer and configuration."""
+  return task_lib.vocabulary_of(
+      tokenizer_lib.load(words),
+      cfg.probe.elicitation,
+      folder.read_tokens(place),
+      chat=cfg.data.chat_template,
+      size=cfg.model.vocab_size,
+  )
 
 
 def _copy_pretrained(
