@@ -214,10 +214,77 @@ def test_an_untied_head_is_needed(copy):
   assert message.endswith("': lacks lm_head.weight")
 
 
-def test_tables_that_follow_from_the_config_are_passed_over(copy):
-  key = "model.layers.2.self_attn.rotary_emb.inv_freq"
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.layers.2.self_attn.rotary_emb.inv_freq",
+        "layers.2.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq", "model.rotary_emb.original_inv_freq",
+        "model.rotary_emb_local.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+    ],
+)  # fmt: skip
+def test_tables_that_follow_from_the_config_are_passed_over(copy, key):
   place = copy(tensors=lambda t: t.update({key: np.ones(3, np.float32)}))
   assert "layers" in load(place)
+
+
+OLDER_KEYS = {
+    "a bare decoder": lambda key: key.removeprefix("model."),
+    "twice": lambda key: f"model.{key}",
+    "torch.compile": lambda key: f"_orig_mod.{key}",
+    "of a part": lambda key: key.replace("layers.", "layers._orig_mod."),
+    "DistributedDataParallel": lambda key: f"module.{key}",
+    "both": lambda key: f"module._orig_mod.{key}",
+}
+
+
+@pytest.mark.parametrize("kind", OLDER_KEYS)
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_older_keys_are_read_as_those_of_today(copy, name, kind):
+  """One tied and one untied decoder; an index, too."""
+  def rename(found):
+    for key in list(found):
+      found[OLDER_KEYS[kind](key)] = found.pop(key)
+
+  place = copy(name, tensors=rename)
+  ours = load(place)
+  for leaf, other in zip(
+      *map(jax.tree.leaves, (ours, load(GOLDEN / name))), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, other)
+  (place / "model.safetensors").rename(place / "part.safetensors")
+  found = safetensors.numpy.load_file(place / "part.safetensors")
+  index = {"weight_map": dict.fromkeys(found, "part.safetensors")}
+  (place / "model.safetensors.index.json").write_text(json.dumps(index))
+  assert jax.tree.structure(load(place)) == jax.tree.structure(ours)
+
+
+def test_a_tied_head_alone_is_the_embedding(copy):
+  def rename(found):
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+
+  ours, theirs = load(copy(tensors=rename)), load(GOLDEN / "qwen2")
+  np.testing.assert_array_equal(ours["embedding"], theirs["embedding"])
+  # An untied one is another matrix.
+  message = refusal(copy("llama", tensors=rename))
+  assert message.endswith("': lacks model.embed_tokens.weight")
+
+
+def test_unknown_keys_are_refused_by_the_names_in_the_file(copy):
+  for key in ("layers.0.attn.masked_bias", "score.weight"):
+    message = refusal(copy(tensors=lambda t, k=key: t.update({k: np.ones(1)})))
+    assert message.endswith(f"': config.json does not describe {key}")
+
+
+def test_one_tensor_under_two_names_is_refused(copy):
+  def double(found):
+    found["norm.weight"] = found["model.norm.weight"]
+
+  assert refusal(copy(tensors=double)).endswith(
+      "has both model.norm.weight and norm.weight, which are names of one"
+      " tensor"
+  )
 
 
 def test_pickles_are_never_read(copy):
