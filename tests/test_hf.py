@@ -429,6 +429,37 @@ def test_a_tokenizer_of_either_version(tmp_path):
   assert path.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("most", "original", "allowed"),
+    [
+        (32, 32, 128),  # 32 · 4: max_position_embeddings is the original length
+        (40, 32, 128),  # as in Qwen3, which has room for a reply
+        (128, 32, 128),
+        (256, 32, 256),  # what the model names itself is never less
+        (32, None, 128),  # transformers takes it for the original length
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3_yarn", "llama"])
+def test_positions_that_a_factor_allows(copy, name, most, original, allowed):
+  rope = json.loads((GOLDEN / name / "config.json").read_text())
+  rope = rope["rope_parameters"]  # yarn and llama3
+  assert rope["factor"] == 4.0
+  rope["original_max_position_embeddings"] = original
+  if original is None:
+    del rope["original_max_position_embeddings"]
+  place = copy(name, max_position_embeddings=most, rope_parameters=rope)
+  assert folder.read_model(place).max_positions == allowed
+
+
+def test_positions_that_other_factors_do_not_allow(copy):
+  """Gemma 3 counts its linear factor into max_position_embeddings."""
+  assert folder.read_model(copy("gemma3")).max_positions == 128
+  place = copy("qwen2", rope_parameters={
+      "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0,
+  })  # fmt: skip
+  assert folder.read_model(place).max_positions == 128
+
+
 def test_families_that_cannot_say_what_a_decoder_is():
   with pytest.raises(ConfigError) as error:
     families.config_of(ModelConfig(vocab_size=8, qk_norm="head"))
