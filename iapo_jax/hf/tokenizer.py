@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 import pathlib
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,18 +142,46 @@ def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   return ids
 
 
+# Prints a format from a table of all directives of one day.
+_STRFTIME = """\
+{%- macro strftime_now(format) -%}
+{%- set known = TABLE -%}
+{%- set after = namespace(percent=false) -%}
+{%- for part in format.split("%") -%}
+{%- if loop.first or after.percent -%}
+{%- set after.percent = false -%}{{ part }}
+{%- elif not part -%}
+{%- set after.percent = true -%}{{ "%" }}
+{%- elif part[:1] in known -%}{{ known[part[:1]] ~ part[1:] }}
+{%- elif part[:2] in known -%}{{ known[part[:2]] ~ part[2:] }}
+{%- else -%}
+{{ raise_exception("strftime_now cannot print %" ~ part[:2]) }}
+{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+
+@functools.lru_cache(maxsize=8)
 def _dated(template: str, date: str) -> str:
   """Fixes the date in a template that prints today's date.
 
-  A macro replaces `strftime_now`, since templates accept no functions.
+  A macro replaces `strftime_now`, since templates accept no functions. It
+  prints every directive of this platform but `%s`, which depends on the time
+  zone, and refuses others.
   """
   if "strftime_now" not in template:
     return template
   day = datetime.datetime.fromisoformat(date)
-  macro = "{%- macro strftime_now(format) -%}{{ format"
-  for letter in "aAbBdHIjmMpSyY":
-    macro += f".replace('%{letter}', '{day:%{letter}}')"
-  return macro + " }}{%- endmacro -%}" + template
+  directives = [
+      flag + letter
+      for flag in ("", *"-_0^#")
+      for letter in string.ascii_letters
+      if letter != "s"
+  ]
+  table = {name: day.strftime(f"%{name}") for name in directives}
+  known = {name: shown for name, shown in table.items() if shown != f"%{name}"}
+  return _STRFTIME.replace("TABLE", json.dumps(known)) + template
 
 
 def turn_end(tok: PreTrainedTokenizerFast) -> int | None:
