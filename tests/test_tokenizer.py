@@ -62,6 +62,21 @@ def test_a_bos_opens_prompts_and_nothing_else(tmp_path):
   assert tok.decode(table.prompts.gold[0]) == "6"
 
 
+def test_a_text_with_its_bos_gets_no_other(tmp_path):
+  """In scores and in data; one that only looks alike does."""
+  tok = saved(words(pattern="so $A"), tmp_path)
+  shown = [
+      tok.decode(tokenizer.encode_prompt(tok, prompt))
+      for prompt in ("1 + 2", "so 1 + 2", "so so 1", "1 so", "so", "")
+  ]
+  assert shown == ["so 1 + 2", "so 1 + 2", "so so 1", "so 1 so", "so", "so"]
+  data = DataConfig(max_prompt_tokens=4, overlong="truncate_left")
+  table = pipeline.tokenise_prompts(
+      tok, ["so 1 + 2 + 3"], ["6"], data, pad_id=0
+  )
+  assert tok.decode(table.prompts.tokens[0]) == "so 2 + 3"
+
+
 def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
   tok = saved(words(pattern="$A <eos>"), tmp_path)
   with pytest.raises(ConfigError, match="adds tokens after a text"):

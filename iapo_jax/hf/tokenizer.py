@@ -129,17 +129,19 @@ def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
 def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   """Encodes a prompt without a chat template, after the tokenizer's BOS if any.
 
+  A text that begins with the BOS, such as a rendered template, gets no other.
   Raises `ConfigError` if the tokenizer also adds tokens after the text.
   """
   ids = tok.encode(text, add_special_tokens=True)
   plain = encode_rendered(tok, text)
-  if ids[len(ids) - len(plain) :] != plain:
+  begin = ids[: len(ids) - len(plain)]
+  if begin + plain != ids:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: adds tokens after a text, so they"
         " would end every prompt; use its chat template"
         " (config.data.chat_template, --chat)"
     )
-  return ids
+  return plain if plain[: len(begin)] == begin else ids
 
 
 # Prints a format from a table of all directives of one day.
