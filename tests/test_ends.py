@@ -126,7 +126,9 @@ def test_solutions_beyond_the_rows_are_refused(tmp_path):
   tokenizer.word_tokenizer(
       list(dict.fromkeys(words)), pad="<pad>", eos="<eos>", unknown="<unk>"
   ).save_pretrained(place)
-  model = dataclasses.replace(cfg.model, vocab_size=len(asked))
+  model = dataclasses.replace(
+      cfg.model, pretrained="model", vocab_size=len(asked)
+  )
   cfg = dataclasses.replace(cfg, model=model)
   with pytest.raises(ConfigError, match=r"of the worked solutions; leave"):
     task.load(cfg, problems, None, place)

@@ -129,7 +129,7 @@ def load(
     tok = tokenizer.load(words)
   else:
     tok = _word_tokenizer(cfg.data)
-  chat, size = cfg.data.chat_template, cfg.model.vocab_size or len(tok)
+  chat, size = cfg.data.chat_template, _rows(cfg, tok)
   vocabulary = vocabulary_of(
       tok, cfg.probe.elicitation, tokens, chat=chat, size=size
   )
@@ -169,13 +169,16 @@ def load(
   )
 
 
-def check_rows(tok: Any, ids: Any, size: int | None, where: str) -> None:
-  """Raises ConfigError unless the model has a row for each of some tokens.
+def _rows(cfg: Config, tok: Any) -> int:
+  """Returns the rows of a pretrained model; others have one for every token."""
+  known = cfg.model.vocab_size if cfg.model.pretrained else None
+  return known or len(tok)
 
-  `size` is the number of rows; None means one for every token.
-  """
+
+def check_rows(tok: Any, ids: Any, size: int, where: str) -> None:
+  """Raises ConfigError unless a model of `size` rows has all of some tokens."""
   largest = int(np.max(ids))
-  if size is not None and largest >= size:
+  if largest >= size:
     rule = (
         f"must be above {largest}, the token"
         f" {tok.convert_ids_to_tokens(largest)!r} of {where}; leave"
@@ -261,7 +264,7 @@ def _demonstrable(
     )
     whole = "".join(piece.text for piece in pieces)
     ids = tokenizer.encode(tok, whole)
-    check_rows(tok, ids, cfg.model.vocab_size, "the worked solutions")
+    check_rows(tok, ids, _rows(cfg, tok), "the worked solutions")
     lengths.append(len(ids) + 1)  # and an EOS
   fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
@@ -284,8 +287,8 @@ def _check_longest(cfg: Config, tok: Any) -> None:
   words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
   # A word alone never has fewer tokens than inside a text.
   encoded = [tokenizer.encode(tok, f" {word}") for word in words]
-  size = cfg.model.vocab_size
-  check_rows(tok, max(encoded, key=max), size, "the worked solutions")
+  used = max(encoded, key=max)
+  check_rows(tok, used, _rows(cfg, tok), "the worked solutions")
   most = max(map(len, encoded))
   longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
