@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 
@@ -48,12 +47,12 @@ EXPORTS = [
 
 
 @pytest.fixture(scope="module")
-def old(request, tmp_path_factory):
+def old(request):
   """A folder of packages to put before those of the environment."""
   name = f"transformers-4.57-python{platform.python_version()}"
   place = request.config.cache.mkdir("packages") / name
   if not place.exists():
-    draft = tmp_path_factory.mktemp("packages") / name
+    draft = files.draft_of(place)
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
          "--no-compile", "--disable-pip-version-check", "--retries=1",
@@ -63,7 +62,7 @@ def old(request, tmp_path_factory):
     if done.returncode:
       reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
       pytest.skip(f"pip cannot install transformers 4.57 here: {reason}")
-    shutil.move(draft, place)
+    draft.rename(place)
   return place
 
 
