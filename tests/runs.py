@@ -68,6 +68,29 @@ def edit(path, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@contextlib.contextmanager
+def umask(bits):
+  """New files and folders lack these permissions."""
+  before = os.umask(bits)
+  try:
+    yield
+  finally:
+    os.umask(before)
+
+
+def odd_modes(folder):
+  """What is in a folder, itself included, whose modes the umask does not give.
+  """
+  bits = os.umask(0)
+  os.umask(bits)
+  return [
+      f"{path}: {path.stat().st_mode & 0o777:o}"
+      for path in (folder, *folder.rglob("*"))
+      if path.stat().st_mode & 0o777
+      != (0o777 if path.is_dir() else 0o666) & ~bits
+  ]
+
+
 def unfinished_copy(run, folder):
   shutil.copytree(run, folder)
   (folder / "summary.json").unlink()

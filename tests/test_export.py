@@ -14,6 +14,7 @@ import tiny
 import yaml
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.schema import Config
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import folder, tokenizer, weights
 from iapo_jax.run import assembly, checkpoint, logs, sources, trainer, workdir
@@ -122,16 +123,81 @@ def test_a_checkpoint_comes_back_bit_by_bit(model, still, tmp_path):
   assert len(shards) > 1
   for name in (
       *shards, "model.safetensors.index.json", "generation_config.json",
-      "tokenizer.json", "tokenizer_config.json",
+      "tokenizer.json",
   ):  # fmt: skip
     assert digest(tmp_path / "out" / name) == digest(model / name), name
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   theirs = json.loads((model / "config.json").read_text())
-  assert config == theirs | {"dtype": "float32"}
+  # Beside the dtype: names that transformers before version 5 reads.
+  assert config == theirs | {
+      "dtype": "float32", "rope_theta": 1000.0, "rope_local_base_freq": 100.0,
+      "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+  }  # fmt: skip
+  words = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+  theirs = json.loads((model / "tokenizer_config.json").read_text())
+  assert words == theirs | {"tokenizer_class": "PreTrainedTokenizerFast"}
   assert "evil.py" not in files
   assert "of the pretrained model" not in (
       tmp_path / "out" / "README.md"
   ).read_text()
+
+
+def test_a_tokenizer_in_place_of_the_models(model, tmp_path):
+  """An export has all of it, its named chat templates too, and no other."""
+  shutil.copytree(model, tmp_path / "pretrained")
+  (tmp_path / "pretrained" / "chat_template.jinja").write_text("theirs")
+  tok = tiny.words()
+  tok.chat_template = {"default": "ours", "tool_use": "our tools"}
+  tok.save_pretrained(tmp_path / "tokenizer")
+  (tmp_path / "tokenizer" / "chat_template.jinja").unlink()
+  (tmp_path / "out").mkdir()
+  cfg = Config(model=folder.read_model(model))
+  export.write_configs(tmp_path, tmp_path / "out", cfg, "float32")
+  names = {path.name for path in (tmp_path / "out").iterdir()}
+  assert names == {
+      "additional_chat_templates", "config.json", "generation_config.json",
+      "tokenizer.json", "tokenizer_config.json",
+  }  # fmt: skip
+  named = tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja"
+  assert named.read_text() == "our tools"
+
+
+def test_a_model_type_whose_tokenizers_are_built_anew(tmp_path, capsys):
+  """transformers 5 gives a folder of a Qwen2 model no word tokenizer."""
+  source = tmp_path / "model"
+  source.mkdir()
+  cfg = folder.read_model(GOLDEN / "qwen2")
+  shutil.copy(GOLDEN / "qwen2" / "config.json", source)
+  tiny.words().save_pretrained(source)
+  params = weights.load(GOLDEN / "qwen2", cfg)
+  export.convert(source, tmp_path / "out", params, cfg, "float32")
+  assert capsys.readouterr().out == (
+      "warning: transformers.AutoTokenizer makes a Qwen2Tokenizer, which"
+      " encodes text otherwise; load the tokenizer with"
+      " transformers.PreTrainedTokenizerFast\n"
+  )
+
+
+@pytest.mark.parametrize("bits", [0o022, 0o027])
+def test_others_can_read_what_the_umask_lets_them(model, tmp_path, bits):
+  """The weights, too, in one file or several, and the folder itself."""
+  cfg = folder.read_model(model)
+  params = weights.load(model, cfg)
+  with runs.umask(bits):
+    export.convert(model, tmp_path / "out", params, cfg, "float32")
+    (tmp_path / "parts").mkdir()
+    weights.save(
+        tmp_path / "parts", params, cfg, dtype="float32", max_shard_bytes=60_000
+    )
+    for name in ("out", "parts"):
+      assert not runs.odd_modes(tmp_path / name)
+  assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.mesh
+def test_others_can_read_a_run(still):
+  """Checkpoints, logs and the kept model."""
+  assert not runs.odd_modes(still)
 
 
 @pytest.mark.mesh
@@ -253,7 +319,8 @@ def test_a_tokenizer_of_its_own(model, tmp_path):
   export.export(sources.last(tmp_path / "run"), tmp_path / "out2")
   for name in ("out1", "out2"):
     assert len(tokenizer.load(tmp_path / name)) == 38
-  assert folder.read_tokens(tmp_path / "out1").eos_ids == (2,)
+  # The tokenizer's own, and that of its folder's config.json.
+  assert folder.read_tokens(tmp_path / "out1").eos_ids == (1, 2)
   # Of the model, which has the last word.
   assert folder.read_tokens(tmp_path / "out2").eos_ids == (5, 1)
   assert folder.read_model(tmp_path / "out2").family == "gemma3_text"

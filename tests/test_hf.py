@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import families, folder, names, weights
+from iapo_jax.hf import families, folder, names, spellings, weights
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.run import assembly
@@ -214,10 +214,77 @@ def test_an_untied_head_is_needed(copy):
   assert message.endswith("': lacks lm_head.weight")
 
 
-def test_tables_that_follow_from_the_config_are_passed_over(copy):
-  key = "model.layers.2.self_attn.rotary_emb.inv_freq"
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.layers.2.self_attn.rotary_emb.inv_freq",
+        "layers.2.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq", "model.rotary_emb.original_inv_freq",
+        "model.rotary_emb_local.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+    ],
+)  # fmt: skip
+def test_tables_that_follow_from_the_config_are_passed_over(copy, key):
   place = copy(tensors=lambda t: t.update({key: np.ones(3, np.float32)}))
   assert "layers" in load(place)
+
+
+OLDER_KEYS = {
+    "a bare decoder": lambda key: key.removeprefix("model."),
+    "twice": lambda key: f"model.{key}",
+    "torch.compile": lambda key: f"_orig_mod.{key}",
+    "of a part": lambda key: key.replace("layers.", "layers._orig_mod."),
+    "DistributedDataParallel": lambda key: f"module.{key}",
+    "both": lambda key: f"module._orig_mod.{key}",
+}
+
+
+@pytest.mark.parametrize("kind", OLDER_KEYS)
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_older_keys_are_read_as_those_of_today(copy, name, kind):
+  """One tied and one untied decoder; an index, too."""
+  def rename(found):
+    for key in list(found):
+      found[OLDER_KEYS[kind](key)] = found.pop(key)
+
+  place = copy(name, tensors=rename)
+  ours = load(place)
+  for leaf, other in zip(
+      *map(jax.tree.leaves, (ours, load(GOLDEN / name))), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, other)
+  (place / "model.safetensors").rename(place / "part.safetensors")
+  found = safetensors.numpy.load_file(place / "part.safetensors")
+  index = {"weight_map": dict.fromkeys(found, "part.safetensors")}
+  (place / "model.safetensors.index.json").write_text(json.dumps(index))
+  assert jax.tree.structure(load(place)) == jax.tree.structure(ours)
+
+
+def test_a_tied_head_alone_is_the_embedding(copy):
+  def rename(found):
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+
+  ours, theirs = load(copy(tensors=rename)), load(GOLDEN / "qwen2")
+  np.testing.assert_array_equal(ours["embedding"], theirs["embedding"])
+  # An untied one is another matrix.
+  message = refusal(copy("llama", tensors=rename))
+  assert message.endswith("': lacks model.embed_tokens.weight")
+
+
+def test_unknown_keys_are_refused_by_the_names_in_the_file(copy):
+  for key in ("layers.0.attn.masked_bias", "score.weight"):
+    message = refusal(copy(tensors=lambda t, k=key: t.update({k: np.ones(1)})))
+    assert message.endswith(f"': config.json does not describe {key}")
+
+
+def test_one_tensor_under_two_names_is_refused(copy):
+  def double(found):
+    found["norm.weight"] = found["model.norm.weight"]
+
+  assert refusal(copy(tensors=double)).endswith(
+      "has both model.norm.weight and norm.weight, which are names of one"
+      " tensor"
+  )
 
 
 def test_pickles_are_never_read(copy):
@@ -307,6 +374,90 @@ def test_a_decoder_and_its_config_are_one(name):
   assert families.config_of(again).to_dict() == theirs.to_dict()
   for field in ("windows", "rotary", "rope", "local_rope", "head_dim"):
     assert getattr(again, field) == getattr(ours, field)
+
+
+@pytest.mark.parametrize("name", checkpoints.CONFIGS)
+def test_an_export_says_it_in_older_fields_too(name, tmp_path):
+  """Without the new field transformers reads the same decoder from them."""
+  ours = folder.read_model(GOLDEN / name)
+  ours = dataclasses.replace(
+      ours, rope=dataclasses.replace(ours.rope, theta=300.0)
+  )
+  raw = families.config_of(ours).to_dict()
+  spellings.write_config(tmp_path, raw, ours, "bfloat16")
+  assert folder.read_model(tmp_path) == ours
+  path = tmp_path / "config.json"
+  raw = json.loads(path.read_text())
+  assert raw["dtype"] == "bfloat16"
+  del raw["rope_parameters"]
+  path.write_text(json.dumps(raw))
+  assert folder.read_model(tmp_path) == ours
+
+
+def test_every_spelling_of_a_dtype_is_set(tmp_path):
+  for fields in (("torch_dtype",), ("dtype", "torch_dtype"), ()):
+    raw = dict.fromkeys(fields, "bfloat16")
+    spellings.write_config(tmp_path, raw, ModelConfig(), "float32")
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found == dict.fromkeys(fields or ("dtype",), "float32")
+
+
+def test_local_positions_that_older_versions_do_not_have():
+  """They would take the default base for none: here they fail."""
+  cfg = folder.read_model(GOLDEN / "gemma3")
+  local = RopeConfig(kind="linear", theta=100.0, factor=2.0)
+  found = families.older_positions(dataclasses.replace(cfg, local_rope=local))
+  assert found["rope_local_base_freq"] is None
+  assert found["rope_theta"] == 1000.0
+
+
+def test_a_tokenizer_of_either_version(tmp_path):
+  path = tmp_path / "tokenizer_config.json"
+  for found, mended in (
+      ({"tokenizer_class": "TokenizersBackend"},
+       {"tokenizer_class": "PreTrainedTokenizerFast"}),
+      ({"extra_special_tokens": ["<a>"], "x": 1},
+       {"additional_special_tokens": ["<a>"], "x": 1}),
+  ):  # fmt: skip
+    path.write_text(json.dumps(found))
+    spellings.mend_tokenizer(tmp_path)
+    assert json.loads(path.read_text()) == mended
+  # What both read stays as it is, byte by byte.
+  text = '{"tokenizer_class":"Qwen2Tokenizer","extra_special_tokens":{}}'
+  path.write_text(text)
+  spellings.mend_tokenizer(tmp_path)
+  assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("most", "original", "allowed"),
+    [
+        (32, 32, 128),  # 32 · 4: max_position_embeddings is the original length
+        (40, 32, 128),  # as in Qwen3, which has room for a reply
+        (128, 32, 128),
+        (256, 32, 256),  # what the model names itself is never less
+        (32, None, 128),  # transformers takes it for the original length
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3_yarn", "llama"])
+def test_positions_that_a_factor_allows(copy, name, most, original, allowed):
+  rope = json.loads((GOLDEN / name / "config.json").read_text())
+  rope = rope["rope_parameters"]  # yarn and llama3
+  assert rope["factor"] == 4.0
+  rope["original_max_position_embeddings"] = original
+  if original is None:
+    del rope["original_max_position_embeddings"]
+  place = copy(name, max_position_embeddings=most, rope_parameters=rope)
+  assert folder.read_model(place).max_positions == allowed
+
+
+def test_positions_that_other_factors_do_not_allow(copy):
+  """Gemma 3 counts its linear factor into max_position_embeddings."""
+  assert folder.read_model(copy("gemma3")).max_positions == 128
+  place = copy("qwen2", rope_parameters={
+      "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0,
+  })  # fmt: skip
+  assert folder.read_model(place).max_positions == 128
 
 
 def test_families_that_cannot_say_what_a_decoder_is():

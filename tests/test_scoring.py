@@ -121,6 +121,38 @@ def test_lines_of_text(tmp_path, words):
   assert len(lines) == 5
 
 
+def test_a_reasoning_is_opened_once(tmp_path, words):
+  """By the completion if it begins with <think>, else by the template."""
+  tok = tokenizer.word_tokenizer(
+      [*words.convert_ids_to_tokens(range(len(words))), "user"],
+      pad="<pad>", eos="<eos>", unknown="<unk>",
+  )  # fmt: skip
+  tok.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}"
+  tok.chat_template += "{% endfor %} <think> "
+  turn = [{"role": "user", "content": "5 + 1"}]
+  _, found = read(
+      tmp_path,
+      {"prompt": turn, "completion": "5 + 1 = 6 </think>"},
+      {"prompt": turn, "completion": "<think> 5 + 1 = 6 </think>"},
+      {"prompt": "5 + 1", "completion": "<think> 5 </think>"},
+      {"prompt": "5 + 1 <think>", "completion": "5 </think>"},
+      tok=tok,
+  )
+  assert [tok.decode(item.prompt) for item in found] == [
+      "user 5 + 1 <think>", "user 5 + 1", "5 + 1", "5 + 1 <think>",
+  ]  # fmt: skip
+  assert [item.reasoning for item in found] == [5, 6, 2, 1]
+  # Prompt and completion are one sequence, wherever the line between them is.
+  assert found[0].prompt + found[0].completion == (
+      found[1].prompt + found[1].completion
+  )
+  rule = r"in.jsonl:1: completion = '<think> 5': begins with <think>, as the"
+  with pytest.raises(ConfigError, match=rule):
+    read(
+        tmp_path, {"prompt": "5 <think>\n", "completion": "<think> 5"}, tok=tok
+    )
+
+
 IDS = {"prompt_ids": [5], "completion_ids": [7], "postfix_ids": [9]}
 BROKEN = {
     "no json": ("{", "in.jsonl:1: is not JSON"),

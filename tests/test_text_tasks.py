@@ -106,6 +106,20 @@ def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
   )
 
 
+@pytest.mark.parametrize(
+    ("rendered", "opened"),
+    [
+        ("assistant\n", "assistant\n<think>"),
+        ("assistant\n<think>\n", "assistant\n<think>\n"),
+        ("assistant\n<think>\n\n</think>\n\n", "assistant\n<think>"),
+        # The thinking of an earlier turn is left alone.
+        ("<think></think> 4 user\n", "<think></think> 4 user\n<think>"),
+    ],
+)
+def test_a_template_opens_the_thinking_once(rendered, opened):
+  assert prompts.chat("Q?", lambda _: rendered) == opened
+
+
 def test_prompts_word_by_word():
   assert prompt_of() == "Q?\n<think>"
   assert prompt_of(chat_template=True) == "[user] Q? [assistant] <think>"

@@ -1,5 +1,6 @@
 """Any fast tokenizer: BOS, chat templates, texts in pieces."""
 
+import datetime
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_a_bos_opens_prompts_and_nothing_else(tmp_path):
   assert tok.decode(table.prompts.gold[0]) == "6"
 
 
+def test_a_text_with_its_bos_gets_no_other(tmp_path):
+  """In scores and in data; one that only looks alike does."""
+  tok = saved(words(pattern="so $A"), tmp_path)
+  shown = [
+      tok.decode(tokenizer.encode_prompt(tok, prompt))
+      for prompt in ("1 + 2", "so 1 + 2", "so so 1", "1 so", "so", "")
+  ]
+  assert shown == ["so 1 + 2", "so 1 + 2", "so so 1", "so 1 so", "so", "so"]
+  data = DataConfig(max_prompt_tokens=4, overlong="truncate_left")
+  table = pipeline.tokenise_prompts(
+      tok, ["so 1 + 2 + 3"], ["6"], data, pad_id=0
+  )
+  assert tok.decode(table.prompts.tokens[0]) == "so 2 + 3"
+
+
 def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
   tok = saved(words(pattern="$A <eos>"), tmp_path)
   with pytest.raises(ConfigError, match="adds tokens after a text"):
@@ -98,6 +114,41 @@ def test_chat_templates(tmp_path):
   dated = words("{{ strftime_now('%d %b %Y') }} so")
   shown = tokenizer.render_chat(dated, [message], date="2026-01-31")
   assert shown == "31 Jan 2026 so"  # whatever day it is
+
+
+MESSAGES = [{"role": "user", "content": "1 + 2"}]
+FORMATS = {
+    # Worked out by hand for Monday, 5 January 2026.
+    "%-d. %B %Y": "5. January 2026",
+    "%F": "2026-01-05",
+    "[%e]": "[ 5]",
+    "%-m/%-d/%y": "1/5/26",
+    "%D %T": "01/05/26 00:00:00",
+    "%^a %j %U %V %u": "MON 005 01 02 1",
+    "100%% of %d%%d, 50%": "100% of 05%d, 50%",
+    "%Y%m%d": "20260105",
+    "no date": "no date",
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_directive_of_a_date(form):
+  """Given as a literal and, as some templates do, as a variable."""
+  tok = words(
+      f"{{% set f = '{form}' %}}{{% macro m(x) %}}{{{{ strftime_now(x) }}}}"
+      f"{{% endmacro %}}{{{{ strftime_now('{form}') }}}} | {{{{ m(f) }}}}"
+  )
+  shown = tokenizer.render_chat(tok, MESSAGES, date="2026-01-05")
+  assert shown == f"{FORMATS[form]} | {FORMATS[form]}"
+  assert datetime.date(2026, 1, 5).strftime(form) == FORMATS[form]
+
+
+@pytest.mark.parametrize("form", ["%Q", "%10d", "%s"])
+def test_directives_that_are_not_known_are_refused(form):
+  tok = words(f"{{{{ strftime_now('a {form}') }}}}")
+  rule = f"strftime_now cannot print {form[:3]}"
+  with pytest.raises(ConfigError, match=rule):
+    tokenizer.render_chat(tok, MESSAGES, date="2026-01-05")
 
 
 def test_a_task_in_a_chat_template(tmp_path):

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from iapo_jax.config.data import ArithmeticConfig
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core.types import Prompts
-from iapo_jax.data import task
+from iapo_jax.data import arithmetic, task
+from iapo_jax.hf import tokenizer
 from iapo_jax.models import head, transformer
 from iapo_jax.rl import policy, rollout
 
@@ -126,6 +128,14 @@ def array_sizes(jaxpr):
       if hasattr(inner, "eqns"):
         sizes += array_sizes(inner)
   return sizes
+
+
+def words():
+  """The tokenizer of the synthetic task, without the task's problems."""
+  return tokenizer.word_tokenizer(
+      arithmetic.vocabulary(ArithmeticConfig()),
+      pad=arithmetic.PAD, eos=arithmetic.EOS, unknown=arithmetic.UNKNOWN,
+  )  # fmt: skip
 
 
 def load_task(cfg=None, *folders):

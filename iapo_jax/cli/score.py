@@ -6,7 +6,8 @@ A line of the input is a JSON object with `prompt` and `completion` as text, or
 `prompt_ids`, `completion_ids` and perhaps `postfix_ids` (the elicitation) as
 token ids. The model's chat template renders a `prompt` that is a list of
 messages; with --chat it renders every `prompt`. In text the reasoning ends
-before `</think>`; in ids every completion token is reasoning.
+before `</think>`; in ids every completion token is reasoning. A BOS and a
+`<think>` that the text has already are not added again.
 
 A line of the output has the fields of the input and, in nats at temperature 1:
 `logprobs` [t] and `entropies` [t] of the completion's tokens;

@@ -54,6 +54,19 @@ def draft_of(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f"{path.name}.{os.getpid()}.draft")
 
 
+@contextlib.contextmanager
+def usual_mode(path: pathlib.Path) -> Iterator[None]:
+  """Gives the file that the block writes the mode of any other new file.
+
+  Some libraries write a temporary file, which only its owner can read, and
+  rename it.
+  """
+  path.touch()
+  mode = path.stat().st_mode  # follows the umask
+  yield
+  path.chmod(mode)
+
+
 def sync(folder: pathlib.Path) -> None:
   """Waits until a folder and its files are on disk (fsync)."""
   for path in (*folder.iterdir(), folder):

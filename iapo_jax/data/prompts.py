@@ -1,5 +1,6 @@
 """Writes prompts: a problem as text that ends in `<think>`."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from iapo_jax.config.data import DataConfig
@@ -8,6 +9,7 @@ from iapo_jax.data import examples
 from iapo_jax.data.published import DataSet
 from iapo_jax.rewards import text
 
+_SKIPPED = re.compile(rf"{text.THINK_OPEN}\s*{text.THINK_CLOSE}\s*\Z")
 Message = dict[str, str]
 # messages -> text of a prompt, up to the start of the reply
 Render = Callable[[Sequence[Message]], str]
@@ -46,13 +48,21 @@ def of(
             f" out part of {turn['content']!r}; use"
             " --config.data.prompt=plain or --config.data.chat_template=False"
         )
-    return opened(rendered)
+    return _replied(rendered)
   return opened("\n\n".join(turn["content"] for turn in messages) + "\n")
 
 
 def chat(question: str, render: Render) -> str:
   """Writes a prompt that is one user message, up to the opened reasoning."""
-  return opened(render([_said("user", question)]))
+  return _replied(render([_said("user", question)]))
+
+
+def _replied(rendered: str) -> str:
+  """Opens the reasoning after a chat template.
+
+  Some templates close it at once, for a reply without reasoning.
+  """
+  return opened(_SKIPPED.sub(text.THINK_OPEN, rendered))
 
 
 def opened(prompt: str) -> str:

@@ -23,6 +23,7 @@ from iapo_jax.data import (
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.data.steps import StepTokens
+from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, tokenizer
 from iapo_jax.rewards import text
 from iapo_jax.rl.planting import Planting
@@ -46,6 +47,7 @@ class Task:
     note: the line to print beside numbers on an unusual test split.
     steps: the tokens of steps; None if results do not slip.
     planting: how results slip in rollouts; None if they do not slip.
+    ends: lines for the plan on the tokens that end completions.
   """
 
   tokenizer: Any
@@ -57,6 +59,7 @@ class Task:
   note: str | None
   steps: StepTokens | None = None
   planting: Planting | None = None
+  ends: Sequence[str] = ()
 
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
@@ -122,11 +125,14 @@ def load(
   tokens = folder.Tokens((), None)
   if place := pretrained or tokenizer_folder:
     tokens = folder.read_tokens(place)
-  if place := tokenizer_folder or pretrained:
-    tok = tokenizer.load(place)
+  if words := tokenizer_folder or pretrained:
+    tok = tokenizer.load(words)
   else:
     tok = _word_tokenizer(cfg.data)
-  vocabulary = vocabulary_of(tok, cfg.probe.elicitation, tokens)
+  chat, size = cfg.data.chat_template, _rows(cfg, tok)
+  vocabulary = vocabulary_of(
+      tok, cfg.probe.elicitation, tokens, chat=chat, size=size
+  )
   if cfg.probe.at == "sentences":
     ends = sentence_ends(tok, cfg.model.vocab_size)
     vocabulary = dataclasses.replace(vocabulary, sentence_ends=ends)
@@ -159,7 +165,26 @@ def load(
       note=splits.note(cfg.data),
       steps=steps,
       planting=planting,
+      ends=ends_lib.describe(tok, vocabulary.eos_ids, place, chat=chat),
   )
+
+
+def _rows(cfg: Config, tok: Any) -> int:
+  """Returns the rows of a pretrained model; others have one for every token."""
+  known = cfg.model.vocab_size if cfg.model.pretrained else None
+  return known or len(tok)
+
+
+def check_rows(tok: Any, ids: Any, size: int, where: str) -> None:
+  """Raises ConfigError unless a model of `size` rows has all of some tokens."""
+  largest = int(np.max(ids))
+  if largest >= size:
+    rule = (
+        f"must be above {largest}, the token"
+        f" {tok.convert_ids_to_tokens(largest)!r} of {where}; leave"
+        " config.data.tokenizer out to use the model's tokenizer"
+    )
+    fail("model.vocab_size", size, rule)
 
 
 def _step_tokens(tok: Any, sums: ArithmeticConfig) -> StepTokens:
@@ -238,7 +263,9 @@ def _demonstrable(
         problem.solution, problem.answer, cfg.probe.elicitation
     )
     whole = "".join(piece.text for piece in pieces)
-    lengths.append(len(tokenizer.encode(tok, whole)) + 1)  # and an EOS
+    ids = tokenizer.encode(tok, whole)
+    check_rows(tok, ids, _rows(cfg, tok), "the worked solutions")
+    lengths.append(len(ids) + 1)  # and an EOS
   fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
     rule = (
@@ -259,7 +286,10 @@ def _check_longest(cfg: Config, tok: Any) -> None:
   sums = cfg.data.arithmetic
   words = arithmetic.vocabulary(sums)[len(arithmetic.SPECIAL) :]
   # A word alone never has fewer tokens than inside a text.
-  most = max(len(tokenizer.encode(tok, f" {word}")) for word in words)
+  encoded = [tokenizer.encode(tok, f" {word}") for word in words]
+  used = max(encoded, key=max)
+  check_rows(tok, used, _rows(cfg, tok), "the worked solutions")
+  most = max(map(len, encoded))
   longest = most * (arithmetic.longest_demonstration(sums) - 1) + 1
   if longest > cfg.rollout.max_tokens:
     count = f"{longest} tokens"
@@ -270,39 +300,40 @@ def _check_longest(cfg: Config, tok: Any) -> None:
 
 
 def vocabulary_of(
-    tok: Any, elicitation: str, tokens: folder.Tokens
+    tok: Any,
+    elicitation: str,
+    tokens: folder.Tokens,
+    *,
+    chat: bool = False,
+    size: int | None = None,
 ) -> Vocabulary:
   """Returns the ids that the compiled step needs.
 
   Args:
     tok: a Hugging Face tokenizer.
     elicitation: the text that asks for the answer.
-    tokens: EOS and padding ids of the model's configuration. The tokenizer's
-      ids replace missing ones. Any id may pad, since masks come from lengths.
+    tokens: EOS and padding ids of the model's configuration; `ends.find` adds
+      those of the tokenizer. Any id with a row may pad, since masks come from
+      lengths.
+    chat: whether prompts go through the chat template.
+    size: rows of the model; None if every id has a row.
 
   Raises:
     ConfigError: if there is no EOS id, or the elicitation has no tokens or
       unknown ones.
   """
-  ends = stop_ids(tok, tokens)
+  ends = ends_lib.find(tok, tokens.eos_ids, chat=chat, size=size)
   if not ends:
+    below = "" if size is None else f" below {size}, the rows of the model"
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: neither it nor generation_config.json"
-        " names an EOS token; set eos_token_id in generation_config.json"
+        f" names an EOS token{below}; set eos_token_id in"
+        " generation_config.json"
     )
   pads = (tokens.pad_id, tok.pad_token_id, ends[0])
-  pad_id = next(pad for pad in pads if pad is not None)
+  known = [pad for pad in pads if pad is not None]
+  pad_id = next(pad for pad in known if size is None or pad < size)
   return Vocabulary(ends, pad_id, elicitation_ids(tok, elicitation))
-
-
-def stop_ids(tok: Any, tokens: folder.Tokens) -> tuple[int, ...]:
-  """Returns the EOS ids, possibly none; the first one ends demonstrations.
-
-  Ids of the model's configuration replace those of the tokenizer.
-  """
-  own = tok.eos_token_id
-  ends = tokens.eos_ids or (() if own is None else (own,))
-  return tuple(sorted(ends, key=lambda end: end != own))
 
 
 def sentence_ends(tok: Any, vocab_size: int | None) -> tuple[int, ...]:

@@ -184,12 +184,16 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
   if type(heads) is not int or heads < 1:
     _refuse("num_attention_heads", heads, "must be an integer of at least 1")
   width = getattr(theirs, "head_dim", None) or theirs.hidden_size // heads
+  positions = _positions(theirs, family)
+  values["max_positions"] = max(
+      values["max_positions"] or 0, _extended(positions["rope"])
+  )
   return ModelConfig(
       family=name,
       head_dim=width,
       activation=_activation(getattr(theirs, family.activation), family),
       windows=_windows(theirs, family),
-      **_positions(theirs, family),
+      **positions,
       **family.fixed,
       **values,
   )
@@ -260,6 +264,16 @@ def _positions(
     listed = theirs.no_rope_layers  # 1 for a layer with positions, else 0
     rotary = tuple("global" if has else "none" for has in listed)
   return {"rope": _rope(found, family), "rotary": rotary}
+
+
+def _extended(rope: RopeConfig) -> int:
+  """Returns the length that an extended embedding was made for, in tokens.
+
+  Most published instructions for YaRN leave `max_position_embeddings` at the
+  original length. 0 where the original length is not known: then that field
+  has the last word.
+  """
+  return int(rope.factor * rope.original_positions)
 
 
 def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
@@ -390,6 +404,27 @@ def _written_positions(model: ModelConfig) -> dict[str, Any]:
   if model.family == "smollm3":
     rotary = model.rotary or ("global",) * model.num_layers
     values["no_rope_layers"] = [int(kind != "none") for kind in rotary]
+  return values
+
+
+def older_positions(model: ModelConfig) -> dict[str, Any]:
+  """Returns rotary embeddings in the fields of transformers before version 5.
+
+  A decoder that these versions do not have gives fields that they refuse.
+  """
+  scaling = _written_rope(model.rope)
+  values: dict[str, Any] = {
+      name: scaling.pop(name)
+      for name in ("rope_theta", "partial_rotary_factor")
+      if name in scaling
+  }
+  if model.family == "olmo2":
+    scaling["type"] = scaling.pop("rope_type")  # all that it reads
+  values["rope_scaling"] = None if model.rope.kind == "default" else scaling
+  if model.family == "gemma3_text":
+    local = model.local_rope
+    plain = local.kind == "default"
+    values["rope_local_base_freq"] = local.theta if plain else None
   return values
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
-from typing import Any
 
 import huggingface_hub
 import transformers
@@ -28,7 +27,9 @@ _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
 _UNWANTED = "consolidated*"  # the same weights in another layout
+_NO_PAD = -1  # in the first Llama
 _WEIGHTS = ("*.safetensors", "*.index.json")
+_TEMPLATES = "additional_chat_templates"  # a folder of named chat templates
 
 
 def find(name: str, *, weights: bool = True) -> pathlib.Path:
@@ -120,25 +121,37 @@ def read_tokens(folder: pathlib.Path) -> Tokens:
 
   Raises `ConfigError` if they are not integers of at least 0.
   """
-  chosen: dict[str, Any] = {}
-  for file in (CONFIG, GENERATION):  # the latter takes precedence
-    if (folder / file).exists():
-      found = files.read_json(folder / file)
-      keys = ("eos_token_id", "pad_token_id")
-      chosen |= {k: found[k] for k in keys if found.get(k) is not None}
-  ends, pad = chosen.get("eos_token_id", []), chosen.get("pad_token_id")
-  ends = ends if isinstance(ends, list) else [ends]
-  if pad == -1:  # means "none" in the first Llama
-    pad = None
-  pads = [] if pad is None else [pad]
-  for name, ids in (("eos_token_id", ends), ("pad_token_id", pads)):
+  ends, pads = (_named(folder, f"{kind}_token_id") for kind in ("eos", "pad"))
+  pad = next(iter(pads.values()), (_NO_PAD,))[0]
+  return Tokens(next(iter(ends.values()), ()), None if pad == _NO_PAD else pad)
+
+
+def named_ends(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+  """Returns the EOS ids by the file that names them; see `read_tokens`."""
+  return _named(folder, "eos_token_id")
+
+
+def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
+  """Reads a field of both files, the one that takes precedence first."""
+  found = {}
+  for file in (GENERATION, CONFIG):
+    if not (folder / file).exists():
+      continue
+    value = files.read_json(folder / file).get(name)
+    if value is None:
+      continue
+    is_list = isinstance(value, list) and name == "eos_token_id"
+    ids = value if is_list else [value]
+    least = _NO_PAD if name == "pad_token_id" else 0
     for i in ids:
-      if type(i) is not int or i < 0:
+      if type(i) is not int or i < least:
         raise ConfigError(
             f"{folder} {name} = {i!r}: must be an integer of at least 0, or for"
             " eos_token_id a list of such integers"
         )
-  return Tokens(tuple(ends), pad)
+    if ids:
+      found[file] = tuple(ids)
+  return found
 
 
 def copy_all_but_weights(
@@ -154,3 +167,5 @@ def copy_all_but_weights(
     weights = any(path.match(pattern) for pattern in _WEIGHTS)
     if path.is_file() and wanted and not weights and path.name not in skip:
       shutil.copyfile(path, target / path.name)
+  if (source / _TEMPLATES).is_dir():
+    copy_all_but_weights(source / _TEMPLATES, target / _TEMPLATES)

@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 import pathlib
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.core.errors import ConfigError
 
-_FILE = "tokenizer.json"
+FILE = "tokenizer.json"
+_REPLY = "the reply that the template ends"
 
 
 def word_tokenizer(
@@ -49,9 +51,9 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
   For some model types `AutoTokenizer` builds a different one from parts of the
   file. Raises `ConfigError` if the file is missing or cannot be read.
   """
-  if not (folder / _FILE).is_file():
+  if not (folder / FILE).is_file():
     raise ConfigError(
-        f"{str(folder)!r}: has no {_FILE}; a fast tokenizer is needed"
+        f"{str(folder)!r}: has no {FILE}; a fast tokenizer is needed"
     )
   try:
     return PreTrainedTokenizerFast.from_pretrained(
@@ -59,7 +61,7 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
     )
   except Exception as error:  # the tokenizers library raises plain exceptions
     text = " ".join(str(error).split())
-    raise ConfigError(f"{folder / _FILE}: cannot be read ({text})") from error
+    raise ConfigError(f"{folder / FILE}: cannot be read ({text})") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -141,17 +143,19 @@ def encode_rendered(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
 def encode_prompt(tok: PreTrainedTokenizerFast, text: str) -> list[int]:
   """Encodes a prompt without a chat template, after the tokenizer's BOS if any.
 
+  A text that begins with the BOS, such as a rendered template, gets no other.
   Raises `ConfigError` if the tokenizer also adds tokens after the text.
   """
   ids = tok.encode(text, add_special_tokens=True)
   plain = encode_rendered(tok, text)
-  if ids[len(ids) - len(plain) :] != plain:
+  begin = ids[: len(ids) - len(plain)]
+  if begin + plain != ids:
     raise ConfigError(
         f"tokenizer {tok.name_or_path!r}: adds tokens after a text, so they"
         " would end every prompt; use its chat template"
         " (config.data.chat_template, --chat)"
     )
-  return ids
+  return plain if plain[: len(begin)] == begin else ids
 
 
 def decode_prompt(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
@@ -161,18 +165,66 @@ def decode_prompt(tok: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
   )
 
 
+# Prints a format from a table of all directives of one day.
+_STRFTIME = """\
+{%- macro strftime_now(format) -%}
+{%- set known = TABLE -%}
+{%- set after = namespace(percent=false) -%}
+{%- for part in format.split("%") -%}
+{%- if loop.first or after.percent -%}
+{%- set after.percent = false -%}{{ part }}
+{%- elif not part -%}
+{%- set after.percent = true -%}{{ "%" }}
+{%- elif part[:1] in known -%}{{ known[part[:1]] ~ part[1:] }}
+{%- elif part[:2] in known -%}{{ known[part[:2]] ~ part[2:] }}
+{%- else -%}
+{{ raise_exception("strftime_now cannot print %" ~ part[:2]) }}
+{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+
+@functools.lru_cache(maxsize=8)
 def _dated(template: str, date: str) -> str:
   """Fixes the date in a template that prints today's date.
 
-  A macro replaces `strftime_now`, since templates accept no functions.
+  A macro replaces `strftime_now`, since templates accept no functions. It
+  prints every directive of this platform but `%s`, which depends on the time
+  zone, and refuses others.
   """
   if "strftime_now" not in template:
     return template
   day = datetime.datetime.fromisoformat(date)
-  macro = "{%- macro strftime_now(format) -%}{{ format"
-  for letter in "aAbBdHIjmMpSyY":
-    macro += f".replace('%{letter}', '{day:%{letter}}')"
-  return macro + " }}{%- endmacro -%}" + template
+  directives = [
+      flag + letter
+      for flag in ("", *"-_0^#")
+      for letter in string.ascii_letters
+      if letter != "s"
+  ]
+  table = {name: day.strftime(f"%{name}") for name in directives}
+  known = {name: shown for name, shown in table.items() if shown != f"%{name}"}
+  return _STRFTIME.replace("TABLE", json.dumps(known)) + template
+
+
+def turn_end(tok: PreTrainedTokenizerFast) -> int | None:
+  """Returns the special token after a reply in the chat template, if any."""
+  turns = [
+      {"role": "user", "content": "question"},
+      {"role": "assistant", "content": _REPLY},
+  ]
+  try:
+    rendered = tok.apply_chat_template(
+        turns,
+        tokenize=False,
+        chat_template=_dated(tok.get_chat_template(), "2026-01-01"),
+    )
+  except Exception:  # no template, or one that has no replies
+    return None
+  ids = encode(tok, rendered.rpartition(_REPLY)[2].lstrip())
+  special = {i for i, t in tok.added_tokens_decoder.items() if t.special}
+  special |= set(tok.all_special_ids)
+  return ids[0] if ids and ids[0] in special else None
 
 
 def render_chat(

@@ -32,7 +32,13 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _READABLE = ("F32", "F16", "BF16")
 # Tables in old checkpoints; they follow from the config, so they are not read.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_DERIVED = re.compile(
+    r"(?:.+\.)?rotary_emb(?:_local)?\."
+    r"(?:inv_freq|original_inv_freq|cos_cached|sin_cached)"
+)
+# Added by torch.compile and DistributedDataParallel around a model.
+_WRAPPERS = re.compile(r"^(?:module\.)+|_orig_mod\.")
+_EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
 
 
@@ -54,28 +60,44 @@ class _Source:
 
 
 class Reader:
-  """The tensors of a folder."""
+  """The tensors of a folder, by the names that transformers writes today.
+
+  Attributes:
+    folder: the folder.
+    names: the names in the files, by today's names.
+    files: the file of each tensor, by the name in the file.
+  """
 
   def __init__(self, folder: pathlib.Path) -> None:
     """Finds the tensors of one safetensors file, or of several with an index.
 
-    Raises `ConfigError` if there are none or the index is malformed.
+    Raises `ConfigError` if there are none, the index is malformed, or two
+    tensors have one name today.
     """
     self.folder = folder
     self.files = _locate(folder)
+    self.names: dict[str, str] = {}
+    for name in self.files:
+      other = self.names.setdefault(_today(name), name)
+      if other != name:
+        raise ConfigError(
+            f"{str(folder)!r}: has both {other} and {name}, which are names of"
+            " one tensor"
+        )
 
   def header(self) -> dict[str, tuple[tuple[int, ...], str]]:
     """Returns the shape and dtype of every tensor."""
     held: dict[str, list[str]] = {}
-    for name, file in self.files.items():
-      held.setdefault(file, []).append(name)
+    for name, stored in self.names.items():
+      held.setdefault(self.files[stored], []).append(name)
     found = {}
     for file, members in held.items():
       with _opened(self.folder / file) as opened:
         for name in members:
-          if name not in opened.keys():  # noqa: SIM118 - not a mapping
-            raise ConfigError(f"{self.folder / file}: has no tensor {name}")
-          view = opened.get_slice(name)
+          stored = self.names[name]
+          if stored not in opened.keys():  # noqa: SIM118 - not a mapping
+            raise ConfigError(f"{self.folder / file}: has no tensor {stored}")
+          view = opened.get_slice(stored)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
     return found
 
@@ -85,8 +107,23 @@ class Reader:
     Opens the file each time, since the mapped pages of an open file count as
     memory of this process.
     """
-    with _opened(self.folder / self.files[name]) as opened:
-      return opened.get_slice(name)[rows]
+    stored = self.names[name]
+    with _opened(self.folder / self.files[stored]) as opened:
+      return opened.get_slice(stored)[rows]
+
+
+def _today(name: str) -> str:
+  """Returns a tensor's name as transformers writes it today.
+
+  Older files, and those of a decoder without its head, lack the first `model.`;
+  others have it twice.
+  """
+  if _DERIVED.fullmatch(name):
+    return name
+  name = _WRAPPERS.sub("", name)
+  if name.startswith(("model.model.", f"model.{_TIED_HEAD}")):
+    return name.removeprefix("model.")
+  return name if name.startswith(("model.", _TIED_HEAD)) else f"model.{name}"
 
 
 @contextlib.contextmanager
@@ -135,6 +172,10 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
   Raises `ConfigError` that names missing, unexpected or misshapen tensors, or
   one whose dtype is not a plain float.
   """
+  if cfg.tie_embeddings and _EMBEDDING not in reader.names:
+    # Some programs keep the other name of two tied tensors.
+    head = reader.names.pop(_TIED_HEAD, None)
+    reader.names |= {_EMBEDDING: head} if head else {}
   letters, found = names.sizes(cfg), reader.header()
   expected = {
       name: names.tensor_shape(tensor, letters)
@@ -147,7 +188,8 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
   if cfg.tie_embeddings and _TIED_HEAD in extra:
     _check_tied(reader)
     extra.remove(_TIED_HEAD)
-  _refuse(f"{where}: config.json does not describe", sorted(extra))
+  unknown = sorted(reader.names[name] for name in extra)
+  _refuse(f"{where}: config.json does not describe", unknown)
   for name, shape in expected.items():
     theirs, dtype = found[name]
     if theirs != shape:
@@ -177,7 +219,7 @@ def _check_tied(reader: Reader) -> None:
   """Raises `ConfigError` if a stored tied head differs from the embedding."""
   whole = (slice(None),)
   head = reader.read(_TIED_HEAD, whole)
-  if not np.array_equal(head, reader.read("model.embed_tokens.weight", whole)):
+  if not np.array_equal(head, reader.read(_EMBEDDING, whole)):
     raise ConfigError(
         f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding, but"
         " config.json ties the two (tie_word_embeddings)"
@@ -326,7 +368,8 @@ def save(
             " --dtype=float32"
         )
     # transformers rejects files without this format.
-    safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
+    with files.usual_mode(folder / file):
+      safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     files.write_json(folder / _INDEX, index)

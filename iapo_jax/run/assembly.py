@@ -232,16 +232,12 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
   The tokenizer may have more tokens than the model; the data must not use them.
   """
   size, vocabulary = cfg.model.vocab_size, task.vocabulary
-  used = [*vocabulary.eos_ids, vocabulary.pad_id, *vocabulary.elicitation]
-  for table in task.tables.values():
-    used += [table.prompts.tokens.max(), table.prompts.gold.max()]
-  if max(used) >= size:
-    fail(
-        "model.vocab_size",
-        size,
-        f"must be above {max(used)}, the largest token id in use; leave"
-        " config.data.tokenizer out to use the model's tokenizer",
-    )
+  used = {"config.probe.elicitation": vocabulary.elicitation}
+  for name, table in task.tables.items():
+    used[f"the {name} prompts"] = table.prompts.tokens
+    used[f"the {name} answers"] = table.prompts.gold
+  for where, ids in used.items():
+    task_lib.check_rows(task.tokenizer, ids, size, where)
   most = cfg.model.max_positions
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
   needed = length + len(vocabulary.elicitation) + cfg.probe.answer_tokens - 1

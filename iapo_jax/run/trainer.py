@@ -336,6 +336,7 @@ def _introduction(
         f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
         " have one that fits"
     )
+  lines += parts.task.ends
   if own.described:
     lines.append(f"own        {own.described}")
   if parts.task.note:

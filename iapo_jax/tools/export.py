@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -17,9 +18,9 @@ from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core import files, markdown
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.core.types import Params
+from iapo_jax.core.types import Params, Vocabulary
 from iapo_jax.data import task as task_lib
-from iapo_jax.hf import families, folder, weights
+from iapo_jax.hf import families, folder, spellings, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.models import transformer
 from iapo_jax.run import checkpoint, sources
@@ -74,12 +75,13 @@ def export(
     model = dataclasses.replace(cfg.model, family=family)
     cfg = dataclasses.replace(cfg, model=model)
   with _drafted(output) as draft:
-    _write_configs(source.workdir, draft, cfg, dtype)
+    write_configs(source.workdir, draft, cfg, dtype)
+    note = _mend_tokenizer(draft)
     params = load(source, cfg.model)
     weights.save(
         draft, params, cfg.model, dtype=dtype, max_shard_bytes=max_shard_bytes
     )
-    card = model_card(source, cfg, output.name, dtype)
+    card = model_card(source, cfg, output.name, dtype, note)
     (draft / "README.md").write_text(card, encoding="utf-8", errors="replace")
   return sorted(path.name for path in output.iterdir())
 
@@ -104,7 +106,8 @@ def convert(
     ConfigError: if `output` exists or cannot be written.
   """
   with _drafted(output) as draft:
-    _copy_pretrained(place, draft, dtype)
+    _copy_pretrained(place, place, draft, cfg, dtype)
+    _mend_tokenizer(draft)
     weights.save(draft, params, cfg, dtype=dtype)
 
 
@@ -120,14 +123,25 @@ def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory(
         prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True
     ) as name:
-      draft = pathlib.Path(name)
+      # Only its owner can read a temporary folder; one inside it follows the
+      # umask.
+      draft = pathlib.Path(name) / output.name
+      draft.mkdir()
       yield draft
-      draft.chmod(0o755)  # a temporary folder is closed to other users
       draft.rename(output)
   except OSError as error:
     raise ConfigError(
         f"--output = {str(output)!r}: cannot be written ({error.strerror})"
     ) from error
+
+
+def _mend_tokenizer(draft: pathlib.Path) -> str | None:
+  """Makes the tokenizer load everywhere; returns what its user must know."""
+  spellings.mend_tokenizer(draft)
+  note = spellings.auto_fault(draft)
+  if note:
+    print(f"warning: {note}", flush=True)
+  return note
 
 
 def load(source: sources.Source, cfg: ModelConfig) -> Params:
@@ -139,24 +153,29 @@ def load(source: sources.Source, cfg: ModelConfig) -> Params:
   return checkpoint.load_params(source.folder, source.step, shapes, where)
 
 
-def _write_configs(
+def write_configs(
     workdir: pathlib.Path, output: pathlib.Path, cfg: Config, dtype: str
 ) -> None:
-  """Writes configurations and tokenizer, of the pretrained model or new."""
+  """Writes configurations and tokenizer, of the pretrained model or new.
+
+  Args:
+    workdir: the folder of a run.
+    output: an existing folder.
+    cfg: the run's configuration.
+    dtype: of the weights.
+  """
   kept, source = workdir / folder.KEPT, workdir / folder.TOKENIZER
   if kept.is_dir():
-    _copy_pretrained(kept, output, dtype)
-    if source.is_dir():
-      folder.copy_all_but_weights(source, output, skip=_CONFIGS)
+    words = source if source.is_dir() else kept
+    _copy_pretrained(kept, words, output, cfg.model, dtype)
+    vocabulary = _vocabulary(words, kept, cfg)
+    spellings.name_ends(output, vocabulary.eos_ids)
     return
   folder.copy_all_but_weights(source, output, skip=_CONFIGS)
-  tok = tokenizer_lib.load(source)
-  vocabulary = task_lib.vocabulary_of(
-      tok, cfg.probe.elicitation, folder.read_tokens(source)
-  )
+  vocabulary = _vocabulary(source, source, cfg)
   ends = list(vocabulary.eos_ids)
   ids = {
-      "bos_token_id": tok.bos_token_id,
+      "bos_token_id": tokenizer_lib.load(source).bos_token_id,
       "eos_token_id": ends[0] if len(ends) == 1 else ends,
       "pad_token_id": vocabulary.pad_id,
   }
@@ -170,29 +189,57 @@ def _write_configs(
       model, dtype=dtype, architectures=[family.architecture], **ids
   )
   theirs.save_pretrained(output)
+  raw = files.read_json(output / folder.CONFIG)
+  spellings.write_config(output, raw, model, dtype)
   generation = transformers.GenerationConfig(
       do_sample=True, temperature=cfg.rollout.temperature, **ids
   )
   generation.save_pretrained(output)
 
 
+def _vocabulary(
+    words: pathlib.Path, place: pathlib.Path, cfg: Config
+) -> Vocabulary:
+  """Returns the run's tokens, by the folders of tokenizer and configuration."""
+  return task_lib.vocabulary_of(
+      tokenizer_lib.load(words),
+      cfg.probe.elicitation,
+      folder.read_tokens(place),
+      chat=cfg.data.chat_template,
+      size=cfg.model.vocab_size,
+  )
+
+
 def _copy_pretrained(
-    place: pathlib.Path, output: pathlib.Path, dtype: str
+    place: pathlib.Path,
+    words: pathlib.Path,
+    output: pathlib.Path,
+    cfg: ModelConfig,
+    dtype: str,
 ) -> None:
-  """Copies all files of a model but its weights, and sets the new dtype."""
-  folder.copy_all_but_weights(place, output)
+  """Copies a model's configurations and a tokenizer; sets the new dtype.
+
+  `words` is the folder of the tokenizer, whose files are copied with all
+  others of that folder but weights.
+  """
+  folder.copy_all_but_weights(words, output, skip=_CONFIGS)
+  if (place / folder.GENERATION).exists():
+    shutil.copyfile(place / folder.GENERATION, output / folder.GENERATION)
   raw = files.read_json(place / folder.CONFIG)
-  # Older versions of transformers know only torch_dtype.
-  raw["torch_dtype" if "torch_dtype" in raw else "dtype"] = dtype
-  files.write_json(output / folder.CONFIG, raw)
+  spellings.write_config(output, raw, cfg, dtype)
 
 
 def model_card(
-    source: sources.Source, cfg: Config, name: str, dtype: str
+    source: sources.Source,
+    cfg: Config,
+    name: str,
+    dtype: str,
+    note: str | None = None,
 ) -> str:
   """Returns the README of the folder, with the header that the hub reads.
 
-  It says what the model is, how it was made and how it writes.
+  It says what the model is, how it was made and how it writes. `note` is for
+  whoever loads it.
   """
   origin = "a pretrained model" if cfg.model.pretrained else "random weights"
   if cfg.init_from:  # a path, which means nothing on another machine
@@ -225,6 +272,7 @@ def model_card(
       " is in `<answer>`. Early answers are elicited by"
       f" {json.dumps(cfg.probe.elicitation)}.",
       "",
+      *([f"Note: {note}.", ""] if note else []),
   ])
 
 

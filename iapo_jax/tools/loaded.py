@@ -11,6 +11,7 @@ from iapo_jax.config.schema import ProbeConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Params
 from iapo_jax.data import task
+from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.run import checkpoint as checkpoint_lib
@@ -163,7 +164,7 @@ def _rules(
   tok, ends, ids = None, tokens.eos_ids, ()
   if words != place or (words / "tokenizer.json").exists():
     tok = tokenizer_lib.load(words)
-    ends = task.stop_ids(tok, tokens)
+    ends = ends_lib.find(tok, tokens.eos_ids, chat=True)
     ids = task.elicitation_ids(tok, elicitation, "--elicitation")
     if max(ids) >= cfg.vocab_size:
       raise ConfigError(

@@ -164,11 +164,15 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
   if rules.chat and isinstance(prompt, str):
     messages = [{"role": "user", "content": prompt}]
   if isinstance(messages, str):
+    if _without_opening(messages, completion) != messages:
+      rule = f"begins with {text.THINK_OPEN}, as the prompt ends; leave one out"
+      _fail("completion", completion, rule)
     begin = tokenizer_lib.encode_prompt(tok, messages)
   elif isinstance(messages, list) and all(
       isinstance(message, dict) for message in messages
   ):
     rendered = tokenizer_lib.render_chat(tok, messages, date=rules.date)
+    rendered = _without_opening(rendered, completion)
     begin = tokenizer_lib.encode_rendered(tok, rendered)
   else:
     _fail("prompt", prompt, "must be text, or a list of messages")
@@ -187,6 +191,15 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
       rules.elicitation,
       text.reasoning_length(own, functools.partial(tokenizer_lib.decode, tok)),
   )
+
+
+def _without_opening(prompt: str, completion: str) -> str:
+  """Leaves `<think>` at the end of a prompt to a completion that has it."""
+  if completion.lstrip().startswith(text.THINK_OPEN):
+    body = prompt.rstrip()
+    if body.endswith(text.THINK_OPEN):
+      return body.removesuffix(text.THINK_OPEN)
+  return prompt
 
 
 def _tokenizer(rules: Rules, what: str) -> Any:

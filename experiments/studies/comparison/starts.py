@@ -48,6 +48,11 @@ def _anybody(member: tarfile.TarInfo) -> tarfile.TarInfo:
   return member
 
 
+def _usual_mode(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+  """Returns the member as the umask has it, not as the packing user had it."""
+  return tarfile.data_filter(member, folder).replace(mode=None, deep=False)
+
+
 def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
   """Unpacks the run that `pack` wrote to the new folder `run`.
 
@@ -59,7 +64,7 @@ def unpack(archive: pathlib.Path, run: pathlib.Path) -> None:
   with tempfile.TemporaryDirectory(dir=run.parent) as folder:
     try:
       with tarfile.open(archive, "r:gz") as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder, filter=_usual_mode)
       found = pathlib.Path(folder) / run.name
       last = sources.last(found)
     except (OSError, EOFError, tarfile.TarError, ConfigError) as error:

@@ -12,6 +12,7 @@ import jax
 import misplaced
 import numpy as np
 import pytest
+import runs
 import starts as starts_lib
 import study
 import trials
@@ -160,6 +161,19 @@ def test_a_pack_that_is_damaged(tmp_path):
   with pytest.raises(ConfigError, match=r"is no packed run start-0 \("):
     starts_lib.unpack(file, tmp_path / "start-0")
   assert not (tmp_path / "start-0").exists()
+
+
+def test_others_can_read_what_was_packed(tmp_path):
+  """Whatever the modes in the archive; the umask decides."""
+  packed = ROOT / "docs" / "evidence" / "mixed-start-0.tar.gz"
+  closed = tmp_path / "closed.tar.gz"
+  with tarfile.open(packed) as source, tarfile.open(closed, "w:gz") as target:
+    for member in source:
+      content = source.extractfile(member)
+      target.addfile(member.replace(mode=0o700), content)
+  with runs.umask(0o027):
+    starts_lib.unpack(closed, tmp_path / "new" / "start-0")
+    assert not runs.odd_modes(tmp_path / "new")
 
 
 def test_configurations_are_told_apart(tmp_path):
