@@ -1,14 +1,18 @@
 """Published data sets: their rows, and the builders that prepare them."""
 
 import dataclasses
+import decimal
 import functools
 import hashlib
 import http.server
+import math
+import re
 import socket
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pyarrow
 import pytest
 import texts
@@ -86,6 +90,22 @@ ROWS = [
      Example("Why?", "so")),
     (published.from_own, {"question": "Why?", "answer": 3, "solution": "As."},
      Example("Why?", "3", "As.")),
+    (published.from_own, {"question": 3, "answer": 2.0, "solution": None},
+     Example("3", "2.0")),
+    (published.from_own, {"question": "Why?", "answer": 1e-7, "solution": 0},
+     Example("Why?", "1e-07", "0")),
+    (published.from_own,
+     {"question": "Why?", "answer": decimal.Decimal("0.10"), "solution": " "},
+     Example("Why?", "0.10")),
+    # Whole completions, whose answers are spelled in other ways.
+    (published.from_own,
+     {"question": "In <answer>?", "answer": 4,
+      "solution": "<think>\nSo 4.\n</think> <answer>4.0</answer>\n"},
+     Example("In <answer>?", "4", "So 4.")),
+    (published.from_math,
+     {"problem": "What?", "answer": r"\frac12",
+      "solution": r"So.</think><answer>\boxed{1/2}</answer>"},
+     Example("What?", r"\frac12", "So.")),
 ]  # fmt: skip
 
 
@@ -117,6 +137,39 @@ def test_rows(convert, row, expected):
         (published.from_own, {"question": "x", "answer": ""}, "answer = ''"),
         (published.from_own, {"question": "x", "answer": "y", "id": 3},
          "fields id: must be among question, answer and solution"),
+        *(
+            (published.from_own, {"question": "x", "answer": value},
+             rf"answer = {re.escape(repr(value))}: must be a text or a finite")
+            for value in (True, None, [1], math.nan, math.inf, b"y")
+        ),
+        (published.from_own, {"question": "x", "answer": "\ud800"},
+         r"answer = '\\ud800': must not contain half a surrogate pair"),
+        (published.from_own,
+         {"question": "x", "answer": "4", "solution": False},
+         "solution = False: must be a text or a finite number"),
+        (published.from_math,
+         {"problem": "x", "answer": "4", "solution": ["y"]},
+         r"solution = \['y'\]: must be a text or a finite number"),
+        (published.from_own, {"question": "x <think>\n", "answer": "4"},
+         "question: must not end in <think>, which every prompt adds"),
+        (published.from_own, {"question": "x", "answer": "<answer>4</answer>"},
+         "answer = '<answer>4</answer>': must be the answer alone, without"),
+        *(
+            (published.from_own,
+             {"question": "x", "answer": "4", "solution": solution},
+             rf"solution = '{solution}': has tags, so it must have the form"
+             " <think>reasoning</think><answer>answer</answer>; or give the re")
+            for solution in (
+                "<think>y", "y</think>", "<think>y</think> so 4", "y <answer>4",
+                "<answer>4</answer>", "<think>y</think><answer>4</answer>z",
+                "<think></think><answer>4</answer>",
+            )
+        ),
+        (published.from_own,
+         {"question": "x", "answer": "4",
+          "solution": "<think>y</think><answer>5</answer>"},
+         "solution: answers '5' between <answer> and </answer>, but the row's"
+         " answer is '4'; they must be the same"),
     ],
 )  # fmt: skip
 def test_other_rows_are_refused(convert, row, message):
@@ -155,13 +208,14 @@ def test_prepared_from_local_files(tmp_path):
 def test_conversion_has_a_version():
   """What was prepared once is read again: other rows need another version.
 
-  If this fails because a conversion was changed on purpose, raise `_VERSION`
-  of data/builders.py and put the new sum here.
+  If this fails because a conversion was changed on purpose, raise `version` of
+  the data sets that use it and put the new sum here.
   """
-  digest = hashlib.sha256(builders._VERSION.encode())
+  versions = {k: data.version for k, data in published.DATA_SETS.items()}
+  digest = hashlib.sha256(repr(versions).encode())
   for convert, row, _ in ROWS:
     digest.update(repr(convert(row)).encode())
-  assert digest.hexdigest()[:16] == "1781919569d26589"
+  assert digest.hexdigest()[:16] == "0b7acf2d0b5779c7"
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
@@ -229,6 +283,38 @@ def test_files_that_cannot_be_read(tmp_path, content, message):
     load("gsm8k", tmp_path, tmp_path / "prepared")
   with pytest.raises(ConfigError, match="other': must be a folder"):
     load("gsm8k", tmp_path / "other", tmp_path / "prepared")
+
+
+def test_numbers_are_spelled_as_in_their_file(tmp_path):
+  spelled = ["42", "0.5", "2.0", "1e-07", "1E5", "1.50", "1e400", "7" * 5000]
+  for split in ("train", "test"):
+    (tmp_path / f"{split}.jsonl").write_text(
+        "".join(f'{{"question": "q", "answer": {x}}}\n' for x in spelled)
+    )
+  found = load("own", tmp_path, tmp_path / "prepared")["train"]
+  assert [row.answer for row in found] == spelled
+
+
+def test_numbers_of_parquet_have_the_fewest_digits(tmp_path):
+  """float16, float32 and float64 alike: 0.1 is 0.1."""
+  for kind in (pyarrow.float16(), pyarrow.float32(), pyarrow.float64()):
+    column = pyarrow.array(np.array([0.1, 2.0], kind.to_pandas_dtype()), kind)
+    table = pyarrow.table({"question": ["a", "b"], "answer": column})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    found = list(builders._rows(tmp_path / "train.parquet"))
+    assert [published.from_own(x).answer for x in found] == ["0.1", "2.0"]
+
+
+def test_text_of_parquet_that_is_not_utf8(tmp_path):
+  size, offsets, content = 1, *pyarrow.array([b"\xff"]).buffers()[1:]
+  column = pyarrow.Array.from_buffers(
+      pyarrow.string(), size, [None, offsets, content]
+  )
+  path = tmp_path / "train.parquet"
+  parquet.write_table(pyarrow.table({"question": column}), path)
+  with pytest.raises(ConfigError) as error:
+    list(builders._rows(path))
+  assert str(error.value) == f"{path}: has text that is not UTF-8"
 
 
 @pytest.fixture

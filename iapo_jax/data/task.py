@@ -81,8 +81,15 @@ class Task:
     )
 
 
-def read(data: DataConfig) -> Problems:
+def read(
+    data: DataConfig, scratch: pathlib.Path | None = None
+) -> Problems:
   """Makes the problems of a task, or reads them from files; by split.
+
+  Args:
+    data: the task.
+    scratch: folder to prepare in what `data.prepared_dir` lacks; None prepares
+      there.
 
   Raises:
     ConfigError: if they cannot be made or read.
@@ -94,7 +101,10 @@ def read(data: DataConfig) -> Problems:
   from iapo_jax.data import builders
 
   rows = builders.load(
-      data.task, source_dir=data.source_dir, prepared_dir=data.prepared_dir
+      data.task,
+      source_dir=data.source_dir,
+      prepared_dir=data.prepared_dir,
+      scratch=scratch,
   )
   return splits.make_splits(rows, data)
 
