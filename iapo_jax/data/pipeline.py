@@ -98,12 +98,12 @@ def tokenise_prompts(
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
     ids = begin(tokenizer, prompt)
-    gold_ids = tokenizer_lib.encode(tokenizer, gold)
-    _check_row(i, ids, gold_ids, data)
-    _check_gold(i, gold, tokenizer_lib.decode(tokenizer, gold_ids))
     excess = max(len(ids) - limit, 0)
     if excess and data.overlong == "skip":
       continue
+    gold_ids = tokenizer_lib.encode(tokenizer, gold)
+    _check_row(i, ids, gold_ids, data)
+    _check_gold(i, gold, tokenizer_lib.decode(tokenizer, gold_ids))
     truncated += excess > 0
     kept.append(i)
     rows.append(ids[:added] + ids[added + excess :])

@@ -43,6 +43,8 @@ class Task:
     demonstrable: int64[n], rows of the train table whose worked solution fits;
       empty without a warm start.
     fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
+    repeats: the counts of repeated problems by split; empty for the synthetic
+      task.
     note: the line to print beside numbers on an unusual test split.
     steps: the tokens of steps; None if results do not slip.
     planting: how results slip in rollouts; None if they do not slip.
@@ -54,6 +56,7 @@ class Task:
   problems: dict[str, Sequence[Problem]]
   demonstrable: np.ndarray
   fingerprint: dict[str, str]
+  repeats: dict[str, splits.Repeats]
   note: str | None
   steps: StepTokens | None = None
   planting: Planting | None = None
@@ -159,6 +162,7 @@ def load(
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
     kept[name] = [split[i] for i in tables[name].kept]
+  repeats = {} if made else splits.count_repeats(kept)
   return Task(
       tokenizer=tok,
       vocabulary=vocabulary,
@@ -166,7 +170,8 @@ def load(
       problems=kept,
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
       fingerprint={} if made else splits.fingerprint(problems),
-      note=splits.note(cfg.data),
+      repeats=repeats,
+      note=splits.note(cfg.data, repeats),
       steps=steps,
       planting=planting,
   )
@@ -242,26 +247,35 @@ def _demonstrable(
   if not published.DATA_SETS[cfg.data.task].has_solutions:
     rule = f"{cfg.data.task} has no worked solutions to learn from; set it to 0"
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
+  worked = [i for i, problem in enumerate(train) if problem.solution]
+  if not worked:
+    rule = (
+        f"none of {len(train)} train problems of {cfg.data.task} has a worked"
+        " solution to learn from; give them a field solution, or set it to 0"
+    )
+    fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
   limit, lengths = cfg.rollout.max_tokens, []
-  for problem in train:
+  for i in worked:
     pieces = examples.written_out(
-        problem.solution, problem.answer, cfg.probe.elicitation
+        train[i].solution, train[i].answer, cfg.probe.elicitation
     )
     whole = "".join(piece.text for piece in pieces)
     lengths.append(len(tokenizer.encode(tok, whole)) + 1)  # and an EOS
   fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
     rule = (
-        f"{np.sum(~fits)} of {len(train)} worked solutions are longer, up to"
+        f"{np.sum(~fits)} of {len(worked)} worked solutions are longer, up to"
         f" {max(lengths)} tokens; raise the limit or set config.data.overlong"
         " to skip"
     )
     fail("rollout.max_tokens", limit, rule)
-  fits &= np.array([bool(problem.solution) for problem in train], bool)
   if not fits.any():
-    rule = "no worked solution fits; raise the limit"
+    rule = (
+        f"no worked solution fits, the shortest has {min(lengths)} tokens;"
+        " raise the limit"
+    )
     fail("rollout.max_tokens", limit, rule)
-  return np.flatnonzero(fits)
+  return np.array(worked)[fits]
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:

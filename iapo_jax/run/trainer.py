@@ -121,6 +121,7 @@ def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
     parts = assembly.assemble(cfg, home=workdir if begun else None)
     splits.check_trainable(parts.task.tables, cfg.data)
     if dry_run or not begun:
+      splits.check_overlap(parts.task.repeats, cfg.data)
       sources.check_start(parts)
     return parts
 
@@ -330,6 +331,9 @@ def _introduction(
       f" {table.truncated} truncated"
       for name, table in parts.task.tables.items()
   ]
+  if parts.task.repeats:
+    told = splits.describe_repeats(parts.task.repeats)
+    lines.append(f"repeats    {told}")
   if parts.cfg.warm_start.num_steps:
     there = len(parts.task.problems["train"])
     lines.append(
