@@ -27,16 +27,25 @@ TOKENIZER = "tokenizer"
 _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
+# Ends of file names; those of hub names are others, such as .5-0.
+_FILES = (
+    ".json", ".jsonl", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model",
+    ".txt", ".py", ".gz", ".zip",
+)  # fmt: skip
 _UNWANTED = "consolidated*"  # the same weights in another layout
 _WEIGHTS = ("*.safetensors", "*.index.json")
 
 
-def find(name: str, *, weights: bool = True) -> pathlib.Path:
+def find(
+    name: str, *, weights: bool = True, scratch: pathlib.Path | None = None
+) -> pathlib.Path:
   """Returns a model's folder; downloads a hub repository if it is not cached.
 
   Args:
     name: a folder, or the name of a repository on the hub.
     weights: whether to download the weights, too.
+    scratch: folder for a download without weights; the hub's cache is read but
+      not written then. None downloads to the cache.
 
   Raises:
     ConfigError: if there is no such folder or repository.
@@ -45,13 +54,18 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
       return folder
-    return pathlib.Path(
-        huggingface_hub.snapshot_download(
-            name,
-            allow_patterns=_WANTED,
-            ignore_patterns=[_UNWANTED, *(() if weights else _WEIGHTS)],
-        )
-    )
+  except (OSError, ValueError, RuntimeError) as error:
+    rule = f"is not a folder; {errors.reason(error)}"
+    raise ConfigError(f"model {name!r}: {rule}") from error
+  if _is_path(name):
+    raise ConfigError(f"model {name!r}: is not a folder; {_why(folder)}")
+  try:
+    if not scratch:
+      return _download(name, weights)
+    try:
+      return _download(name, weights, local_files_only=True)
+    except (OSError, ValueError):
+      return _download(name, False, cache_dir=scratch / "hub")
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
     raise ConfigError(
@@ -60,9 +74,41 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
     ) from error
 
 
+def _download(name: str, weights: bool, **more: Any) -> pathlib.Path:
+  """Returns the hub's snapshot of a repository."""
+  ignored = [_UNWANTED, *(() if weights else _WEIGHTS)]
+  return pathlib.Path(
+      huggingface_hub.snapshot_download(
+          name, allow_patterns=_WANTED, ignore_patterns=ignored, **more
+      )
+  )
+
+
+def _is_path(name: str) -> bool:
+  """Returns whether a name can only be a path: hub names are OWNER/NAME."""
+  path = pathlib.Path(name)
+  if name.startswith(("/", ".", "~")) or name.endswith("/") or "\\" in name:
+    return True
+  return name.count("/") > 1 or path.suffix in _FILES or path.is_file()
+
+
+def _why(path: pathlib.Path) -> str:
+  """Says why a path is no folder."""
+  if path.exists():
+    return f"it is a file; name its folder, {str(path.parent)!r}"
+  if path.parent.is_dir():
+    return f"there is no {path.name!r} in {str(path.parent)!r}"
+  return "there is no such path"
+
+
 def commit(folder: pathlib.Path) -> str:
   """Returns the commit of a hub snapshot, or "" for any other folder."""
   return folder.name if folder.parent.name == "snapshots" else ""
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+  """Returns whether a folder has a file of weights."""
+  return any(folder.glob("*.safetensors"))
 
 
 def read_model(folder: pathlib.Path) -> ModelConfig:

@@ -164,19 +164,25 @@ def load(
   )
 
 
-def check_start(parts: Assembly) -> None:
+def check_start(
+    parts: Assembly, scratch: pathlib.Path | None = None
+) -> None:
   """Checks, before anything is loaded or made, that `start` will succeed.
 
-  Raises `ConfigError` if the run named by `init_from` has another model or
-  vocabulary, has no such checkpoint, or is unfinished and only its last
-  checkpoint is meant; or if a pretrained model's tensors do not fit its
-  configuration.
+  `scratch` is that of `assembly.assemble`; then weights that are not downloaded
+  yet are not checked. Raises `ConfigError` if the run named by `init_from` has
+  another model or vocabulary, has no such checkpoint, or is unfinished and only
+  its last checkpoint is meant; or if a pretrained model's tensors do not fit
+  its configuration.
   """
   cfg = parts.cfg
   if not cfg.init_from:
     if cfg.model.pretrained:
-      reader = weights.Reader(folder.find(cfg.model.pretrained))
-      weights.check(reader, cfg.model)
+      place = folder.find(cfg.model.pretrained, scratch=scratch)
+      if scratch and folder.commit(place) and not folder.has_weights(place):
+        print("weights    are not downloaded yet, and not checked", flush=True)
+        return
+      weights.check(weights.Reader(place), cfg.model)
     return
   chosen = named(cfg.init_from)
   _check_model(parts, chosen.workdir)

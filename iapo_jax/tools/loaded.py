@@ -140,7 +140,7 @@ def load(
   cfg = dataclasses.replace(cfg, dtype=dtype)
   rules = _rules(
       place,
-      folder.find(tokenizer) if tokenizer else words,
+      folder.find(tokenizer, weights=False) if tokenizer else words,
       cfg,
       elicitation or ELICITATION,
   )
