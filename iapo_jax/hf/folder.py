@@ -156,7 +156,9 @@ def kept(run: pathlib.Path) -> list[pathlib.Path]:
   found = [run / name for name in (KEPT, TOKENIZER) if (run / name).is_dir()]
   if not found:
     raise ConfigError(
-        f"{str(run)!r}: has neither {KEPT}/ nor {TOKENIZER}/; use a whole run"
+        f"{str(run)!r}: has neither {KEPT}/ nor {TOKENIZER}/tokenizer.json,"
+        " which a run packed as a start leaves out; use the whole run, or put"
+        " its tokenizer there"
     )
   return found
 

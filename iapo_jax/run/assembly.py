@@ -23,6 +23,7 @@ from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.train_step import TrainStep, make_train_step
 from iapo_jax.rl.warm_start import WarmStartStep, make_warm_start_step
+from iapo_jax.run import places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +216,10 @@ def _find(
     missing.append(str(error))
   if missing:
     raise ConfigError(". ".join(missing))
+  for (name, _, field), place in zip(folders, found, strict=True):
+    if place == pathlib.Path(name).expanduser():  # else the hub's or a copy
+      wanted = "tokenizer" if field == "data.tokenizer" else "model"
+      places.check(place, f"config.{field}", wanted)
   return found[0], found[1], problems
 
 

@@ -8,7 +8,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Params
 from iapo_jax.hf import folder, tokenizer, weights
-from iapo_jax.run import assembly, checkpoint, evaluation, logs
+from iapo_jax.run import assembly, checkpoint, evaluation, logs, places
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.run.assembly import Assembly
 
@@ -51,7 +51,10 @@ def last(workdir: pathlib.Path) -> Source:
     found = checkpoint.steps(checkpoint.stage_folder(workdir, stage))
     if found:
       return Source(workdir, stage, found[-1], named=False)
-  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
+  told = "the run has saved none yet"
+  if not workdir_lib.is_claimed(workdir):
+    told = places.explain(workdir, "run")
+  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint; {told}")
 
 
 def best(workdir: pathlib.Path) -> Source:
@@ -121,7 +124,8 @@ def named(text: str) -> Source:
     return Source(run, stage, int(step))
   raise ConfigError(
       f"config.init_from = {text!r}: must be the folder of a run, or of one of"
-      " its checkpoints, RUN/checkpoints/STAGE/STEP"
+      " its checkpoints, RUN/checkpoints/STAGE/STEP;"
+      f" {places.explain(path, 'run')}"
   )
 
 

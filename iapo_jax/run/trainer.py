@@ -125,7 +125,7 @@ def _assemble(
       # Processes may name other folders; the content is compared below.
       if name not in config_lib.PLACES_OF_DATA
   })
-  begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
+  begun = processes.on_first(lambda: workdir_lib.is_begun(workdir))
 
   def assemble() -> Assembly:
     home = workdir if begun else None

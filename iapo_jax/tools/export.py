@@ -121,13 +121,27 @@ def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
         prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True
     ) as name:
       draft = pathlib.Path(name)
-      yield draft
+      with _reading(draft):
+        yield draft
       draft.chmod(0o755)  # a temporary folder is closed to other users
       draft.rename(output)
   except OSError as error:
     raise ConfigError(
         f"--output = {str(output)!r}: cannot be written ({error.strerror})"
     ) from error
+
+
+@contextlib.contextmanager
+def _reading(draft: pathlib.Path) -> Iterator[None]:
+  """Raises ConfigError if a file outside of the draft cannot be read."""
+  try:
+    yield
+  except OSError as error:
+    names = [x for x in (error.filename, error.filename2) if x]
+    if not names or any(pathlib.Path(x).is_relative_to(draft) for x in names):
+      raise
+    rule = f"is needed, but cannot be read ({error.strerror})"
+    raise ConfigError(f"{str(names[0])!r}: {rule}") from error
 
 
 def load(source: sources.Source, cfg: ModelConfig) -> Params:
