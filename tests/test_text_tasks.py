@@ -385,6 +385,37 @@ def test_own_rows_without_a_solution(tmp_path, place):
   assert load_task(place, **settings | {"warm_start__num_steps": 0})
 
 
+def test_prompts_and_solutions_of_unknown_words(tmp_path, capsys):
+  """A tokenizer of words that the data do not use."""
+  words = ["<pad>", "<eos>", "<unk>", "What", "is", "</think>", "<answer>"]
+  words += [str(i) for i in range(16)] + ["</answer>"]
+  tok = tokenizer.word_tokenizer(
+      words, pad="<pad>", eos="<eos>", unknown="<unk>"
+  )
+  tok.save_pretrained(tmp_path / "tokenizer")
+  rows = [row | {"solution": "by and by"} for row in OWN]
+  for i, row in enumerate(rows):
+    row["question"] = f"What is {i} " if i < 12 else f"Why {i}?"
+  settings = write_own(tmp_path, rows) | {
+      "probe__elicitation": " </think> <answer> ",
+      "data__prepared_dir": str(tmp_path / "prepared"),
+  }
+  cfg = small(tmp_path, **settings)
+  tiny.load_task(cfg, None, tmp_path / "tokenizer")
+  told = [
+      x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")
+  ]
+  advice = "set config.data.tokenizer to one that knows their words"
+  # `Why 13? <think>` has no known word, `by and by </think> <answer>
+  # 3</answer>` has two of six.
+  assert told == [
+      "warning: of 4 of 4 test prompts the tokenizer does not know most tokens"
+      f" (12 of 12 are '<unk>'); {advice}",
+      "warning: of 10 of 10 worked solutions the tokenizer does not know most"
+      f" tokens (40 of 60 are '<unk>'); {advice}",
+  ]
+
+
 def test_own_solutions_with_tags_are_one_demonstration(tmp_path, place):
   rows = [
       row | {"solution": f"<think>So {i}.</think><answer>{i}</answer>"}

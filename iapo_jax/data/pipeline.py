@@ -62,6 +62,11 @@ class PromptTable:
     """Returns one prompt, for a Grain source."""
     return {name: rows[index] for name, rows in vars(self.prompts).items()}
 
+  def texts(self) -> list[np.ndarray]:
+    """Returns the tokens of each prompt, without padding."""
+    rows = zip(self.prompts.tokens, self.prompts.lengths, strict=True)
+    return [tokens[:length] for tokens, length in rows]
+
 
 def tokenise_prompts(
     tokenizer: Any,

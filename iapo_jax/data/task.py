@@ -19,6 +19,7 @@ from iapo_jax.data import (
   prompts,
   published,
   splits,
+  unknown,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
@@ -29,6 +30,7 @@ from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
+_ADVICE = "set config.data.tokenizer to one that knows their words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ def load(
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
     kept[name] = [split[i] for i in tables[name].kept]
+    unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
   repeats = {} if made else splits.count_repeats(kept)
   return Task(
       tokenizer=tok,
@@ -254,13 +257,15 @@ def _demonstrable(
         " solution to learn from; give them a field solution, or set it to 0"
     )
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
-  limit, lengths = cfg.rollout.max_tokens, []
+  limit, encoded = cfg.rollout.max_tokens, []
   for i in worked:
     pieces = examples.written_out(
         train[i].solution, train[i].answer, cfg.probe.elicitation
     )
     whole = "".join(piece.text for piece in pieces)
-    lengths.append(len(tokenizer.encode(tok, whole)) + 1)  # and an EOS
+    encoded.append(tokenizer.encode(tok, whole))
+  unknown.warn(tok, encoded, "worked solutions", _ADVICE)
+  lengths = [len(ids) + 1 for ids in encoded]  # and an EOS
   fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
     rule = (

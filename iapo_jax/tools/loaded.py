@@ -61,6 +61,7 @@ class Policy:
         score_lines.placed(line, self.rules, f"text {i}")
         for i, line in enumerate(lines)
     ]
+    score_lines.tell_unknown(items, self.rules)
     return list(self.scored(lines, items, batch_size=batch_size))
 
   def scored(
