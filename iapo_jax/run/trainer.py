@@ -77,9 +77,7 @@ def train(
   start = time.perf_counter()
   cache = compilation.place(programs)
   if dry_run:
-    with tempfile.TemporaryDirectory() as scratch, compilation.unkept():
-      parts = _assemble(cfg, workdir, pathlib.Path(scratch))
-      print(_introduction(parts, cache, own))
+    _print_plan(cfg, workdir, cache, own)
     return
   parts = _assemble(cfg, workdir)
   with (
@@ -110,6 +108,15 @@ def train(
           "stopped at once; the same command continues from the last"
           " checkpoint, if there is one",
       ) from error
+
+
+def _print_plan(
+    cfg: Config, workdir: pathlib.Path, cache: str | None, own: Own
+) -> None:
+  """Makes all checks and prints the plan; keeps no file."""
+  with tempfile.TemporaryDirectory() as scratch, compilation.unkept():
+    parts = _assemble(cfg, workdir, pathlib.Path(scratch))
+    print(_introduction(parts, cache, own))
 
 
 def _assemble(
