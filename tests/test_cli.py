@@ -200,10 +200,14 @@ def test_a_program_may_have_required_flags_of_its_own(monkeypatch):
   assert runs.command("fields", "rollout.max_tokens").returncode == 0
 
 
-def test_train_without_a_configuration_lists_them():
-  result = runs.command("train")
-  listed = [x.split()[0] for x in result.stdout.splitlines()[1:]]
-  assert listed == presets.names() and "qwen_math" in listed
+@pytest.mark.parametrize("more", [[], ["--dry_run"], ["--config.seed=1"]])
+def test_train_without_a_configuration_lists_them(more):
+  result = runs.command("train", *more)
+  check_refused(result, "--config: missing; name one of the above, or a file")
+  listed = [x.split(maxsplit=1) for x in result.stdout.splitlines()[1:]]
+  assert [name for name, _ in listed] == presets.names()
+  assert "qwen_math" in presets.names()
+  assert all(line.endswith(".") for _, line in listed)
 
 
 @pytest.mark.parametrize("name", iapo.COMMANDS)
@@ -280,10 +284,55 @@ def test_fields_lists_every_field_with_default_rule_and_doc():
         ("credit.gamma", "config.credit.discount"),
         ("loss.clip_hihg", "config.loss.clip_high"),
         ("groupsize", "config.group_size"),
+        ("optimizer.lr_rate", "config.optimizer.learning_rate"),
+        ("optimizer.learning-rate", "config.optimizer.learning_rate"),
+        ("opt.LR", "config.optimizer.learning_rate"),
+        ("warm_start.lr", "config.warm_start.optimizer.learning_rate"),
+        ("rollout.maxTokens", "config.rollout.max_tokens"),
+        ("rollout.max_toks", "config.rollout.max_tokens"),
+        ("temp",
+         "config.rollout.temperature or config.evaluation.temperature"),
+        ("eval.samples", "config.evaluation.samples"),
+        ("model.n_layers", "config.model.num_layers"),
+        ("num_step", "config.num_steps or config.warm_start.num_steps"),
+        ("kl", "config.loss.kl_weight"),
+        ("loss.clip", "config.loss.clip_low or config.loss.clip_high"),
     ],
 )  # fmt: skip
 def test_an_unknown_field_suggests_what_means_the_same(name, meant):
   assert parsing.suggestion(name) == f"; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("name", ["foo", "x", "rate", "model.architectures"])
+def test_a_name_like_no_field_or_like_many_suggests_the_list(name):
+  assert parsing.suggestion(name) == "; see `iapo fields`"
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "shown"),
+    [
+        ("model", "tiny", "model.pretrained=tiny"),
+        ("model", "", "model.pretrained="),
+        ("data", "gsm8k", "data.task=gsm8k"),
+        ("data", "./files", "data.source_dir=./files"),
+        ("credit", "grpo", "credit.mode=grpo"),
+        ("evaluation", "best", "evaluation.checkpoint=best"),
+        ("select", "true", "select.with_spread=true"),
+        ("rollout", "100", "rollout.max_tokens=100"),
+        ("rollout", "0.7", "rollout.temperature=0.7"),
+        ("optimizer", "adamw", "optimizer.learning_rate"),
+        ("data.arithmetic", "easy", "data.arithmetic.operands"),
+    ],
+)
+def test_a_group_with_a_value_shows_the_field_that_takes_it(
+    group, value, shown
+):
+  result = runs.command("train", CONFIG, f"--config.{group}={value}")
+  check_refused(
+      result,
+      f"config.{group} = {value!r}: is a group of fields; set one, such as"
+      f" --config.{shown}; `iapo fields {group}` lists them",
+  )
 
 
 def test_every_alias_suggests_its_field():

@@ -11,6 +11,7 @@ import tiny
 from absl.testing import parameterized
 from test_probes import ELICITATION, GROUP, make_case
 
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import AnswerStatistics, TokenStatistics
 from iapo_jax.models import head
 from iapo_jax.rewards import host, token_match
@@ -57,6 +58,19 @@ class UncertaintyTest(chex.TestCase):
   def test_unknown(self):
     with self.assertRaisesRegex(ValueError, "estimator = 'x': must be one of"):
       mi.uncertainty(statistics(), estimator="x")
+
+  def test_a_probing_without_answers(self):
+    stats = statistics().replace(answer=None)
+    np.testing.assert_array_equal(
+        mi.uncertainty(stats, estimator="entropy"), stats.entropy
+    )
+    for estimator in ("gold", "own", "answer_entropy", "gold_chance"):
+      rule = (
+          f"config.probe.estimator = '{estimator}': reads `answer` of the"
+          " statistics, which Own.probing returns as None"
+      )
+      with self.assertRaisesRegex(ConfigError, rule):
+        mi.uncertainty(stats, estimator=estimator)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "budget", "stride"))

@@ -360,6 +360,32 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     folder.find("/no/such/folder")
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("./m", "there is no 'm' in '.'"),
+        ("../m", "there is no 'm' in '..'"),
+        ("/x/y", "there is no such path"),
+        ("a/b/c", "there is no such path"),
+        ("a/b/", "there is no such path"),
+        ("here/m.gguf", "there is no 'm.gguf' in 'here'"),
+        ("here/config.json",
+         "it is a file; name its folder, 'here'"),
+        ("file", "it is a file; name its folder, '.'"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_missing_is_no_name_of_the_hub(
+    name, why, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "here").mkdir()
+  (tmp_path / "here" / "config.json").write_text("{}")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError) as error:
+    folder.find(name)
+  assert str(error.value) == f"model {name!r}: is not a folder; {why}"
+
+
 def test_remote_code_is_never_asked_for(copy):
   place = copy(auto_map={"AutoConfig": "evil.Config"})
   (place / "evil.py").write_text("raise SystemExit('remote code ran')")

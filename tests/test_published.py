@@ -1,9 +1,12 @@
 """Published data sets: their rows, and the builders that prepare them."""
 
 import dataclasses
+import decimal
 import functools
 import hashlib
 import http.server
+import math
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +19,6 @@ import tiny
 from pyarrow import parquet
 
 from iapo_jax.config import data as data_config
-from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import builders, published
 from iapo_jax.data.examples import Example
@@ -86,6 +88,22 @@ ROWS = [
      Example("Why?", "so")),
     (published.from_own, {"question": "Why?", "answer": 3, "solution": "As."},
      Example("Why?", "3", "As.")),
+    (published.from_own, {"question": 3, "answer": 2.0, "solution": None},
+     Example("3", "2.0")),
+    (published.from_own, {"question": "Why?", "answer": 1e-7, "solution": 0},
+     Example("Why?", "1e-07", "0")),
+    (published.from_own,
+     {"question": "Why?", "answer": decimal.Decimal("0.10"), "solution": " "},
+     Example("Why?", "0.10")),
+    # Whole completions, whose answers are spelled in other ways.
+    (published.from_own,
+     {"question": "In <answer>?", "answer": 4,
+      "solution": "<think>\nSo 4.\n</think> <answer>4.0</answer>\n"},
+     Example("In <answer>?", "4", "So 4.")),
+    (published.from_math,
+     {"problem": "What?", "answer": r"\frac12",
+      "solution": r"So.</think><answer>\boxed{1/2}</answer>"},
+     Example("What?", r"\frac12", "So.")),
 ]  # fmt: skip
 
 
@@ -117,6 +135,39 @@ def test_rows(convert, row, expected):
         (published.from_own, {"question": "x", "answer": ""}, "answer = ''"),
         (published.from_own, {"question": "x", "answer": "y", "id": 3},
          "fields id: must be among question, answer and solution"),
+        *(
+            (published.from_own, {"question": "x", "answer": value},
+             rf"answer = {re.escape(repr(value))}: must be a text or a finite")
+            for value in (True, None, [1], math.nan, math.inf, b"y")
+        ),
+        (published.from_own, {"question": "x", "answer": "\ud800"},
+         r"answer = '\\ud800': must not contain half a surrogate pair"),
+        (published.from_own,
+         {"question": "x", "answer": "4", "solution": False},
+         "solution = False: must be a text or a finite number"),
+        (published.from_math,
+         {"problem": "x", "answer": "4", "solution": ["y"]},
+         r"solution = \['y'\]: must be a text or a finite number"),
+        (published.from_own, {"question": "x <think>\n", "answer": "4"},
+         "question: must not end in <think>, which every prompt adds"),
+        (published.from_own, {"question": "x", "answer": "<answer>4</answer>"},
+         "answer = '<answer>4</answer>': must be the answer alone, without"),
+        *(
+            (published.from_own,
+             {"question": "x", "answer": "4", "solution": solution},
+             rf"solution = '{solution}': has tags, so it must have the form"
+             " <think>reasoning</think><answer>answer</answer>; or give the re")
+            for solution in (
+                "<think>y", "y</think>", "<think>y</think> so 4", "y <answer>4",
+                "<answer>4</answer>", "<think>y</think><answer>4</answer>z",
+                "<think></think><answer>4</answer>",
+            )
+        ),
+        (published.from_own,
+         {"question": "x", "answer": "4",
+          "solution": "<think>y</think><answer>5</answer>"},
+         "solution: answers '5' between <answer> and </answer>, but the row's"
+         " answer is '4'; they must be the same"),
     ],
 )  # fmt: skip
 def test_other_rows_are_refused(convert, row, message):
@@ -155,13 +206,14 @@ def test_prepared_from_local_files(tmp_path):
 def test_conversion_has_a_version():
   """What was prepared once is read again: other rows need another version.
 
-  If this fails because a conversion was changed on purpose, raise `_VERSION`
-  of data/builders.py and put the new sum here.
+  If this fails because a conversion was changed on purpose, raise `version` of
+  the data sets that use it and put the new sum here.
   """
-  digest = hashlib.sha256(builders._VERSION.encode())
+  versions = {k: data.version for k, data in published.DATA_SETS.items()}
+  digest = hashlib.sha256(repr(versions).encode())
   for convert, row, _ in ROWS:
     digest.update(repr(convert(row)).encode())
-  assert digest.hexdigest()[:16] == "1781919569d26589"
+  assert digest.hexdigest()[:16] == "0b7acf2d0b5779c7"
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
@@ -435,20 +487,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   rule = r"prepared_dir = .*must be a writable folder"
   with pytest.raises(ConfigError, match=rule):
     load("gsm8k", folder, tmp_path / "file")
-
-
-def test_own_files(tmp_path):
-  """Every row is somebody's own: a name that nobody reads is a mistake."""
-  rows = [{"question": f"What is {i}?", "answer": i} for i in range(6)]
-  for split in ("train", "test"):
-    texts.write_jsonl(tmp_path / f"{split}.jsonl", rows)
-  found = load("own", tmp_path, tmp_path / "prepared")
-  assert found["test"][2] == Example("What is 2?", "2")
-  assert len(found["train"]) == 6
-  with (tmp_path / "test.jsonl").open("a") as file:
-    file.write('{"problem": "x", "answer": "y"}')
-  rule = r"test.jsonl: row 7 is not a row of own: fields p"
-  with pytest.raises(ConfigError, match=rule):
-    load("own", tmp_path, tmp_path / "prepared")
-  with pytest.raises(ConfigError, match=r"source_dir = '': must be a folder"):
-    config_lib.parse({"data": {"task": "own"}})

@@ -1,10 +1,13 @@
 """Data sets that TensorFlow Datasets knows by name."""
 
+import functools
+
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import builders
+from iapo_jax.data import builders, registered
 from iapo_jax.data.examples import Example
 
 
@@ -38,6 +41,32 @@ class SumsWithLevels(SumsOfTests):
   """The same with a field that nobody reads."""
 
   FIELDS = (*SumsOfTests.FIELDS, "level")
+
+
+def test_numbers_and_bytes_that_are_no_text():
+  """A row of NumPy's, as `as_data_source` gives it."""
+  row = {"question": b"a", "answer": np.float32(0.1)}
+  plain = {k: registered._plain(k, v) for k, v in row.items()}
+  assert plain == {"question": "a", "answer": 0.1}
+  assert registered._plain("answer", np.int8(3)) == 3
+  with pytest.raises(ValueError, match=r"question = b'\\xff': is not UTF-8"):
+    registered._plain("question", b"\xff")
+
+
+def test_what_is_prepared_needs_no_folder_to_write(tmp_path):
+  """Not even the lock, which a folder of that name makes impossible."""
+  load = functools.partial(
+      builders.load, "own", source_dir="tfds:sums_of_tests",
+      prepared_dir=str(tmp_path),
+  )  # fmt: skip
+  (tmp_path / ".own.lock").mkdir()
+  with pytest.raises(ConfigError, match=r"prepared_dir = .*must be a writable"):
+    load()
+  (tmp_path / ".own.lock").rmdir()
+  found = load()
+  (tmp_path / ".own.lock").unlink()
+  (tmp_path / ".own.lock").mkdir()
+  assert load() == found
 
 
 def test_rows_by_the_name(tmp_path):

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import checkpoints
 import numpy as np
@@ -14,6 +15,7 @@ import safetensors.numpy
 import tiny
 
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import unknown
 from iapo_jax.hf import folder, tokenizer, weights
 from iapo_jax.tools import score_lines, scoring
 from iapo_jax.tools.scoring import Item
@@ -267,6 +269,37 @@ def test_what_was_left_is_gone_on_with(tmp_path):
   )] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "told"),
+    [
+        ("5 b + 1 =", "b 5", None),
+        ("5 b", "b who", None),  # half of it is known
+        ("5 b + 1 = what", "b 5 who are you", ("1 of 2", "3 of 5")),
+        ("hello there", "", ("1 of 2", "2 of 2")),
+        ("hello there", "you", ("2 of 2", "3 of 3")),
+    ],
+)
+def test_unknown_tokens_are_told(
+    tmp_path, words, capsys, prompt, completion, told
+):
+  line = {"prompt": prompt, "completion": completion}
+  _, found = read(tmp_path, line, tok=words)
+  score_lines.tell_unknown(found, rules(words))
+  expected = told and (
+      f"warning: of {told[0]} prompts and completions the tokenizer does not"
+      f" know most tokens ({told[1]} are '<unk>'); their scores say little;"
+      " name the model's tokenizer with --tokenizer\n"
+  )
+  assert capsys.readouterr().out == (expected or "")
+
+
+def test_without_an_unknown_token_nothing_is_unknown(capsys):
+  tok = types.SimpleNamespace(unk_token_id=None)
+  unknown.warn(tok, [[1, 2]], "texts", "x")
+  score_lines.tell_unknown(items(2), rules(None))
+  assert capsys.readouterr().out == ""
+
+
 def test_scores_that_are_not_finite_stop():
   bad = scoring.Scores(*[np.array([np.nan])] * 4)
   with pytest.raises(FloatingPointError, match="not finite"):
@@ -357,6 +390,7 @@ def test_the_command_scores_text_and_escapes_it(tmp_path, words):
       "--elicitation=</think> <answer>", "--dtype=bfloat16",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
+  assert "warning: of 2 of 4 prompts and completions" in done.stdout
   first, second = map(json.loads, output.read_text().splitlines())
   assert first["tokens"] == [
       "b", " 5", " </think>", " <answer>", " 6", " </answer>",

@@ -79,6 +79,59 @@ def test_eighty_twenty():
     )
 
 
+def named(*questions):
+  return [Example(question, "1") for question in questions]
+
+
+def test_repeated_problems_are_counted_but_for_white_space():
+  found = splits.count_repeats({
+      "train": named("a b", "a  b", "c", "c\n", "d"),
+      "test": named("e", "a\tb", "f", "f", " v ", "A b"),
+      "validation": named("v", "d"),
+  })
+  assert found == {
+      "train": splits.Repeats(5, within=2, trained=0, first=""),
+      "validation": splits.Repeats(2, within=0, trained=1, first="d"),
+      "test": splits.Repeats(6, within=1, trained=2, first="a b"),
+  }
+  assert splits.describe_repeats(found) == (
+      "2 of 5 train, 0 of 2 validation, 1 of 6 test problems repeat another of"
+      " their split; 1 validation problems are also in train; 2 test problems"
+      " are also in train or validation"
+  )
+  only = splits.count_repeats({"test": named("a", "a")})
+  assert splits.describe_repeats(only) == (
+      "1 of 2 test problems repeat another of their split"
+  )
+
+
+def test_test_problems_that_are_train_problems():
+  questions = [f"What is {i}?" for i in range(200)]
+
+  def repeats(shared):
+    test = [f"Why {i}?" for i in range(200 - shared)] + questions[:shared]
+    rows = {"train": named(*questions), "test": named(*test)}
+    return splits.count_repeats(rows)
+
+  data = data_config(task="own", source_dir="x")
+  splits.check_overlap(repeats(2), data)  # 1 % is allowed
+  assert splits.note(data, repeats(2)) is None
+  with pytest.raises(ConfigError) as error:
+    splits.check_overlap(repeats(3), data)
+  assert str(error.value) == (
+      "config.data.max_overlap = 0.01: 3 of 200 test problems are also train or"
+      " validation problems, the first is 'What is 0?'; remove them from one of"
+      " the splits, or allow them with --config.data.max_overlap=1"
+  )
+  allowing = data_config(task="own", source_dir="x", max_overlap=1.0)
+  splits.check_overlap(repeats(200), allowing)
+  assert splits.note(allowing, repeats(200)) == (
+      "200 of 200 test problems of own are also train or validation problems"
+  )
+  splits.check_overlap({}, data)
+  splits.check_overlap(splits.count_repeats({"train": named("a")}), data)
+
+
 def test_what_cannot_be_trained_on():
   for task, missing in (("math500", "train"), ("dapo_math", "test")):
     data = data_config(task=task, validation_problems=2)
@@ -318,6 +371,94 @@ def test_problems_without_a_solution_are_not_demonstrated(tmp_path, place):
       i for i, problem in enumerate(train) if problem.solution
   ]
   assert 0 < len(task.demonstrable) < len(train)
+
+
+def write_own(folder, rows, **changes):
+  """Twelve rows of train with `changes`, and four others of test."""
+  for split, part in (("train", rows[:12]), ("test", rows[12:])):
+    texts.write_jsonl(folder / f"{split}.jsonl", [x | changes for x in part])
+  return {
+      "data__task": "own", "data__source_dir": str(folder),
+      "data__validation_problems": 2, "warm_start__num_steps": 5,
+  }  # fmt: skip
+
+
+OWN = [{"question": f"What is {i}?", "answer": i} for i in range(16)]
+
+
+def test_own_rows_without_a_solution(tmp_path, place):
+  for solution in (None, "", " "):
+    settings = write_own(tmp_path, OWN, solution=solution)
+    with pytest.raises(ConfigError) as error:
+      load_task(place, **settings)
+    assert str(error.value) == (
+        "config.warm_start.num_steps = 5: none of 10 train problems of own has"
+        " a worked solution to learn from; give them a field solution, or set"
+        " it to 0"
+    )
+  assert load_task(place, **settings | {"warm_start__num_steps": 0})
+
+
+def test_prompts_and_solutions_of_unknown_words(tmp_path, capsys):
+  """A tokenizer of words that the data do not use."""
+  words = ["<pad>", "<eos>", "<unk>", "What", "is", "</think>", "<answer>"]
+  words += [str(i) for i in range(16)] + ["</answer>"]
+  tok = tokenizer.word_tokenizer(
+      words, pad="<pad>", eos="<eos>", unknown="<unk>"
+  )
+  tok.save_pretrained(tmp_path / "tokenizer")
+  rows = [row | {"solution": "by and by"} for row in OWN]
+  for i, row in enumerate(rows):
+    row["question"] = f"What is {i} " if i < 12 else f"Why {i}?"
+  settings = write_own(tmp_path, rows) | {
+      "probe__elicitation": " </think> <answer> ",
+      "data__prepared_dir": str(tmp_path / "prepared"),
+  }
+  cfg = small(tmp_path, **settings)
+  tiny.load_task(cfg, None, tmp_path / "tokenizer")
+  told = [
+      x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")
+  ]
+  advice = "set config.data.tokenizer to one that knows their words"
+  # `Why 13? <think>` has no known word, `by and by </think> <answer>
+  # 3</answer>` has two of six.
+  assert told == [
+      "warning: of 4 of 4 test prompts the tokenizer does not know most tokens"
+      f" (12 of 12 are '<unk>'); {advice}",
+      "warning: of 10 of 10 worked solutions the tokenizer does not know most"
+      f" tokens (40 of 60 are '<unk>'); {advice}",
+  ]
+
+
+def test_own_solutions_with_tags_are_one_demonstration(tmp_path, place):
+  rows = [
+      row | {"solution": f"<think>So {i}.</think><answer>{i}</answer>"}
+      for i, row in enumerate(OWN)
+  ]
+  settings = write_own(tmp_path, rows) | {"warm_start__early_share": 0.0}
+  task = load_task(place, **settings)
+  record = task.demonstration(
+      3, np.random.default_rng(0), small(place, **settings)
+  )
+  shown = tokenizer.decode(
+      task.tokenizer, record["completion"][record["learned"]].tolist()
+  ).removesuffix("<|im_end|>")
+  answer = task.problems["train"][3].answer
+  assert shown == f"So {answer}.</think>\n<answer>{answer}</answer>"
+  assert text.is_well_formed(shown)
+
+
+def test_a_skipped_row_may_have_any_gold_answer(tmp_path, place):
+  """Nothing of it is used; the rows that stay are checked."""
+  long = {"question": "What? " * 60, "answer": "12 " * 20}
+  settings = write_own(tmp_path, [*OWN[:14], long, long]) | {
+      "data__overlong": "skip", "warm_start__num_steps": 0,
+  }  # fmt: skip
+  table = load_task(place, **settings).tables["test"]
+  assert (table.kept.tolist(), table.skipped) == ([0, 1], 2)
+  write_own(tmp_path, [*OWN[:14], {"question": "What?", "answer": "12 " * 20}])
+  with pytest.raises(ConfigError, match="the gold answer of row 2 has"):
+    load_task(place, **settings)
 
 
 def test_no_solutions_to_learn_from(tmp_path, place):

@@ -69,8 +69,12 @@ def _check_names(overrides: Sequence[str]) -> None:
   for argument in overrides:
     name, _, value = argument.removeprefix(_OVERRIDE).partition("=")
     if argument.startswith(_OVERRIDE) and name not in known:
-      if group := [x for x in known if x.startswith(f"{name}.")]:
-        rule = f"is a group of fields; set one, such as --config.{group[0]}"
+      if any(x.startswith(f"{name}.") for x in known):
+        rule = (
+            "is a group of fields; set one, such as"
+            f" --config.{parsing.taker(name, value)}; `iapo fields {name}`"
+            " lists them"
+        )
         raise ConfigError(f"config.{name} = {value!r}: {rule}")
       hint = parsing.suggestion(name)
       raise ConfigError(f"config.{name} = {value!r}: unknown field{hint}")

@@ -79,6 +79,7 @@ def run(given: argparse.Namespace) -> None:
   settings = {name: getattr(given, name) for name in names}
   policy = loaded.load(**settings)
   lines, items = score_lines.read(pathlib.Path(given.input), policy.rules)
+  score_lines.tell_unknown(items, policy.rules)
   done = score_lines.Partial(output, lines, settings)
   if done.count:
     print(f"resumes  after {done.count} of {len(lines)} lines")

@@ -26,7 +26,8 @@ def add_arguments(parser: command.Parser) -> None:
   parser.add_argument(
       "--dry_run",
       action="store_true",
-      help="print the plan; write and compile nothing",
+      help="print the plan; compile nothing, and write only to a temporary"
+      " folder",
   )
   command.add_process_arguments(parser)
 

@@ -112,6 +112,12 @@ class DataConfig:
       0, "number of test problems to use, the first ones; 0 uses all",
       at_least(0),
   )
+  max_overlap: float = field(
+      0.01,
+      "largest share of the test problems that may also be train or validation"
+      " problems (white space does not count); 1 allows any",
+      between(0, 1),
+  )
   prompt: str = field(
       "plain",
       "plain (the problem alone) or think_answer (instructions, a worked"
@@ -200,7 +206,7 @@ def check(d: DataConfig) -> None:
   if d.task == "arithmetic":
     unused = [
         "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
-        "validation_problems", "prompt",
+        "validation_problems", "max_overlap", "prompt",
     ]  # fmt: skip
   for name in unused:
     if getattr(d, name) != getattr(default, name):

@@ -5,12 +5,15 @@ with fields set. `parse` turns it into frozen dataclasses, or raises an error
 with the field, the value and the rule that it breaks.
 """
 
+import ast
 import dataclasses
 import difflib
 import math
+import operator
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -18,7 +21,7 @@ from ml_collections.config_dict import placeholder
 
 from iapo_jax.config import fields, rules
 from iapo_jax.config.schema import Config
-from iapo_jax.core.errors import fail
+from iapo_jax.core.errors import ConfigError, fail
 
 # Folders of data. A resumed run compares their content (`splits.fingerprint`).
 PLACES_OF_DATA = ("data.source_dir", "data.prepared_dir")
@@ -78,26 +81,106 @@ def suggestion(name: str) -> str:
   """Returns a hint for an unknown dotted name, to append to an error.
 
   Suggests a field to which other trainers give this name, or that has it in
-  another group, or else one with a similar spelling.
+  another group; else one whose name has all words of this one (`kl`), that this
+  one abbreviates (`temp`, `eval.samples`), or with a similar spelling.
   """
   group, _, last = name.rpartition(".")
   known = list(fields.describe(Config()))
 
-  same = [
-      x.name
-      for x in known
-      if last.lower() in x.aliases or x.name.rpartition(".")[2] == last
-  ]
-  # If several fields match, those of the name's group win.
-  same = [x for x in same if group and x.startswith(f"{group}.")] or same
+  def named(alike: Callable[[str, str], bool]) -> list[str]:
+    found = [
+        x.name
+        for x in known
+        if any(alike(last.lower(), y) for y in (_last(x.name), *x.aliases))
+    ]
+    # If several fields match, those of the name's group win.
+    return [x for x in found if group and _in_group(group, x)] or found
+
+  same = named(operator.eq)
+  if not same:
+    parts = [x for x in named(_is_part) if _is_part(last.lower(), _last(x))]
+    same = parts if len(parts) <= 2 else []
+  same = same or named(_abbreviates)
   if not same:
     spelled = {x.name: x.name for x in known}
     if not group:
-      spelled |= {x.name.rpartition(".")[2]: x.name for x in known}
+      spelled |= {_last(x.name): x.name for x in known}
     close = difflib.get_close_matches(name, spelled, n=1, cutoff=0.8)
     same = [spelled[x] for x in close]
   found = " or ".join(f"config.{x}" for x in same[:2])
   return f"; did you mean {found}?" if found else "; see `iapo fields`"
+
+
+def _last(name: str) -> str:
+  return name.rpartition(".")[2]
+
+
+def _in_group(group: str, name: str) -> bool:
+  """Returns whether a field is in a group, whose name may be abbreviated."""
+  shorts, longs = group.split("."), name.split(".")[:-1]
+  if len(shorts) > len(longs):
+    return False
+  pairs = zip(shorts, longs, strict=False)
+  return all(x == y or _abbreviates(x, y) for x, y in pairs)
+
+
+def _abbreviates(short: str, long: str) -> bool:
+  """Returns whether a name is a shorter or a joined spelling of another.
+
+  It has the other's initials (`wd`), or as many words, each with letters of the
+  other's word in their order and its first one (`max_toks`).
+  """
+  shorts, longs = re.split("[_-]", short), long.split("_")
+  joined = "".join(shorts)
+  if len(joined) < 2:
+    return False
+  if joined in ("".join(longs), "".join(word[:1] for word in longs)):
+    return True
+  return len(shorts) == len(longs) and all(
+      x[:1] == y[:1] and _is_subsequence(x, y)
+      for x, y in zip(shorts, longs, strict=True)
+  )
+
+
+def _is_subsequence(short: str, long: str) -> bool:
+  letters = iter(long)
+  return all(letter in letters for letter in short)
+
+
+def _is_part(name: str, field: str) -> bool:
+  """Returns whether every word of a name is a word of a field's name."""
+  return set(name.split("_")) <= set(field.split("_"))
+
+
+def taker(group: str, text: str) -> str:
+  """Returns a field of a group that takes a text as its value, `NAME=TEXT`.
+
+  Prefers a field that takes only a few words. Returns the first field's name if
+  none takes it.
+  """
+  within = [
+      x for x in fields.describe(Config()) if x.name.startswith(f"{group}.")
+  ]
+  depth = group.count(".") + 1
+  inside = [x for x in within if x.name.count(".") == depth]
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = {"true": True, "false": False}.get(text, text)
+  taking = [x for x in inside if _takes(x.name, value)]
+  taking.sort(key=lambda x: not x.rule.startswith("one of"))
+  return f"{taking[0].name}={text}" if taking else inside[0].name
+
+
+def _takes(name: str, value: Any) -> bool:
+  nested: Any = value
+  for part in reversed(name.split(".")):
+    nested = {part: nested}
+  try:
+    fields.check(_build(Config, nested, ""))
+  except ConfigError:
+    return False
+  return True
 
 
 def _convert(field: str, value: Any, kind: Any) -> Any:

@@ -82,6 +82,17 @@ def kept(folder: pathlib.Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unkept() -> Iterator[None]:
+  """Writes and reads no compilation cache, even if the user has set one."""
+  try:
+    with settings(jax_enable_compilation_cache=False):
+      compilation_cache.reset_cache()  # JAX looks at the setting only once.
+      yield
+  finally:
+    compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
 def settings(**values: Any) -> Iterator[None]:
   """Sets values of `jax.config` and restores the old ones at exit."""
   before = {name: getattr(jax.config, name) for name in values}

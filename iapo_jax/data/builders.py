@@ -33,7 +33,6 @@ from iapo_jax.data.published import DataSet
 
 _Files = Mapping[str, Sequence[pathlib.Path]]
 _FIELDS = tuple(field.name for field in dataclasses.fields(Example))
-_VERSION = "1.0.0"  # of the conversion
 # Folders in which repositories keep their files.
 _SUBFOLDERS = ("", "data", "main", "default")
 
@@ -47,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     repeated: number of rows left out because they repeat a problem.
   """
 
-  VERSION = tfds.core.Version(_VERSION)
+  VERSION = tfds.core.Version("1.0.0")  # `data.version` takes precedence
 
   def __init__(
       self, data: DataSet, files: _Files | None, data_dir: pathlib.Path
@@ -62,7 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         data_dir=data_dir,
         config=tfds.core.BuilderConfig(
             name=_source(data, files),
-            version=_VERSION,
+            version=data.version,
             description=data.homepage,
         ),
     )
@@ -123,7 +122,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def load(
-    task: str, *, source_dir: str = "", prepared_dir: str = ""
+    task: str,
+    *,
+    source_dir: str = "",
+    prepared_dir: str = "",
+    scratch: pathlib.Path | None = None,
 ) -> dict[str, list[Example]]:
   """Returns the published splits of a data set; prepares it if needed.
 
@@ -132,6 +135,8 @@ def load(
     source_dir: a folder with the files, or with a subfolder that has them and
       the name of the task; empty fetches them. For `own` it may be `tfds:NAME`.
     prepared_dir: folder of prepared data sets; empty means TFDS's default.
+    scratch: folder to prepare in what `prepared_dir` lacks, where nothing is
+      written then; None prepares in `prepared_dir`.
 
   Returns:
     The examples of each split, in their published order.
@@ -143,19 +148,19 @@ def load(
   place = prepared_dir or tfds.core.constants.DATA_DIR
   root = pathlib.Path(place).expanduser()
   if task == "own" and source_dir.startswith(registered.PREFIX):
-    with _alone(root, task), _quiet():
-      return registered.load(source_dir, str(root))
+    return _load_registered(source_dir, root, scratch or root)
   data = published.DATA_SETS[task]
   files = _find(data, source_dir) if source_dir else None
   builder, is_prepared = _open(data, files, root)
   if not is_prepared:
     if files is None:
       _check_can_fetch(builder)
-    with _alone(root, task):
+    place = scratch or root
+    with _alone(place, task):
       # Another process may have prepared it while this one waited.
-      builder, is_prepared = _open(data, files, root)
+      builder, is_prepared = _open(data, files, place)
       if not is_prepared:
-        _prepare(builder)
+        _prepare(builder, kept=scratch is None)
   rows = _read(builder)
   for split, there in data.rows.items():
     if len(rows[split]) != there:
@@ -165,6 +170,20 @@ def load(
           flush=True,
       )
   return rows
+
+
+def _load_registered(
+    source: str, root: pathlib.Path, place: pathlib.Path
+) -> dict[str, list[Example]]:
+  """Reads a registered data set; prepares it in `place` if `root` lacks it."""
+  with _quiet():
+    builder = registered.find(source, root)
+    if not builder.is_prepared():
+      with _alone(place, "own"):
+        builder = registered.find(source, place)
+        if not builder.is_prepared():
+          registered.prepare(source, builder)
+    return registered.read(source, builder)
 
 
 def _open(
@@ -195,12 +214,14 @@ def _alone(root: pathlib.Path, task: str) -> Iterator[None]:
     yield
 
 
-def _prepare(builder: Builder) -> None:
+def _prepare(builder: Builder, *, kept: bool) -> None:
+  """Prepares a data set; prints where, unless it will not be kept there."""
   name, is_fetched, size = builder.name, builder.files is None, ""
+  place = builder.data_path if kept else "its rows in a temporary folder"
   if is_fetched:
     total = sum(file.size for file in builder.data.downloads)
     size = f", downloads {total / 1e6:.1f} MB"
-  print(f"data       {name}: prepares {builder.data_path}{size}", flush=True)
+  print(f"data       {name}: prepares {place}{size}", flush=True)
   settings = tfds.download.DownloadConfig(force_checksums_validation=is_fetched)
   try:
     with _quiet():
@@ -308,20 +329,39 @@ def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   """Yields the rows of a jsonl or parquet file."""
   with path.open("rb") as file:
     is_parquet = file.read(4) == b"PAR1"
-  if is_parquet:
-    try:
-      with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-          yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-      raise ConfigError(f"{path}: is not a parquet file ({error})") from error
-    return
+  return _parquet_rows(path) if is_parquet else _json_rows(path)
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
+  try:
+    with parquet.ParquetFile(path) as file:
+      narrow = {
+          column.name: column.type.to_pandas_dtype()
+          for column in file.schema_arrow
+          if column.type in (pyarrow.float16(), pyarrow.float32())
+      }
+      for batch in file.iter_batches():
+        for row in batch.to_pylist():
+          # As a Python float, the float32 0.1 has 18 digits.
+          yield row | {
+              name: float(str(kind(row[name])))
+              for name, kind in narrow.items()
+              if row[name] is not None
+          }
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path}: has text that is not UTF-8") from error
+  except pyarrow.ArrowException as error:
+    raise ConfigError(f"{path}: is not a parquet file ({error})") from error
+
+
+def _json_rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
+  """Yields JSON objects; their numbers are texts, as the file spells them."""
   with path.open("rb") as lines:
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
       try:
-        row = json.loads(line)
+        row = json.loads(line, parse_int=str, parse_float=str)
       # ValueError also means bad UTF-8; RecursionError means deep nesting.
       except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: line {number} is not JSON") from error

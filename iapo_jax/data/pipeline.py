@@ -62,6 +62,11 @@ class PromptTable:
     """Returns one prompt, for a Grain source."""
     return {name: rows[index] for name, rows in vars(self.prompts).items()}
 
+  def texts(self) -> list[np.ndarray]:
+    """Returns the tokens of each prompt, without padding."""
+    rows = zip(self.prompts.tokens, self.prompts.lengths, strict=True)
+    return [tokens[:length] for tokens, length in rows]
+
 
 def tokenise_prompts(
     tokenizer: Any,
@@ -98,12 +103,12 @@ def tokenise_prompts(
   truncated = 0
   for i, (prompt, gold) in enumerate(zip(prompts, golds, strict=True)):
     ids = begin(tokenizer, prompt)
-    gold_ids = tokenizer_lib.encode(tokenizer, gold)
-    _check_row(i, ids, gold_ids, data)
-    _check_gold(i, gold, tokenizer_lib.decode(tokenizer, gold_ids))
     excess = max(len(ids) - limit, 0)
     if excess and data.overlong == "skip":
       continue
+    gold_ids = tokenizer_lib.encode(tokenizer, gold)
+    _check_row(i, ids, gold_ids, data)
+    _check_gold(i, gold, tokenizer_lib.decode(tokenizer, gold_ids))
     truncated += excess > 0
     kept.append(i)
     rows.append(ids[:added] + ids[added + excess :])

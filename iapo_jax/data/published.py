@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from iapo_jax.data.examples import Example
+from iapo_jax.data.rows import example, solution_of, text_of
 
 _LETTERS = "ABCDEFGHIJ"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -66,6 +67,7 @@ class DataSet:
     worked: the worked example of the prompt.
     has_solutions: whether rows have worked solutions.
     repeats: whether rows may repeat a problem; only the first one is used.
+    version: of the conversion; raise it when `convert` gives other examples.
   """
 
   name: str
@@ -79,6 +81,7 @@ class DataSet:
   worked: Example = _SUM
   has_solutions: bool = False
   repeats: bool = False
+  version: str = "1.0.0"
 
 
 def from_gsm8k(row: Mapping[str, Any]) -> Example:
@@ -87,18 +90,18 @@ def from_gsm8k(row: Mapping[str, Any]) -> Example:
   Removes the marks of the calculator, and commas from the answer. Like every
   converter, raises ValueError for a row of another form.
   """
-  solution, mark, answer = _text(row, "answer").rpartition("####")
+  solution, mark, answer = text_of(row, "answer").rpartition("####")
   if not mark:
     raise ValueError("answer: must end in '#### N'")
   solution = _CALCULATOR.sub("", solution).strip()
   answer = answer.strip().replace(",", "")
-  return Example(_text(row, "question"), answer, solution)
+  return example(text_of(row, "question"), answer, solution)
 
 
 def from_math(row: Mapping[str, Any]) -> Example:
   """Converts `problem`, `answer` and, if present, `solution`."""
-  solution = row.get("solution") or ""
-  return Example(_text(row, "problem"), _text(row, "answer"), solution.strip())
+  question, answer = text_of(row, "problem"), text_of(row, "answer")
+  return example(question, answer, solution_of(row))
 
 
 def from_dapo(row: Mapping[str, Any]) -> Example:
@@ -110,11 +113,11 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
   """
   prompt = row.get("prompt")
   if isinstance(prompt, str):
-    question = _text(row, "prompt")
+    question = text_of(row, "prompt")
   else:
     if not prompt or len(prompt) != 1:
       raise ValueError("prompt: must be a text or a list of one message")
-    question = _text(prompt[0], "content")
+    question = text_of(prompt[0], "content")
   has_prefix = question.startswith(_DAPO_PREFIX)
   if has_prefix != question.endswith(_DAPO_SUFFIX):
     raise ValueError(
@@ -126,8 +129,8 @@ def from_dapo(row: Mapping[str, Any]) -> Example:
   if not question.strip():
     raise ValueError("prompt: must have a problem between the instructions")
   source, name = (judged, "ground_truth") if judged else (row, "solution")
-  answer = _text(source, name)
-  return Example(question.strip(), answer)
+  answer = text_of(source, name)
+  return example(question.strip(), answer)
 
 
 def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
@@ -139,21 +142,21 @@ def from_commonsense_qa(row: Mapping[str, Any]) -> Example:
   """
   question, choices = row.get("question"), row.get("choices")
   if isinstance(question, Mapping):
-    question, choices = _text(question, "stem"), question.get("choices")
+    question, choices = text_of(question, "stem"), question.get("choices")
   else:
-    question = _text(row, "question")
+    question = text_of(row, "question")
   if isinstance(choices, Mapping):
     pairs = list(zip(choices["label"], choices["text"], strict=True))
   else:
-    pairs = [(_text(c, "label"), _text(c, "text")) for c in choices or ()]
-  answer = _text(row, "answerKey")
+    pairs = [(text_of(c, "label"), text_of(c, "text")) for c in choices or ()]
+  answer = text_of(row, "answerKey")
   labels = [label for label, _ in pairs]
   if not pairs or labels != list(_LETTERS[: len(pairs)]):
     raise ValueError(f"choices: must have the labels A, B, ..., not {labels}")
   if answer not in labels:
     raise ValueError(f"answerKey = {answer!r}: must be one of {labels}")
   lines = [question, *(f"{label}. {choice}" for label, choice in pairs)]
-  return Example("\n".join(lines), answer)
+  return example("\n".join(lines), answer)
 
 
 def from_aime(row: Mapping[str, Any]) -> Example:
@@ -163,11 +166,11 @@ def from_aime(row: Mapping[str, Any]) -> Example:
   """
   lower = {name.lower(): value for name, value in row.items()}
   name = "problem" if "problem" in lower else "question"
-  answer = _text(lower, "answer")
+  answer = text_of(lower, "answer")
   answer = answer.replace("^\\circ", "").strip(" $.") or answer
   if not answer.isdecimal() or int(answer) > 999:
     raise ValueError(f"answer = {answer!r}: must be an integer in 0 .. 999")
-  return Example(_text(lower, name), str(int(answer)))
+  return example(text_of(lower, name), str(int(answer)))
 
 
 def from_own(row: Mapping[str, Any]) -> Example:
@@ -182,18 +185,8 @@ def from_own(row: Mapping[str, Any]) -> Example:
         f"fields {', '.join(sorted(unread))}: must be among question, answer"
         " and solution"
     )
-  solution = _text(row, "solution") if row.get("solution") else ""
-  return Example(_text(row, "question"), _text(row, "answer"), solution)
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-  """Returns a field that must hold text or a whole number, as text."""
-  value = row.get(name)
-  if isinstance(value, int) and not isinstance(value, bool):
-    value = str(value)
-  if not isinstance(value, str) or not value.strip():
-    raise ValueError(f"{name} = {value!r}: must be a text or an integer")
-  return value.strip()
+  question, answer = text_of(row, "question"), text_of(row, "answer")
+  return example(question, answer, solution_of(row))
 
 
 def _both(split: str) -> tuple[str, ...]:
@@ -343,6 +336,7 @@ _ALL = (
         files={"train": _both("train"), "test": _both("test")},
         form="The answer is short: a number, an expression or a few words.",
         has_solutions=True,
+        version="1.1.0",
     ),
 )
 DATA_SETS = {data.name: data for data in _ALL}

@@ -1,5 +1,6 @@
 """Makes the train, validation and test problems of a published data set."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,15 +104,90 @@ def check_trainable(splits: Mapping[str, object], data: DataConfig) -> None:
       )
 
 
-def note(data: DataConfig) -> str | None:
-  """Returns the line to print beside numbers on an unusual test split."""
-  if data.split != "80_20":
-    return None
-  return (
-      f"train and test are parts (80/20, seed {data.split_seed}) of one"
-      f" published split of {data.task}; do not compare its numbers with those"
-      f" on the published test of {data.task}"
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+  """Problems of a split that stand elsewhere, too, but for white space.
+
+  Attributes:
+    total: number of problems.
+    within: those that an earlier problem of their split repeats.
+    trained: those of validation that are in train; those of test that are in
+      train or validation. 0 for train.
+    first: the first question counted in `trained`; empty for none.
+  """
+
+  total: int
+  within: int
+  trained: int
+  first: str
+
+  @property
+  def share(self) -> float:
+    """The share of problems counted in `trained`."""
+    return self.trained / max(self.total, 1)
+
+
+def count_repeats(
+    splits: Mapping[str, Sequence[Example]],
+) -> dict[str, Repeats]:
+  """Counts repeated problems, by split; problems are compared by question."""
+  found, trained = {}, set()
+  for name in ("train", "validation", "test"):
+    if name in splits:
+      questions = [" ".join(row.question.split()) for row in splits[name]]
+      again = [question for question in questions if question in trained]
+      within = len(questions) - len(set(questions))
+      first = again[0] if again else ""
+      found[name] = Repeats(len(questions), within, len(again), first)
+      trained |= set(questions)
+  return found
+
+
+def check_overlap(repeats: Mapping[str, Repeats], data: DataConfig) -> None:
+  """Raises ConfigError if too many test problems are also train problems."""
+  test = repeats.get("test")
+  if test and test.share > data.max_overlap:
+    fail(
+        "data.max_overlap",
+        data.max_overlap,
+        f"{test.trained} of {test.total} test problems are also train or"
+        f" validation problems, the first is {test.first[:60]!r}; remove them"
+        " from one of the splits, or allow them with"
+        " --config.data.max_overlap=1",
+    )
+
+
+def describe_repeats(repeats: Mapping[str, Repeats]) -> str:
+  """Describes the counts in a line."""
+  within = ", ".join(
+      f"{x.within} of {x.total} {name}" for name, x in repeats.items()
   )
+  line = f"{within} problems repeat another of their split"
+  places = {"validation": "train", "test": "train or validation"}
+  for name, place in places.items():
+    if "train" in repeats and name in repeats:
+      line += f"; {repeats[name].trained} {name} problems are also in {place}"
+  return line
+
+
+def note(
+    data: DataConfig, repeats: Mapping[str, Repeats] | None = None
+) -> str | None:
+  """Returns the line to print beside numbers on an unusual test split."""
+  notes = []
+  if data.split == "80_20":
+    notes.append(
+        f"train and test are parts (80/20, seed {data.split_seed}) of one"
+        f" published split of {data.task}; do not compare its numbers with"
+        f" those on the published test of {data.task}"
+    )
+  test = (repeats or {}).get("test")
+  if test and test.share > DataConfig().max_overlap:
+    notes.append(
+        f"{test.trained} of {test.total} test problems of {data.task} are also"
+        " train or validation problems"
+    )
+  return "; ".join(notes) or None
 
 
 def fingerprint(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:

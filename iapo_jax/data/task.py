@@ -19,6 +19,7 @@ from iapo_jax.data import (
   prompts,
   published,
   splits,
+  unknown,
 )
 from iapo_jax.data.examples import Example
 from iapo_jax.data.pipeline import PromptTable, Record
@@ -30,6 +31,7 @@ from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
+_ADVICE = "set config.data.tokenizer to one that knows their words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Task:
     demonstrable: int64[n], rows of the train table whose worked solution fits;
       empty without a warm start.
     fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
+    repeats: the counts of repeated problems by split; empty for the synthetic
+      task.
     note: the line to print beside numbers on an unusual test split.
     steps: the tokens of steps; None if results do not slip.
     planting: how results slip in rollouts; None if they do not slip.
@@ -56,6 +60,7 @@ class Task:
   problems: dict[str, Sequence[Problem]]
   demonstrable: np.ndarray
   fingerprint: dict[str, str]
+  repeats: dict[str, splits.Repeats]
   note: str | None
   steps: StepTokens | None = None
   planting: Planting | None = None
@@ -84,8 +89,15 @@ class Task:
     )
 
 
-def read(data: DataConfig) -> Problems:
+def read(
+    data: DataConfig, scratch: pathlib.Path | None = None
+) -> Problems:
   """Makes the problems of a task, or reads them from files; by split.
+
+  Args:
+    data: the task.
+    scratch: folder to prepare in what `data.prepared_dir` lacks; None prepares
+      there.
 
   Raises:
     ConfigError: if they cannot be made or read.
@@ -97,7 +109,10 @@ def read(data: DataConfig) -> Problems:
   from iapo_jax.data import builders
 
   rows = builders.load(
-      data.task, source_dir=data.source_dir, prepared_dir=data.prepared_dir
+      data.task,
+      source_dir=data.source_dir,
+      prepared_dir=data.prepared_dir,
+      scratch=scratch,
   )
   return splits.make_splits(rows, data)
 
@@ -155,6 +170,8 @@ def load(
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
     kept[name] = [split[i] for i in tables[name].kept]
+    unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
+  repeats = {} if made else splits.count_repeats(kept)
   return Task(
       tokenizer=tok,
       vocabulary=vocabulary,
@@ -162,7 +179,8 @@ def load(
       problems=kept,
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
       fingerprint={} if made else splits.fingerprint(problems),
-      note=splits.note(cfg.data),
+      repeats=repeats,
+      note=splits.note(cfg.data, repeats),
       steps=steps,
       planting=planting,
       ends=ends_lib.describe(tok, vocabulary.eos_ids, place, chat=chat),
@@ -257,28 +275,38 @@ def _demonstrable(
   if not published.DATA_SETS[cfg.data.task].has_solutions:
     rule = f"{cfg.data.task} has no worked solutions to learn from; set it to 0"
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
-  limit, lengths = cfg.rollout.max_tokens, []
-  for problem in train:
+  worked = [i for i, problem in enumerate(train) if problem.solution]
+  if not worked:
+    rule = (
+        f"none of {len(train)} train problems of {cfg.data.task} has a worked"
+        " solution to learn from; give them a field solution, or set it to 0"
+    )
+    fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
+  limit, encoded = cfg.rollout.max_tokens, []
+  for i in worked:
     pieces = examples.written_out(
-        problem.solution, problem.answer, cfg.probe.elicitation
+        train[i].solution, train[i].answer, cfg.probe.elicitation
     )
     whole = "".join(piece.text for piece in pieces)
-    ids = tokenizer.encode(tok, whole)
-    check_rows(tok, ids, _rows(cfg, tok), "the worked solutions")
-    lengths.append(len(ids) + 1)  # and an EOS
+    encoded.append(tokenizer.encode(tok, whole))
+    check_rows(tok, encoded[-1], _rows(cfg, tok), "the worked solutions")
+  unknown.warn(tok, encoded, "worked solutions", _ADVICE)
+  lengths = [len(ids) + 1 for ids in encoded]  # and an EOS
   fits = np.array(lengths) <= limit
   if not fits.all() and cfg.data.overlong != "skip":
     rule = (
-        f"{np.sum(~fits)} of {len(train)} worked solutions are longer, up to"
+        f"{np.sum(~fits)} of {len(worked)} worked solutions are longer, up to"
         f" {max(lengths)} tokens; raise the limit or set config.data.overlong"
         " to skip"
     )
     fail("rollout.max_tokens", limit, rule)
-  fits &= np.array([bool(problem.solution) for problem in train], bool)
   if not fits.any():
-    rule = "no worked solution fits; raise the limit"
+    rule = (
+        f"no worked solution fits, the shortest has {min(lengths)} tokens;"
+        " raise the limit"
+    )
     fail("rollout.max_tokens", limit, rule)
-  return np.flatnonzero(fits)
+  return np.array(worked)[fits]
 
 
 def _check_longest(cfg: Config, tok: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+from typing import Any
 
 import huggingface_hub
 import transformers
@@ -26,18 +27,27 @@ TOKENIZER = "tokenizer"
 _WANTED = (
     "*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model",
 )  # fmt: skip
+# Ends of file names; those of hub names are others, such as .5-0.
+_FILES = (
+    ".json", ".jsonl", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model",
+    ".txt", ".py", ".gz", ".zip",
+)  # fmt: skip
 _UNWANTED = "consolidated*"  # the same weights in another layout
 _NO_PAD = -1  # in the first Llama
 _WEIGHTS = ("*.safetensors", "*.index.json")
 _TEMPLATES = "additional_chat_templates"  # a folder of named chat templates
 
 
-def find(name: str, *, weights: bool = True) -> pathlib.Path:
+def find(
+    name: str, *, weights: bool = True, scratch: pathlib.Path | None = None
+) -> pathlib.Path:
   """Returns a model's folder; downloads a hub repository if it is not cached.
 
   Args:
     name: a folder, or the name of a repository on the hub.
     weights: whether to download the weights, too.
+    scratch: folder for a download without weights; the hub's cache is read but
+      not written then. None downloads to the cache.
 
   Raises:
     ConfigError: if there is no such folder or repository.
@@ -46,13 +56,18 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
       return folder
-    return pathlib.Path(
-        huggingface_hub.snapshot_download(
-            name,
-            allow_patterns=_WANTED,
-            ignore_patterns=[_UNWANTED, *(() if weights else _WEIGHTS)],
-        )
-    )
+  except (OSError, ValueError, RuntimeError) as error:
+    rule = f"is not a folder; {errors.reason(error)}"
+    raise ConfigError(f"model {name!r}: {rule}") from error
+  if _is_path(name):
+    raise ConfigError(f"model {name!r}: is not a folder; {_why(folder)}")
+  try:
+    if not scratch:
+      return _download(name, weights)
+    try:
+      return _download(name, weights, local_files_only=True)
+    except (OSError, ValueError):
+      return _download(name, False, cache_dir=scratch / "hub")
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
     raise ConfigError(
@@ -61,9 +76,41 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
     ) from error
 
 
+def _download(name: str, weights: bool, **more: Any) -> pathlib.Path:
+  """Returns the hub's snapshot of a repository."""
+  ignored = [_UNWANTED, *(() if weights else _WEIGHTS)]
+  return pathlib.Path(
+      huggingface_hub.snapshot_download(
+          name, allow_patterns=_WANTED, ignore_patterns=ignored, **more
+      )
+  )
+
+
+def _is_path(name: str) -> bool:
+  """Returns whether a name can only be a path: hub names are OWNER/NAME."""
+  path = pathlib.Path(name)
+  if name.startswith(("/", ".", "~")) or name.endswith("/") or "\\" in name:
+    return True
+  return name.count("/") > 1 or path.suffix in _FILES or path.is_file()
+
+
+def _why(path: pathlib.Path) -> str:
+  """Says why a path is no folder."""
+  if path.exists():
+    return f"it is a file; name its folder, {str(path.parent)!r}"
+  if path.parent.is_dir():
+    return f"there is no {path.name!r} in {str(path.parent)!r}"
+  return "there is no such path"
+
+
 def commit(folder: pathlib.Path) -> str:
   """Returns the commit of a hub snapshot, or "" for any other folder."""
   return folder.name if folder.parent.name == "snapshots" else ""
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+  """Returns whether a folder has a file of weights."""
+  return any(folder.glob("*.safetensors"))
 
 
 def read_model(folder: pathlib.Path) -> ModelConfig:
@@ -111,7 +158,9 @@ def kept(run: pathlib.Path) -> list[pathlib.Path]:
   found = [run / name for name in (KEPT, TOKENIZER) if (run / name).is_dir()]
   if not found:
     raise ConfigError(
-        f"{str(run)!r}: has neither {KEPT}/ nor {TOKENIZER}/; use a whole run"
+        f"{str(run)!r}: has neither {KEPT}/ nor {TOKENIZER}/tokenizer.json,"
+        " which a run packed as a start leaves out; use the whole run, or put"
+        " its tokenizer there"
     )
   return found
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from iapo_jax.config.schema import ESTIMATORS
 from iapo_jax.core import draws
+from iapo_jax.core.errors import fail
 from iapo_jax.core.types import AnswerStatistics, Array
 
 
@@ -32,10 +33,18 @@ def uncertainty(stats: AnswerStatistics, *, estimator: str) -> Array:
   `stats.answer` must score the gold answer for `gold` and `gold_chance`, and
   the completion's answer for `own` and `answer_entropy`. Returns fp32[b,
   t + 1], 0 beyond the last probe and where there is no answer. Raises
-  ValueError for an unknown estimator.
+  ValueError for an unknown estimator, `ConfigError` if a user's probing left
+  out the answer that the estimator reads.
   """
   if estimator == "entropy":
     return stats.entropy
+  if estimator in ESTIMATORS and stats.answer is None:
+    fail(
+        "probe.estimator",
+        estimator,
+        "reads `answer` of the statistics, which Own.probing returns as None;"
+        " return it, or use entropy",
+    )
   if estimator in ("gold", "own"):
     return -stats.answer.logprob
   if estimator == "answer_entropy":

@@ -23,6 +23,7 @@ from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.train_step import TrainStep, make_train_step
 from iapo_jax.rl.warm_start import WarmStartStep, make_warm_start_step
+from iapo_jax.run import places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,18 @@ def assemble(
     *,
     home: pathlib.Path | None = None,
     data: bool = True,
+    scratch: pathlib.Path | None = None,
 ) -> Assembly:
   """Builds the parts and makes every check of user input before compiling.
 
   Takes all devices of the runtime by default. `home` is the folder of a run
   that has begun: it keeps all files of a pretrained model but the weights.
-  `data=False` reads no problems, which compiling does not need. Raises
-  `ConfigError` if the data, the tokenizer or the devices break a rule.
+  `data=False` reads no problems and downloads no weights, which compiling does
+  not need. With `scratch` a folder, everything that would be prepared or
+  downloaded goes there. Raises `ConfigError` if the data, the tokenizer or the
+  devices break a rule.
   """
-  pretrained, chosen, problems = _find(cfg, home, data)
+  pretrained, chosen, problems = _find(cfg, home, data, scratch)
   if pretrained:
     cfg = _fill_model(cfg, folder.read_model(pretrained))
     config_rules.check_layers(cfg)
@@ -179,7 +183,10 @@ def _stage(
 
 
 def _find(
-    cfg: Config, home: pathlib.Path | None, data: bool
+    cfg: Config,
+    home: pathlib.Path | None,
+    data: bool,
+    scratch: pathlib.Path | None,
 ) -> tuple[pathlib.Path | None, pathlib.Path | None, task_lib.Problems]:
   """Returns model folder, tokenizer folder and problems.
 
@@ -197,17 +204,22 @@ def _find(
       if name and home and (home / kept).is_dir():
         found.append(home / kept)
       elif name:
-        found.append(folder.find(name, weights=kept == folder.KEPT))
+        whole = data and kept == folder.KEPT
+        found.append(folder.find(name, weights=whole, scratch=scratch))
       else:
         found.append(None)
     except ConfigError as error:
       missing.append(f"{error}; name a folder with --config.{field}=FOLDER")
   try:
-    problems = task_lib.read(cfg.data) if data else {}
+    problems = task_lib.read(cfg.data, scratch) if data else {}
   except ConfigError as error:
     missing.append(str(error))
   if missing:
     raise ConfigError(". ".join(missing))
+  for (name, _, field), place in zip(folders, found, strict=True):
+    if place == pathlib.Path(name).expanduser():  # else the hub's or a copy
+      wanted = "tokenizer" if field == "data.tokenizer" else "model"
+      places.check(place, f"config.{field}", wanted)
   return found[0], found[1], problems
 
 

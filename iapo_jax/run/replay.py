@@ -27,7 +27,14 @@ from iapo_jax.core.types import Prompts, PyTree, TrainState
 from iapo_jax.rl import finite
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.warm_start import Demonstrations
-from iapo_jax.run import assembly, checkpoint, debugging, resumption, workdir
+from iapo_jax.run import (
+  assembly,
+  checkpoint,
+  debugging,
+  places,
+  resumption,
+  workdir,
+)
 from iapo_jax.run.assembly import Assembly
 
 _STATE = "state"
@@ -100,7 +107,7 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   if not named or not (place / _METRICS).exists():
     raise ConfigError(
         f"{str(place)!r}: must be a step that a stopped run kept,"
-        " RUN/replay/STAGE-STEP"
+        f" RUN/replay/STAGE-STEP; {_kept_by(place)}"
     )
   _check_own(place, own)
   run = place.absolute().parent.parent
@@ -114,6 +121,20 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
   lost = finite.offenders(metrics)
   nan = debugging.first_nan(step, *arguments) if lost else None
   return Replayed(metrics, before, nan)
+
+
+def _kept_by(place: pathlib.Path) -> str:
+  """Says what a folder is, and which steps its run keeps."""
+  seen = places.look(place)
+  run = place if seen.kind is places.Kind.RUN else seen.found
+  if seen.kind not in (
+      places.Kind.RUN, places.Kind.CHECKPOINT, places.Kind.PART,
+  ):  # fmt: skip
+    return places.explain(place, "run")
+  steps = sorted(folder(run).glob("*-*"))
+  if not steps:
+    return f"the run {str(run)!r} keeps none"
+  return f"the run {str(run)!r} keeps {', '.join(map(str, steps))}"
 
 
 def _check_own(place: pathlib.Path, own: Own) -> None:

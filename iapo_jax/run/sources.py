@@ -8,7 +8,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Params
 from iapo_jax.hf import folder, tokenizer, weights
-from iapo_jax.run import assembly, checkpoint, evaluation, logs
+from iapo_jax.run import assembly, checkpoint, evaluation, logs, places
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.run.assembly import Assembly
 
@@ -51,7 +51,10 @@ def last(workdir: pathlib.Path) -> Source:
     found = checkpoint.steps(checkpoint.stage_folder(workdir, stage))
     if found:
       return Source(workdir, stage, found[-1], named=False)
-  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint")
+  told = "the run has saved none yet"
+  if not workdir_lib.is_claimed(workdir):
+    told = places.explain(workdir, "run")
+  raise ConfigError(f"workdir {str(workdir)!r}: holds no checkpoint; {told}")
 
 
 def best(workdir: pathlib.Path) -> Source:
@@ -121,7 +124,8 @@ def named(text: str) -> Source:
     return Source(run, stage, int(step))
   raise ConfigError(
       f"config.init_from = {text!r}: must be the folder of a run, or of one of"
-      " its checkpoints, RUN/checkpoints/STAGE/STEP"
+      " its checkpoints, RUN/checkpoints/STAGE/STEP;"
+      f" {places.explain(path, 'run')}"
   )
 
 
@@ -164,19 +168,25 @@ def load(
   )
 
 
-def check_start(parts: Assembly) -> None:
+def check_start(
+    parts: Assembly, scratch: pathlib.Path | None = None
+) -> None:
   """Checks, before anything is loaded or made, that `start` will succeed.
 
-  Raises `ConfigError` if the run named by `init_from` has another model or
-  vocabulary, has no such checkpoint, or is unfinished and only its last
-  checkpoint is meant; or if a pretrained model's tensors do not fit its
-  configuration.
+  `scratch` is that of `assembly.assemble`; then weights that are not downloaded
+  yet are not checked. Raises `ConfigError` if the run named by `init_from` has
+  another model or vocabulary, has no such checkpoint, or is unfinished and only
+  its last checkpoint is meant; or if a pretrained model's tensors do not fit
+  its configuration.
   """
   cfg = parts.cfg
   if not cfg.init_from:
     if cfg.model.pretrained:
-      reader = weights.Reader(folder.find(cfg.model.pretrained))
-      weights.check(reader, cfg.model)
+      place = folder.find(cfg.model.pretrained, scratch=scratch)
+      if scratch and folder.commit(place) and not folder.has_weights(place):
+        print("weights    are not downloaded yet, and not checked", flush=True)
+        return
+      weights.check(weights.Reader(place), cfg.model)
     return
   chosen = named(cfg.init_from)
   _check_model(parts, chosen.workdir)

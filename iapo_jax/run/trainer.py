@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -59,7 +60,8 @@ def train(
   Args:
     cfg: the checked configuration.
     workdir: folder of the run, created if missing.
-    dry_run: only print the plan; nothing is written or compiled.
+    dry_run: only print the plan; nothing is compiled, and nothing is written
+      but in a temporary folder.
     programs: folder that keeps compiled programs from one start to the next;
       JAX's own setting takes precedence; None uses only that.
     own: the user's parts of the train step; a resumed run needs the same ones.
@@ -73,10 +75,11 @@ def train(
     SaveError: if a checkpoint could not be written.
   """
   start = time.perf_counter()
-  parts = _assemble(cfg, workdir, dry_run)
+  cache = compilation.place(programs)
   if dry_run:
-    print(_introduction(parts, programs, own))
+    _print_plan(cfg, workdir, cache, own)
     return
+  parts = _assemble(cfg, workdir)
   with (
       _claimed(workdir, parts) as finished,
       compilation.kept(programs),
@@ -85,7 +88,7 @@ def train(
     if finished:
       print(f"{workdir} holds this run, finished: nothing to do")
       return
-    print(_introduction(parts, programs, own))
+    print(_introduction(parts, cache, own))
     _tell_export(parts)
     saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
@@ -107,21 +110,37 @@ def train(
       ) from error
 
 
-def _assemble(cfg: Config, workdir: pathlib.Path, dry_run: bool) -> Assembly:
-  """Builds the parts and makes all checks that need no compiling."""
+def _print_plan(
+    cfg: Config, workdir: pathlib.Path, cache: str | None, own: Own
+) -> None:
+  """Makes all checks and prints the plan; keeps no file."""
+  with tempfile.TemporaryDirectory() as scratch, compilation.unkept():
+    parts = _assemble(cfg, workdir, pathlib.Path(scratch))
+    print(_introduction(parts, cache, own))
+
+
+def _assemble(
+    cfg: Config, workdir: pathlib.Path, scratch: pathlib.Path | None = None
+) -> Assembly:
+  """Builds the parts and makes all checks that need no compiling.
+
+  `scratch` is the temporary folder of a dry run.
+  """
   processes.check_same({
       f"config.{name}": value
       for name, value in config_lib.flatten(cfg).items()
       # Processes may name other folders; the content is compared below.
       if name not in config_lib.PLACES_OF_DATA
   })
-  begun = processes.on_first(lambda: workdir_lib.is_claimed(workdir))
+  begun = processes.on_first(lambda: workdir_lib.is_begun(workdir))
 
   def assemble() -> Assembly:
-    parts = assembly.assemble(cfg, home=workdir if begun else None)
+    home = workdir if begun else None
+    parts = assembly.assemble(cfg, home=home, scratch=scratch)
     splits.check_trainable(parts.task.tables, cfg.data)
-    if dry_run or not begun:
-      sources.check_start(parts)
+    if scratch or not begun:
+      splits.check_overlap(parts.task.repeats, cfg.data)
+      sources.check_start(parts, scratch)
     return parts
 
   parts = processes.everywhere(assemble)
@@ -312,17 +331,16 @@ def _tell_export(parts: Assembly) -> None:
       print(f"warning: this model cannot be exported: {error}", flush=True)
 
 
-def _introduction(
-    parts: Assembly, programs: pathlib.Path | None, own: Own
-) -> str:
-  """Returns the plan, where programs are kept, and the sizes of the data."""
+def _introduction(parts: Assembly, cache: str | None, own: Own) -> str:
+  """Returns the plan, where programs are kept, and the sizes of the data.
+
+  `cache` is the folder of compiled programs, None for none.
+  """
   stage = assembly.reinforcement_stage(parts)
   lines = [
       plan.describe(parts.cfg, parts.mesh, stage.spec),
       plan.describe_programs(
-          parts.cfg,
-          compilation.place(programs),
-          own_texts=own.text_reward is not None,
+          parts.cfg, cache, own_texts=own.text_reward is not None
       ),
   ]
   lines += [
@@ -330,6 +348,9 @@ def _introduction(
       f" {table.truncated} truncated"
       for name, table in parts.task.tables.items()
   ]
+  if parts.task.repeats:
+    told = splits.describe_repeats(parts.task.repeats)
+    lines.append(f"repeats    {told}")
   if parts.cfg.warm_start.num_steps:
     there = len(parts.task.problems["train"])
     lines.append(

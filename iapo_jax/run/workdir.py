@@ -14,7 +14,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import folder
-from iapo_jax.run import checkpoint
+from iapo_jax.run import checkpoint, places
 from iapo_jax.run.assembly import Assembly
 
 SUMMARY = "summary.json"
@@ -60,8 +60,20 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def is_claimed(workdir: pathlib.Path) -> bool:
-  """Returns whether a folder holds a run."""
-  return (workdir / _CONFIG).exists()
+  """Returns whether a folder holds a run; a model's `config.json` is none."""
+  return (workdir / _CONFIG).exists() and not places.is_model(workdir)
+
+
+def is_begun(workdir: pathlib.Path) -> bool:
+  """Returns whether a folder holds a run that a training command may continue.
+
+  Raises `ConfigError` if the folder is something else than a run, such as a
+  model or the parent of runs.
+  """
+  if is_claimed(workdir):
+    return True
+  places.check_workdir(workdir)
+  return False
 
 
 def environment(parts: Assembly) -> dict[str, str]:
@@ -206,7 +218,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   Raises `ConfigError` if there is none or it cannot be read.
   """
   if not is_claimed(workdir):
-    raise ConfigError(f"workdir {str(workdir)!r}: holds no run (no {_CONFIG})")
+    raise ConfigError(
+        f"workdir {str(workdir)!r}: holds no run;"
+        f" {places.explain(workdir, 'run')}"
+    )
   return files.read_json(workdir / _CONFIG)
 
 

@@ -127,7 +127,8 @@ def _drafted(output: pathlib.Path) -> Iterator[pathlib.Path]:
       # umask.
       draft = pathlib.Path(name) / output.name
       draft.mkdir()
-      yield draft
+      with _reading(draft):
+        yield draft
       draft.rename(output)
   except OSError as error:
     raise ConfigError(
@@ -142,6 +143,19 @@ def _mend_tokenizer(draft: pathlib.Path) -> str | None:
   if note:
     print(f"warning: {note}", flush=True)
   return note
+
+
+@contextlib.contextmanager
+def _reading(draft: pathlib.Path) -> Iterator[None]:
+  """Raises ConfigError if a file outside of the draft cannot be read."""
+  try:
+    yield
+  except OSError as error:
+    names = [x for x in (error.filename, error.filename2) if x]
+    if not names or any(pathlib.Path(x).is_relative_to(draft) for x in names):
+      raise
+    rule = f"is needed, but cannot be read ({error.strerror})"
+    raise ConfigError(f"{str(names[0])!r}: {rule}") from error
 
 
 def load(source: sources.Source, cfg: ModelConfig) -> Params:

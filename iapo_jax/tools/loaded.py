@@ -15,7 +15,7 @@ from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.run import checkpoint as checkpoint_lib
-from iapo_jax.run import sources
+from iapo_jax.run import places, sources
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import export as export_lib
 from iapo_jax.tools import score_lines, scoring
@@ -62,6 +62,7 @@ class Policy:
         score_lines.placed(line, self.rules, f"text {i}")
         for i, line in enumerate(lines)
     ]
+    score_lines.tell_unknown(items, self.rules)
     return list(self.scored(lines, items, batch_size=batch_size))
 
   def scored(
@@ -137,14 +138,13 @@ def load(
     place, words = there[0], there[-1]
   else:
     source = place = words = folder.find(str(model))
+    places.check(place, "--model", "policy")
     cfg = folder.read_model(place)
   cfg = dataclasses.replace(cfg, dtype=dtype)
-  rules = _rules(
-      place,
-      folder.find(tokenizer) if tokenizer else words,
-      cfg,
-      elicitation or ELICITATION,
-  )
+  if tokenizer:
+    words = folder.find(tokenizer, weights=False)
+    places.check(words, "--tokenizer", "tokenizer")
+  rules = _rules(place, words, cfg, elicitation or ELICITATION)
   if is_run:
     params = export_lib.load(source, cfg)
   else:

@@ -18,6 +18,7 @@ import numpy as np
 
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.data import unknown
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.hf.decoding import token_texts
 from iapo_jax.rewards import text
@@ -106,6 +107,17 @@ def placed(line: Line, rules: Rules, where: str) -> Item:
     return _item(line, rules)
   except ConfigError as error:
     raise ConfigError(f"{where}: {error}") from error
+
+
+def tell_unknown(items: Sequence[Item], rules: Rules) -> None:
+  """Prints a warning if the tokenizer does not know most of some texts."""
+  if rules.tokenizer is not None:
+    unknown.warn(
+        rules.tokenizer,
+        [ids for item in items for ids in (item.prompt, item.completion)],
+        "prompts and completions",
+        "their scores say little; name the model's tokenizer with --tokenizer",
+    )
 
 
 def _item(line: Line, rules: Rules) -> Item:

@@ -1,0 +1,100 @@
+"""Reads the fields of a row: texts, numbers, solutions with or without tags.
+
+Every function raises ValueError for a row of another form; the caller adds the
+file and the row's number.
+"""
+
+import decimal
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from iapo_jax.data.examples import Example
+from iapo_jax.rewards import equivalence, spelling, text
+
+_WHOLE = (
+    f"{text.THINK_OPEN}reasoning{text.THINK_CLOSE}"
+    f"{text.ANSWER_OPEN}answer{text.ANSWER_CLOSE}"
+)
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+  """Returns a field that must hold a text or a finite number, as text.
+
+  A number has the fewest digits that give it: 42, 0.5, 1e-07. Rows of a jsonl
+  file hold numbers as the file spells them.
+  """
+  value = row.get(name)
+  if isinstance(value, int) and not isinstance(value, bool):
+    value = str(value)
+  if isinstance(value, float | decimal.Decimal) and math.isfinite(value):
+    value = str(value)
+  if not isinstance(value, str) or not value.strip():
+    raise ValueError(f"{name} = {value!r}: must be a text or a finite number")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    rule = "must not contain half a surrogate pair"
+    raise ValueError(f"{name} = {_short(value)}: {rule}") from error
+  return value.strip()
+
+
+def solution_of(row: Mapping[str, Any]) -> str:
+  """Returns the field `solution`; empty if it is missing, null or blank."""
+  value = row.get("solution")
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return ""
+  return text_of(row, "solution")
+
+
+def example(question: str, answer: str, solution: str = "") -> Example:
+  """Makes an example; takes the reasoning out of a solution with all tags.
+
+  The prompt, the demonstration and the grader add or remove the tags of the
+  format. A solution may be the reasoning, or the whole completion
+  `<think>reasoning</think><answer>answer</answer>`, whose answer must be that
+  of the row. A question may name tags, but must not end by opening one.
+  """
+  if question.endswith(text.THINK_OPEN):
+    raise ValueError(
+        f"question: must not end in {text.THINK_OPEN}, which every prompt adds"
+    )
+  for tag in text.TAGS:
+    if tag in answer:
+      raise ValueError(
+          f"answer = {_short(answer)}: must be the answer alone, without {tag}"
+      )
+  if any(tag in solution for tag in text.TAGS):
+    solution = _reasoning(solution, answer)
+  return Example(question, answer, solution)
+
+
+def _reasoning(solution: str, answer: str) -> str:
+  """Returns the reasoning of a whole completion with this answer."""
+  whole = solution.removeprefix(text.THINK_OPEN)
+  if not text.is_well_formed(whole):
+    raise ValueError(
+        f"solution = {_short(solution)}: has tags, so it must have the form"
+        f" {_WHOLE}; or give the reasoning without tags"
+    )
+  found = text.find_answer(whole, need_tags=True)
+  if found is None or not _same(found.text, answer):
+    stated = _short(found.text if found else "")
+    raise ValueError(
+        f"solution: answers {stated} between {text.ANSWER_OPEN} and"
+        f" {text.ANSWER_CLOSE}, but the row's answer is {_short(answer)}; they"
+        " must be the same"
+    )
+  return whole.partition(text.THINK_CLOSE)[0].strip()
+
+
+def _same(stated: str, answer: str) -> bool:
+  if stated == answer:
+    return True
+  short = len(stated) <= spelling.LONGEST
+  return short and bool(equivalence.settle(stated, answer))
+
+
+def _short(value: str) -> str:
+  shown = repr(value)
+  return shown if len(shown) < 60 else shown[:57] + "..."
