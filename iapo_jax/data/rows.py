@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iapo_jax.data.examples import Example
-from iapo_jax.rewards import equivalence, spelling, text
+from iapo_jax.rewards import settling, spelling, text
 
 _WHOLE = (
     f"{text.THINK_OPEN}reasoning{text.THINK_CLOSE}"
@@ -92,7 +92,7 @@ def _same(stated: str, answer: str) -> bool:
   if stated == answer:
     return True
   short = len(stated) <= spelling.LONGEST
-  return short and bool(equivalence.settle(stated, answer))
+  return short and bool(settling.settle(stated, answer))
 
 
 def _short(value: str) -> str:
