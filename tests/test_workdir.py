@@ -39,5 +39,5 @@ def test_a_folder_that_other_processes_do_not_see(tmp_path):
 
 
 def test_a_folder_without_a_run(tmp_path):
-  with pytest.raises(ConfigError, match=r"holds no run \(no config.json\)"):
+  with pytest.raises(ConfigError, match="holds no run; it is an empty folder"):
     workdir.load_config(tmp_path)

@@ -19,23 +19,35 @@ _ALONE = re.compile(r"[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z]|[a-hj])[)\]}]?")
 _LABEL = re.compile(
     r"(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|([A-Z])[.:)\]](?=\s))(.*)", re.DOTALL
 )
+# Text after a label that is not the text of the option.
+_DENIED = re.compile(
+    r"\W*(?:(?:(?:is|was|would be|seems|must be)\s+(?:not|wrong|incorrect|false"
+    r"|impossible|eliminated)|isn't|wasn't|wrong|incorrect|maybe|actually|rather"
+    r"|can(?:not|'t) be (?:right|correct|true|it|the answer)"
+    r"|not (?:correct|right|the answer))\b|(?:not|no|nope|false)\W*$)",
+    re.IGNORECASE,
+)
 # Another option in the text of a label.
 _ANOTHER = re.compile(
     r"(?:^|[\s(\[])[A-Z]\s*[.:)\]]|[,;/&-]\s*\(?[A-Z]\)?$|^\s*\(?[A-Z]\)?$"
-    r"|\b(?:is|or|and|not|nor|than|be|option|choice|answer|letter|choose|pick)"
+    r"|\([a-z]\)$"
+    r"|\b(?:is|or|and|not|nor|than|be|option|choice|answer|letter|choose|pick|so"
+    r"|actually|rather|then)"
     r"\s+\(?[A-Z](?![\w'^])(?!\s+[a-z])"
 )
 _CHOOSES = re.compile(
     r"(?:\b(?:option|choice|letter|answer|is|be|was|choose|chose|pick|picked"
     r"|definitely|clearly|surely|obviously"
-    r"|select|selected|say|guess|with|think|believe|so|hence|thus|therefore)"
+    r"|select|selected|say|guess|with|go for|think|believe|so|hence|thus"
+    r"|therefore)"
     r"|'s)\s*[:,=]?(?:\s+that)?(?:\s+the)?(?:\s+(?:correct|right|best|final))?"
     r"(?:\s+(?:option|choice|letter|answer))?\s*:?\s*",
     re.IGNORECASE,
 )
 _IS_RIGHT = re.compile(
     r"\s+(?:is|must be|would be)\s+(?:the\s+)?"
-    r"(?:correct|right|best|true|answer|one)(?:\s+(?:answer|option|choice|one))?",
+    r"(?:correct|right|best|true|my|answer|one)"
+    r"(?:\s+(?:final answer|answer|option|choice|one))?",
     re.IGNORECASE,
 )
 _AFTER = re.compile(r",?\s+I (?:think|believe|guess)")
@@ -64,8 +76,7 @@ def chosen(text: str) -> str | None:
   if alone := _ALONE.fullmatch(text):
     return (alone[1] or alone[2]).upper()
   if label := _LABEL.fullmatch(text):
-    another = _ANOTHER.search(label[3])
-    return None if another else (label[1] or label[2]).upper()
+    return _unless_denied(label[1] or label[2], label[3])
   return _chosen_in_sentence(text)
 
 
@@ -78,10 +89,21 @@ def _chosen_in_sentence(text: str) -> str | None:
   if not found[2] and not _ends_with_choice(before):
     return None
   said = not after or _IS_RIGHT.fullmatch(after) or _AFTER.fullmatch(after)
-  labelled = re.match(r"[.:]\s", after) and not _ANOTHER.search(after[1:])
-  if _DOUBT.search(before) or not (said or labelled):
+  if _DOUBT.search(before):
     return None
-  return (found[1] or found[2]).upper()
+  letter = found[1] or found[2]
+  labelled = re.match(r"[.:]\s", after) or found.group().endswith(")")
+  if said or not labelled:
+    return letter.upper() if said else None
+  return _unless_denied(letter, after[1:])
+
+
+def _unless_denied(letter: str, after: str) -> str | None:
+  """Returns the letter of a label, unless the text after it takes it back."""
+  if _IS_RIGHT.fullmatch(after):
+    return letter.upper()
+  denied = _DENIED.match(after) or _ANOTHER.search(after)
+  return None if denied else letter.upper()
 
 
 def _ends_with_choice(before: str) -> bool:

@@ -6,9 +6,10 @@ import re
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _HALF = r"(?P<half>[ap])\.?\s*m\b\.?|in the (?P<part>morning|afternoon|evening)"
 _TIME = re.compile(
-    r"(?:at\s+)?(?P<hour>\d{1,2})"
+    r"(?:(?:it|the time)\s+is\s+)?(?:at\s+)?(?P<hour>\d{1,2})"
     r"(?:\s*\{?:\}?\s*(?P<minute>\d\d)(?:\s*\{?:\}?\s*(?P<second>\d\d))?)?"
-    rf"(?:\s*o'clock)?(?:\s*(?:{_HALF}|(?P<name>noon|midnight)))?",
+    rf"(?:\s*o'clock)?(?:\s*(?:{_HALF}|(?P<name>noon|midnight)))?"
+    r"(?:\s+on\s+(?P<day>[a-z]+day))?",
     re.IGNORECASE,
 )
 _NAMES = {"noon": 12 * 3600, "midnight": 0}
@@ -23,10 +24,12 @@ class Time:
     seconds: since midnight, as written.
     known: whether the half of the day is known: `10:15` alone may be morning
       or evening.
+    day: of the week, in small letters; empty if it is not said.
   """
 
   seconds: int
   known: bool
+  day: str = ""
 
 
 def read(text: str) -> Time | None:
@@ -47,12 +50,15 @@ def read(text: str) -> Time | None:
   if minute > 59 or second > 59:
     return None
   seconds = 60 * minute + second
+  day = (found["day"] or "").lower()
   if name := (found["name"] or "").lower():
-    return Time(_NAMES[name], True) if hour == 12 and not seconds else None
+    exact = hour == 12 and not seconds
+    return Time(_NAMES[name], True, day) if exact else None
   if half:
     if not 1 <= hour <= 12:
       return None
-    return Time(3600 * (hour % 12 + _HALVES[half]) + seconds, True)
+    hour = hour % 12 + _HALVES[half]
+    return Time(3600 * hour + seconds, True, day)
   if hour > 23 or not found["minute"]:
     return None
-  return Time(3600 * hour + seconds, not 1 <= hour <= 12)
+  return Time(3600 * hour + seconds, not 1 <= hour <= 12, day)

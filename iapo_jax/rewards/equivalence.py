@@ -14,25 +14,34 @@ from typing import Any
 import math_verify
 
 from iapo_jax.rewards import clock, formulas, numbers, spelling, structure
-from iapo_jax.rewards.settling import normalised, settle, squeezed
+from iapo_jax.rewards.settling import (
+    is_product,
+    normalised,
+    settle,
+    squeezed,
+)
 
 __all__ = ["equivalent", "settle"]
 
 _IN_BASE = re.compile(
-    r"\(?([0-9A-Za-z]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?|base\s+)"
+    r"\(?((?=[A-Za-z]*\d)[0-9A-Za-z]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?|base\s+)"
     r"\(?(\d{1,2})\)?\s*\}{0,2}"
 )
 _TEXT_UNIT = re.compile(
     r"\s*\\text\s*\{\s*([A-Za-z][A-Za-z .]*)\}(?:\s*\^\s*\{?[23]\}?)?$"
 )
-_PLAIN_UNIT = re.compile(r"(?<=[\d})])\s+([A-Za-z]{2,}(?: [A-Za-z]{2,})*)$")
+_PLAIN_UNIT = re.compile(
+    r"(?:(?<=[\d})])\s+|(?<=\\pi)\s+)([A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
+    r"(?:\s*\^\s*\{?[23]\}?)?$"
+)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 _RELATION = re.compile(
     r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim|simeq|cong|to)(?![A-Za-z])"
 )
 _LETTER = (
-    r"(?:[A-Za-z]|\\(?:vec|hat|bar|text|overrightarrow)\{\w+\}|\\[a-z]+\s?)"
+    r"(?:[A-Za-z]|\\(?:vec|hat|bar|text|overrightarrow)\{\w+\}|\\angle [A-Z]+"
+    r"|\\[a-z]+\s?)"
 )
 _VARIABLE = rf"{_LETTER}(?:_\{{?\w{{1,3}}\}}?)?'?"
 _POINT_NAMES = rf"\(({_VARIABLE}(?:\s*,\s*{_VARIABLE})+)\)"
@@ -51,7 +60,8 @@ _NAMED = re.compile(
 )
 _ASSIGNED = re.compile(
     rf"({_VARIABLE}(?:\([\w,\s]{{1,20}}\))?|{_POINT_NAMES}"
-    rf"|{_NO_NAME}[A-Za-z][A-Za-z ]*)\s*=\s*(?P<value>.+)"
+    rf"|{_NO_NAME}[A-Za-z][A-Za-z ]*|\\text\s*\{{[A-Za-z ]+\}})"
+    r"\s*=\s*(?P<value>.+)"
 )
 _POINT = re.compile(rf"{_POINT_NAMES}\s*=\s*\((.+)\)")
 _NUMBER = r"(?:\\?\$\s*)?[-+]?(?:\d[\d.,]*(?:/\d+)?|\\frac\s*\{\d+\}\s*\{\d+\})"
@@ -61,6 +71,11 @@ _QUANTITY = re.compile(
     rf"|(?:{numbers.SHORT_UNITS})\b|%|\^\\circ\s*[CF]?)?"
     r"(?:\s*\^\s*\{?[23]\}?)?"
 )
+_SYNONYMS = {
+    "hour": "h hr", "minute": "min", "second": "s sec", "foot": "ft feet",
+    "inch": "in inche", "pound": "lb", "ounce": "oz", "meter": "m metre",
+    "$": "dollar", "cent": "¢",
+}  # fmt: skip
 # Between two quantities that only a blank separates: `2 hours 30 minutes`.
 _BETWEEN = re.compile(r"(?<=[A-Za-z.])\s+(?=\d)|(?<=\})\s*(?=\d)")
 
@@ -107,6 +122,9 @@ def _same(mine: str, theirs: str) -> bool:
 
 def _same_single(mine: str, theirs: str) -> bool:
   """Compares two answers that are no lists."""
+  ratios = [structure.split(x, ":") for x in (mine, theirs)]
+  if len(ratios[1]) > 2 or len(ratios[0]) > 2:
+    return _same_ratio(*ratios)
   ours, golds = structure.bracketed(mine), structure.bracketed(theirs)
   if bool(ours) != bool(golds):
     ours = ours or structure.bracketed(structure.interval(mine))
@@ -119,6 +137,18 @@ def _same_single(mine: str, theirs: str) -> bool:
   if ours or golds:
     return False
   return _same_leaf(mine, theirs)
+
+
+def _same_ratio(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+  """Compares ratios of numbers, such as 1:2:3 and 2:4:6."""
+  ours, golds = ([numbers.candidates(x) for x in y] for y in (mine, theirs))
+  if len(ours) != len(golds) or not all(len(x) == 1 for x in [*ours, *golds]):
+    return False
+  (first,), (gold,) = ours[0], golds[0]
+  return bool(first and gold) and all(
+      x * gold == y * first
+      for (x,), (y,) in zip(ours, golds, strict=True)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +193,10 @@ def _members(text: str) -> list[_Member]:
 
 
 def _member(text: str) -> _Member:
-  assigned = _ASSIGNED.fullmatch(text)
+  assigned = _assignment(text)
   if assigned and not _RELATION.search(text):
     value = _right_side(text)
-    value = assigned["value"] if value == text else value
-    return _Member(value, squeezed(assigned.group(1)).strip())
+    return _Member(assigned[1] if value == text else value, assigned[0])
   if clock.read(text):
     return _Member(text)
   if quantity := _QUANTITY.fullmatch(text):
@@ -178,7 +207,13 @@ def _member(text: str) -> _Member:
     found = _TEXT_UNIT.search(text) or _PLAIN_UNIT.search(text)
     unit = found.group(1) if found else ""
   words = re.findall(r"[a-z$%]+", re.sub(r"\\text", "", unit.lower()))
-  return _Member(text, unit=" ".join(x.rstrip("s") or x for x in words))
+  return _Member(text, unit=" ".join(map(_one_unit, words)))
+
+
+def _one_unit(word: str) -> str:
+  """Returns one spelling of a unit: `foot` for `feet` and `ft`, no plural."""
+  word = word.rstrip("s") or word
+  return next((x for x in _SYNONYMS if word in _SYNONYMS[x].split()), word)
 
 
 def _same_list(ours: Sequence[_Member], golds: Sequence[_Member]) -> bool:
@@ -188,24 +223,57 @@ def _same_list(ours: Sequence[_Member], golds: Sequence[_Member]) -> bool:
   variables, and quantities with unlike units, keep their order, or each has
   its name or unit.
   """
+  solutions = _solutions(golds)
+  if len(solutions) > 1:
+    return _same_solutions(ours, solutions)
   if len(ours) != len(golds):
     return False
+  are_told_apart = len({x.label for x in golds}) > 1
+  units = {x.unit for x in ours}
+  if len(units) == 1 and (golds[0].name or not are_told_apart):
+    ours = [dataclasses.replace(x, unit="") for x in ours]
   texts = [[x.text for x in members] for members in (ours, golds)]
-  if len({x.label for x in golds}) > 1:
-    if not any(x.label for x in ours):
-      return all(map(_same, *texts))
-    return _matched(ours, golds, _same_labelled)
   # Numbered names, such as x_1 and x_2, may be those of roots.
-  names = {x.label.split("_")[0] for x in ours}
-  if golds[0].name and not names <= {"", golds[0].name}:
+  labels = {x.label.split("_")[0] for x in ours}
+  if are_told_apart and any(labels):
+    return _matched(ours, golds, _same_labelled)
+  name = "" if are_told_apart else golds[0].name
+  if name and not labels <= {"", name}:
     return False
-  if len(names) > 1:
+  if are_told_apart or len(labels) > 1:
     return all(map(_same, *texts))
   return _same_members(*texts)
 
 
 def _same_labelled(mine: _Member, theirs: _Member) -> bool:
   return mine.label == theirs.label and _same(mine.text, theirs.text)
+
+
+def _solutions(members: Sequence[_Member]) -> list[list[_Member]]:
+  """Splits values of several variables where a name is assigned again."""
+  if len({x.name for x in members}) < 2 or not all(x.name for x in members):
+    return [list(members)]
+  found: list[list[_Member]] = [[]]
+  for x in members:
+    if x.name in {y.name for y in found[-1]}:
+      found.append([])
+    found[-1].append(x)
+  return found
+
+
+def _same_solutions(
+    ours: Sequence[_Member], golds: Sequence[Sequence[_Member]]
+) -> bool:
+  """Compares several solutions, assignments or points, in any order."""
+
+  def same(mine: Sequence[_Member], theirs: Sequence[_Member]) -> bool:
+    if len(mine) == 1:
+      return _same_point(mine[0].text, theirs)
+    return _matched(mine, theirs, _same_labelled)
+
+  named = all(x.name for x in ours)
+  found = _solutions(ours) if named else [[x] for x in ours]
+  return _matched(found, golds, same)
 
 
 def _same_point(mine: str, golds: Sequence[_Member]) -> bool:
@@ -270,13 +338,24 @@ def _same_set(mine: Sequence[str], theirs: Sequence[str]) -> bool:
 
 def _assigned_alike(mine: str, theirs: str) -> tuple[str, str] | None:
   """Returns the values that two answers assign to one name, if they do."""
-  found = [_ASSIGNED.fullmatch(x) for x in (mine, theirs)]
+  found = [_assignment(x) for x in (mine, theirs)]
   if not all(found) or _RELATION.search(mine + theirs):
     return None
   if any(len(structure.listed(x)) > 1 for x in (mine, theirs)):
     return None
-  names = {squeezed(x.group(1)).strip() for x in found}
-  return (found[0]["value"], found[1]["value"]) if len(names) == 1 else None
+  return (found[0][1], found[1][1]) if found[0][0] == found[1][0] else None
+
+
+def _assignment(text: str) -> tuple[str, str] | None:
+  """Returns the name and the value of an assignment; None for other texts.
+
+  `xy = 6` is an equation: it assigns nothing to a name.
+  """
+  found = _ASSIGNED.fullmatch(text)
+  if not found or is_product(found.group(1).strip()):
+    return None
+  name = re.sub(r"\\text\s*\{\s*([^{}]*?)\s*\}", r"\1", found.group(1))
+  return squeezed(name).strip(), found["value"]
 
 
 def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
@@ -290,7 +369,7 @@ def _drop_assignments(mine: str, theirs: str) -> tuple[str, str]:
   plain = _uncounted(mine)
   if "=" in mine and len(structure.listed(plain)) == 1:
     mine = _right_side(plain)
-  names = _ASSIGNED.fullmatch(theirs) or not re.search("[A-Za-z]", theirs)
+  names = _assignment(theirs) or not re.search("[A-Za-z]", theirs)
   is_list = len(structure.listed(theirs)) > 1
   if "=" in theirs and not is_list and (names or theirs.count("=") > 1):
     theirs = theirs.rpartition("=")[2].strip()

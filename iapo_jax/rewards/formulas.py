@@ -21,18 +21,9 @@ from latex2sympy2_extended import latex2sympy2
 from latex2sympy2_extended.logic import And
 from sympy.core.relational import Relational
 
-from iapo_jax.rewards import numbers
+from iapo_jax.rewards import numbers, reading
 
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
-_DECIMAL = re.compile(r"(?P<script>[_^]\s*)?(?P<whole>\d*)\.(?P<rest>\d+)")
-# Programs, and text that the parser reads in an unexpected way: `[5]*3` as 15,
-# `5 6` as 11, `10%3` as a product.
-_UNREADABLE = re.compile(
-    r"[#;@?$~`\"&]|//|\\\\|\.\.|(?<![_\d])\d+\s+(?:\d|\\frac\s*\{\s*\d)"
-    r"|%\s*[^\s,)}\]=<>+*/^-]|\d[eE][-+]?\d"
-    r"|\\(?:log|ln|exp|sin|cos|tan)\s*\d+\s*\("
-    r"|(?<!\\sqrt)\[[^A-Za-z\\\]]*\]|\]\s*\*"
-)
 _NAMED_COMMAND = re.compile(r"\\[A-Za-z]+")
 # Marks that the parser ignores or misreads. Both formulas must have a mark, or
 # neither.
@@ -41,6 +32,7 @@ _MARKS = tuple(
     for pattern in (
         r"'", r"\\text", r"\d\s*_", r"\^\s*\{?\s*T\b", r"\\approx",
         r"\\equiv", r"\\ne(?![a-z])", r"\\sim", r"=", r"[<>]|\\[lg]e\b",
+        r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z]).*\\circ",
     )
 )  # fmt: skip
 _MOST_DIGITS = 5000
@@ -53,8 +45,6 @@ def equal(mine: str, theirs: str) -> bool:
   A letter that the gold answer `theirs` lacks makes a formula wrong, except the
   constants `e` and `i`: it is a word, a program, or another quantity.
   """
-  if _UNREADABLE.search(mine) or _UNREADABLE.search(theirs):
-    return False
   for mark in _MARKS:
     if bool(mark.search(mine)) != bool(mark.search(theirs)):
       return False
@@ -62,7 +52,11 @@ def equal(mine: str, theirs: str) -> bool:
   if None in parsed:
     return False
   try:
-    same = _equal(*parsed) or _is_rounded(mine, theirs, *parsed)
+    same = (
+        _equal(*parsed)
+        or _is_rounded(mine, parsed[1])
+        or _is_rounded(theirs, parsed[0])
+    )
   except Exception:  # SymPy raises any type on what it cannot compare
     return False
   return same and _letters(mine) <= _letters(theirs) | set("ei")
@@ -82,7 +76,7 @@ def any_equal(parsed: Sequence[Any], gold: str) -> bool:
     parsed: what `math_verify.parse` found: objects of SymPy and strings.
     gold: the normalised gold answer.
   """
-  theirs = _parse(gold)
+  theirs = _read(reading.explicit(gold) or gold)
   if theirs is None:
     return False
   theirs = _joined(theirs)
@@ -117,8 +111,14 @@ def _exact(x: Any) -> Any:
   return x.xreplace({y: sympy.Rational(str(y)) for y in x.atoms(sympy.Float)})
 
 
-@functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> Any:
+  """Parses a formula; None if it cannot be read in one way."""
+  text = reading.explicit(text)
+  return None if text is None else _read(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(text: str) -> Any:
   """Parses a formula with Math-Verify's parser; None if it cannot be parsed.
 
   The parser's defaults drop possible units and lower capitals, which would
@@ -126,7 +126,7 @@ def _parse(text: str) -> Any:
   """
   logging.getLogger("math_verify").setLevel(logging.ERROR)
   spelled = parser.normalize_latex(
-      _DECIMAL.sub(_spell_decimal, text),
+      text,
       parser.NormalizationConfig(
           basic_latex=True,
           units=False,
@@ -148,13 +148,6 @@ def _parse(text: str) -> Any:
     )
   except Exception:  # the parser raises any type on text that is no formula
     return None
-
-
-def _spell_decimal(match: re.Match[str]) -> str:
-  """Writes a decimal as a fraction, since the parser reads 53 bits of it."""
-  digits = match["whole"] + match["rest"]
-  fraction = rf"\frac{{{digits}}}{{1{'0' * len(match['rest'])}}}"
-  return f"{match['script']}{{{fraction}}}" if match["script"] else fraction
 
 
 def _equal(mine: Any, theirs: Any) -> bool:
@@ -285,17 +278,14 @@ def _is_zero(difference: Any) -> bool:
     return False
 
 
-def _is_rounded(mine: str, theirs: str, *parsed: Any) -> bool:
-  """Returns whether one answer is a decimal that shortens the other one."""
-  for text, other in ((mine, parsed[1]), (theirs, parsed[0])):
-    other = _evaluated(other)
-    if not isinstance(other, sympy.Expr) or other.free_symbols:
-      continue
-    value = _value(other, {}, 60 + 4 * len(text))
-    if value is None or not value.is_Float:
-      continue
-    exact = sympy.Rational(value)
-    exact = frozenset([Fraction(int(exact.p), int(exact.q))])
-    if numbers.shortens(text, numbers.candidates(text), exact):
-      return True
-  return False
+def _is_rounded(text: str, other: Any) -> bool:
+  """Returns whether a text is a decimal that shortens an irrational number."""
+  other = _evaluated(other)
+  if not isinstance(other, sympy.Expr) or other.free_symbols:
+    return False
+  value = _value(other, {}, 60 + 4 * len(text))
+  if other.is_Rational or value is None or not value.is_Float:
+    return False
+  exact = sympy.Rational(value)
+  exact = frozenset([Fraction(int(exact.p), int(exact.q))])
+  return numbers.shortens(text, numbers.candidates(text), exact)

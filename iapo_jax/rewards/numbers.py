@@ -65,14 +65,18 @@ _SCALES = {
 }  # fmt: skip
 # Words that change the value of the number before them, or make it no number.
 _OTHER_NUMBER = re.compile(
-    r"(?:and|or|to|pi|sqrt|squared|cubed|half|halves|halved|doubled|tripled"
-    r"|thirds?|quarters?|[a-z]+(?:th|nd|rd)s|plus|minus|times|over|divided|mod"
-    r"|factorial|if|not|but|except|versus|vs|than|below|above"
-    r"|negative|about|sin|cos|tan|log|ln|exp|roots?|powers?|infinity|unknown|is"
+    r"and|or|to|pi|sqrt|squared|cubed|half|halves|halved|doubled|tripled|thirds?"
+    r"|quarters?|plus|minus|times|over|divided|mod|factorial|if|not|but|except"
+    r"|versus|vs|than|below|above|less|fewer|twice|negative|about|sin|cos|tan|log"
+    r"|ln|exp|roots?|powers?|infinity|unknown|is|are|was|equals|choose|base|point"
+    r"|because|probably|perhaps|maybe|wrong"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|[a-z]+illions?"
+    r"|googol|lakh|crore|scores?|tens|hundreds|thousands|dozens"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie"
+    r"|hundred|thousand|[a-z]+illion)ths?"
     r"|print|return|import|lambda|def|eval|exec|elif|else|while|assert|null|none"
     r"|true|false|nan|undefined"
-    r"|are|was|equals|choose|base|point|zero|one|two|three|four|five|six|seven"
-    r"|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|[a-z]+illions?|googol|lakh|crore|scores?|hundreds|thousands|dozens)"
 )
 
 

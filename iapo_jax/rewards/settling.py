@@ -11,7 +11,7 @@ _WORDS_GOLD = re.compile(r"\\text\s*\{[^{}]*[A-Za-z][^{}]*\}|[A-Za-z]{2,}")
 # Powers and factorials that a computer algebra system may take forever to
 # write out.
 _ENDLESS = re.compile(
-    r"\^[\s{(]*[-+]?\d{5,}|\d{401,}|\d{4,}[\s)}]*!|![\s)}]*!"
+    r"\^[\s{(]*[-+]?\d{5,}|\d{401,}|\d{5,}[\s)}]*!|![\s)}]*!"
     r"|(?:\^[\s{(]*[-+]?\d+[\s})]*){3}"
 )
 _TOWER = re.compile(r"\^[\s{(]*[-+]?(\d+)[\s})]*\^[\s{(]*[-+]?(\d+)")
@@ -37,7 +37,7 @@ def settle(answer: str, gold: str) -> bool | None:
   if golds and (found := numbers.candidates(mine)):
     return numbers.equal(mine, found, golds)
   if _WORDS_GOLD.fullmatch(theirs):
-    if _is_product(theirs):
+    if is_product(theirs):
       return None
     return _words(mine) == _words(theirs)
   if _is_endless(mine) and not _is_endless(theirs):
@@ -78,7 +78,7 @@ def _times(mine: str, theirs: str) -> bool | None:
   return time == gold
 
 
-def _is_product(text: str) -> bool:
+def is_product(text: str) -> bool:
   """Returns whether letters are a product of variables rather than a word.
 
   Two words may have the same letters, as `no` and `on` have, so vowels make a

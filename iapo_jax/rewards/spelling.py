@@ -45,7 +45,7 @@ _SYNONYMS = {
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
 _CONSTANTS = (
-    "[Pp]i|PI|infinity|infty|inf|alpha|beta|gamma|delta|theta|lambda|mu|phi|rho"
+    "[Pp]i|PI|[Ii]nfinity|infty|inf|alpha|beta|gamma|delta|theta|lambda|mu|phi|rho"
     "|sigma|omega"
 )
 _FUNCTIONS = r"(?:arc|a)?(?:sin|cos|tan)|cot|csc|sinh|cosh|tanh|ln|log|exp"
@@ -67,7 +67,7 @@ def _command(match: re.Match[str]) -> str:
   name = match.group(1)
   if not name:
     return match.group()  # words of a text
-  if name.startswith("inf"):
+  if name.lower().startswith("inf"):
     name = "infty"
   elif name in ("Pi", "PI"):
     name = "pi"
@@ -107,6 +107,7 @@ _REWRITES = tuple(
         (r"\\(?:displaystyle|textstyle|limits|nolimits|left|right"
          r"|[bB]igg?[lrm]?)(?![A-Za-z])\s*", ""),
         # Words, numbers and functions in text.
+        (r"\\(?:bm|boldsymbol)(?=\s*\{)", r"\\text"),
         (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm"
          r"|mathbf|mathit|mathsf|mathtt|operatorname)(?=\s*\{)", r"\\text"),
         (r"\\text\s*\{\s*([ie])\s*\}", r"\1"),
@@ -124,7 +125,15 @@ _REWRITES = tuple(
          r"\\sqrt[3]{\1}"),
         (r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(?=\{)|(\{[^{}]*\})\s*(\d))",
          _brace_fraction),
-        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d)", r"\\sqrt\1{\2}"),
+        (r"\\([dt]?binom)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}"),
+        (r"\\log\s*_\s*\{?e\}?(?![A-Za-z])", r"\\ln "),
+        (r"(?<![\\A-Za-z])log(2|10)\s*(?=\()", r"\\log_{\1}"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<![\\A-Za-z])([xyztn])(sin|cos|tan|ln|log|exp)(?=\()",
+         r"\1\\\2 "),
+        # Matrices in round and in square brackets are the same.
+        (r"\\(begin|end)\s*\{bmatrix\}", r"\\\1{pmatrix}"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?\b", r"^\\circ "),
         (r"\\%", "%"),
         (r"(?<![\d/])(\d+)\s?/\s?(\d+) (?=[A-Za-z\\(])", r"\\frac{\1}{\2} "),
@@ -223,7 +232,8 @@ def _unwrap(text: str) -> str:
 def _strip_stops(text: str) -> str:
   """Removes the punctuation that ends a sentence."""
   stripped = text.rstrip(" .,;:")
-  if re.search(r"[A-Za-z]!$", stripped):  # after a digit, ! is a factorial
+  # After a digit or a variable, ! is a factorial.
+  if re.search(r"(?:[A-Za-z]{2}|(?:^|\s)[A-Z])!$", stripped):
     stripped = stripped[:-1]
   # A removed `,` or `;` after a backslash was a space command.
   return stripped[:-1] if stripped.endswith("\\") else stripped

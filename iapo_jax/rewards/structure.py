@@ -11,12 +11,20 @@ _JOINING = re.compile(
     r"\s*(?:;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b)\s*,?\s*"
 )
 _JOINED_TEXT = re.compile(
-    r"\\text\s*\{(?P<left>[^{}]*?)(?P<join>,?\s*\b(?:and|or)\b\s*|,\s*)"
+    r",?\s*\\text\s*\{(?P<left>[^{}]*?)(?P<join>,?\s*\b(?:and|or)\b\s*|,\s*)"
     r"(?P<right>[^{}]*)\}"
+)
+# Where only a blank stands between two assignments: `x = 1 y = 2`.
+_NEXT_ASSIGNED = re.compile(
+    r"(?<==)(?P<value>\s*[-+]?[^\s=,<>]+)\s+(?=[A-Za-z](?:_\{?\w\}?)?\s*=[^=])"
 )
 _UNION = re.compile(r"\\cup(?![A-Za-z])|(?<=[)\]}])\s*U\s*(?=[(\[{\\])")
 _SYSTEM = re.compile(
-    r"\\begin\s*\{(cases|aligned|gathered)\}(.*)\\end\s*\{\1\}", re.DOTALL
+    r"(?:\\\{\s*)?\\begin\s*\{(?P<name>cases|aligned|gathered)\}(?P<rows>.*)"
+    r"\\end\s*\{(?P=name)\}\s*\.?"
+    r"|\\\{\s*\\begin\s*\{array\}\s*\{[lcr]*\}(?P<lines>.*)\\end\s*\{array\}"
+    r"\s*\.?",
+    re.DOTALL,
 )
 _LESS = r"\s*(<|\\le(?![a-z]))\s*"
 _MORE = r"\s*(>|\\ge(?![a-z]))\s*"
@@ -76,10 +84,14 @@ def unions(text: str) -> list[str]:
 def listed(text: str) -> list[str]:
   """Returns the members of a list without brackets; `a ± b` counts as two."""
   if system := _SYSTEM.fullmatch(text):
-    rows = [row.strip(" ,;.") for row in _ROW.split(system.group(2))]
+    rows = _ROW.split(system["rows"] or system["lines"] or "")
+    rows = [row.strip(" ,;.") for row in rows]
     rows = [re.sub(r"&?\s*=\s*&?", "=", row) for row in rows if row]
     return [text] if any("&" in row for row in rows) else rows
   text = _JOINED_TEXT.sub(_separate, text)
+  if r"\begin" not in text:  # in a matrix, it ends a row
+    text = text.replace(r"\\", ", ")
+  text = _NEXT_ASSIGNED.sub(r"\g<value>, ", text)
   parts = split(_JOINING.sub(", ", text), ",")
   if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
     return [text]
