@@ -8,18 +8,18 @@ writes such formulas so that there is one reading, or refuses them.
 import re
 
 _FUNCTION = (
-    r"\\(?:arc)?(?:sin|cos|tan)h?|\\(?:cot|sec|csc|ln|log|exp)(?![A-Za-z])"
+    r"\\(?:(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp)(?![A-Za-z])"
 )
 _SCRIPT = r"(?:[\^_](?:\{[^{}]*\}|\w))"
 _ATOM = (
-    rf"(?:\d+(?:\.\d+)?|[A-Za-z]|\\(?!times|{_FUNCTION[2:]})"
-    r"(?:sqrt(?:\[[^\]]*\])?\{[^{}]*\}|d?frac\{[^{}]*\}\{[^{}]*\}"
+    r"(?:\d+(?:\.\d+)?|[A-Za-z]|\\"
+    r"(?:sqrt(?:\[[^\]]*\])?\{[^{}]*\}|frac\{[^{}]*\}\{[^{}]*\}"
     r"|pi|alpha|beta|gamma|delta|theta|lambda|mu|phi|rho|sigma|omega)"
     rf"(?![A-Za-z]))!?{_SCRIPT}?"
 )
 _BARE_ARGUMENT = re.compile(
-    rf"(?P<name>(?:{_FUNCTION})(?:{_SCRIPT}\s*)*)\s*"
-    rf"(?P<argument>{_ATOM}(?:\s*{_ATOM})*)(?!\s*[({{\[])"
+    rf"(?P<name>{_FUNCTION}(?:{_SCRIPT}\s*)*)\s*"
+    rf"(?P<argument>(?>{_ATOM}(?:\s*{_ATOM})*))(?!\s*[({{\[])"
 )
 _BINOMIAL = r"\\[dt]?binom\s*\{[^{}]*\}\s*\{[^{}]*\}"
 _DECIMAL = re.compile(r"(?P<script>[_^]\s*)?(?P<whole>\d*)\.(?P<rest>\d+)")
@@ -45,11 +45,12 @@ _REWRITES = tuple(
 _UNREADABLE = re.compile(
     r"[#;@?$~`\"&]|//|\\\\|\.\d*\.|(?<![_\d])\d+\s+(?:\d|\\frac\s*\{\s*\d)"
     r"|%\s*[^\s,)}\]=<>+*/^-]|\d[eE][-+]?\d"
-    rf"|(?:{_FUNCTION})\s*\d+\s*\("
+    rf"|{_FUNCTION}\s*\d+\s*\("
     r"|(?<!\\sqrt)\[[^A-Za-z\\\]]*\]|\]\s*\*"
     r"|(?<![\^_\d])\d+\s*\\?\{|(?:^|[-+*/=(])\s*\{"
     rf"|\^\s*(?:\{{[^{{}}]*\}}|\w)\s*\^|\^\w!|(?:\|.*){{3}}"
-    r"|\\(?:angle|triangle|partial|nabla)(?![A-Za-z])|\\frac\s*\{\s*d"
+    r"|\\(?:angle|triangle|partial|nabla)(?![A-Za-z])"
+    r"|\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d\s*[A-Za-z]"
 )
 
 
