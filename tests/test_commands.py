@@ -219,6 +219,12 @@ def smaller(command):
         " --config.rollout.max_tokens=16 --config.warm_start.num_steps=0"
         " --config.evaluation.every=0"
     )
+  if "runs/penalty" in command or "runs/longer_view" in command:
+    # Variants of a run that this page has made whole.
+    command += (
+        " --config.warm_start.num_steps=0 --config.evaluation.every=0"
+        " --config.num_steps=1"
+    )
   if "task=own" in command:
     command += (
         " --config.data.tokenizer=tokenizer --config.evaluation.every=2"
