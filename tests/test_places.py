@@ -102,6 +102,9 @@ OF_OTHERS = {
     "empty": "it is an empty folder",
 }  # fmt: skip
 NOT_A_RUN = OF_OTHERS | {
+    "models": OF_MODEL.replace("is a", "is a parent of", 1).replace(
+        "folder;", "folders;", 1
+    ),
     "models/model": OF_MODEL,
     "runs/run/checkpoints/rl/2":
         "it is a checkpoint of the run 'RUN'; name 'RUN'; `iapo evaluate` and"
@@ -120,6 +123,10 @@ NOT_A_POLICY = OF_OTHERS | {
     "runs/run/checkpoints": "it is a part of the run 'RUN'; name 'RUN'",
 }  # fmt: skip
 NOT_A_MODEL = OF_OTHERS | {
+    "runs":
+        "it is a parent of runs; begin from its policy with"
+        " --config.init_from=RUN, or make a Hugging Face folder of it with"
+        " `iapo export RUN --output=FOLDER`",
     "runs/run":
         "it is a run; begin from its policy with --config.init_from=RUN, or"
         " make a Hugging Face folder of it with `iapo export RUN"
@@ -130,6 +137,7 @@ NOT_A_MODEL = OF_OTHERS | {
         " folder of it with `iapo export RUN --checkpoint=2 --output=FOLDER`",
 }  # fmt: skip
 NOT_A_TOKENIZER = OF_OTHERS | {
+    "runs": "it is a parent of runs; name its tokenizer, 'RUN/tokenizer'",
     "runs/run": "it is a run; name its tokenizer, 'RUN/tokenizer'",
     "runs/run/checkpoints/rl/2":
         "it is a checkpoint of the run 'RUN'; name its tokenizer,"

@@ -126,14 +126,11 @@ def explain(path: pathlib.Path, wanted: str) -> str:
       told += f" {run!r}"
     return f"{told}; {_of_run(place, run, wanted)}"
   if kind is Kind.MODEL:
-    if wanted != "run":
-      return told
-    return (
-        f"{told}; score it with `iapo score --model={here}`, train from it with"
-        f" --config.model.pretrained={here}, or evaluate it as a run without"
-        f" steps: `iapo train --config=NAME --config.model.pretrained={here}"
-        " --config.num_steps=0 --config.warm_start.num_steps=0`"
-    )
+    return told if wanted != "run" else f"{told}; {_of_model(here)}"
+  if kind is Kind.RUNS and wanted in ("model", "tokenizer"):
+    return f"{told}; {_of_run(Place(found, Kind.RUN), str(found), wanted)}"
+  if kind is Kind.MODELS and wanted == "run":
+    return f"{told}; {_of_model(str(found))}"
   if kind in (Kind.RUNS, Kind.MODELS):
     return f"{told}; name one of them, such as {str(found)!r}"
   if kind is Kind.DATA:
@@ -142,6 +139,16 @@ def explain(path: pathlib.Path, wanted: str) -> str:
     name = "tokenizer.json" if wanted == "tokenizer" else folder.CONFIG
     return f"it has no {name}"
   return told
+
+
+def _of_model(model: str) -> str:
+  """Says what to call instead, where a run is wanted."""
+  return (
+      f"score it with `iapo score --model={model}`, train from it with"
+      f" --config.model.pretrained={model}, or evaluate it as a run without"
+      f" steps: `iapo train --config=NAME --config.model.pretrained={model}"
+      " --config.num_steps=0 --config.warm_start.num_steps=0`"
+  )
 
 
 def _of_run(place: Place, run: str, wanted: str) -> str:
