@@ -122,9 +122,6 @@ def _same(mine: str, theirs: str) -> bool:
 
 def _same_single(mine: str, theirs: str) -> bool:
   """Compares two answers that are no lists."""
-  ratios = [structure.split(x, ":") for x in (mine, theirs)]
-  if len(ratios[1]) > 2 or len(ratios[0]) > 2:
-    return _same_ratio(*ratios)
   ours, golds = structure.bracketed(mine), structure.bracketed(theirs)
   if bool(ours) != bool(golds):
     ours = ours or structure.bracketed(structure.interval(mine))
@@ -140,7 +137,9 @@ def _same_single(mine: str, theirs: str) -> bool:
 
 
 def _same_ratio(mine: Sequence[str], theirs: Sequence[str]) -> bool:
-  """Compares ratios of numbers, such as 1:2:3 and 2:4:6."""
+  """Compares ratios of numbers, such as 1:2:3 and 2:4:6; 3:04 is a time."""
+  if any(re.match(r"0\d", x) for x in (*mine, *theirs)):
+    return False
   ours, golds = ([numbers.candidates(x) for x in y] for y in (mine, theirs))
   if len(ours) != len(golds) or not all(len(x) == 1 for x in [*ours, *golds]):
     return False
@@ -400,6 +399,9 @@ def _same_leaf(mine: str, theirs: str) -> bool:
   decided = settle(mine, theirs)
   if decided is not None:
     return decided
+  ratios = [structure.split(x, ":") for x in (mine, theirs)]
+  if max(map(len, ratios)) > 1:
+    return _same_ratio(*ratios)
   if based := _IN_BASE.fullmatch(theirs):
     # The problem states the base, so an answer may leave it out.
     written = _IN_BASE.fullmatch(mine)
