@@ -177,10 +177,24 @@ FAULTS = (
     ),
     Fault(
         "grading: any answer with the gold one in it is right",
-        "iapo_jax/rewards/equivalence.py",
-        "if _squeezed(mine) == _squeezed(theirs):\n    return True\n  golds",
-        "if _squeezed(theirs) in _squeezed(mine):\n    return True\n  golds",
+        "iapo_jax/rewards/settling.py",
+        "if squeezed(mine) == squeezed(theirs):",
+        "if squeezed(theirs) in squeezed(mine):",
         "tests/test_grading.py tests/test_rewards.py",
+    ),
+    Fault(
+        "grading: numbers of unlike units may change places",
+        "iapo_jax/rewards/equivalence.py",
+        "are_told_apart = len({x.label for x in golds}) > 1",
+        "are_told_apart = False",
+        "tests/test_grading_kinds.py",
+    ),
+    Fault(
+        "grading: small numbers are equal",
+        "iapo_jax/rewards/formulas.py",
+        "if abs(ours - golds) > largest * error:",
+        "if abs(ours - golds) > error:",
+        "tests/test_grading_kinds.py",
     ),
     Fault(
         "log: a resumed run keeps the lines after its checkpoint",
