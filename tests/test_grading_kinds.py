@@ -77,7 +77,7 @@ NUMBERS = st.recursive(
     max_leaves=3,
 )
 EXAMPLES = hypothesis.settings(
-    max_examples=30, deadline=None, derandomize=True, database=None
+    max_examples=20, deadline=None, derandomize=True, database=None
 )
 
 

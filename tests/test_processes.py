@@ -340,7 +340,7 @@ def test_one_is_killed_at_any_moment(uninterrupted, tmp_path, moment):
 def test_one_that_dies_ends_the_other(uninterrupted, tmp_path):
   """In bounded time and with a message; together they go on exactly."""
   folder = tmp_path / "run"
-  for victim, step in ((1, 1), (0, 3)):
+  for victim, step in ((1, 1), (0, 2)):
     pair = train(folder)
     dying, other = pair[victim], pair[1 - victim]
     wait_for_step(other, folder, step)
