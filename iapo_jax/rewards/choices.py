@@ -6,8 +6,9 @@ where a sentence chooses it. `A` and `I` are also words.
 
 import re
 
+from iapo_jax.rewards import spelling
+
 _GOLD = re.compile(r"(?:\\text\s*\{\s*)?\(?([A-Z])\)?\s*\}?")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _REASON = re.compile(r"(?<=\W)(?:because|since)\b.*", re.DOTALL)
 # A capital, or any letter after the word for an option; with brackets.
 _LETTER = re.compile(
@@ -71,7 +72,7 @@ def chosen(text: str) -> str | None:
   Args:
     text: from `spelling.normalise`.
   """
-  text = _TEXT.sub(r"\1", text).strip()
+  text = spelling.untexted(text).strip()
   text = _REASON.sub("", text).rstrip(" .,;:-")
   if alone := _ALONE.fullmatch(text):
     return (alone[1] or alone[2]).upper()

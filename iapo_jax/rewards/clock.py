@@ -3,7 +3,8 @@
 import dataclasses
 import re
 
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+from iapo_jax.rewards import spelling
+
 _HALF = r"(?P<half>[ap])\.?\s*m\b\.?|in the (?P<part>morning|afternoon|evening)"
 _TIME = re.compile(
     r"(?:(?:it|the time)\s+is\s+)?(?:at\s+)?(?P<hour>\d{1,2})"
@@ -37,7 +38,7 @@ def read(text: str) -> Time | None:
 
   A whole number without `a.m.`, `p.m.`, `noon` or `midnight` is no time.
   """
-  text = " ".join(_TEXT.sub(r"\1", text).split())
+  text = " ".join(spelling.untexted(text).split())
   if text.lower() in _NAMES:
     return Time(_NAMES[text.lower()], True)
   found = _TIME.fullmatch(text)

@@ -96,7 +96,7 @@ def is_product(text: str) -> bool:
 
 def _words(text: str) -> str:
   """Returns words to compare, without an introduction or an article."""
-  text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+  text = spelling.untexted(text)
   text = re.sub(r"\\([A-Za-z]+) ?", r"\1", text)
   words = " ".join(text.casefold().replace("-", " ").split()).strip(" .")
   words = re.sub(r"^(?:it|the [a-z]+) (?:is|was) (?!not\b)", "", words)

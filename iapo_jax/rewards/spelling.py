@@ -33,6 +33,7 @@ _INLINE = re.compile(r"(?<!\\)\$([^$\\\s](?:[^$]*[^$\\\s])?)\$(?!\d)")
 _PARENTHESISED = re.compile(r"\\\((.*?)\\\)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
 _TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([^{}\\]*\d[^{}\\]*)\}")
+_TEXT_WORDS = re.compile(r"\\text\s*\{([^{}]*)\}")
 _SYNONYMS = {
     "cdot": r"\times ", "ast": r"\times ", "leq": r"\le ", "geq": r"\ge ",
     "neq": r"\ne ", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
@@ -77,7 +78,7 @@ def _command(match: re.Match[str]) -> str:
 
 
 def _brace_root(match: re.Match[str]) -> str:
-  """Writes √2 with braces; a later pattern replaces the parentheses of √(."""
+  """Writes √2 with braces; `_spell_calls` replaces the parentheses of √(."""
   return rf"\sqrt{{{match.group(1)}}}" if match.group(1) else r"\sqrt"
 
 
@@ -180,6 +181,11 @@ def normalise(text: str) -> str:
   text = _unwrap(" ".join(text.split()))
   number = _TEXT_NUMBER.fullmatch(text)
   return number.group(1).strip() if number else text
+
+
+def untexted(text: str) -> str:
+  r"""Replaces every `\text{words}` by its words."""
+  return _TEXT_WORDS.sub(r"\1", text)
 
 
 def _spell_calls(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import folder
+from iapo_jax.hf import folder, tokenizer
 
 _DEPTH, _MOST = 3, 1000  # of the folders that `_below` looks into
 _DATA = (".jsonl", ".parquet")
@@ -119,12 +119,9 @@ def explain(path: pathlib.Path, wanted: str) -> str:
   """
   place = look(path)
   kind, found, here = place.kind, place.found, str(path)
-  told = f"it {kind.value}"
+  told = _told(place)
   if kind in (Kind.RUN, Kind.CHECKPOINT, Kind.PART):
-    run = str(found or path)
-    if kind is not Kind.RUN:
-      told += f" {run!r}"
-    return f"{told}; {_of_run(place, run, wanted)}"
+    return f"{told}; {_of_run(place, str(found or path), wanted)}"
   if kind is Kind.MODEL:
     return told if wanted != "run" else f"{told}; {_of_model(here)}"
   if kind is Kind.RUNS and wanted in ("model", "tokenizer"):
@@ -136,8 +133,16 @@ def explain(path: pathlib.Path, wanted: str) -> str:
   if kind is Kind.DATA:
     return f"{told}; name them with --config.data.source_dir={here}"
   if kind is Kind.OTHER:
-    name = "tokenizer.json" if wanted == "tokenizer" else folder.CONFIG
+    name = tokenizer.FILE if wanted == "tokenizer" else folder.CONFIG
     return f"it has no {name}"
+  return told
+
+
+def _told(place: Place) -> str:
+  """Says what a path is; of a part of a run, which run."""
+  told = f"it {place.kind.value}"
+  if place.kind in (Kind.CHECKPOINT, Kind.PART):
+    told += f" {str(place.found)!r}"
   return told
 
 
@@ -182,7 +187,7 @@ def check(path: pathlib.Path, field: str, wanted: str) -> None:
   `wanted` is one of `explain`, except `run`. A folder of no known kind passes;
   its reader says what it lacks.
   """
-  there = "tokenizer.json" if wanted == "tokenizer" else folder.CONFIG
+  there = tokenizer.FILE if wanted == "tokenizer" else folder.CONFIG
   place = look(path)
   has = (path / there).exists() and place.kind is not Kind.RUN
   if not has and place.kind not in (Kind.MODEL, Kind.OTHER):
@@ -200,13 +205,10 @@ def check_workdir(path: pathlib.Path) -> None:
   """Raises ConfigError if a new run would be written into something else."""
   place = look(path)
   if place.kind in (Kind.CHECKPOINT, Kind.PART, Kind.MODEL, Kind.RUNS):
-    told = f"it {place.kind.value}"
-    if place.kind in (Kind.CHECKPOINT, Kind.PART):
-      told += f" {str(place.found)!r}"
     name = "another folder"
     if place.kind is Kind.RUNS:
       name = f"--workdir={path / 'NAME'}"
     raise ConfigError(
         f"workdir {str(path)!r}: must be new, empty or the folder of this run;"
-        f" {told}; use {name}"
+        f" {_told(place)}; use {name}"
     )
