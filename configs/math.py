@@ -124,7 +124,7 @@ def _set_model(config: ml_collections.ConfigDict, size: Size) -> None:
 def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
   config.data.update({
       "task": "dapo_math" if data == "dapo" else data,
-      "prompt": "think_answer",
+      "prompt": "instructed",
       "chat_template": True,
       "max_prompt_tokens": 512,
       "max_gold_tokens": 64,

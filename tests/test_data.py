@@ -6,10 +6,13 @@ import tiny
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.data import ArithmeticConfig, DataConfig
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import Config, WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import arithmetic, pipeline
 from iapo_jax.rewards import text
+
+TAGS = FormatConfig()
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,8 @@ def test_every_demonstration_is_well_formed_right_and_within_bounds(task):
   longest = 0
   for i, problem in enumerate(task.problems["train"][:3000]):
     completion = "".join(piece.text for piece in pieces(problem, seed=i))
-    assert text.is_well_formed(completion)
-    assert text.extract_answer(completion) == problem.answer
+    assert text.is_well_formed(completion, TAGS)
+    assert text.extract_answer(completion, TAGS) == problem.answer
     longest = max(longest, len(completion.split()) + 1)  # and an EOS
   assert longest <= arithmetic.longest_demonstration(ArithmeticConfig())
   # The bound is one: a chain with every redundancy has this length.

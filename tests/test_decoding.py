@@ -11,10 +11,13 @@ import tokenizers
 from tokenizer_kinds import BYTE_FALLBACK, KINDS, LOSSLESS
 from transformers import PreTrainedTokenizerFast
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.hf import decoding, tokenizer
 from iapo_jax.rewards import text as text_lib
 from iapo_jax.tools import score_lines
 from iapo_jax.tools.scoring import Scores
+
+TAGS = FormatConfig()
 
 TAG = "</think>"
 PARTS = (
@@ -98,10 +101,10 @@ def test_lengths_and_texts_of_any_tokens(kind):
     if i % 2:
       ids += tag + random_ids(rng, kind)
     expected = reasoning_by_prefixes(ids, decode)
-    assert text_lib.reasoning_length(ids, decode) == expected, ids
+    assert text_lib.reasoning_length(ids, decode, TAGS) == expected, ids
     # Also for a decoder that takes every text for the start of a sequence.
     began = functools.partial(tokenizer.decode_prompt, tok)
-    found = text_lib.reasoning_length(ids, began)
+    found = text_lib.reasoning_length(ids, began, TAGS)
     assert found == reasoning_by_prefixes(ids, began), ids
     texts = decoding.token_texts(ids, tok)
     assert "".join(texts) == decode(ids)
@@ -154,7 +157,7 @@ def test_the_tag_in_bytes_before_unfinished_characters(kind):
     before = of_bytes(kind, f"{'x' * (count % 4)}算".encode())
     after = "🙂" * (count // 4)
     ids = [*before, *of_bytes(kind, f"{TAG}{after}".encode())]
-    assert text_lib.reasoning_length(ids, decode) == len(before)
+    assert text_lib.reasoning_length(ids, decode, TAGS) == len(before)
     assert reasoning_by_prefixes(ids, decode) == len(before)
 
 
@@ -173,7 +176,7 @@ def test_tokens_without_text_inside_a_character(kind):
   ]
   assert decode(ids) == text
   # Three tokens of 七, and the ones without text after each.
-  found = text_lib.reasoning_length(ids, decode)
+  found = text_lib.reasoning_length(ids, decode, TAGS)
   assert found == 3 + 3 * len(beyond)
   assert found == reasoning_by_prefixes(ids, decode)
   assert "".join(decoding.token_texts(ids, tok)) == text
@@ -188,7 +191,7 @@ def test_long_completions_finish(kind, raw):
   half = of_bytes(kind, raw * (6000 // len(raw)))
   space = tokenizer.encode(tok, " ")
   ids = half + space + tokenizer.encode(tok, TAG) + half
-  assert text_lib.reasoning_length(ids, decode) == len(half + space)
+  assert text_lib.reasoning_length(ids, decode, TAGS) == len(half + space)
   texts = decoding.token_texts(ids, tok)
   assert "".join(texts) == decode(ids)
   assert "".join(texts[: len(half + space)]) + TAG in decode(ids)
@@ -225,6 +228,7 @@ def test_scored_lines_give_the_completion_back(kind, completion):
       tokenizer=tok,
       eos_ids=(),
       elicitation=(5,),
+      form=TAGS,
   )
   line = {"prompt": "so", "completion": completion}
   item = score_lines.placed(line, rules, "here")

@@ -119,7 +119,7 @@ def test_solutions_beyond_the_rows_are_refused(tmp_path):
   asked = list(dict.fromkeys(words))
   for problem in problems["train"]:
     pieces = examples.written_out(
-        problem.solution, problem.answer, cfg.probe.elicitation
+        problem.solution, problem.answer, cfg.format, cfg.probe.elicitation
     )
     words += "".join(piece.text for piece in pieces).split()
   place = tmp_path / "tokenizer"

@@ -11,11 +11,14 @@ import tiny
 from absl.testing import parameterized
 from test_probes import ELICITATION, GROUP, make_case
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import AnswerStatistics, TokenStatistics
 from iapo_jax.models import head
 from iapo_jax.rewards import host, token_match
 from iapo_jax.rl import mi, policy, probes
+
+TAGS = FormatConfig()
 
 # Of three, no, one, two, three and two tokens; what follows does not matter.
 ANSWERS = np.array(
@@ -223,7 +226,7 @@ def test_own_answers_of_both_graders():
   gold = np.tile(np.array(tok.encode("6"), np.int32), (5, 1))
   one = np.ones(5, np.int32)
   *_, answers, counts = host.grade_tokens(
-      tok, tokens, lengths, ended, gold, one, answer_tokens=2
+      tok, tokens, lengths, ended, gold, one, form=TAGS, answer_tokens=2
   )
   # One token; the first two of three; none is complete; the last; blank.
   np.testing.assert_array_equal(counts, [1, 2, 0, 1, 0])
@@ -233,7 +236,7 @@ def test_own_answers_of_both_graders():
   )
   grades = token_match.grade_tokens(
       tokens, lengths - ended, gold, one,
-      tags=token_match.tags_of(tok), answer_tokens=2,
+      tags=token_match.tags_of(tok, TAGS), answer_tokens=2,
   )  # fmt: skip
   np.testing.assert_array_equal(grades.answer_lengths, counts)
   for ours, n, theirs in zip(grades.answers, counts, expected, strict=True):

@@ -16,9 +16,12 @@ from multiprocessing import connection
 import pytest
 import tiny
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import equivalence, grade, numbers, spelling, text
 from iapo_jax.rewards import pool as pool_lib
 from iapo_jax.rewards.pool import Pool
+
+TAGS = FormatConfig()
 
 CASES = pathlib.Path(__file__).parent / "grading"
 GSM8K, MATH500 = tiny.SHARED / "gsm8k", tiny.SHARED / "math500"
@@ -76,9 +79,9 @@ def test_the_last_complete_box(content, boxed):
     ],
 )
 def test_where_the_answer_is(completion, answer):
-  found = text.find_answer(completion, need_tags=False)
+  found = text.find_answer(completion, TAGS, lenient=True)
   assert (found and found.text) == answer
-  tagged = text.find_answer(completion, need_tags=True)
+  tagged = text.find_answer(completion, TAGS, lenient=False)
   # With tags the same; without, there is none in training.
   assert (tagged and tagged.text) == (answer if "<answer>" in completion else
                                       None)  # fmt: skip
@@ -489,8 +492,8 @@ def test_repeated_units_come_to_an_end():
 def test_long_texts_come_to_an_end():
   with guarded():
     for piece in (r"\boxed{", "<answer>", "answer is ", "1,", "</think>", "{}"):
-      for need_tags in (False, True):
-        text.find_answer(piece * 20_000, need_tags=need_tags)
+      for lenient in (False, True):
+        text.find_answer(piece * 20_000, TAGS, lenient=lenient)
 
 
 def test_the_pool_decides_in_order(pool):

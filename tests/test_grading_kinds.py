@@ -34,7 +34,7 @@ def test_right_and_wrong_neighbours(kind):
   graded = grade(
       [f"so</think>\n<answer>{answer}</answer>" for _, answer, _ in cases],
       [gold for gold, _, _ in cases],
-      need_tags=True,
+      lenient=False,
   )
   differ = [
       (*case, result.timed_out)

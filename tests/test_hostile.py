@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from test_report import Reader
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import files
 from iapo_jax.rewards import grade, spelling, text
 from iapo_jax.run import logs
 from iapo_jax.run.logs import RunLog
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import page
+
+TAGS = FormatConfig()
 
 BATCH = 500
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8)).map("".join)
@@ -32,18 +35,18 @@ EXAMPLES = hypothesis.settings(
 @EXAMPLES
 @hypothesis.given(TEXTS)
 def test_what_is_found_is_in_the_text(completion):
-  answer = text.extract_answer(completion)
+  answer = text.extract_answer(completion, TAGS)
   if answer is not None:
-    assert text.ANSWER_OPEN in completion
+    assert TAGS.answer_open in completion
     assert answer in completion
     assert answer == answer.strip()
-    assert text.ANSWER_CLOSE not in answer
+    assert TAGS.answer_close not in answer
   boxed = text.last_boxed(completion)
   assert boxed is None or "{" + boxed + "}" in completion
-  for need_tags in (False, True):
-    found = text.find_answer(completion, need_tags=need_tags)
+  for lenient in (False, True):
+    found = text.find_answer(completion, TAGS, lenient=lenient)
     assert found is None or (found.text in completion and found.text.strip())
-    assert not (need_tags and found and answer is None)
+    assert not (not lenient and found and answer is None)
 
 
 @EXAMPLES
@@ -59,9 +62,9 @@ def test_well_formed_is_what_was_asked_for(reasoning, answer, blanks):
   ))  # fmt: skip
   # A tag may also come about where two pieces meet.
   if tags or not all(part.strip() for part in parts):
-    assert not text.is_well_formed(completion)
-  elif text.is_well_formed(completion):
-    assert text.extract_answer(completion) == answer.strip()
+    assert not text.is_well_formed(completion, TAGS)
+  elif text.is_well_formed(completion, TAGS):
+    assert text.extract_answer(completion, TAGS) == answer.strip()
   else:
     assert "<" in reasoning + answer
 
@@ -71,7 +74,7 @@ def test_well_formed_is_what_was_asked_for(reasoning, answer, blanks):
 def test_the_same_answer_is_right(answer):
   """Whatever it is: what is spelled alike is equal, but for blanks."""
   completion = f"so</think><answer>{answer}</answer>"
-  found = text.find_answer(completion, need_tags=True)
+  found = text.find_answer(completion, TAGS, lenient=False)
   # Long ones are wrong unread; of marks that nobody sees nothing is left.
   if (
       found is None
@@ -79,7 +82,7 @@ def test_the_same_answer_is_right(answer):
       or not spelling.normalise(found.text)
   ):
     return
-  (result,) = grade([completion], [found.text], need_tags=True)
+  (result,) = grade([completion], [found.text], lenient=False)
   assert result.correct
   assert result.answer == found.text
 
@@ -91,7 +94,7 @@ def record(step, texts, graded, completion):
       "step": step, "prompt": whole(completion[:200]), "gold": "4",
       "tokens": texts, "reasoning_tokens": count,
       "correct": graded.correct, "reward": 1.0,
-      "well_formed": text.is_well_formed(completion),
+      "well_formed": text.is_well_formed(completion, TAGS),
       "entropies": [0.5] * count, "answer_entropies": [0.5] * (count + 1),
       "information": [0.1] * count, "group_advantage": 0.0,
       "advantages": [0.0] * count,
@@ -116,7 +119,7 @@ def test_many_completions(tmp_path, request):
     graded = grade(
         completions,
         [rng.choice(golds()) for _ in texts],
-        need_tags=rng.random() < 0.5,
+        lenient=rng.random() < 0.5,
     )
     late += sum(result.timed_out for result in graded)
     records = [

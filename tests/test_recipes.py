@@ -88,7 +88,7 @@ def test_the_papers_numbers():
   assert (c.rollout.temperature, c.rollout.max_tokens) == (1.0, 2048)
   assert (c.data.task, c.data.split) == ("gsm8k", "published")
   assert (c.data.max_prompt_tokens, c.data.validation_problems) == (512, 50)
-  assert (c.data.prompt, c.data.chat_template) == ("think_answer", True)
+  assert (c.data.prompt, c.data.chat_template) == ("instructed", True)
   o = c.optimizer
   assert (o.learning_rate, o.b1, o.b2) == (1e-6, 0.9, 0.99)
   assert (o.clip_norm, o.weight_decay, o.decay) == (1.0, 0.0, False)

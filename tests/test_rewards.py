@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.config import data as data_config
 from iapo_jax.config import parsing as config
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import sharding
 from iapo_jax.core.errors import ConfigError
@@ -27,6 +28,8 @@ from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import Graded, host, text, token_match
 from iapo_jax.rewards.reward import combine
 from iapo_jax.run import assembly
+
+FORM = FormatConfig()
 
 WELL_FORMED = (
     "5 + 1 = 6 </think> <answer> 6 </answer>",
@@ -105,19 +108,19 @@ class TextTest(parameterized.TestCase):
 
   @parameterized.parameters(*((x,) for x in WELL_FORMED))
   def test_well_formed(self, completion):
-    self.assertIs(text.is_well_formed(completion), True)
+    self.assertIs(text.is_well_formed(completion, FORM), True)
 
   @parameterized.parameters(*((x,) for x in MALFORMED))
   def test_malformed(self, completion):
-    self.assertIs(text.is_well_formed(completion), False)
+    self.assertIs(text.is_well_formed(completion, FORM), False)
 
   @parameterized.parameters(*ANSWERS)
   def test_answer(self, completion, answer):
-    self.assertEqual(text.extract_answer(completion), answer)
+    self.assertEqual(text.extract_answer(completion, FORM), answer)
 
   @parameterized.parameters(*((x,) for x in NO_ANSWER))
   def test_no_answer(self, completion):
-    self.assertIsNone(text.extract_answer(completion))
+    self.assertIsNone(text.extract_answer(completion, FORM))
 
   @parameterized.parameters(
       "<answer>", "</answer>", "<answer></answer>", "<answer", "<", "</think>"
@@ -125,9 +128,10 @@ class TextTest(parameterized.TestCase):
   def test_long_repetitions_finish(self, piece):
     # Quadratic rules would take minutes on each.
     completion = piece * (200_000 // len(piece))
-    self.assertFalse(text.is_well_formed(completion))
+    self.assertFalse(text.is_well_formed(completion, FORM))
     complete = piece == "<answer></answer>"
-    self.assertEqual(text.extract_answer(completion), "" if complete else None)
+    found = text.extract_answer(completion, FORM)
+    self.assertEqual(found, "" if complete else None)
 
 
 @functools.cache
@@ -183,7 +187,7 @@ class ReasoningLengthTest(parameterized.TestCase):
   )
   def test_words(self, completion, expected):
     tok = word_level()
-    got = text.reasoning_length(encode(tok, completion), decoder_of(tok))
+    got = text.reasoning_length(encode(tok, completion), decoder_of(tok), FORM)
     self.assertEqual(got, expected)
 
   def test_straddling_token_is_not_reasoning(self):
@@ -193,7 +197,7 @@ class ReasoningLengthTest(parameterized.TestCase):
     # The premise: one token holds the reasoning's last and the tag's first
     # characters.
     self.assertIn(".</", tokens)
-    got = text.reasoning_length(ids, decoder_of(tok))
+    got = text.reasoning_length(ids, decoder_of(tok), FORM)
     self.assertEqual(got, tokens.index(".</"))
     self.assertEqual(tok.decode(ids[:got]), "six")
 
@@ -203,7 +207,7 @@ class ReasoningLengthTest(parameterized.TestCase):
     self.assertLen(encode(tok, "🙂"), 4)
     for before in ("🙂🙂 six", "🙂🙂", "six 🙂"):
       ids = encode(tok, f"{before}</think>\n<answer>🙂</answer>")
-      got = text.reasoning_length(ids, decoder_of(tok))
+      got = text.reasoning_length(ids, decoder_of(tok), FORM)
       # No full stop, so the tag begins a token: all tokens of what is before.
       self.assertEqual(got, len(encode(tok, before)))
       self.assertEqual(tok.decode(ids[:got]), before)
@@ -211,7 +215,7 @@ class ReasoningLengthTest(parameterized.TestCase):
   def test_emoji_and_straddling(self):
     tok = byte_level()
     ids = encode(tok, "🙂 six 🙂.</think>")
-    got = text.reasoning_length(ids, decoder_of(tok))
+    got = text.reasoning_length(ids, decoder_of(tok), FORM)
     self.assertEqual(tok.decode(ids[:got]), "🙂 six 🙂")
     self.assertEqual(tok.convert_ids_to_tokens(ids)[got], ".</")
 
@@ -220,7 +224,7 @@ class ReasoningLengthTest(parameterized.TestCase):
     # The first three of an emoji's four bytes, as a sampler may leave them.
     broken = encode(tok, "🙂")[:3]
     ids = [*encode(tok, "six"), *broken, *encode(tok, "</think>")]
-    got = text.reasoning_length(ids, decoder_of(tok))
+    got = text.reasoning_length(ids, decoder_of(tok), FORM)
     self.assertEqual(got, len(encode(tok, "six")) + 3)
 
   def test_against_offsets(self):
@@ -235,7 +239,7 @@ class ReasoningLengthTest(parameterized.TestCase):
       boundary = completion.find("</think>")
       ends = [end for _, end in encoded["offset_mapping"]]
       expected = sum(end <= boundary for end in ends)
-      got = text.reasoning_length(encoded["input_ids"], decoder_of(tok))
+      got = text.reasoning_length(encoded["input_ids"], decoder_of(tok), FORM)
       self.assertEqual(got, expected, completion)
       found += boundary not in [0, *ends]
     # Rows in which a token straddles the boundary.
@@ -328,7 +332,7 @@ def random_batch(prompts, group, seed=0):
 
 
 def match_fn():
-  tags = token_match.tags_of(word_level())
+  tags = token_match.tags_of(word_level(), FORM)
   return functools.partial(token_match.grade_tokens, tags=tags)
 
 
@@ -371,11 +375,11 @@ WORD_CASES = (
 )
 
 
-def exactly(completions, golds, *, need_tags):
+def exactly(completions, golds, *, form, lenient):
   """Right answers are the gold ones, character by character."""
-  assert need_tags
+  assert form == FORM and not lenient
   return [
-      Graded(text.extract_answer(completion) == gold, None, False)
+      Graded(text.extract_answer(completion, FORM) == gold, None, False)
       for completion, gold in zip(completions, golds, strict=True)
   ]
 
@@ -383,7 +387,7 @@ def exactly(completions, golds, *, need_tags):
 def grade_exactly(*batch):
   """`host.grade_tokens`, by `exactly`."""
   with mock.patch.object(host.grading, "grade", exactly):
-    return host.grade_tokens(word_level(), *batch)
+    return host.grade_tokens(word_level(), *batch, form=FORM)
 
 
 class TokenMatchTest(chex.TestCase):
@@ -459,8 +463,9 @@ class MakeGraderTest(chex.TestCase):
     rollout, prompts = sharding.put_batch(
         (rollout_of(*rows), prompts_of(gold, gold_lengths)), mesh
     )
-    on_host = jax.jit(host.make_grader(word_level(), mesh))(rollout, prompts)
-    tags = token_match.tags_of(word_level())
+    grade = host.make_grader(word_level(), mesh, FORM)
+    on_host = jax.jit(grade)(rollout, prompts)
+    tags = token_match.tags_of(word_level(), FORM)
     on_device = jax.jit(token_match.make_grader(tags))(rollout, prompts)
     chex.assert_trees_all_equal(on_host, on_device)
     chex.assert_trees_all_equal_dtypes(on_host, on_device)
@@ -469,7 +474,7 @@ class MakeGraderTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_the_eos_is_not_graded(self):
     grade = self.variant(
-        token_match.make_grader(token_match.tags_of(word_level()))
+        token_match.make_grader(token_match.tags_of(word_level(), FORM))
     )
     completion = word_ids("5 </think> <answer> 6 </answer>")
     tokens = jnp.array([[*completion, word_level().eos_token_id]] * 2)
@@ -487,7 +492,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def test_tags_of_the_word_tokenizer():
-  tags = token_match.tags_of(word_level())
+  tags = token_match.tags_of(word_level(), FORM)
   got = (tags.think_open, tags.think_close, tags.answer_open, tags.answer_close)
   # After <pad>, <eos> and <unk>.
   assert got == (3, 4, 5, 6)
@@ -497,7 +502,7 @@ def test_tags_of_the_word_tokenizer():
 def test_byte_pairs_are_refused():
   message = r"encode '<think>' as one token, not .* use host"
   with pytest.raises(ConfigError, match=message):
-    token_match.tags_of(byte_level())
+    token_match.tags_of(byte_level(), FORM)
 
 
 def test_byte_pairs_with_tag_tokens_are_refused():
@@ -507,7 +512,7 @@ def test_byte_pairs_with_tag_tokens_are_refused():
       additional_special_tokens=list(TAGS),
   )
   with pytest.raises(ConfigError, match=r"= '<' could spell.*use host"):
-    token_match.tags_of(tok)
+    token_match.tags_of(tok, FORM)
 
 
 def test_tokens_not_joined_by_blanks_are_refused():
@@ -517,7 +522,7 @@ def test_tokens_not_joined_by_blanks_are_refused():
   )
   tok.backend_tokenizer.decoder = decoders.Fuse()
   with pytest.raises(ConfigError, match=r"join its tokens by.*use host"):
-    token_match.tags_of(tok)
+    token_match.tags_of(tok, FORM)
 
 
 def test_words_that_the_tokenizer_does_not_have_must_be_seen():
@@ -527,7 +532,7 @@ def test_words_that_the_tokenizer_does_not_have_must_be_seen():
   )  # fmt: skip
   tok.unk_token = None
   with pytest.raises(ConfigError, match="have an unknown token; use host"):
-    token_match.tags_of(tok)
+    token_match.tags_of(tok, FORM)
 
 
 _LARGE = """
@@ -541,7 +546,7 @@ from iapo_jax.run import assembly
 cfg = parsing.parse({"prompts_per_step": 8})
 mesh = assembly.make_mesh(cfg)
 task = task_lib.load(cfg, task_lib.read(cfg.data))
-grade = jax.jit(host.make_grader(task.tokenizer, mesh))
+grade = jax.jit(host.make_grader(task.tokenizer, mesh, cfg.format))
 b, t = 256, 2048
 log = np.zeros((b, t), np.float32)
 rolled = Rollout(
@@ -570,7 +575,7 @@ def test_a_large_batch_on_several_devices_does_not_hang():
 def test_ids_beyond_the_tokenizer_are_unknown_text_to_both_graders():
   """A padded embedding can sample them; they must not vanish from the text."""
   tok = word_level()
-  tags = token_match.tags_of(tok)
+  tags = token_match.tags_of(tok, FORM)
   open_, close = tags.answer_open, tags.answer_close
   think, word, beyond = tags.think_close, 20, len(tok) + 3
   tokens = np.array([

@@ -14,6 +14,7 @@ import runs
 import safetensors.numpy
 import tiny
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import unknown
 from iapo_jax.hf import folder, tokenizer, weights
@@ -29,7 +30,7 @@ def rules(tok=None, **changes):
   settings = {
       "vocab_size": 61, "max_positions": 128, "tokenizer": tok,
       "eos_ids": (1,), "elicitation": (4, 5), "chat": False,
-      "date": "2026-01-01",
+      "date": "2026-01-01", "form": FormatConfig(),
   }  # fmt: skip
   return score_lines.Rules(**settings | changes)
 

@@ -11,12 +11,15 @@ import tiny
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import arithmetic
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import text
+
+TAGS = FormatConfig()
 
 SLIPS = ArithmeticConfig(
     slip_rate=0.3, check_rate=0.5, slip_check_rate=0.7
@@ -220,7 +223,7 @@ def test_chains_slip_and_check_as_often_as_they_should(problems):
   steps, clamped, longest = [], 0, 0
   for i, problem in enumerate(problems[:2000]):
     completion = written(problem, SLIPS, i)
-    assert text.is_well_formed(completion)
+    assert text.is_well_formed(completion, TAGS)
     steps += walk(problem, SLIPS, completion.split())
     clamped += bool(re.search(r" (1[0-5]) \+ [6-7] = 15 check", completion))
     longest = max(longest, len(completion.split()) + 1)

@@ -9,12 +9,15 @@ import texts
 import tiny
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import examples, prompts, published, splits
 from iapo_jax.data.examples import Example
 from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import text
+
+TAGS = FormatConfig()
 
 
 def data_config(**settings):
@@ -153,6 +156,7 @@ def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
   return prompts.of(
       question,
       source=published.DATA_SETS[task],
+      form=TAGS,
       elicitation=elicitation,
       data=data_config(task=task, **settings),
       render=render,
@@ -170,7 +174,7 @@ def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
     ],
 )
 def test_a_template_opens_the_thinking_once(rendered, opened):
-  assert prompts.chat("Q?", lambda _: rendered) == opened
+  assert prompts.chat("Q?", TAGS, "", lambda _: rendered) == opened
 
 
 def test_prompts_word_by_word():
@@ -182,17 +186,17 @@ def test_prompts_word_by_word():
   )
   worked = "<think>Two and two more make four.</think>\n<answer>4</answer>"
   form = "The answer is a single integer.\n\n"
-  assert prompt_of(prompt="think_answer", chat_template=True) == (
+  assert prompt_of(prompt="instructed", chat_template=True) == (
       f"[system] {told} [user] {form}What is 2 + 2? [assistant] {worked}"
       f" [user] {form}Q? [assistant] <think>"
   )
   assert prompt_of(
-      prompt="think_answer", chat_template=True, instructions="user"
+      prompt="instructed", chat_template=True, instructions="user"
   ) == (
       f"[user] {told} {form}What is 2 + 2? [assistant] {worked}"
       f" [user] {form}Q? [assistant] <think>"
   )
-  assert prompt_of(prompt="think_answer") == (
+  assert prompt_of(prompt="instructed") == (
       f"{told}\n\n{form}What is 2 + 2?\n\n{worked}\n\n{form}Q?\n<think>"
   )
 
@@ -206,8 +210,9 @@ def test_a_template_that_leaves_something_out():
     prompts.of(
         "Q?",
         source=published.DATA_SETS["gsm8k"],
+        form=TAGS,
         elicitation="</think>\n<answer>",
-        data=data_config(prompt="think_answer", chat_template=True),
+        data=data_config(prompt="instructed", chat_template=True),
         render=strip,
     )
 
@@ -215,12 +220,12 @@ def test_a_template_that_leaves_something_out():
 def test_prompts_of_other_answers():
   boxed = prompt_of(
       task="math500",
-      prompt="think_answer",
+      prompt="instructed",
       elicitation="</think>\n<answer>\\boxed{",
   )
   assert "an expression in LaTeX. Write it as \\boxed{...}." in boxed
   assert "</think>\n<answer>\\boxed{4}</answer>" in boxed
-  letters = prompt_of(task="commonsense_qa", prompt="think_answer")
+  letters = prompt_of(task="commonsense_qa", prompt="instructed")
   assert "The answer is the letter of one choice." in letters
   assert "<answer>B</answer>" in letters
 
@@ -234,13 +239,14 @@ def test_prompts_of_other_answers():
     ],
 )
 def test_what_ends_an_answer(elicitation, closing):
-  assert examples.closing(elicitation) == closing
+  assert examples.closing(TAGS, elicitation) == closing
 
 
 def test_demonstrations_of_worked_solutions():
   example = published.from_gsm8k(texts.row(1))
   demonstrate = functools.partial(
-      examples.demonstration, example, elicitation="</think>\n<answer>"
+      examples.demonstration, example, form=TAGS,
+      elicitation="</think>\n<answer>",
   )
   whole = demonstrate(
       np.random.default_rng(0),
@@ -317,7 +323,7 @@ def test_a_task_of_text(place):
   learned = record["completion"][record["learned"]]
   shown = tokenizer.decode(task.tokenizer, learned.tolist())
   assert shown.endswith("</answer><|im_end|>")
-  assert text.is_well_formed(shown.removesuffix("<|im_end|>"))
+  assert text.is_well_formed(shown.removesuffix("<|im_end|>"), TAGS)
   assert set(task.fingerprint) == {"train", "validation", "test"}
 
 
@@ -341,11 +347,11 @@ def test_solutions_that_do_not_fit(place):
 
 def test_settings_that_go_not_together(place):
   for settings, message in (
-      ({"data__prompt": "think_answer", "data__overlong": "truncate_left"},
+      ({"data__prompt": "instructed", "data__overlong": "truncate_left"},
        "which need the beginning"),
       ({"data__task": "arithmetic"}, r"source_dir = .*: has no effect"),
       ({"data__arithmetic__operands": 3}, "arithmetic = .*: has no effect"),
-      ({"data__instructions": "user"}, "needs data.prompt think_answer"),
+      ({"data__instructions": "user"}, "needs data.prompt instructed"),
       ({"data__split": "half"}, "must be one of published, 80_20"),
   ):  # fmt: skip
     with pytest.raises(ConfigError, match=message):
@@ -445,7 +451,7 @@ def test_own_solutions_with_tags_are_one_demonstration(tmp_path, place):
   ).removesuffix("<|im_end|>")
   answer = task.problems["train"][3].answer
   assert shown == f"So {answer}.</think>\n<answer>{answer}</answer>"
-  assert text.is_well_formed(shown)
+  assert text.is_well_formed(shown, TAGS)
 
 
 def test_a_skipped_row_may_have_any_gold_answer(tmp_path, place):

@@ -6,8 +6,9 @@ A line of the input is a JSON object with `prompt` and `completion` as text, or
 `prompt_ids`, `completion_ids` and perhaps `postfix_ids` (the elicitation) as
 token ids. The model's chat template renders a `prompt` that is a list of
 messages; with --chat it renders every `prompt`. In text the reasoning ends
-before `</think>`; in ids every completion token is reasoning. A BOS and a
-`<think>` that the text has already are not added again.
+where --format says (before `</think>`; with boxed, before the answer's
+`\boxed{}`); in ids every completion token is reasoning. A BOS and a `<think>`
+that the text has already are not added again.
 
 A line of the output has the fields of the input and, in nats at temperature 1:
 `logprobs` [t] and `entropies` [t] of the completion's tokens;
@@ -23,6 +24,7 @@ import pathlib
 import tqdm
 
 from iapo_jax.cli import command
+from iapo_jax.config import formats
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.tools import loaded, score_lines
@@ -60,9 +62,15 @@ def add_arguments(parser: command.Parser) -> None:
   )
   add("--tokenizer", help="folder or hub name, if it is not the model's")
   add(
+      "--format",
+      dest="preset",
+      choices=formats.PRESETS,
+      help="format of the texts; by default the run's, or think_answer",
+  )
+  add(
       "--elicitation",
       help="text that ends the reasoning and asks for the answer; by default"
-      " the run's probe.elicitation, or that field's default",
+      " the run's probe.elicitation, or that of the format",
   )
   add(
       "--batch_size", default=8, type=command.at_least(1), help="lines per call"
@@ -74,7 +82,8 @@ def run(given: argparse.Namespace) -> None:
   output, html = _places(given)
   # The flags that scores depend on.
   names = (
-      "model", "dtype", "chat", "chat_date", "tokenizer", "elicitation",
+      "model", "dtype", "chat", "chat_date", "tokenizer", "preset",
+      "elicitation",
   )  # fmt: skip
   settings = {name: getattr(given, name) for name in names}
   policy = loaded.load(**settings)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import json
+from typing import Any
 
 from iapo_jax.config.fields import at_least, between, field, one_of
 from iapo_jax.core.errors import fail
@@ -120,15 +122,21 @@ class DataConfig:
   )
   prompt: str = field(
       "plain",
-      "plain (the problem alone) or think_answer (instructions, a worked"
-      " example, the problem)",
-      one_of("plain", "think_answer"),
+      "plain (the problem alone) or instructed (the problem with the format's"
+      " instructions and perhaps its worked example); by default instructed"
+      " unless format.preset is think_answer",
+      one_of("plain", "instructed"),
   )
   instructions: str = field(
       "system",
       "message that holds the instructions: system, or user (the first user"
-      " message) for chat templates without a system message",
+      " message) for chat templates without a system message; by default user"
+      " unless format.preset is think_answer",
       one_of("system", "user"),
+  )
+  system: str = field(
+      "",
+      "text of a system message, before instructions there; empty adds none",
   )
   max_prompt_tokens: int = field(
       16, "p, the longest prompt, in tokens", at_least(1),
@@ -138,9 +146,17 @@ class DataConfig:
       1, "a, the longest gold answer, in tokens", at_least(1)
   )
   chat_template: bool = field(
-      False, "formats prompts with the tokenizer's chat template",
+      False,
+      "formats prompts with the tokenizer's chat template; by default true"
+      " unless format.preset is think_answer",
       aliases=("apply_chat_template",),
-  )  # fmt: skip
+  )
+  chat_kwargs: str = field(
+      "",
+      "arguments of the chat template, a JSON object such as"
+      ' {"enable_thinking": false}',
+      aliases=("chat_template_kwargs", "apply_chat_template_kwargs"),
+  )
   chat_date: str = field(
       "2026-01-01", "YYYY-MM-DD; chat templates print it as today's date"
   )
@@ -162,6 +178,27 @@ class DataConfig:
   arithmetic: ArithmeticConfig = ArithmeticConfig()
 
 
+_GIVEN = ("messages", "tools", "add_generation_prompt")
+
+
+def chat_arguments(d: DataConfig) -> dict[str, Any]:
+  """Returns the arguments of the chat template that `data` gives.
+
+  Raises `ConfigError` unless they are a JSON object of names that are free.
+  """
+  try:
+    found = json.loads(d.chat_kwargs or "{}")
+  except (ValueError, RecursionError):
+    found = None
+  if not isinstance(found, dict):
+    rule = 'must be a JSON object such as {"enable_thinking": false}'
+    fail("data.chat_kwargs", d.chat_kwargs, rule)
+  for name in found:
+    if name in _GIVEN:
+      fail("data.chat_kwargs", d.chat_kwargs, f"{name} is already given")
+  return found
+
+
 def is_date(text: str) -> bool:
   """Returns whether a text is a date, YYYY-MM-DD."""
   try:
@@ -181,15 +218,17 @@ def check(d: DataConfig) -> None:
     )
     fail("data.source_dir", d.source_dir, rule)
   if d.overlong == "truncate_left" and (
-      d.chat_template or d.prompt == "think_answer"
+      d.chat_template or d.prompt == "instructed"
   ):
     rule = (
         "must be error or skip with data.chat_template or data.prompt"
-        " think_answer, which need the beginning of a prompt"
+        " instructed, which need the beginning of a prompt"
     )
     fail("data.overlong", d.overlong, rule)
-  if d.prompt == "plain" and d.instructions != "system":
-    fail("data.instructions", d.instructions, "needs data.prompt think_answer")
+  chat_arguments(d)
+  for name in ("chat_kwargs", "system"):
+    if getattr(d, name) and not d.chat_template:
+      fail(f"data.{name}", getattr(d, name), "needs data.chat_template true")
   sums = d.arithmetic
   if sums.min_operands and not 2 <= sums.min_operands <= sums.operands:
     rule = f"must be 0 or in [2, data.arithmetic.operands = {sums.operands}]"

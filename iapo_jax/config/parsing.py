@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from iapo_jax.config import fields, rules
+from iapo_jax.config import fields, formats, rules
 from iapo_jax.config.schema import Config
 from iapo_jax.core.errors import ConfigError, fail
 
@@ -32,7 +32,11 @@ FREE = ("debug", "log.wandb", *PLACES_OF_DATA)
 def default() -> ml_collections.ConfigDict:
   """Returns the defaults as a ConfigDict that a file can change."""
   config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
-  config.model.vocab_size = placeholder(int)  # None, but flags may set it
+  # None, but flags may set them.
+  config.model.vocab_size = placeholder(int)
+  for group, names in formats.OF_PRESET.items():
+    for name in names:
+      config[group][name] = placeholder(type(config[group][name]))
   return config
 
 
@@ -47,7 +51,7 @@ def parse(config: Mapping[str, Any]) -> Config:
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  parsed = _build(Config, config, "")
+  parsed = _build(Config, formats.filled(config), "")
   rules.check(parsed)
   return parsed
 

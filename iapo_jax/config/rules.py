@@ -5,12 +5,14 @@ configuration and its data stand where the data is read.
 """
 
 import dataclasses
+import itertools
 import math
 
 from iapo_jax.config import data as data_config
-from iapo_jax.config import fields
+from iapo_jax.config import fields, formats
 from iapo_jax.config import model as model_config
 from iapo_jax.config.credits import CREDITS
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core.errors import fail
@@ -28,6 +30,7 @@ def check(c: Config) -> None:
         f" {c.sequences_per_step}; try one of"
         f" {_divisors(c.sequences_per_step)}",
     )
+  _check_format(c)
   data_config.check(c.data)
   e = c.evaluation
   _check_multiple(
@@ -50,6 +53,50 @@ def check(c: Config) -> None:
 def _check_multiple(field: str, value: int, unit: int, what: str) -> None:
   if value % unit:
     fail(field, value, f"must be a multiple of {what} = {unit}")
+
+
+def _check_format(c: Config) -> None:
+  """Checks the marks, and that task, prompt and grader fit them."""
+  form = c.format
+  for name in ("think_open", "think_close", "answer_open", "answer_close"):
+    if not getattr(form, name).strip():
+      rule = "must not be blank; with format.opened_by nobody no thinking is"
+      fail(f"format.{name}", getattr(form, name), f"{rule} asked for")
+  marks = form.marks
+  for mark, other in itertools.permutations(marks, 2):
+    if mark in other:
+      rule = f"must not be a part of another mark, {other!r}"
+      fail("format", mark, rule)
+  if form.in_box != (form.answer_close == "}"):
+    rule = f"must be }} with format.answer_open {formats.BOX}, and only then"
+    fail("format.answer_close", form.answer_close, rule)
+  if c.data.prompt == "plain":
+    for group, name in (
+        ("data", "instructions"), ("format", "instructions"),
+        ("format", "example"),
+    ):  # fmt: skip
+      value = getattr(getattr(c, group), name)
+      if value != formats.default_of(c, group, name):
+        fail(f"{group}.{name}", value, "needs data.prompt instructed")
+  words = FormatConfig()
+  if c.data.task == "arithmetic" and (
+      form.marks != words.marks or form.opened_by != words.opened_by
+  ):
+    rule = "must be think_answer with data.task arithmetic, which has its tags"
+    fail("format.preset", form.preset, rule)
+  if c.reward.grader == "token_match":
+    _check_token_match(form)
+
+
+def _check_token_match(form: FormatConfig) -> None:
+  """Checks that tokens alone can be graded."""
+  rule = "needs reward.grader host, which reads text"
+  if form.opened_by != "prompt":
+    fail("format.opened_by", form.opened_by, rule)
+  if form.in_box:
+    fail("format.answer_open", form.answer_open, rule)
+  if form.lenient:
+    fail("format.lenient", form.lenient, rule)
 
 
 def _check_probe(c: Config) -> None:

@@ -16,6 +16,7 @@ from iapo_jax.config.fields import (
   one_of,
   positive,
 )
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig
 
 # Uncertainties of an answer (`rl.mi`), and those that need the completion's own
@@ -94,7 +95,8 @@ class ProbeConfig:
 
   elicitation: str = field(
       "</think>\n<answer>",
-      "text that ends the reasoning and asks for the answer",
+      "text that ends the reasoning and asks for the answer; by default that"
+      " of format.preset",
   )
   at: str = field(
       "stride",
@@ -419,6 +421,7 @@ class Config:
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   mesh: MeshConfig = MeshConfig()
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  format: FormatConfig = dataclasses.field(default_factory=FormatConfig)
   rollout: RolloutConfig = RolloutConfig()
   reward: RewardConfig = RewardConfig()
   probe: ProbeConfig = ProbeConfig()

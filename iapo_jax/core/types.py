@@ -172,13 +172,16 @@ class Grades:
   Attributes:
     correct: bool[b], whether the answer equals the gold answer.
     well_formed: bool[b], whether the completion has the requested format.
-    reasoning_lengths: int32[b], R: the number of tokens that end before
-      `</think>` begins. Without `</think>` it is the length without the EOS.
+    reasoning_lengths: int32[b], R: the number of tokens that end before the
+      mark that ends the reasoning begins (`</think>`; without thinking, the
+      answer). Without the mark it is the length without the EOS.
     timed_out: bool[b], whether comparing the answer took too long; it then
       counts as wrong.
     answers: int32[b, a], the first tokens of each completion's own answer;
       None if nothing needs them.
     answer_lengths: int32[b]; 0 without an answer.
+    guessed: bool[b], whether the answer stands outside the place that the
+      format asks for; None unless the format is lenient.
   """
 
   correct: Array
@@ -187,6 +190,7 @@ class Grades:
   timed_out: Array
   answers: Array | None = None
   answer_lengths: Array | None = None
+  guessed: Array | None = None
 
 
 @struct.dataclass

@@ -18,16 +18,17 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from iapo_jax.config import formats
 from iapo_jax.config.data import ArithmeticConfig
 from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.core.errors import fail
 from iapo_jax.data.pipeline import Piece, cut_early
-from iapo_jax.rewards import text
 
 EOS = "<eos>"
 PAD = "<pad>"
 UNKNOWN = "<unk>"
 SPECIAL = (PAD, EOS, UNKNOWN)
+TAGS = formats.of("think_answer")  # the only format of this task
 
 _CLAUSES = (
     "so", "total", "check", "yes", "hmm", "wait", "again", ".", "+", "-", "=",
@@ -67,14 +68,15 @@ class Problem:
     steps = zip(names, self.signs, self.numbers[1:], strict=True)
     for name, sign, number in steps:
       words += [name, _symbol(sign), str(number)]
-    return " ".join([*words, "=", text.THINK_OPEN])
+    return " ".join([*words, "=", TAGS.opener])
 
 
 def vocabulary(sums: ArithmeticConfig) -> list[str]:
   """Returns every word of the task; the special ones come first."""
   repair = ("no",) if sums.slip_rate else ()
   steps = step_names(sums.operands)
-  return [*SPECIAL, *text.TAGS, *_CLAUSES, *repair, *steps, *number_words(sums)]
+  numbers = number_words(sums)
+  return [*SPECIAL, *TAGS.marks, *_CLAUSES, *repair, *steps, *numbers]
 
 
 def number_words(sums: ArithmeticConfig) -> list[str]:
@@ -217,11 +219,11 @@ def demonstration(
   chain, slips, answer = _chain(problem, sums, rng, redundant=redundant)
   chain, learned = cut_early(chain, rng, stage)
   slips = frozenset(place for place in slips if place < len(chain))
-  opening = [*chain, text.THINK_CLOSE, text.ANSWER_OPEN]
+  opening = [*chain, TAGS.closer, TAGS.answer_open]
   return [
       *_pieces(opening, slips, learned),
       Piece(f" {answer}", True),
-      Piece(f" {text.ANSWER_CLOSE}", learned),
+      Piece(f" {TAGS.answer_close}", learned),
   ]
 
 

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import WarmStartConfig
 from iapo_jax.data.pipeline import Piece, cut_early
-from iapo_jax.rewards import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ def demonstration(
     rng: np.random.Generator,
     stage: WarmStartConfig,
     *,
+    form: FormatConfig,
     elicitation: str,
 ) -> list[Piece]:
   """Writes the worked solution and the answer, or an early answer.
@@ -40,23 +41,29 @@ def demonstration(
   """
   words = re.findall(r"\s*\S+", example.solution)
   words, learned = cut_early(words, rng, stage)
-  return written_out("".join(words), example.answer, elicitation, learned)
+  return written_out(
+      "".join(words), example.answer, form, elicitation, learned
+  )
 
 
 def written_out(
-    reasoning: str, answer: str, elicitation: str, learned: bool = True
+    reasoning: str,
+    answer: str,
+    form: FormatConfig,
+    elicitation: str,
+    learned: bool = True,
 ) -> list[Piece]:
   """Writes a completion; its answer is learned even if `learned` is False."""
   return [
-      Piece(reasoning + elicitation, learned),
+      Piece(form.before_reasoning + reasoning + elicitation, learned),
       Piece(answer, True),
-      Piece(closing(elicitation), learned),
+      Piece(closing(form, elicitation), learned),
   ]
 
 
-def closing(elicitation: str) -> str:
+def closing(form: FormatConfig, elicitation: str) -> str:
   """Returns the text that closes the answer that the elicitation opens."""
-  begun = elicitation.rpartition(text.ANSWER_OPEN)[2]
+  begun = elicitation.rpartition(form.answer_open)[2]
   braces = begun.count("{") - begun.count("}")
-  return "}" * max(braces, 0) + text.ANSWER_CLOSE
+  return "}" * max(braces, 0) + form.answer_close
 

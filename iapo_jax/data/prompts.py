@@ -1,15 +1,13 @@
-"""Writes prompts: a problem as text that ends in `<think>`."""
+"""Writes prompts: a problem as text, up to the start of the completion."""
 
-import re
 from collections.abc import Callable, Sequence
 
 from iapo_jax.config.data import DataConfig
-from iapo_jax.core.errors import ConfigError
+from iapo_jax.config.formats import BOX, FormatConfig
+from iapo_jax.core.errors import fail
 from iapo_jax.data import examples
 from iapo_jax.data.published import DataSet
-from iapo_jax.rewards import text
 
-_SKIPPED = re.compile(rf"{text.THINK_OPEN}\s*{text.THINK_CLOSE}\s*\Z")
 Message = dict[str, str]
 # messages -> text of a prompt, up to the start of the reply
 Render = Callable[[Sequence[Message]], str]
@@ -19,86 +17,104 @@ def of(
     question: str,
     *,
     source: DataSet,
+    form: FormatConfig,
     elicitation: str,
     data: DataConfig,
     render: Render,
+    other: str = "boxed",
 ) -> str:
-  """Writes the prompt of a problem; it ends in `<think>`.
+  """Writes the prompt of a problem.
 
   Args:
     question: the problem.
     source: the data set, which gives the form of answers and a worked example.
+    form: the format that the prompt asks for.
     elicitation: the text between reasoning and answer in the worked example.
-    data: the fields that choose the format.
+    data: the fields that choose the prompt.
     render: applies the chat template.
+    other: the preset that fits a template which cuts the worked example.
 
   Raises:
     ConfigError: if the chat template leaves out part of a message.
   """
-  messages: list[Message] = [_said("user", question)]
-  if data.prompt == "think_answer":
-    messages = _instructed(question, source, elicitation, data.instructions)
-  if data.chat_template:
-    rendered = render(messages)
-    for turn in messages:
-      # Some templates remove the thinking from earlier turns.
-      if turn["content"].strip() not in rendered:
-        raise ConfigError(
-            f"config.data.prompt = {data.prompt!r}: the chat template leaves"
-            f" out part of {turn['content']!r}; use"
-            " --config.data.prompt=plain or --config.data.chat_template=False"
-        )
-    return _replied(rendered)
-  return opened("\n\n".join(turn["content"] for turn in messages) + "\n")
+  turns = [said("user", question)]
+  if data.prompt == "instructed":
+    turns = _instructed(question, source, form, elicitation, data.instructions)
+  if not data.chat_template:
+    return opened("\n\n".join(turn["content"] for turn in turns) + "\n", form)
+  rendered = render(with_system(turns, data.system))
+  for turn in turns:
+    # Some templates remove the thinking from earlier turns.
+    if turn["content"].strip() not in rendered:
+      rule = f"the chat template leaves out part of {turn['content']!r}"
+      if data.prompt == "instructed" and form.example:
+        rule += f"; use --config.format.preset={other}"
+      fail("format.preset", form.preset, rule)
+  return opened(rendered, form)
 
 
-def chat(question: str, render: Render) -> str:
-  """Writes a prompt that is one user message, up to the opened reasoning."""
-  return _replied(render([_said("user", question)]))
+def chat(
+    question: str, form: FormatConfig, system: str, render: Render
+) -> str:
+  """Writes a prompt that is one user message, after a system message if any."""
+  turns = with_system([said("user", question)], system)
+  return opened(render(turns), form)
 
 
-def _replied(rendered: str) -> str:
-  """Opens the reasoning after a chat template.
+def opened(prompt: str, form: FormatConfig) -> str:
+  """Opens the thinking if the prompt should, unless the chat template did."""
+  if form.opened_by != "prompt" or prompt.rstrip().endswith(form.opener):
+    return prompt
+  return prompt + form.think_open
 
-  Some templates close it at once, for a reply without reasoning.
-  """
-  return opened(_SKIPPED.sub(text.THINK_OPEN, rendered))
+
+def said(role: str, content: str) -> Message:
+  """Returns a message of a chat."""
+  return {"role": role, "content": content}
 
 
-def opened(prompt: str) -> str:
-  """Appends `<think>`, unless the chat template did."""
-  done = prompt.rstrip().endswith(text.THINK_OPEN)
-  return prompt if done else prompt + text.THINK_OPEN
+def with_system(turns: Sequence[Message], system: str) -> list[Message]:
+  """Puts a text into the system message, before what it holds."""
+  if not system:
+    return list(turns)
+  first, *rest = turns
+  if first["role"] == "system":
+    return [said("system", f"{system}\n\n{first['content']}"), *rest]
+  return [said("system", system), *turns]
 
 
 def _instructed(
-    question: str, source: DataSet, elicitation: str, instructions: str
+    question: str,
+    source: DataSet,
+    form: FormatConfig,
+    elicitation: str,
+    place: str,
 ) -> list[Message]:
-  """Returns instructions, one worked turn and the problem."""
-  told = (
-      "Think the problem through between"
-      f" {text.THINK_OPEN} and {text.THINK_CLOSE}, then give nothing but the"
-      f" final answer between {text.ANSWER_OPEN} and {text.ANSWER_CLOSE}."
-  )
-  form, example = source.form, source.worked
-  if "\\boxed{" in elicitation:
-    form = f"{form} Write it as \\boxed{{...}}."
+  """Returns the problem with instructions, and perhaps a worked turn.
+
+  Without a worked turn the instructions of a user's message follow the problem,
+  as on the cards of models that think.
+  """
+  told, kind, example = form.instructions, source.form, source.worked
+  if not form.example:
+    if place == "user":
+      return [said("user", f"{question}\n\n{kind} {told}".strip())]
+    return [said("system", told), said("user", f"{question}\n\n{kind}")]
+  if BOX in elicitation and not form.in_box:
+    kind = f"{kind} Write it as {BOX}...}}."
   worked = "".join(
       piece.text
       for piece in examples.written_out(
-          example.solution, example.answer, elicitation
+          example.solution, example.answer, form, elicitation
       )
   )
-  asked = f"{form}\n\n{example.question}"
-  if instructions == "user":
+  before = form.think_open if form.opened_by == "prompt" else ""
+  asked = f"{kind}\n\n{example.question}"
+  if place == "user":
     asked = f"{told} {asked}"
   turns = [
-      _said("user", asked),
-      _said("assistant", f"{text.THINK_OPEN}{worked}"),
-      _said("user", f"{form}\n\n{question}"),
+      said("user", asked),
+      said("assistant", f"{before}{worked}"),
+      said("user", f"{kind}\n\n{question}"),
   ]
-  return turns if instructions == "user" else [_said("system", told), *turns]
-
-
-def _said(role: str, content: str) -> Message:
-  return {"role": role, "content": content}
+  return turns if place == "user" else [said("system", told), *turns]

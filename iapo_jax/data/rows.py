@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from iapo_jax.config import formats
 from iapo_jax.data.examples import Example
 from iapo_jax.rewards import settling, spelling, text
 
+_TAGS = formats.of("think_answer").marks
 _WHOLE = (
-    f"{text.THINK_OPEN}reasoning{text.THINK_CLOSE}"
-    f"{text.ANSWER_OPEN}answer{text.ANSWER_CLOSE}"
+    "<think>reasoning</think><answer>answer</answer> or"
+    " <think>reasoning</think>text with one \\boxed{answer}"
 )
 
 
@@ -50,42 +52,47 @@ def solution_of(row: Mapping[str, Any]) -> str:
 def example(question: str, answer: str, solution: str = "") -> Example:
   """Makes an example; takes the reasoning out of a solution with all tags.
 
-  The prompt, the demonstration and the grader add or remove the tags of the
-  format. A solution may be the reasoning, or the whole completion
-  `<think>reasoning</think><answer>answer</answer>`, whose answer must be that
-  of the row. A question may name tags, but must not end by opening one.
+  The prompt, the demonstration and the grader add or remove the marks of the
+  format. A solution may be the reasoning, or a whole completion of the format
+  `think_answer` or `thinker`, whose answer must be that of the row; what a
+  thinker writes after its thinking is left out. A question may name tags, but
+  must not end by opening one.
   """
-  if question.endswith(text.THINK_OPEN):
+  opener, *_ = _TAGS
+  if question.endswith(opener):
     raise ValueError(
-        f"question: must not end in {text.THINK_OPEN}, which every prompt adds"
+        f"question: must not end in {opener}, which every prompt adds"
     )
-  for tag in text.TAGS:
+  for tag in _TAGS:
     if tag in answer:
       raise ValueError(
           f"answer = {_short(answer)}: must be the answer alone, without {tag}"
       )
-  if any(tag in solution for tag in text.TAGS):
+  if any(tag in solution for tag in _TAGS):
     solution = _reasoning(solution, answer)
   return Example(question, answer, solution)
 
 
 def _reasoning(solution: str, answer: str) -> str:
   """Returns the reasoning of a whole completion with this answer."""
-  whole = solution.removeprefix(text.THINK_OPEN)
-  if not text.is_well_formed(whole):
+  known = map(formats.of, ("think_answer", "thinker"))
+  whole = solution.removeprefix(_TAGS[0])
+  fitting = [x for x in known if text.is_well_formed(whole, x)]
+  if not fitting:
     raise ValueError(
         f"solution = {_short(solution)}: has tags, so it must have the form"
         f" {_WHOLE}; or give the reasoning without tags"
     )
-  found = text.find_answer(whole, need_tags=True)
+  form = fitting[0]
+  found = text.find_answer(whole, form, lenient=False)
   if found is None or not _same(found.text, answer):
     stated = _short(found.text if found else "")
     raise ValueError(
-        f"solution: answers {stated} between {text.ANSWER_OPEN} and"
-        f" {text.ANSWER_CLOSE}, but the row's answer is {_short(answer)}; they"
+        f"solution: answers {stated} between {form.answer_open} and"
+        f" {form.answer_close}, but the row's answer is {_short(answer)}; they"
         " must be the same"
     )
-  return whole.partition(text.THINK_CLOSE)[0].strip()
+  return whole.partition(form.closer)[0].strip()
 
 
 def _same(stated: str, answer: str) -> bool:

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from iapo_jax.config.data import ArithmeticConfig, DataConfig
+from iapo_jax.config.data import (
+  ArithmeticConfig,
+  DataConfig,
+  chat_arguments,
+)
 from iapo_jax.config.schema import Config
 from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Vocabulary
 from iapo_jax.data import (
   arithmetic,
   examples,
+  fitting,
   pipeline,
   prompts,
   published,
@@ -26,7 +31,6 @@ from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.data.steps import StepTokens
 from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, tokenizer
-from iapo_jax.rewards import text
 from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
@@ -51,7 +55,8 @@ class Task:
     note: the line to print beside numbers on an unusual test split.
     steps: the tokens of steps; None if results do not slip.
     planting: how results slip in rollouts; None if they do not slip.
-    ends: lines for the plan on the tokens that end completions.
+    described: lines for the plan on the prompt's end, the elicitation and the
+      tokens that end completions.
   """
 
   tokenizer: Any
@@ -64,7 +69,7 @@ class Task:
   note: str | None
   steps: StepTokens | None = None
   planting: Planting | None = None
-  ends: Sequence[str] = ()
+  described: Sequence[str] = ()
 
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
@@ -77,7 +82,8 @@ class Task:
     problem, stage = self.problems["train"][index], cfg.warm_start
     if isinstance(problem, Example):
       pieces = examples.demonstration(
-          problem, rng, stage, elicitation=cfg.probe.elicitation
+          problem, rng, stage, form=cfg.format,
+          elicitation=cfg.probe.elicitation,
       )
     else:
       pieces = arithmetic.demonstration(
@@ -144,6 +150,7 @@ def load(
     tok = tokenizer.load(words)
   else:
     tok = _word_tokenizer(cfg.data)
+  fitting.check(tok, cfg.format, cfg.data)
   chat, size = cfg.data.chat_template, _rows(cfg, tok)
   vocabulary = vocabulary_of(
       tok, cfg.probe.elicitation, tokens, chat=chat, size=size
@@ -171,6 +178,10 @@ def load(
       raise ConfigError(f"{error} ({name} problems)") from error
     kept[name] = [split[i] for i in tables[name].kept]
     unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
+  described = fitting.describe(
+      tok, cfg.format, cfg.probe.elicitation, vocabulary,
+      next(iter(tables.values()), None),
+  )  # fmt: skip
   repeats = {} if made else splits.count_repeats(kept)
   return Task(
       tokenizer=tok,
@@ -183,7 +194,10 @@ def load(
       note=splits.note(cfg.data, repeats),
       steps=steps,
       planting=planting,
-      ends=ends_lib.describe(tok, vocabulary.eos_ids, place, chat=chat),
+      described=[
+          *described,
+          *ends_lib.describe(tok, vocabulary.eos_ids, place, chat=chat),
+      ],
   )
 
 
@@ -247,20 +261,25 @@ def _word_tokenizer(data: DataConfig) -> Any:
 def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
   """Writes the configured prompt, up to the opened reasoning."""
   render = functools.partial(
-      tokenizer.render_chat, tok, date=cfg.data.chat_date
+      tokenizer.render_chat,
+      tok,
+      date=cfg.data.chat_date,
+      arguments=chat_arguments(cfg.data),
   )
   if isinstance(problem, Example):
     return prompts.of(
         problem.question,
         source=published.DATA_SETS[cfg.data.task],
+        form=cfg.format,
         elicitation=cfg.probe.elicitation,
         data=cfg.data,
         render=render,
+        other=fitting.other_preset(tok, cfg.format),
     )
   if not cfg.data.chat_template:
     return problem.prompt
-  question = problem.prompt.removesuffix(text.THINK_OPEN).rstrip()
-  return prompts.chat(question, render)
+  question = problem.prompt.removesuffix(cfg.format.opener).rstrip()
+  return prompts.chat(question, cfg.format, cfg.data.system, render)
 
 
 def _demonstrable(
@@ -285,7 +304,7 @@ def _demonstrable(
   limit, encoded = cfg.rollout.max_tokens, []
   for i in worked:
     pieces = examples.written_out(
-        train[i].solution, train[i].answer, cfg.probe.elicitation
+        train[i].solution, train[i].answer, cfg.format, cfg.probe.elicitation
     )
     whole = "".join(piece.text for piece in pieces)
     encoded.append(tokenizer.encode(tok, whole))

@@ -6,19 +6,26 @@ that token.
 
 import datetime
 import functools
+import inspect
 import json
 import pathlib
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 import tokenizers
+from jinja2 import meta, sandbox
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.core.errors import ConfigError
 
 FILE = "tokenizer.json"
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+# What transformers gives to every template, besides special tokens.
+_NAMES = ("messages", "raise_exception", "strftime_now")
 _REPLY = "the reply that the template ends"
 
 
@@ -207,6 +214,32 @@ def _dated(template: str, date: str) -> str:
   return _STRFTIME.replace("TABLE", json.dumps(known)) + template
 
 
+def template_of(tok: PreTrainedTokenizerFast) -> str:
+  """Returns the source of the chat template; empty if there is none."""
+  try:
+    return tok.get_chat_template() if tok.chat_template else ""
+  except ValueError:  # several templates, none of which is the default
+    return ""
+
+
+def chat_variables(tok: PreTrainedTokenizerFast) -> frozenset[str]:
+  """Returns the arguments that a user may give to the chat template.
+
+  These are the names that it reads, but for those that transformers gives.
+  """
+  environment = sandbox.ImmutableSandboxedEnvironment(
+      extensions=["jinja2.ext.loopcontrols"]
+  )
+  # A tag of transformers, which marks replies and changes no text.
+  source = _GENERATION.sub("", template_of(tok))
+  try:
+    names = meta.find_undeclared_variables(environment.parse(source))
+  except jinja2.TemplateError:  # `render_chat` tells
+    return frozenset()
+  given = {*inspect.signature(tok.apply_chat_template).parameters, *_NAMES}
+  return frozenset(names - given - tok.special_tokens_map.keys())
+
+
 def turn_end(tok: PreTrainedTokenizerFast) -> int | None:
   """Returns the special token after a reply in the chat template, if any."""
   turns = [
@@ -232,6 +265,7 @@ def render_chat(
     messages: Sequence[Mapping[str, str]],
     *,
     date: str,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
   """Renders messages with the chat template, up to the start of a reply.
 
@@ -240,6 +274,7 @@ def render_chat(
     messages: each with `role` and `content`.
     date: YYYY-MM-DD, used by templates that print today's date, so that
       prompts do not change from day to day.
+    arguments: further arguments of the template, among `chat_variables`.
 
   Raises:
     ConfigError: if there is no template or it rejects the messages.
@@ -255,6 +290,7 @@ def render_chat(
         tokenize=False,
         add_generation_prompt=True,
         chat_template=_dated(tok.get_chat_template(), date),
+        **(arguments or {}),
     )
   except Exception as error:  # a template can raise any error
     text = " ".join(str(error).split())

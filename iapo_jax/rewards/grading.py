@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import settling, spelling, text
 from iapo_jax.rewards.pool import Pool, Task
 
@@ -23,42 +24,47 @@ class Graded:
     answer: as the completion spells it; None if it has none.
     timed_out: whether the comparison took too long, or ended its process
       twice; the answer then counts as wrong.
+    guessed: whether the answer stands outside the place that the format asks
+      for.
   """
 
   correct: bool
   answer: str | None
   timed_out: bool
+  guessed: bool = False
 
 
 def grade(
     completions: Sequence[str],
     golds: Sequence[str],
     *,
-    need_tags: bool = False,
+    form: FormatConfig | None = None,
+    lenient: bool = True,
 ) -> list[Graded]:
   r"""Grades completions; any thread may call it.
 
   `rewards.text.find_answer` finds the answer of a completion. Answers are
   compared by spelling and exact numbers, then by Math-Verify in processes that
-  are killed if they take too long. Where the answer of a completion without
-  answer tags is a guess, Math-Verify also searches the text around it.
+  are killed if they take too long. Where an answer is a guess, Math-Verify also
+  searches the text around it.
 
   Args:
     completions: n texts.
     golds: n gold answers, plain or LaTeX.
-    need_tags: whether a text without answer tags has no answer, as in
-      training.
+    form: the format that was asked for; None is `think_answer`.
+    lenient: whether an answer elsewhere is guessed.
 
   Raises:
     ValueError: if the lengths differ.
     RuntimeError: if no grading process can be started.
   """
+  form = form or FormatConfig()
   if len(completions) != len(golds):
     raise ValueError(
         f"golds: must be one per completion, got {len(golds)} for"
         f" {len(completions)}"
     )
-  found = [text.find_answer(x, need_tags=need_tags) for x in completions]
+  found = [text.find_answer(x, form, lenient=lenient) for x in completions]
   tasks = {
       (answer.text, gold, answer.prose): None
       for answer, gold in zip(found, golds, strict=True)
@@ -71,7 +77,11 @@ def grade(
       results.append(Graded(False, None, False))
       continue
     decision = decisions.get((answer.text, gold, answer.prose), False)
-    results.append(Graded(bool(decision), answer.text, decision is None))
+    results.append(
+        Graded(
+            bool(decision), answer.text, decision is None, not answer.asked
+        )
+    )
   return results
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
@@ -18,30 +19,39 @@ from iapo_jax.rewards.reward import Grader, Reward, TextReward
 
 
 def make_grader(
-    tokenizer: Any, mesh: Mesh, answer_tokens: int = 0
+    tokenizer: Any,
+    mesh: Mesh,
+    form: FormatConfig,
+    answer_tokens: int = 0,
 ) -> Grader:
   """Makes a grader that calls the host and compares answers by meaning.
 
   Args:
     tokenizer: a Hugging Face tokenizer.
     mesh: the mesh of the step.
+    form: the format that completions were asked for.
     answer_tokens: a, how many tokens of each completion's answer the grades
       hold; 0 for none.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
   ]
+  names = ["correct", "well_formed", "reasoning_lengths", "timed_out"]
+  if form.lenient:
+    columns.append(((), jnp.bool_))
+    names.append("guessed")
   if answer_tokens:
     columns += [((answer_tokens,), jnp.int32), ((), jnp.int32)]
+    names += ["answers", "answer_lengths"]
 
   on_host = functools.partial(
-      grade_tokens, tokenizer, answer_tokens=answer_tokens
+      grade_tokens, tokenizer, form=form, answer_tokens=answer_tokens
   )
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
     grading.start()  # while tracing, so that processes are up when needed
-    return Grades(*ask(rollout, prompts))
+    return Grades(**dict(zip(names, ask(rollout, prompts), strict=True)))
 
   return grade
 
@@ -160,6 +170,8 @@ def grade_tokens(
     ended: np.ndarray,
     gold: np.ndarray,
     gold_lengths: np.ndarray,
+    *,
+    form: FormatConfig,
     answer_tokens: int = 0,
 ) -> tuple[np.ndarray, ...]:
   """Grades completions by the rules of `rewards.text`.
@@ -171,27 +183,31 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
+    form: the format that completions were asked for.
     answer_tokens: a, how many tokens of each completion's answer to return; 0
       for none.
 
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
-    lengths int32[b], timed_out bool[b]; with `answer_tokens` also answers
-    int32[b, a] and their lengths int32[b].
+    lengths int32[b], timed_out bool[b]; with a lenient format guessed bool[b];
+    with `answer_tokens` also answers int32[b, a] and their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   rows, completions, golds = _texts(
       tokenizer, tokens, lengths, ended, gold, gold_lengths
   )
-  graded = grading.grade(completions, golds, need_tags=True)
-  columns = (
+  graded = grading.grade(completions, golds, form=form, lenient=form.lenient)
+  reasoning = [text.reasoning_length(ids, decode, form) for ids in rows]
+  columns = [
       np.array([g.correct for g in graded], bool),
-      np.array([text.is_well_formed(c) for c in completions], bool),
-      np.array([text.reasoning_length(ids, decode) for ids in rows], np.int32),
+      np.array([text.is_well_formed(c, form) for c in completions], bool),
+      np.array(reasoning, np.int32),
       np.array([g.timed_out for g in graded], bool),
-  )
+  ]
+  if form.lenient:
+    columns.append(np.array([g.guessed for g in graded], bool))
   if not answer_tokens:
-    return columns
+    return tuple(columns)
   answers = np.zeros((len(graded), answer_tokens), np.int32)
   answer_lengths = np.zeros(len(graded), np.int32)
   for row, g in enumerate(graded):

@@ -1,28 +1,24 @@
 r"""Checks the format of completions and finds their answers.
 
-Completions are untrusted, so every function takes linear time.
-
-The prompt opens `<think>`, so a completion begins inside the reasoning. It is
-well formed if it reads
+Completions are untrusted, so every function takes linear time. A format
+(`config.format`) says which marks a completion has. With thinking, it is well
+formed if it reads
 
     reasoning </think> <answer> answer </answer>
+    reasoning </think> a solution with one \boxed{answer}
 
-with only white space between and after the tags, no further tag, and neither
-part blank. The answer stands between the last `<answer>` and `</answer>` that
-have no other answer tag between them, or in the last `\boxed{...}` there.
+where the prompt opens the thinking; where the model does, `<think>` comes
+first. Without thinking it is text with the answer in it, as after `</think>`.
+There is only white space around tags, no further mark, and no part is blank.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 
-THINK_OPEN = "<think>"
-THINK_CLOSE = "</think>"
-ANSWER_OPEN = "<answer>"
-ANSWER_CLOSE = "</answer>"
-TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+from iapo_jax.config.formats import FormatConfig
 
-_TAGS = re.compile(r"</?(?:think|answer)>")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _MOST_PROSE = 1000
 _SHORT = 40
@@ -31,31 +27,58 @@ _SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\S))*")
 _LAST_NUMBERS = re.compile(r"[-−]?\d+(?:[.,/]\d+)*")
 
 
-def is_well_formed(text: str) -> bool:
+@functools.lru_cache(maxsize=8)
+def _pattern(form: FormatConfig) -> re.Pattern[str]:
+  """Returns a pattern of the format's marks, but the box."""
+  longest_first = sorted(form.marks, key=len, reverse=True)
+  return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def is_well_formed(text: str, form: FormatConfig) -> bool:
   """Returns whether a completion, without EOS, has the required format."""
-  tags = list(_TAGS.finditer(text))
-  if [t.group() for t in tags] != [THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]:
+  marks = list(_pattern(form).finditer(text))
+  before = [form.opener] if form.opened_by == "model" else []
+  expected = [*before, *([form.closer] if form.thinks else [])]
+  if not form.in_box:
+    expected += [form.answer_open, form.answer_close]
+  if [mark.group() for mark in marks] != expected:
     return False
-  think, opening, closing = tags
-  reasoning = text[: think.start()]
-  between = text[think.end() : opening.start()]
-  answer = text[opening.end() : closing.start()]
-  after = text[closing.end() :]
-  blank = [not part.strip() for part in (reasoning, between, answer, after)]
-  return blank == [False, True, False, True]
+  ends = [0, *(mark.end() for mark in marks)]
+  starts = [*(mark.start() for mark in marks), len(text)]
+  parts = [
+      text[end:start].strip() for end, start in zip(ends, starts, strict=True)
+  ]
+  if before and parts.pop(0):
+    return False
+  if form.in_box:
+    return all(parts) and _has_one_box(parts[-1])
+  *reasoning, answer, after = parts
+  between = reasoning[1:] if form.thinks else []
+  return bool(reasoning[0] and answer) and not any((*between, after))
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, form: FormatConfig) -> str | None:
   """Returns the last complete answer in tags, stripped; None if none."""
-  answer, opened = None, None
-  for tag in _TAGS.finditer(text):
-    if tag.group() == ANSWER_OPEN:
-      opened = tag.end()
-    elif tag.group() == ANSWER_CLOSE:
+  found = _last_tagged(text, form)
+  return None if found is None else text[found[1] : found[2]].strip()
+
+
+def _last_tagged(
+    text: str, form: FormatConfig
+) -> tuple[int, int, int] | None:
+  """Returns where the last complete answer's opening tag and text begin, end.
+
+  An answer has no other answer tag in it.
+  """
+  found, opened = None, None
+  for tag in _pattern(form).finditer(text):
+    if tag.group() == form.answer_open:
+      opened = tag
+    elif tag.group() == form.answer_close:
       if opened is not None:
-        answer = text[opened : tag.start()].strip()
+        found = opened.start(), opened.end(), tag.start()
       opened = None
-  return answer
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,38 +89,71 @@ class Answer:
     text: stripped and not blank.
     prose: the text in which an answer without tags or box was guessed, at most
       its last 1000 characters; empty for an answer in tags or a box.
+    asked: whether it stands where the format asks for it.
   """
 
   text: str
   prose: str = ""
+  asked: bool = True
 
 
-def find_answer(text: str, *, need_tags: bool) -> Answer | None:
+def find_answer(
+    text: str, form: FormatConfig, *, lenient: bool
+) -> Answer | None:
   r"""Finds the answer of a text; None if it is missing or blank.
 
-  The answer is the content of the last complete `<answer>...</answer>`, or of
-  the last complete `\boxed{...}` in it. In a text without any answer tag, the
-  part after the last `</think>` is searched: for the last `\boxed{...}`, else
-  for the text after the last "answer is", else the whole part if it is one
-  short line, else for the last number.
+  In a format with tags the answer is the content of the last complete
+  `<answer>...</answer>`, or of the last complete `\boxed{...}` in it. Otherwise
+  it is the last complete `\boxed{...}` after the thinking.
+
+  A lenient search takes a text that has no such mark: it searches the part
+  after the last `</think>` for the last `\boxed{...}`, else for the text after
+  the last "answer is", else takes the whole part if it is one short line, else
+  the last number.
 
   Args:
     text: a completion without EOS, or any other text.
-    need_tags: whether the answer must stand in answer tags.
+    form: the format that was asked for.
+    lenient: whether an answer may stand elsewhere.
   """
-  answer = extract_answer(text)
-  tagged = answer is not None
-  if not tagged:
-    if need_tags or ANSWER_OPEN in text or ANSWER_CLOSE in text:
+  if not form.in_box:
+    tagged = extract_answer(text, form)
+    if tagged is not None:
+      boxed = last_boxed(tagged)
+      return _stated(tagged if boxed is None else boxed)
+    if form.answer_open in text or form.answer_close in text:
       return None
-    answer = text.rpartition(THINK_CLOSE)[2]
-  boxed = last_boxed(answer)
-  answer = (answer if boxed is None else boxed).strip()
-  if not answer:
+    part = text.rpartition(form.closer)[2]
+  elif (span := _answer_part(text, form)) is None:
     return None
-  if tagged or boxed is not None:
-    return Answer(answer)
-  return Answer(_guess(answer[-_MOST_PROSE:]), answer[-_MOST_PROSE:])
+  else:
+    part = text[slice(*span)]
+  boxed = last_boxed(part)
+  if boxed is not None and (form.in_box or lenient):
+    return _stated(boxed, asked=form.in_box)
+  part = part.strip()
+  if not lenient or not part:
+    return None
+  prose = part[-_MOST_PROSE:]
+  return Answer(_guess(prose), prose, asked=False)
+
+
+def _stated(answer: str, *, asked: bool = True) -> Answer | None:
+  answer = answer.strip()
+  return Answer(answer, asked=asked) if answer else None
+
+
+def _answer_part(text: str, form: FormatConfig) -> tuple[int, int] | None:
+  """Returns begin and end of the text after the thinking.
+
+  A second thinking is no part of it. None if the thinking has not ended.
+  """
+  closed = text.rfind(form.closer)
+  if closed < 0 and form.thinks:
+    return None
+  begin = 0 if closed < 0 else closed + len(form.closer)
+  reopened = text.find(form.opener, begin)
+  return begin, len(text) if reopened < 0 else reopened
 
 
 def _guess(prose: str) -> str:
@@ -113,28 +169,58 @@ def _guess(prose: str) -> str:
 
 def last_boxed(text: str) -> str | None:
   r"""Returns the content of the last complete innermost `\boxed{...}`."""
+  found = _last_box(text)
+  return None if found is None else text[found[1] : found[2]]
+
+
+def _last_box(text: str) -> tuple[int, int, int] | None:
+  """Returns where the last complete innermost box and its text begin, end."""
   found = None
-  opened: list[tuple[int, bool]] = []  # start, and whether it is a box
-  innermost = -1  # start of the last complete box
+  opened: list[tuple[int, int]] = []  # start of a box or -1, and of its text
+  innermost = -1  # start of the text of the last complete box
   for brace in _BRACES.finditer(text):
     token = brace.group()
     if token == "}" and opened:
-      start, is_box = opened.pop()
-      if is_box and innermost < start:
-        found, innermost = text[start : brace.start()], start
+      box, start = opened.pop()
+      if box >= 0 and innermost < start:
+        found, innermost = (box, start, brace.start()), start
     elif token.endswith("{") and not token.startswith("\\{"):
-      opened.append((brace.end(), token != "{"))
+      opened.append((-1 if token == "{" else brace.start(), brace.end()))
   return found
 
 
-def reasoning_length(
-    ids: Sequence[int], decode: Callable[[Sequence[int]], str]
-) -> int:
-  """Returns R, the number of tokens that end before `</think>` begins.
+def _has_one_box(text: str) -> bool:
+  """Returns whether a text has one box, complete and not blank."""
+  found = [x for x in _BRACES.findall(text) if x.endswith("{") and len(x) > 2]
+  return len(found) == 1 and bool((last_boxed(text) or "").strip())
 
-  Byte-pair vocabularies merge tags with their neighbours, so the boundary is
-  found in the text. A token across the boundary is not reasoning. Without
-  `</think>` every token is reasoning.
+
+def _end_of_reasoning(text: str, form: FormatConfig) -> int:
+  """Returns where the mark that ends the reasoning begins; -1 without it.
+
+  Without thinking the answer ends the reasoning.
+  """
+  if form.thinks:
+    return text.find(form.closer)
+  begin, end = _answer_part(text, form)
+  if form.in_box:
+    found = _last_box(text[begin:end])
+  else:
+    begin, found = 0, _last_tagged(text, form)
+  return -1 if found is None else begin + found[0]
+
+
+def reasoning_length(
+    ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    form: FormatConfig,
+) -> int:
+  """Returns R, the number of tokens that end before the reasoning ends.
+
+  The reasoning ends where `</think>` begins, or, in a format without thinking,
+  the last complete answer. Byte-pair vocabularies merge marks with their
+  neighbours, so the boundary is found in the text. A token across the boundary
+  is not reasoning. Without the mark every token is reasoning.
 
   Bisects: decodes O(log n) prefixes of n tokens. Exact for every tokenizer in
   which an unfinished character hides what `_shown` describes, and no more.
@@ -142,9 +228,10 @@ def reasoning_length(
   Args:
     ids: the tokens of a completion, without EOS.
     decode: maps tokens to text.
+    form: the format.
   """
   whole = decode(ids)
-  boundary = whole.find(THINK_CLOSE)
+  boundary = _end_of_reasoning(whole, form)
   if boundary < 0:
     return len(ids)
   begun = whole[: boundary + 1]

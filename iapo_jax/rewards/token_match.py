@@ -12,15 +12,15 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core.errors import fail
 from iapo_jax.core.types import Array, Grades, Prompts, Rollout
-from iapo_jax.rewards import text
 from iapo_jax.rewards.reward import Grader
 
 
 @dataclasses.dataclass(frozen=True)
 class Tags:
-  """Token ids of the four tags, in the order of `text.TAGS`."""
+  """Token ids of the four tags, in the order of `FormatConfig.marks`."""
 
   think_open: int
   think_close: int
@@ -28,8 +28,8 @@ class Tags:
   answer_close: int
 
 
-def tags_of(tokenizer: Any) -> Tags:
-  """Returns the tag ids of a Hugging Face tokenizer.
+def tags_of(tokenizer: Any, form: FormatConfig) -> Tags:
+  """Returns the ids of a format's tags in a Hugging Face tokenizer.
 
   Raises:
     ConfigError: if a tag is not one token, another token could spell part of
@@ -37,7 +37,7 @@ def tags_of(tokenizer: Any) -> Tags:
       unknown token.
   """
   ids = []
-  for name in text.TAGS:
+  for name in form.marks:
     encoded = tokenizer.encode(name, add_special_tokens=False)
     if len(encoded) != 1 or tokenizer.decode(encoded) != name:
       _refuse(f"the tokenizer must encode {name!r} as one token, not {encoded}")

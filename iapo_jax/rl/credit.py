@@ -198,7 +198,10 @@ def _reward_metrics(
     rolled: Rollout,
     grades: Grades,
 ) -> dict[str, Array]:
-  return {
+  guessed = {}
+  if grades.guessed is not None:
+    guessed = {"reward/guessed": jnp.mean(grades.guessed)}
+  return guessed | {
       "reward/total": jnp.mean(reward),
       "reward/accuracy": jnp.mean(grades.correct),
       "reward/well_formed": jnp.mean(grades.well_formed),

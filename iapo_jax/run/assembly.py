@@ -78,9 +78,11 @@ def assemble(
   own = cfg.probe.estimator in OF_OWN_ANSWER or cfg.loss.early_weight
   answer_tokens = cfg.probe.answer_tokens if own else 0
   if cfg.reward.grader == "host":
-    grader = host.make_grader(task.tokenizer, mesh, answer_tokens)
+    grader = host.make_grader(
+        task.tokenizer, mesh, cfg.format, answer_tokens
+    )
   else:
-    tags = token_match.tags_of(task.tokenizer)
+    tags = token_match.tags_of(task.tokenizer, cfg.format)
     grader = token_match.make_grader(tags, answer_tokens)
   return Assembly(cfg, task, mesh, grader)
 

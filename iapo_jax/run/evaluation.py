@@ -29,6 +29,8 @@ class Completions:
     checks: int[m, n] each, counts of steps' results and of the checked ones;
       None if the task has no slips.
     levels: int[m], difficulty of each problem; None if the task has no levels.
+    guessed: bool[m, n], answers outside the place that the format asks for;
+      None unless the format is lenient.
   """
 
   correct: Array
@@ -38,6 +40,7 @@ class Completions:
   timed_out: Array
   checks: CheckCounts | None = None
   levels: np.ndarray | None = None
+  guessed: Array | None = None
 
 
 Sampler = Callable[[Params, Prompts, Array], Completions]
@@ -94,6 +97,8 @@ def summarise(results: Completions) -> dict[str, float]:
       "problems": problems,
       "samples": samples,
   }
+  if results.guessed is not None:
+    summary["guessed_rate"] = float(np.mean(results.guessed))
   for k in powers_of_two(samples):
     summary[f"pass@{k}"] = passed = pass_at_k(results.correct, k)
     summary[f"length@{k}"] = length = length_at_k(results.lengths, k)
@@ -181,6 +186,7 @@ def make_sampler(parts: Assembly) -> Sampler:
         reasoning_lengths=grades.reasoning_lengths,
         timed_out=grades.timed_out,
         checks=checks,
+        guessed=grades.guessed,
     )
     return jax.tree.map(lambda x: x.reshape(-1, samples), rows)
 

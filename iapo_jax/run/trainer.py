@@ -357,7 +357,7 @@ def _introduction(parts: Assembly, cache: str | None, own: Own) -> str:
         f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
         " have one that fits"
     )
-  lines += parts.task.ends
+  lines += parts.task.described
   if own.described:
     lines.append(f"own        {own.described}")
   if parts.task.note:

@@ -237,4 +237,12 @@ def load_config(workdir: pathlib.Path) -> config_lib.Config:
     for group in groups:
       node = node.setdefault(group, {})
     node[field] = value
-  return config_lib.parse(nested)
+  return config_lib.parse(_renamed(nested))
+
+
+def _renamed(nested: dict[str, Any]) -> dict[str, Any]:
+  """Replaces values that runs of earlier versions have under other names."""
+  data = nested.get("data")
+  if isinstance(data, dict) and data.get("prompt") == "think_answer":
+    data = data | {"prompt": "instructed"}
+  return nested | ({"data": data} if data else {})

@@ -282,8 +282,7 @@ def model_card(
       ),
       "",
       *_result(source),
-      "The reasoning opens with the prompt and ends with `</think>`; the answer"
-      " is in `<answer>`. Early answers are elicited by"
+      f"{cfg.format.described} Early answers are elicited by"
       f" {json.dumps(cfg.probe.elicitation)}.",
       "",
       *([f"Note: {note}.", ""] if note else []),

@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from iapo_jax.config.data import is_date
+from iapo_jax.config import formats
+from iapo_jax.config.data import chat_arguments, is_date
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig
-from iapo_jax.config.schema import ProbeConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Params
 from iapo_jax.data import task
@@ -19,8 +20,6 @@ from iapo_jax.run import places, sources
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.tools import export as export_lib
 from iapo_jax.tools import score_lines, scoring
-
-ELICITATION = ProbeConfig().elicitation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +103,7 @@ def load(
     checkpoint: str = "last",
     dtype: str = "float32",
     tokenizer: str | None = None,
+    preset: str | None = None,
     elicitation: str | None = None,
     chat: bool = False,
     chat_date: str = "2026-01-01",
@@ -115,8 +115,10 @@ def load(
     checkpoint: of a run: last, best or an RL step.
     dtype: of weights and matmuls: float32 or bfloat16.
     tokenizer: folder or hub name, if it is not the model's.
+    preset: the format of the texts, one of `formats.PRESETS`; by default the
+      run's, or think_answer.
     elicitation: text that ends the reasoning and asks for the answer; by
-      default the run's, or `ELICITATION`.
+      default the run's, or that of the preset.
     chat: whether every text prompt is a user's message.
     chat_date: YYYY-MM-DD, the day that chat templates print as today.
 
@@ -127,13 +129,19 @@ def load(
     raise ConfigError(
         f"--chat_date = {chat_date!r}: must be a date, YYYY-MM-DD"
     )
+  if preset not in (None, *formats.PRESETS):
+    names = ", ".join(formats.PRESETS)
+    raise ConfigError(f"--format = {preset!r}: must be one of {names}")
+  form, arguments = formats.of(preset or formats.PRESETS[0]), {}
   path = pathlib.Path(model)
   # Both kinds of folder have a config.json.
   is_run = checkpoint_lib.stage_folder(path, "").is_dir()
   if is_run:
     source = sources.chosen(path, checkpoint)
     run = workdir_lib.load_config(path)
-    cfg, elicitation = run.model, elicitation or run.probe.elicitation
+    cfg, arguments = run.model, chat_arguments(run.data)
+    if not preset:
+      form, elicitation = run.format, elicitation or run.probe.elicitation
     there = folder.kept(path)
     place, words = there[0], there[-1]
   else:
@@ -144,12 +152,15 @@ def load(
   if tokenizer:
     words = folder.find(tokenizer, weights=False)
     places.check(words, "--tokenizer", "tokenizer")
-  rules = _rules(place, words, cfg, elicitation or ELICITATION)
+  elicitation = elicitation or formats.elicitation_of(form.preset)
+  rules = _rules(place, words, cfg, form, elicitation)
   if is_run:
     params = export_lib.load(source, cfg)
   else:
     params = weights.load(place, cfg, dtype=dtype)
-  rules = dataclasses.replace(rules, chat=chat, date=chat_date)
+  rules = dataclasses.replace(
+      rules, chat=chat, date=chat_date, arguments=arguments
+  )
   return Policy(source, cfg, params, rules)
 
 
@@ -157,6 +168,7 @@ def _rules(
     place: pathlib.Path,
     words: pathlib.Path,
     cfg: ModelConfig,
+    form: FormatConfig,
     elicitation: str,
 ) -> score_lines.Rules:
   """Returns how text becomes tokens, by the folders of model and tokenizer."""
@@ -177,4 +189,5 @@ def _rules(
       tokenizer=tok,
       eos_ids=ends,
       elicitation=ids,
+      form=form,
   )

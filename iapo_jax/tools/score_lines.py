@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import unknown
@@ -43,8 +44,10 @@ class Rules:
     tokenizer: None if the model's folder has none.
     eos_ids: tokens that end a completion and are not reasoning.
     elicitation: tokens that ask for the answer; empty without a tokenizer.
+    form: the format of texts.
     chat: whether a text prompt is a user's message in the chat template.
     date: today's date for chat templates, YYYY-MM-DD.
+    arguments: further arguments of the chat template.
   """
 
   vocab_size: int
@@ -52,8 +55,10 @@ class Rules:
   tokenizer: Any | None
   eos_ids: tuple[int, ...]
   elicitation: tuple[int, ...]
+  form: FormatConfig
   chat: bool = False
   date: str = "2026-01-01"
+  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
@@ -176,15 +181,18 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
   if rules.chat and isinstance(prompt, str):
     messages = [{"role": "user", "content": prompt}]
   if isinstance(messages, str):
-    if _without_opening(messages, completion) != messages:
-      rule = f"begins with {text.THINK_OPEN}, as the prompt ends; leave one out"
+    opener = rules.form.opener
+    if _without_opening(messages, completion, opener) != messages:
+      rule = f"begins with {opener}, as the prompt ends; leave one out"
       _fail("completion", completion, rule)
     begin = tokenizer_lib.encode_prompt(tok, messages)
   elif isinstance(messages, list) and all(
       isinstance(message, dict) for message in messages
   ):
-    rendered = tokenizer_lib.render_chat(tok, messages, date=rules.date)
-    rendered = _without_opening(rendered, completion)
+    rendered = tokenizer_lib.render_chat(
+        tok, messages, date=rules.date, arguments=rules.arguments
+    )
+    rendered = _without_opening(rendered, completion, rules.form.opener)
     begin = tokenizer_lib.encode_rendered(tok, rendered)
   else:
     _fail("prompt", prompt, "must be text, or a list of messages")
@@ -197,20 +205,17 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
       raise ConfigError(f"{name}: {rule}")
   ended = bool(ids) and ids[-1] in rules.eos_ids
   own = ids[:-1] if ended else ids
-  return Item(
-      tuple(begin),
-      tuple(ids),
-      rules.elicitation,
-      text.reasoning_length(own, functools.partial(tokenizer_lib.decode, tok)),
-  )
+  decode = functools.partial(tokenizer_lib.decode, tok)
+  reasoning = text.reasoning_length(own, decode, rules.form)
+  return Item(tuple(begin), tuple(ids), rules.elicitation, reasoning)
 
 
-def _without_opening(prompt: str, completion: str) -> str:
+def _without_opening(prompt: str, completion: str, opener: str) -> str:
   """Leaves `<think>` at the end of a prompt to a completion that has it."""
-  if completion.lstrip().startswith(text.THINK_OPEN):
+  if completion.lstrip().startswith(opener):
     body = prompt.rstrip()
-    if body.endswith(text.THINK_OPEN):
-      return body.removesuffix(text.THINK_OPEN)
+    if body.endswith(opener):
+      return body.removesuffix(opener)
   return prompt
 
 

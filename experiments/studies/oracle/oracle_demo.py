@@ -67,7 +67,7 @@ def subject_of(run: pathlib.Path, problems: int) -> Subject:
           parts.task.vocabulary,
           sentence_ends=task_lib.sentence_ends(tok, parts.cfg.model.vocab_size),
       ),
-      tags=token_match.tags_of(tok),
+      tags=token_match.tags_of(tok, parts.cfg.format),
   )
 
 
