@@ -168,7 +168,6 @@ def prompt_of(question="Q?", task="gsm8k", elicitation="</think>\n<answer>",
     [
         ("assistant\n", "assistant\n<think>"),
         ("assistant\n<think>\n", "assistant\n<think>\n"),
-        ("assistant\n<think>\n\n</think>\n\n", "assistant\n<think>"),
         # The thinking of an earlier turn is left alone.
         ("<think></think> 4 user\n", "<think></think> 4 user\n<think>"),
     ],

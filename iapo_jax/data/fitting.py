@@ -127,17 +127,33 @@ def describe(
 ) -> list[str]:
   """Returns lines for the plan: the first prompt's end, and what asks early.
 
-  `table` has the prompts of a split; None if they were not read.
+  Warns if a model is made to think that may not have learned it.
+
+  Args:
+    tok: a Hugging Face tokenizer.
+    form: the format.
+    elicitation: the text that asks for the answer.
+    vocabulary: its tokens.
+    table: the prompts of a split; None if they were not read.
   """
   lines = []
   if table is not None:
     shown = tokenizer.decode_prompt(tok, table.texts()[0].tolist())
     cut = "..." if len(shown) > _SHOWN else ""
     thinking = {
-        "prompt": "", "model": "; the model opens the thinking",
-        "nobody": "; the model does not think",
-    }[form.opened_by]  # fmt: skip
-    lines.append(f"prompt     {cut}{shown[-_SHOWN:]!r}{thinking}")
+        "prompt": "the prompt opens the thinking",
+        "model": "the model opens the thinking",
+        "nobody": "the model does not think",
+    }[form.opened_by]
+    lines.append(f"prompt     ends {cut}{shown[-_SHOWN:]!r}; {thinking}")
+  known = form.opener in tokenizer.template_of(tok) or (
+      form.opener in tok.get_vocab()
+  )
+  if form.preset == "thinker" and form.thinks and not known:
+    lines.append(
+        f"warning: neither chat template nor tokenizer has {form.opener}; for a"
+        " model that does not think set --config.format.preset=boxed"
+    )
   ids = list(vocabulary.elicitation)
   pieces = ", ".join(
       f"{i} {text!r}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 import tokenizers
-from jinja2 import meta, sandbox
+from jinja2 import meta, nodes, sandbox
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -225,7 +225,8 @@ def template_of(tok: PreTrainedTokenizerFast) -> str:
 def chat_variables(tok: PreTrainedTokenizerFast) -> frozenset[str]:
   """Returns the arguments that a user may give to the chat template.
 
-  These are the names that it reads, but for those that transformers gives.
+  These are the names that it reads, but for those that transformers gives and
+  those that the template sets itself without asking whether they are defined.
   """
   environment = sandbox.ImmutableSandboxedEnvironment(
       extensions=["jinja2.ext.loopcontrols"]
@@ -233,11 +234,28 @@ def chat_variables(tok: PreTrainedTokenizerFast) -> frozenset[str]:
   # A tag of transformers, which marks replies and changes no text.
   source = _GENERATION.sub("", template_of(tok))
   try:
-    names = meta.find_undeclared_variables(environment.parse(source))
+    tree = environment.parse(source)
+    names = meta.find_undeclared_variables(tree)
   except jinja2.TemplateError:  # `render_chat` tells
     return frozenset()
+  own: dict[str, nodes.Node] = {}  # the first value of each
+  for x in tree.find_all(nodes.Assign):
+    if isinstance(x.target, nodes.Name):
+      own.setdefault(x.target.name, x.node)
+  asked = {
+      x.node.name
+      for x in tree.find_all(nodes.Test)
+      if x.name in ("defined", "undefined") and isinstance(x.node, nodes.Name)
+  }
+  # As in {% set thinking = thinking | default(true) %}.
+  asked |= {
+      name
+      for name, value in own.items()
+      if name in {x.name for x in value.find_all(nodes.Name)}
+  }
   given = {*inspect.signature(tok.apply_chat_template).parameters, *_NAMES}
-  return frozenset(names - given - tok.special_tokens_map.keys())
+  given |= (own.keys() - asked) | tok.special_tokens_map.keys()
+  return frozenset(names - given)
 
 
 def turn_end(tok: PreTrainedTokenizerFast) -> int | None:
