@@ -96,7 +96,9 @@ def get_config(
       "batch_size": 256,
       "checkpoint": "best",
   })
-  _set_data(config, data)
+  set_data(config, data)
+  if data == "math500":
+    config.probe.elicitation = "</think>\n<answer>\\boxed{"
   methods.choose(config, method)
   if method in ("paper", "faithful"):
     info, explore = sizes[size].weights.get(data, (1.0, 1.0))
@@ -121,7 +123,11 @@ def _set_model(config: ml_collections.ConfigDict, size: Size) -> None:
     config.mesh.update({"data": 1, "fsdp": -1})
 
 
-def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
+def set_data(config: ml_collections.ConfigDict, data: str) -> None:
+  """Sets the data set, one of `DATA`, and the number of steps it gives.
+
+  Set `prompts_per_step` before.
+  """
   config.data.update({
       "task": "dapo_math" if data == "dapo" else data,
       "prompt": "instructed",
@@ -139,6 +145,5 @@ def _set_data(config: ml_collections.ConfigDict, data: str) -> None:
     config.evaluation.every = 20
     # The longest prompts have over 900 tokens, and their problems are ordinary.
     config.data.max_prompt_tokens = 1024
-    config.probe.elicitation = "</think>\n<answer>\\boxed{"
   if data == "dapo":
     config.data.update({"first_rows": 7000, "overlong": "skip"})

@@ -156,7 +156,7 @@ def test_rows(convert, row, expected):
             (published.from_own,
              {"question": "x", "answer": "4", "solution": solution},
              rf"solution = '{solution}': has tags, so it must have the form"
-             " <think>reasoning</think><answer>answer</answer>; or give the re")
+             " <think>reasoning</think><answer>answer</answer> or <think>rea")
             for solution in (
                 "<think>y", "y</think>", "<think>y</think> so 4", "y <answer>4",
                 "<answer>4</answer>", "<think>y</think><answer>4</answer>z",
