@@ -20,7 +20,7 @@ HEALTHY = {
 
 
 def warnings_of(steps):
-  watcher, said = watch.Watch(), []
+  watcher, said = watch.Watch(200), []
   for number, metrics in enumerate(steps, 1):
     watcher.check(
         number, HEALTHY | metrics, lambda step, text: said.append((step, text))
@@ -33,6 +33,7 @@ def warnings_of(steps):
     [
         ({"reward/zero_spread_groups": 1.0}, "within every group are equal"),
         ({"length/unfinished": 1.0}, "every completion is cut off"),
+        ({"length/unfinished": 0.15}, "15% of the completions are cut off at"),
         ({"reward/timeouts": 0.02}, "2% of the answers take too long"),
         # The fp32 mean of ones may round below 1, of 55 of them for one.
         ({"reward/zero_spread_groups": 0.99999994}, "every group are equal"),
@@ -59,7 +60,7 @@ def test_each_trouble_is_told_once_when_it_lasts(change, text):
     "change",
     [
         {"reward/zero_spread_groups": 0.99},
-        {"length/unfinished": 0.95},
+        {"length/unfinished": 0.1},
         {"probe/entropy_last": 1.94},
         {"probe/calibration_gap": 0.49},
         {"update/logprob_gap": 0.99},
@@ -106,7 +107,7 @@ class TestCollapse:
 
 def test_a_replayed_watch_goes_on_where_it_was():
   steps = [{"reward/accuracy": 0.0}] * 7
-  watcher, said = watch.Watch(), []
+  watcher, said = watch.Watch(200), []
   for number, metrics in enumerate(steps, 1):
     warn = (lambda *_: None) if number <= 5 else (lambda *x: said.append(x))
     watcher.check(number, HEALTHY | metrics, warn)

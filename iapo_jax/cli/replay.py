@@ -25,7 +25,10 @@ def run(given: argparse.Namespace) -> None:
   """Prints the step's metrics: now, and of the run."""
   found = replay.again(pathlib.Path(given.step))
   for name, value in found.metrics.items():
-    print(f"{name:28} {value:12.6g}   in the run {found.before[name]:12.6g}")
+    before = f"{'–':>12}"  # a step of an older version lacks some metrics
+    if name in found.before:
+      before = f"{found.before[name]:12.6g}"
+    print(f"{name:28} {value:12.6g}   in the run {before}")
   lost = finite.offenders(found.metrics)
   if not lost:
     print("every number is finite this time")

@@ -246,6 +246,7 @@ class Samples:
   Attributes:
     tokens: int32[b, t].
     lengths: int32[b].
+    ended: bool[b], whether the last token is an EOS.
     reasoning_lengths: int32[b].
     correct: bool[b].
     well_formed: bool[b].
@@ -261,6 +262,7 @@ class Samples:
 
   tokens: Array
   lengths: Array
+  ended: Array
   reasoning_lengths: Array
   correct: Array
   well_formed: Array

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from iapo_jax.core import files
+from iapo_jax.core import endings, files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import unknown
 from iapo_jax.hf import tokenizer as tokenizer_lib
@@ -28,8 +28,8 @@ Line = dict[str, Any]
 _TEXT = ("prompt", "completion")
 _IDS = ("prompt_ids", "completion_ids")
 _SCORES = (
-    "reasoning_tokens", "logprobs", "entropies", "answer_entropies", "mi",
-    "tokens",
+    "reasoning_tokens", "answer_tokens", "logprobs", "entropies",
+    "answer_entropies", "mi", "tokens",
 )  # fmt: skip
 
 
@@ -197,12 +197,11 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
       raise ConfigError(f"{name}: {rule}")
   ended = bool(ids) and ids[-1] in rules.eos_ids
   own = ids[:-1] if ended else ids
-  return Item(
-      tuple(begin),
-      tuple(ids),
-      rules.elicitation,
-      text.reasoning_length(own, functools.partial(tokenizer_lib.decode, tok)),
+  reasoning = text.reasoning_length(
+      own, functools.partial(tokenizer_lib.decode, tok)
   )
+  answer = endings.answer_lengths(len(ids), ended, reasoning)
+  return Item(tuple(begin), tuple(ids), rules.elicitation, reasoning, answer)
 
 
 def _without_opening(prompt: str, completion: str) -> str:
@@ -244,9 +243,9 @@ def scored(
 ) -> Line:
   """Returns the line with its scores added.
 
-  These are `reasoning_tokens`, `logprobs` [t], `entropies` [t],
-  `answer_entropies` [t + 1] (null after the reasoning, where no early answer
-  exists), `mi` [t], and with a tokenizer the texts `tokens` [t].
+  These are `reasoning_tokens`, `answer_tokens`, `logprobs` [t], `entropies`
+  [t], `answer_entropies` [t + 1] (null after the reasoning, where no early
+  answer exists), `mi` [t], and with a tokenizer the texts `tokens` [t].
 
   Raises:
     FloatingPointError: if a score is not finite.
@@ -260,6 +259,7 @@ def scored(
   rest = len(item.completion) - item.reasoning
   found = {
       "reasoning_tokens": item.reasoning,
+      "answer_tokens": item.answer,
       "logprobs": _floats(scores.logprobs),
       "entropies": _floats(scores.entropies),
       "answer_entropies": [*answers, *[None] * rest],
