@@ -2,8 +2,8 @@
 
 import dataclasses
 
-# The tokens that a length penalty or token cost counts: R, A, or all T of them.
-# Only `both` counts the EOS.
+# The tokens that a length penalty or token cost counts. `both` are all of them:
+# only there the EOS counts, which belongs to neither part.
 PRICES = ("reasoning", "answer", "both")
 
 

@@ -40,7 +40,7 @@ class Endings:
 def answer_lengths(
     lengths: Array, ended: Array, reasoning_lengths: Array
 ) -> Array:
-  """Returns A = T − EOS − R, the tokens of each answer."""
+  """Returns T − EOS − R, the number of tokens of each answer."""
   return lengths - ended - reasoning_lengths
 
 
@@ -52,8 +52,8 @@ def of(
 ) -> Endings:
   """Tells how each completion ends.
 
-  Where the reasoning never ends, R counts all tokens but the EOS, so A is 0
-  exactly there.
+  Where the reasoning never ends, R counts all tokens but the EOS: only there an
+  answer has no tokens.
   """
   closed = answer_lengths(lengths, ended, reasoning_lengths) > 0
   return Endings(

@@ -57,10 +57,10 @@ def length_penalised_rewards(
 ) -> Array:
   """Subtracts w · T / T_max from r on correct completions.
 
-  `lengths` may also be those of a part of each completion, R or A. A control
-  for claims about length. Use it with group advantages that are *not* divided
-  by the standard deviation: in a group whose completions are all correct, the
-  division cancels w. Returns fp32[b].
+  `lengths` may also count a part of each completion. A control for claims about
+  length. Use it with group advantages that are *not* divided by the standard
+  deviation: in a group whose completions are all correct, the division cancels
+  w. Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, correct, lengths])
   penalty = weight * lengths.astype(jnp.float32) / max_length
@@ -77,10 +77,10 @@ def length_penalised_advantages(
 ) -> Array:
   """A − w · z(T) on correct completions, z over the group's correct ones.
 
-  `lengths` may also be those of a part of each completion, R or A. The penalty
-  follows the division by the standard deviation of rewards, so the division
-  cannot cancel it. The penalties of a group sum to 0. z(T), with ddof 0, is 0
-  where a group's correct completions have equal lengths. Returns fp32[b].
+  `lengths` may also count a part of each completion. The penalty follows the
+  division by the standard deviation of rewards, so the division cannot cancel
+  it. The penalties of a group sum to 0. z(T), with ddof 0, is 0 where a group's
+  correct completions have equal lengths. Returns fp32[b].
   """
   chex.assert_equal_shape([group_adv, correct, lengths])
   grouped = lengths.astype(jnp.float32).reshape(-1, group_size)

@@ -35,7 +35,7 @@ def length_penalty(
 ) -> Array:
   """A on every token, from rewards that are already less w · T / T_max.
 
-  `credit.price` may put R or A in the place of T.
+  T counts only the tokens that `credit.price` names.
   """
   return _on_every_token(evidence.group_advantages, evidence)
 
@@ -45,7 +45,7 @@ def group_length_penalty(
 ) -> Array:
   """A − w · z(T) on every token of correct completions, A on others.
 
-  `credit.price` may put R or A in the place of T.
+  T counts only the tokens that `credit.price` names.
   """
   penalised = advantages.length_penalised_advantages(
       evidence.group_advantages,

@@ -25,7 +25,7 @@ class Item:
     completion: T, which may be 0.
     postfix: the elicitation, at least one.
     reasoning: R <= T, the completion's leading tokens that are reasoning.
-    answer: A, the tokens after the reasoning, without the EOS.
+    answer: the number of tokens after the reasoning, without the EOS.
   """
 
   prompt: tuple[int, ...]
