@@ -6,10 +6,10 @@ r"""Evaluates policies of finished or running runs on the same problems.
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
 length@k, pass@k / length@k, tokens of reasoning and answer, format rate, share
 of completions that are cut off, seconds per completion; ± is the standard
-deviation over sampling seeds. Warns where more than 10 % are cut off. Runs of one command are timed side by
-side; do not compare times of different commands. If a run's mesh does not fit
-the devices, the run is evaluated data parallel. Several hosts can evaluate
-together: docs/launch.md.
+deviation over sampling seeds. Warns where more than 10 % are cut off. Runs of
+one command are timed side by side; do not compare times of different commands.
+If a run's mesh does not fit the devices, the run is evaluated data parallel.
+Several hosts can evaluate together: docs/launch.md.
 """
 
 import argparse
