@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from runs import module, synthetic
 
+from iapo_jax.cli import replay as replay_command
 from iapo_jax.core import endings
-from iapo_jax.run import evaluation
+from iapo_jax.run import evaluation, replay
 from iapo_jax.run.evaluation import Completions
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import page, runs
@@ -126,6 +127,18 @@ def test_what_an_older_version_did_not_record_is_not_zero():
   assert row["cells"] == [
       "0.500 ±\N{NO-BREAK SPACE}0.010", "20.0", "9.0", "–", "1.000", "–", "1",
   ]  # fmt: skip
+
+
+def test_a_replay_of_a_step_that_an_older_version_kept():
+  found = replay.Replayed(
+      {"length/answer": 1.25, "reward/total": math.nan},
+      {"reward/total": math.nan},
+      None,
+  )
+  assert replay_command._lines(found) == [
+      f"{'length/answer':28} {'1.25':>12}   in the run {'–':>12}",
+      f"{'reward/total':28} {'nan':>12}   in the run {'nan':>12}",
+  ]
 
 
 def test_the_demo_reads_old_summaries():
