@@ -255,6 +255,7 @@ ROWS = {
     "entropies": np.array([[1, 1, 3, 3], [0, 4, 7, 7]], np.float32),
     "mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool),
     "reasoning": np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool),
+    "answer": np.zeros((2, 4), bool),
     "uncertainty": np.full((2, 5), np.nan, np.float32),
 }
 # Z(h): 1, 1, 3, 3 is -1, -1, 1, 1 over 2; 0, 4 is -2, 2 over 2 sqrt(2).
@@ -276,6 +277,7 @@ def make_batch(lengths=(12, 7, 4, 9), width=12, seed=5):
       "entropies": np.where(mask, entropies, 0).astype(np.float32),
       "mask": mask,
       "reasoning": reasoning,
+      "answer": mask & ~reasoning,
       "uncertainty": rng.uniform(0, 3, (count, width + 1)).astype(np.float32),
   }
 
@@ -343,6 +345,7 @@ class CreditsTest(chex.TestCase):
         "entropies": entropies,
         "mask": mask,
         "reasoning": mask,
+        "answer": ~mask,
     })  # fmt: skip
     # Row 1: surprise mean 2, std 2, n = -1, 1, 3, norm sqrt(11);
     # entropy mean 4, std 2, n = 0, 4, 2, norm sqrt(20).
@@ -388,6 +391,7 @@ class CreditsTest(chex.TestCase):
         entropies=np.tile(ROWS["entropies"][:1], (3, 1)),
         mask=mask,
         reasoning=mask,
+        answer=~mask,
         uncertainty=np.zeros((3, 5), np.float32),
     )
     # Z(h) = -0.5, -0.5, 0.5, 0.5 weighed by 0.5: subtracted, gone, added.
@@ -497,7 +501,7 @@ class CreditsTest(chex.TestCase):
     batch = make_batch()
     rest = {
         name: batch.pop(name)
-        for name in ("rewards", "correct", "mask", "reasoning")
+        for name in ("rewards", "correct", "mask", "reasoning", "answer")
     }
     for mode in INFORMED:
       credit = self.credit(mode)

@@ -67,6 +67,16 @@ def test_flatten_is_json_and_complete():
             " rollout.max_tokens = 72",
         ),
         (
+            {"credit__price": "answer"},
+            "config.credit.price = 'answer': needs credit.mode length_penalty,"
+            " group_length_penalty or to_go; no other mode prices tokens",
+        ),
+        (
+            {"credit__price": "both", "credit__mode": "to_go"},
+            "config.credit.price = 'both': has no effect with credit.cost = 0;"
+            " set credit.cost, too",
+        ),
+        (
             {"select__shortest": 9},
             "config.select.shortest = 9: must be 0, or 2 to group_size = 8",
         ),

@@ -77,7 +77,7 @@ def test_length_at_k_takes_the_first_k(k, expected):
 def test_the_unbiased_length_is_the_mean_over_subsets_for_every_k():
   """`mean_tokens` is what k of the n completions have on average."""
   flags = np.ones((2, 4), bool)
-  results = Completions(flags, flags, LENGTHS, LENGTHS, ~flags)
+  results = Completions(flags, flags, LENGTHS, LENGTHS, ~flags, ~flags)
   unbiased = evaluation.summarise(results)["mean_tokens"]
   # ((10 + 20 + 30 + 40) / 4 + (2 + 4 + 6 + 8) / 4) / 2.
   assert unbiased == 15.0
@@ -102,6 +102,7 @@ def test_the_summary_of_a_table():
       lengths=np.array([[10, 20], [30, 40]]),
       reasoning_lengths=np.array([[6, 16], [26, 36]]),
       timed_out=np.array([[0, 1], [0, 0]], bool),
+      ended=np.array([[1, 1], [1, 0]], bool),
   )
   summary = evaluation.summarise(results)
   assert summary == pytest.approx({
@@ -112,7 +113,12 @@ def test_the_summary_of_a_table():
       # Problem means 15 and 35.
       "mean_tokens_se": 10 / math.sqrt(2),
       "mean_reasoning_tokens": 21.0,
+      # Four after each, one of them an EOS in three of four.
+      "mean_answer_tokens": 13 / 4,
       "format_rate": 0.75,
+      "cut_rate": 0.25,
+      "ended_in_reasoning_rate": 0.0,
+      "malformed_end_rate": 0.0,
       "timeout_rate": 0.25,
       "problems": 2,
       "samples": 2,
@@ -134,6 +140,7 @@ def test_levels_and_checks_in_the_summary():
       lengths,
       lengths,
       ~correct,
+      ~correct,
       checks=CheckCounts(
           wrong=np.array([[1, 0], [2, 1], [0, 0]]),
           wrong_checked=np.array([[1, 0], [1, 1], [0, 0]]),
@@ -143,7 +150,7 @@ def test_levels_and_checks_in_the_summary():
       levels=np.array([2, 3, 3]),
   )
   plain = evaluation.summarise(
-      Completions(correct, correct, lengths, lengths, ~correct)
+      Completions(correct, correct, lengths, lengths, ~correct, ~correct)
   )
   summary = evaluation.summarise(results)
   assert {k: v for k, v in summary.items() if k not in plain} == pytest.approx({
@@ -165,7 +172,7 @@ def test_no_results_have_no_checks():
   one = np.ones((1, 1), int)
   none = CheckCounts(0 * one, 0 * one, 0 * one, 0 * one)
   summary = evaluation.summarise(
-      Completions(one == 1, one == 1, one, one, one == 0, checks=none)
+      Completions(one == 1, one == 1, one, one, one == 0, one == 0, checks=none)
   )
   assert summary["check_after_slip"] == summary["check_after_none"] == 0
   assert summary["results_wrong"] == summary["results_right"] == 0
@@ -175,7 +182,7 @@ def test_one_sample_a_problem_has_the_binomial_error():
   correct = np.array([[1], [1], [1], [0]], bool)
   ones = np.ones((4, 1), int)
   summary = evaluation.summarise(
-      Completions(correct, correct, ones, ones, ~correct)
+      Completions(correct, correct, ones, ones, ~correct, ~correct)
   )
   assert summary["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 

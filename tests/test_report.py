@@ -107,7 +107,7 @@ def test_the_page_is_whole_by_itself(trained, tmp_path):
   assert not re.search(r"""(?:src|href|srcset)=["'](?!data:)""", text)
   assert "url(" not in text and "@import" not in text
   images = reader.of("img")
-  assert len(images) == len(reader.of("source")) == 8
+  assert len(images) == len(reader.of("source")) == 10
   for image in images:
     assert image["alt"]
     svg = base64.b64decode(image["src"].partition("base64,")[2])
@@ -344,6 +344,33 @@ def test_records_of_an_older_version(trained, tmp_path):
   (folder / logs.SAMPLES).write_text("".join(lines))
   with pytest.raises(ConfigError, match="has records of an older version"):
     page.write({"x": [folder]}, tmp_path / "page", title="x")
+
+
+def test_a_run_from_before_answers_were_counted(trained, tmp_path):
+  """What it did not record is unknown, not zero."""
+  folder = tmp_path / "old"
+  shutil.copytree(trained / "to_go", folder)
+  gone = re.compile("answer_tokens|ended|cut_rate|malformed_end|answer$|late_")
+  for name in (logs.METRICS, logs.SAMPLES, logs.EVALUATIONS):
+    lines = [
+        json.dumps({k: v for k, v in x.items() if not gone.search(k)}) + "\n"
+        for x in logs.read(folder, name)
+    ]
+    (folder / name).write_text("".join(lines))
+  summary = json.loads((folder / "summary.json").read_text())
+  kept = {k: v for k, v in summary.items() if not gone.search(k)}
+  assert len(kept) == len(summary) - 4
+  (folder / "summary.json").write_text(json.dumps(kept))
+  reader, _ = read(page.write({"x": [folder]}, tmp_path / "p", title="x"))
+  cells = [x.get("data-head") for x in reader.of("td")]
+  assert {"answer tokens", "cut off"} <= set(cells)
+  said = " ".join("".join(reader.text).split())
+  assert "reasoning tokens · – answer tokens ·" in said
+  assert not any(x.startswith("Answer (") for x in alts(reader))
+  assert any(x.startswith("Reasoning (") for x in alts(reader))
+  new, _ = read(page.write({"x": [trained / "to_go"]}, tmp_path, title="x"))
+  assert re.search(r"\d+ answer tokens", " ".join("".join(new.text).split()))
+  assert any(x.startswith("Answer (") for x in alts(new))
 
 
 def test_no_run(tmp_path):

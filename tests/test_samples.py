@@ -86,6 +86,7 @@ def test_records_of_a_step():
           [4, 1, 0, 0],
       ]),
       lengths=jnp.array([3, 2, 4, 2]),
+      ended=jnp.array([True, True, False, True]),
       reasoning_lengths=jnp.array([2, 1, 4, 0]),
       correct=jnp.array([True, False, True, False]),
       well_formed=jnp.array([True, True, False, False]),
@@ -115,6 +116,8 @@ def test_records_of_a_step():
       "gold": "a",
       "tokens": ["a", " b", " <eos>"],
       "reasoning_tokens": 2,
+      "answer_tokens": 0,
+      "ended": True,
       "correct": True,
       "well_formed": True,
       "reward": 1.5,
@@ -125,6 +128,9 @@ def test_records_of_a_step():
       "advantages": [0.0, 0.333333, 0.666667],
   }
   assert third["group_advantage"] == 0.333333
+  # Row 4: `b` is said after no reasoning at all.
+  assert [x["answer_tokens"] for x in records(9)] == [0, 0, 0, 1]
+  assert [x["ended"] for x in records(9)] == [True, True, False, True]
   # The third completion belongs to the second prompt of groups of two.
   assert (third["prompt"], third["gold"]) == ("c", "b")
   assert len(third["information"]) == len(third["tokens"]) == 4

@@ -205,7 +205,8 @@ def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
   mean = {
       key: statistics.mean(run[key] for run in runs)
       for key, value in runs[0].items()
-      if not isinstance(value, str)
+      # Finished runs of an older version lack some.
+      if not isinstance(value, str) and all(key in run for run in runs)
   }
   mean["problems"] = runs[0]["problems"]
   mean["seconds"] = sum(run["seconds"] for run in runs)
@@ -224,6 +225,7 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   rows = []
   for key, entry in summary.items():
     tokens = f"{entry['mean_tokens']:.1f}"
+    answer = entry.get("mean_answer_tokens")
     if "mean_tokens_se" in entry:
       tokens += f" ± {entry['mean_tokens_se']:.1f}"
     rows.append([
@@ -231,9 +233,10 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
         f"{entry['accuracy']:.3f} ± {entry['accuracy_se']:.3f}",
         tokens,
         f"{entry['mean_reasoning_tokens']:.1f}",
+        "–" if answer is None else f"{answer:.1f}",
         f"{entry['format_rate']:.3f}",
     ])
-  head = ("", "accuracy", "tokens", "reasoning", "format")
+  head = ("", "accuracy", "tokens", "reasoning", "answer", "format")
   return (
       f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
       " sample each at temperature 1; standard errors over"

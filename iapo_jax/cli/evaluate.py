@@ -4,11 +4,12 @@ r"""Evaluates policies of finished or running runs on the same problems.
       --samples=32 --seeds=0,1,2 --checkpoint=best --output=runs/evaluation
 
 Prints a table and writes OUTPUT.json and OUTPUT.csv: accuracy, unbiased pass@k,
-length@k, pass@k / length@k, format rate, seconds per completion; ± is the
-standard deviation over sampling seeds. Runs of one command are timed side by
-side; do not compare times of different commands. If a run's mesh does not fit
-the devices, the run is evaluated data parallel. Several hosts can evaluate
-together: docs/launch.md.
+length@k, pass@k / length@k, tokens of reasoning and answer, format rate, share
+of completions that are cut off, seconds per completion; ± is the standard
+deviation over sampling seeds. Warns where more than 10 % are cut off. Runs of
+one command are timed side by side; do not compare times of different commands.
+If a run's mesh does not fit the devices, the run is evaluated data parallel.
+Several hosts can evaluate together: docs/launch.md.
 """
 
 import argparse

@@ -24,11 +24,19 @@ def add_arguments(parser: command.Parser) -> None:
 def run(given: argparse.Namespace) -> None:
   """Prints the step's metrics: now, and of the run."""
   found = replay.again(pathlib.Path(given.step))
-  for name, value in found.metrics.items():
-    print(f"{name:28} {value:12.6g}   in the run {found.before[name]:12.6g}")
+  print("\n".join(_lines(found)))
   lost = finite.offenders(found.metrics)
   if not lost:
     print("every number is finite this time")
     return
   print(f"not finite: {', '.join(lost)}")
   print(f"first: {found.place or 'no NaN, only infinities'}")
+
+
+def _lines(found: replay.Replayed) -> list[str]:
+  """Returns a line per metric; – is one that an older version did not keep."""
+  before = {name: f"{value:.6g}" for name, value in found.before.items()}
+  return [
+      f"{name:28} {value:12.6g}   in the run {before.get(name, '–'):>12}"
+      for name, value in found.metrics.items()
+  ]

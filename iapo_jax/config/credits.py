@@ -2,6 +2,10 @@
 
 import dataclasses
 
+# The tokens that a length penalty or token cost counts. `both` are all of them:
+# only there the EOS counts, which belongs to neither part.
+PRICES = ("reasoning", "answer", "both")
+
 
 @dataclasses.dataclass(frozen=True)
 class CreditMode:
@@ -19,6 +23,8 @@ class CreditMode:
       `select.shortest` must be 0.
     penalises_rewards: whether it subtracts the length penalty from the rewards
       before they are compared; then `credit.normalise` must be false.
+    prices: the tokens that its length penalty or token cost counts under
+      `credit.price=auto`, one of `PRICES`; empty if it has neither.
   """
 
   doc: str
@@ -29,6 +35,7 @@ class CreditMode:
   gates: bool = False
   whole_groups: bool = False
   penalises_rewards: bool = False
+  prices: str = ""
 
 
 CREDITS = {
@@ -40,11 +47,13 @@ CREDITS = {
         "a length penalty in the reward (control)",
         weights=("length_weight",),
         penalises_rewards=True,
+        prices="both",
     ),
     "group_length_penalty": CreditMode(
         "a length penalty in the advantage (control)",
         weights=("length_weight",),
         whole_groups=True,
+        prices="both",
     ),
     "paper": CreditMode(
         "the paper's formula",
@@ -58,6 +67,7 @@ CREDITS = {
         reads_information=True,
         takes_controls=True,
         gates=True,
+        prices="reasoning",
     ),
     "faithful": CreditMode(
         "the authors' code with exact probes",

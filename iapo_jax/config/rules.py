@@ -14,7 +14,7 @@ from iapo_jax.config import model as model_config
 from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig, RopeConfig
-from iapo_jax.config.schema import Config
+from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core.errors import fail
 
 
@@ -168,9 +168,26 @@ def _check_credit(c: Config) -> None:
         " standard deviation would cancel the weight of the penalty"
     )
     fail("credit.normalise", True, rule)
+  _check_price(credit)
   if c.reward.overlong_tokens > c.rollout.max_tokens:
     rule = f"must be at most rollout.max_tokens = {c.rollout.max_tokens}"
     fail("reward.overlong_tokens", c.reward.overlong_tokens, rule)
+
+
+def _check_price(credit: CreditConfig) -> None:
+  """Checks that the mode prices tokens, at a price."""
+  mode = CREDITS[credit.mode]
+  if credit.price != "auto" and not mode.prices:
+    names = [name for name, known in CREDITS.items() if known.prices]
+    rule = (
+        f"needs credit.mode {', '.join(names[:-1])} or {names[-1]}; no other"
+        " mode prices tokens"
+    )
+    fail("credit.price", credit.price, rule)
+  weight = "cost" if "cost" in mode.weights else "length_weight"
+  if credit.priced != mode.prices and not getattr(credit, weight):
+    rule = f"has no effect with credit.{weight} = 0; set credit.{weight}, too"
+    fail("credit.price", credit.price, rule)
 
 
 def _check_selection(c: Config) -> None:

@@ -6,7 +6,7 @@ between them. Nothing changes them afterwards.
 
 import dataclasses
 
-from iapo_jax.config.credits import CREDITS
+from iapo_jax.config.credits import CREDITS, PRICES
 from iapo_jax.config.data import DataConfig
 from iapo_jax.config.fields import (
   Rule,
@@ -83,7 +83,7 @@ class RewardConfig:
   overlong_tokens: int = field(
       0,
       "width in tokens of DAPO's soft length penalty before rollout.max_tokens;"
-      " 0 turns it off",
+      " it counts the whole completion; 0 turns it off",
       at_least(0),
       aliases=("overlong_buffer", "soft_punish_cache"),
   )
@@ -165,6 +165,14 @@ class CreditConfig:
       True, "whether to_go credits only correct completions"
   )
   length_weight: float = field(1.0, "weight of the length penalties")
+  price: str = field(
+      "auto",
+      "tokens that a length penalty or the cost of to_go counts: reasoning,"
+      " answer (all after the reasoning) or both; auto is "
+      + ", ".join(f"{x.prices} for {name}" for name, x in CREDITS.items()
+                  if x.prices),
+      one_of("auto", *PRICES),
+  )  # fmt: skip
   horizon: int = field(
       1, "K, horizon of faithful in tokens", at_least(1)
   )
@@ -174,6 +182,12 @@ class CreditConfig:
       " shuffled (over the reasoning of each completion) or none",
       one_of("realised", "shuffled", "none"),
   )
+
+  @property
+  def priced(self) -> str:
+    """The tokens that the mode prices, one of `PRICES`; empty for none."""
+    usual = CREDITS[self.mode].prices
+    return usual if self.price == "auto" else self.price
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +204,12 @@ class SelectConfig:
       False,
       "only groups whose rewards differ learn and count in means (DAPO)",
       aliases=("filter_groups", "dynamic_sampling"),
+  )
+  finished: bool = field(
+      False,
+      "only completions with an EOS learn; those that are cut off still count"
+      " in the mean and standard deviation of their group",
+      aliases=("mask_truncated_completions", "overlong_filtering"),
   )
   first_tokens: int = field(
       0, "number of first tokens per completion that learn (S-GRPO); 0 is all",

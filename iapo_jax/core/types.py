@@ -250,6 +250,7 @@ class Samples:
   Attributes:
     tokens: int32[b, t].
     lengths: int32[b].
+    ended: bool[b], whether the last token is an EOS.
     reasoning_lengths: int32[b].
     correct: bool[b].
     well_formed: bool[b].
@@ -265,6 +266,7 @@ class Samples:
 
   tokens: Array
   lengths: Array
+  ended: Array
   reasoning_lengths: Array
   correct: Array
   well_formed: Array

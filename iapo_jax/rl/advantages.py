@@ -8,6 +8,7 @@ serves all of their values. Arguments are the same everywhere:
   lengths (T)                  int32[b], in tokens
   mi (D), entropy (h)          fp32[b, t], in nats
   mask, reasoning_mask         bool[b, t], tokens of completion and reasoning
+  priced                       bool[b, t], tokens that cost something
 """
 
 import chex
@@ -56,9 +57,10 @@ def length_penalised_rewards(
 ) -> Array:
   """Subtracts w · T / T_max from r on correct completions.
 
-  A control for claims about length. Use it with group advantages that are *not*
-  divided by the standard deviation: in a group whose completions are all
-  correct, the division cancels w. Returns fp32[b].
+  `lengths` may also count a part of each completion. A control for claims about
+  length. Use it with group advantages that are *not* divided by the standard
+  deviation: in a group whose completions are all correct, the division cancels
+  w. Returns fp32[b].
   """
   chex.assert_equal_shape([rewards, correct, lengths])
   penalty = weight * lengths.astype(jnp.float32) / max_length
@@ -75,10 +77,10 @@ def length_penalised_advantages(
 ) -> Array:
   """A − w · z(T) on correct completions, z over the group's correct ones.
 
-  The penalty follows the division by the standard deviation of rewards, so the
-  division cannot cancel it. The penalties of a group sum to 0. z(T), with
-  ddof 0, is 0 where a group's correct completions have equal lengths. Returns
-  fp32[b].
+  `lengths` may also count a part of each completion. The penalty follows the
+  division by the standard deviation of rewards, so the division cannot cancel
+  it. The penalties of a group sum to 0. z(T), with ddof 0, is 0 where a group's
+  correct completions have equal lengths. Returns fp32[b].
   """
   chex.assert_equal_shape([group_adv, correct, lengths])
   grouped = lengths.astype(jnp.float32).reshape(-1, group_size)
@@ -160,6 +162,18 @@ def discounted_to_go(x: Array, discount: Array | float) -> Array:
   return to_go
 
 
+def priced_tokens(
+    price: str, mask: Array, reasoning_mask: Array, answer_mask: Array
+) -> Array:
+  """Returns `priced` for one of `config.credits.PRICES`; empty prices none.
+
+  `both` counts the EOS, which belongs to neither reasoning nor answer.
+  """
+  chex.assert_equal_shape([mask, reasoning_mask, answer_mask])
+  masks = {"reasoning": reasoning_mask, "answer": answer_mask, "both": mask}
+  return masks[price] if price else jnp.zeros_like(mask)
+
+
 def information_to_go(
     mi: Array,
     credited: Array,
@@ -167,17 +181,24 @@ def information_to_go(
     *,
     discount: Array | float,
     cost: Array | float,
+    priced: Array | None = None,
 ) -> Array:
-  """[credited] · Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after.
+  """[credited] · Σ_{s ≥ t} γ^{s−t} (D_s − c · [s priced]).
+
+  D is 0 after the reasoning. `priced` None prices the reasoning: the sum is
+  Σ_{s=t..R} γ^{s−t} (D_s − c) for t ≤ R, 0 after. If the answer is priced, the
+  sum runs on through it, so that the reasoning carries the cost of the answer
+  that follows. 0 on tokens that are neither reasoning nor priced.
 
   One-step information credits the token that states a result. The forward sum
   also reaches the decision that made the result possible. With γ = 1 and c = 0
   it telescopes to H_{t−1} − H_R. An extension by this project, not in the
   paper. `cost` (c) is in nats per token. Returns fp32[b, t].
   """
-  chex.assert_equal_shape([mi, reasoning_mask])
-  net = jnp.where(reasoning_mask, mi - cost, 0.0)
-  gate = reasoning_mask & credited[:, None]
+  priced = reasoning_mask if priced is None else priced
+  chex.assert_equal_shape([mi, reasoning_mask, priced])
+  net = jnp.where(reasoning_mask, mi, 0.0) - jnp.where(priced, cost, 0.0)
+  gate = (reasoning_mask | priced) & credited[:, None]
   return jnp.where(gate, discounted_to_go(net, discount), 0.0)
 
 

@@ -7,7 +7,7 @@ from flax import struct
 
 from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.schema import Config
-from iapo_jax.core import masked
+from iapo_jax.core import endings, masked
 from iapo_jax.core.types import (
   AnswerStatistics,
   Array,
@@ -119,14 +119,25 @@ def _compared(
         buffer=cfg.reward.overlong_tokens,
     )
   if CREDITS[cfg.credit.mode].penalises_rewards:
+    priced = advantages.priced_tokens(
+        cfg.credit.priced, rolled.mask, *_parts(rolled, grades)
+    )
     reward = advantages.length_penalised_rewards(
         reward,
         grades.correct,
-        rolled.lengths,
+        jnp.sum(priced, axis=1),
         max_length=longest,
         weight=weights.length,
     )
   return reward
+
+
+def _parts(rolled: Rollout, grades: Grades) -> tuple[Array, Array]:
+  """Returns the tokens of reasoning and of the answer, bool[b, t] each."""
+  slots = jnp.arange(rolled.tokens.shape[1])
+  reasoning = slots < grades.reasoning_lengths[:, None]
+  before_end = slots < (rolled.lengths - rolled.ended)[:, None]
+  return reasoning, before_end & ~reasoning
 
 
 def _selected(
@@ -149,6 +160,8 @@ def _selected(
         reward, group_size=group_size, kept=kept
     )
     learned &= spread[:, None]
+  if select.finished:
+    learned &= rolled.ended[:, None]
   if select.first_tokens:
     learned &= selection.truncated(
         rolled.mask,
@@ -171,7 +184,7 @@ def _evidence(
 ) -> Evidence:
   """Collects the arrays that a credit may read; `key` shuffles the control."""
   rows, slots = rolled.tokens.shape
-  reasoning = jnp.arange(slots) < grades.reasoning_lengths[:, None]
+  reasoning, answer = _parts(rolled, grades)
   uncertainty = jnp.zeros((rows, slots + 1))
   if probe:
     uncertainty = mi.uncertainty(probe, estimator=cfg.probe.estimator)
@@ -188,6 +201,7 @@ def _evidence(
       entropies=rolled.entropies,
       mask=rolled.mask,
       reasoning=reasoning,
+      answer=answer,
       uncertainty=uncertainty,
   )
 
@@ -201,6 +215,11 @@ def _reward_metrics(
   guessed = {}
   if grades.guessed is not None:
     guessed = {"reward/guessed": jnp.mean(grades.guessed)}
+  rows = rolled.lengths, rolled.ended, grades.reasoning_lengths
+  ends = endings.of(*rows, grades.well_formed)
+  late_ends, late_tokens = endings.late(
+      rolled.lengths, rolled.ended, rolled.tokens.shape[1]
+  )
   return guessed | {
       "reward/total": jnp.mean(reward),
       "reward/accuracy": jnp.mean(grades.correct),
@@ -209,7 +228,12 @@ def _reward_metrics(
       "reward/timeouts": jnp.mean(grades.timed_out),
       "length/completion": jnp.mean(rolled.lengths),
       "length/reasoning": jnp.mean(grades.reasoning_lengths),
-      "length/unfinished": jnp.mean(~rolled.ended),
+      "length/answer": jnp.mean(endings.answer_lengths(*rows)),
+      "length/unfinished": jnp.mean(ends.cut),
+      "length/late_ends": late_ends,
+      "length/late_tokens": late_tokens,
+      "format/ended_in_reasoning": jnp.mean(ends.in_reasoning),
+      "format/malformed_end": jnp.mean(ends.malformed),
       "policy/entropy": masked.mean(rolled.entropies, rolled.mask, None),
   }
 

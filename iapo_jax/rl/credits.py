@@ -33,18 +33,24 @@ def gtpo(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
 def length_penalty(
     evidence: Evidence, weights: CreditWeights, cfg: Config
 ) -> Array:
-  """A on every token, from rewards that are already less w · T / T_max."""
+  """A on every token, from rewards that are already less w · T / T_max.
+
+  T counts only the tokens that `credit.price` names.
+  """
   return _on_every_token(evidence.group_advantages, evidence)
 
 
 def group_length_penalty(
     evidence: Evidence, weights: CreditWeights, cfg: Config
 ) -> Array:
-  """A − w · z(T) on every token of correct completions, A on others."""
+  """A − w · z(T) on every token of correct completions, A on others.
+
+  T counts only the tokens that `credit.price` names.
+  """
   penalised = advantages.length_penalised_advantages(
       evidence.group_advantages,
       evidence.correct,
-      evidence.lengths,
+      jnp.sum(_priced(evidence, cfg), axis=1),
       group_size=cfg.group_size,
       weight=weights.length,
   )
@@ -62,9 +68,10 @@ def paper(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
 
 
 def to_go(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
-  """A + w_info · Σ_{s=t..R} γ^{s−t} (D_s − c) − sign(r) · w_explore · Z(h).
+  """A + w_info · Σ_{s ≥ t} γ^{s−t} (D_s − c [s]) − sign(r) · w_explore · Z(h).
 
-  `credit.only_correct` limits the sum to correct completions.
+  c [s] is c on tokens that `credit.price` counts, by default the reasoning, and
+  0 on others. `credit.only_correct` limits the sum to correct completions.
   """
   credited = evidence.correct
   if not cfg.credit.only_correct:
@@ -75,6 +82,7 @@ def to_go(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
       evidence.reasoning,
       discount=weights.discount,
       cost=weights.cost,
+      priced=_priced(evidence, cfg),
   )
   exploration = masked.unit_zscore(evidence.entropies, evidence.mask)
   return _shaped(evidence, information, exploration, weights)
@@ -93,6 +101,13 @@ def faithful(evidence: Evidence, weights: CreditWeights, cfg: Config) -> Array:
       jnp.where(evidence.mask, evidence.entropies, 0.0)
   )
   return _shaped(evidence, information, exploration, weights)
+
+
+def _priced(evidence: Evidence, cfg: Config) -> Array:
+  """Returns bool[b, t]: the tokens that `credit.price` counts."""
+  return advantages.priced_tokens(
+      cfg.credit.priced, evidence.mask, evidence.reasoning, evidence.answer
+  )
 
 
 def _on_every_token(per_completion: Array, evidence: Evidence) -> Array:

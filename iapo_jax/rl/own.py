@@ -45,6 +45,7 @@ class Evidence:
     entropies: fp32[b, t], of the policy where it sampled each token, in nats.
     mask: bool[b, t], the tokens of each completion.
     reasoning: bool[b, t], the reasoning tokens of each completion.
+    answer: bool[b, t], the tokens after the reasoning, without the EOS.
     uncertainty: fp32[b, t + 1], `mi.uncertainty` of the answer before each
       token and after the last, in nats; 0 without probes.
   """
@@ -56,6 +57,7 @@ class Evidence:
   entropies: Array
   mask: Array
   reasoning: Array
+  answer: Array
   uncertainty: Array
 
   @property

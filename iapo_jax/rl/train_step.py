@@ -122,6 +122,7 @@ def record(
   return Samples(
       tokens=rolled.tokens,
       lengths=rolled.lengths,
+      ended=rolled.ended,
       reasoning_lengths=grades.reasoning_lengths,
       correct=grades.correct,
       well_formed=grades.well_formed,

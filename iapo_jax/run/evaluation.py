@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from iapo_jax.core import sharding
+from iapo_jax.core import endings, sharding
 from iapo_jax.core.types import Array, KeyDomain, Params, Prompts
 from iapo_jax.data.pipeline import PromptTable
 from iapo_jax.data.steps import CheckCounts, count_checks
@@ -26,6 +26,7 @@ class Completions:
     lengths: int[m, n], in tokens, EOS included.
     reasoning_lengths: int[m, n], R in tokens.
     timed_out: bool[m, n], answers that took too long to compare.
+    ended: bool[m, n], whether the last token is an EOS.
     checks: int[m, n] each, counts of steps' results and of the checked ones;
       None if the task has no slips.
     levels: int[m], difficulty of each problem; None if the task has no levels.
@@ -38,6 +39,7 @@ class Completions:
   lengths: Array
   reasoning_lengths: Array
   timed_out: Array
+  ended: Array
   checks: CheckCounts | None = None
   levels: np.ndarray | None = None
   guessed: Array | None = None
@@ -86,13 +88,19 @@ def summarise(results: Completions) -> dict[str, float]:
   not independent.
   """
   problems, samples = results.correct.shape
+  rows = results.lengths, results.ended, results.reasoning_lengths
+  ends = endings.of(*rows, results.well_formed)
   summary = {
       "accuracy": float(np.mean(results.correct)),
       "accuracy_se": _standard_error(results.correct),
       "mean_tokens": float(np.mean(results.lengths)),
       "mean_tokens_se": _standard_error(results.lengths),
       "mean_reasoning_tokens": float(np.mean(results.reasoning_lengths)),
+      "mean_answer_tokens": float(np.mean(endings.answer_lengths(*rows))),
       "format_rate": float(np.mean(results.well_formed)),
+      "cut_rate": float(np.mean(ends.cut)),
+      "ended_in_reasoning_rate": float(np.mean(ends.in_reasoning)),
+      "malformed_end_rate": float(np.mean(ends.malformed)),
       "timeout_rate": float(np.mean(results.timed_out)),
       "problems": problems,
       "samples": samples,
@@ -108,6 +116,24 @@ def summarise(results: Completions) -> dict[str, float]:
   if results.checks is not None:
     summary |= _check_rates(results.checks)
   return summary
+
+
+def cut_warning(results: Sequence[Completions]) -> str | None:
+  """Returns a warning if more than 10 % of all completions are cut off."""
+  lengths = np.concatenate([x.lengths.reshape(-1) for x in results])
+  ended = np.concatenate([x.ended.reshape(-1) for x in results])
+  cut = float(np.mean(~ended))
+  if cut <= endings.MOST_CUT:
+    return None
+  # All that are cut have the longest length.
+  longest = int(np.max(lengths))
+  told = endings.describe_cut(
+      cut, *map(float, endings.late(lengths, ended, longest)), longest
+  )
+  return (
+      f"{told}. Those without an answer count as wrong; `iapo evaluate"
+      " --max_tokens` allows longer ones"
+  )
 
 
 def _by_level(results: Completions, levels: np.ndarray) -> dict[str, float]:
@@ -185,6 +211,7 @@ def make_sampler(parts: Assembly) -> Sampler:
         lengths=rolled.lengths,
         reasoning_lengths=grades.reasoning_lengths,
         timed_out=grades.timed_out,
+        ended=rolled.ended,
         checks=checks,
         guessed=grades.guessed,
     )

@@ -30,6 +30,8 @@ def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
       "lengths": results.lengths.tolist(),
       "reasoning_lengths": results.reasoning_lengths.tolist(),
       "correct": results.correct.tolist(),
+      "well_formed": results.well_formed.tolist(),
+      "ended": results.ended.tolist(),
   })
   return summary
 
@@ -52,6 +54,9 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
   }
   if run.parts.task.note:
     extra["note"] = run.parts.task.note
+  told = evaluation.cut_warning([results])
+  if told:
+    run.log.warn("test", int(name.rpartition("/")[2]), told)
   place = run.workdir / workdir_lib.SUMMARY
   processes.on_first(lambda: files.write_json(place, summary | extra))
   print(

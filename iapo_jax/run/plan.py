@@ -126,6 +126,8 @@ def _describe_credit(c: CreditConfig) -> str:
   """Describes the mode and the weights that it uses."""
   used = CREDITS[c.mode].weights
   words = [c.mode, *(f"{name} {getattr(c, name):g}" for name in used)]
+  if c.price != "auto":
+    words.append(f"price {c.price}")
   if c.information != "realised":
     words.append(f"information {c.information} (control)")
   if not c.normalise:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iapo_jax.core import processes
+from iapo_jax.core import endings, processes
 from iapo_jax.core.types import Prompts, Samples
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.hf.decoding import token_texts
@@ -50,6 +50,7 @@ def records(
     gold = prompts.gold[q, : prompts.gold_lengths[q]]
     length = int(samples.lengths[i])
     reasoning = int(samples.reasoning_lengths[i])
+    ended = bool(samples.ended[i])
     known = reasoning if probed else 0
     yield {
         "step": step,
@@ -57,6 +58,8 @@ def records(
         "gold": tokenizer_lib.decode(tokenizer, gold.tolist()),
         "tokens": token_texts(samples.tokens[i, :length].tolist(), tokenizer),
         "reasoning_tokens": reasoning,
+        "answer_tokens": endings.answer_lengths(length, ended, reasoning),
+        "ended": ended,
         "correct": bool(samples.correct[i]),
         "well_formed": bool(samples.well_formed[i]),
         "reward": float(samples.rewards[i]),

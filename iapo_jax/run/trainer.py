@@ -296,7 +296,7 @@ class _Observer:
 
   def __init__(self, run: Run) -> None:
     self._run = run
-    self._watch = watch.Watch()
+    self._watch = watch.Watch(run.cfg.rollout.max_tokens)
     if not processes.is_first():
       return
     # A resumed run has seen all steps before its checkpoint.

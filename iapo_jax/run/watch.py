@@ -7,16 +7,19 @@ for some steps: one odd batch is not enough.
 import collections
 from collections.abc import Callable
 
+from iapo_jax.core import endings
 from iapo_jax.rl import finite
 from iapo_jax.run.logs import Metrics
 
 Warn = Callable[[int, str], None]
 
 PATIENCE = 5  # steps in a row before a warning
-WINDOW = 10  # steps whose means are compared for collapse
+WINDOW = 10  # steps whose means are compared with those of other windows
 LOST_ACCURACY = 0.1  # absolute, below the best window
-ALL = 1 - 1e-6  # share; an fp32 mean of ones may round below 1
+ALL = endings.ALL  # share
 LOST_LENGTH = 0.2  # relative, of the best window's reasoning length
+MOVED = 0.2  # relative, of lengths of reasoning and answer
+MOST_OPEN = 0.5  # share of completions whose reasoning may have no end
 MOST_TIMEOUTS = 0.01  # share of answers that may take too long
 LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
 RATIOS = (0.8, 1.25)  # allowed mean ratio, policy over sampling policy
@@ -26,52 +29,95 @@ LARGEST_KL = 1.0  # nats a token
 class Watch:
   """The state of the warnings: a function of the metrics seen so far."""
 
-  def __init__(self) -> None:
+  def __init__(self, max_tokens: int) -> None:
+    """Begins before the first step; `max_tokens` is `rollout.max_tokens`."""
+    self._max_tokens = max_tokens
     self._streaks: collections.Counter[str] = collections.Counter()
     self._given: set[str] = set()
-    self._window: collections.deque[tuple[float, float]] = collections.deque(
-        maxlen=WINDOW
-    )
+    self._window: collections.deque[Metrics] = collections.deque(maxlen=WINDOW)
     self._best = (0.0, 0.0)
+    self._longest = (0.0, 0.0)
 
   def check(self, step: int, metrics: Metrics, warn: Warn) -> None:
     """Checks one step and calls `warn` with the step and each new warning."""
     if finite.offenders(metrics):
       return  # `loop` warns of these
-    found = troubles(metrics)
-    collapse = self._collapse(metrics)
+    self._window.append(metrics)
+    found = troubles(metrics) | self._cut(metrics)
     for name in self._streaks.keys() - found.keys():
       self._streaks[name] = 0
     self._streaks.update(found.keys())
     ready = {n: t for n, t in found.items() if self._streaks[n] >= PATIENCE}
-    if collapse:
-      ready["collapse"] = collapse
+    if len(self._window) == WINDOW:
+      ready |= self._collapse() | self._moved()
     for name, text in ready.items():
       if name not in self._given:
         self._given.add(name)
         warn(step, text)
 
-  def _collapse(self, metrics: Metrics) -> str | None:
+  def _mean(self, name: str, steps: int = WINDOW) -> float:
+    """Averages a metric over the last steps.
+
+    Steps of an older version lack some metrics, which count as 0.
+    """
+    found = [metrics.get(name, 0.0) for metrics in self._window][-steps:]
+    return sum(found) / len(found)
+
+  def _cut(self, metrics: Metrics) -> dict[str, str]:
+    """Returns a warning if many completions are cut off, from a few steps."""
+    if metrics["length/unfinished"] <= endings.MOST_CUT:
+      return {}
+    names = ("unfinished", "late_ends", "late_tokens")
+    shares = [self._mean(f"length/{name}", PATIENCE) for name in names]
+    text = endings.describe_cut(*shares, self._max_tokens)
+    text += "; raise rollout.max_tokens"
+    if shares[0] <= ALL:
+      text += ", or leave them out of the loss with select.finished=True"
+    return {"cut": text}
+
+  def _collapse(self) -> dict[str, str]:
     """Returns a warning if reasoning got shorter while accuracy fell."""
-    self._window.append(
-        (metrics["reward/accuracy"], metrics["length/reasoning"])
-    )
-    if len(self._window) < WINDOW:
-      return None
-    columns = zip(*self._window, strict=True)
-    accuracy, length = (sum(column) / WINDOW for column in columns)
+    accuracy = self._mean("reward/accuracy")
+    length = self._mean("length/reasoning")
     self._best = max(self._best, (accuracy, length))
     best_accuracy, best_length = self._best
     if (
         accuracy > best_accuracy - LOST_ACCURACY
         or length > (1 - LOST_LENGTH) * best_length
     ):
-      return None
-    return (
+      return {}
+    text = (
         f"early-exit collapse: over {WINDOW} steps accuracy {accuracy:.2f} and"
         f" {length:.1f} reasoning tokens, after {best_accuracy:.2f} and"
         f" {best_length:.1f}; lower credit.info_weight or the learning rate"
     )
+    return {"collapse": text}
+
+  def _moved(self) -> dict[str, str]:
+    """Returns a warning if answers grew while reasoning got shorter.
+
+    Compares with the window of the longest reasoning. Answer tokens are per
+    completion that ends its reasoning: a policy that only learns to end it
+    gives no warning.
+    """
+    opened = self._mean("length/unfinished")
+    opened += self._mean("format/ended_in_reasoning")
+    if opened > MOST_OPEN or "length/answer" not in self._window[0]:
+      return {}
+    reasoning = self._mean("length/reasoning")
+    answer = self._mean("length/answer") / (1 - opened)
+    self._longest = max(self._longest, (reasoning, answer))
+    longest, shorter = self._longest
+    lost, gained = longest - reasoning, answer - shorter
+    if lost <= MOVED * longest or gained <= MOVED * max(shorter, lost):
+      return {}
+    text = (
+        f"reasoning may be moving into the answer: over {WINDOW} steps"
+        f" {reasoning:.1f} reasoning and {answer:.1f} answer tokens, after"
+        f" {longest:.1f} and {shorter:.1f}; price both with credit.price=both"
+        " (a length penalty, or to_go and chance with credit.cost above 0)"
+    )
+    return {"moved": text}
 
 
 def troubles(metrics: Metrics) -> dict[str, str]:
@@ -81,11 +127,6 @@ def troubles(metrics: Metrics) -> dict[str, str]:
     found["spread"] = (
         "the rewards within every group are equal: nothing is learned from"
         " them; are the problems too easy, too hard, or graded wrongly?"
-    )
-  if metrics["length/unfinished"] > ALL:
-    found["cut"] = (
-        "every completion is cut off at rollout.max_tokens without an EOS;"
-        " raise rollout.max_tokens"
     )
   if metrics["reward/accuracy"] == 0:
     found["zero"] = (

@@ -217,6 +217,8 @@ def judge(
 ) -> list[list[dict[str, float]]]:
   """Samples every contestant on the same problems with the same keys.
 
+  Warns of contestants whose completions are often cut off.
+
   Calls alternate between contestants, so that a busy machine slows all of them
   alike. Each program runs once before it is timed.
 
@@ -237,6 +239,7 @@ def judge(
   _check_problems(contestants, split)
   _warm_up(contestants, split)
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
+  sampled: list[list[Completions]] = [[] for _ in contestants]
   silent = not processes.is_first()
   for seed in tqdm.tqdm(seeds, desc="sampling seeds", disable=silent):
     key = KeyDomain.EVALUATION.key(seed)
@@ -255,10 +258,15 @@ def judge(
       completions, seconds = zip(*calls[i], strict=True)
       size = contestant.parts.cfg.evaluation.batch_size
       table = contestant.parts.task.tables[split]
+      sampled[i].append(evaluation.concatenate(completions, table))
       everything[i].append(
-          evaluation.summarise(evaluation.concatenate(completions, table))
+          evaluation.summarise(sampled[i][-1])
           | {"seed": seed, SECONDS: statistics.median(seconds) / size}
       )
+  for contestant, found in zip(contestants, sampled, strict=True):
+    told = evaluation.cut_warning(found)
+    if told and not silent:
+      print(f"warning: {contestant.name} {contestant.checkpoint}: {told}")
   return everything
 
 
@@ -358,7 +366,8 @@ def rows(
 ) -> tuple[list[str], list[list[str]]]:
   """Returns a table of the main metrics: heads, and a row per record.
 
-  ± is the standard deviation over sampling seeds.
+  ± is the standard deviation over sampling seeds; – is a metric that a file of
+  an older version lacks.
   """
   k = evaluation.powers_of_two(int(records[0]["mean"]["samples"]))[-1]
   passed = [(f"pass@{k}", f"pass@{k}", 1, ".3f")]
@@ -368,11 +377,15 @@ def rows(
       (f"length@{k} (tokens)", f"length@{k}", 1, ".1f"),
       (f"pass@{k} / length@{k}", f"efficiency@{k}", 1, ".4f"),
       ("reasoning (tokens)", "mean_reasoning_tokens", 1, ".1f"),
+      ("answer (tokens)", "mean_answer_tokens", 1, ".1f"),
       ("format", "format_rate", 1, ".3f"),
+      ("cut", "cut_rate", 1, ".3f"),
       ("ms per completion", SECONDS, 1e3, ".3f"),
   ]
 
   def cell(record: Mapping[str, Any], name: str, scale: float, to: str) -> str:
+    if name not in record["mean"]:
+      return "–"
     numbers = [record[x][name] for x in ("mean", "std") if x in record]
     return " ± ".join(format(scale * number, to) for number in numbers)
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from iapo_jax.config.formats import FormatConfig
-from iapo_jax.core import files
+from iapo_jax.core import endings, files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import unknown
 from iapo_jax.hf import tokenizer as tokenizer_lib
@@ -29,8 +29,8 @@ Line = dict[str, Any]
 _TEXT = ("prompt", "completion")
 _IDS = ("prompt_ids", "completion_ids")
 _SCORES = (
-    "reasoning_tokens", "logprobs", "entropies", "answer_entropies", "mi",
-    "tokens",
+    "reasoning_tokens", "answer_tokens", "logprobs", "entropies",
+    "answer_entropies", "mi", "tokens",
 )  # fmt: skip
 
 
@@ -207,7 +207,8 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
   own = ids[:-1] if ended else ids
   decode = functools.partial(tokenizer_lib.decode, tok)
   reasoning = text.reasoning_length(own, decode, rules.form)
-  return Item(tuple(begin), tuple(ids), rules.elicitation, reasoning)
+  answer = endings.answer_lengths(len(ids), ended, reasoning)
+  return Item(tuple(begin), tuple(ids), rules.elicitation, reasoning, answer)
 
 
 def _without_opening(prompt: str, completion: str, opener: str) -> str:
@@ -249,9 +250,9 @@ def scored(
 ) -> Line:
   """Returns the line with its scores added.
 
-  These are `reasoning_tokens`, `logprobs` [t], `entropies` [t],
-  `answer_entropies` [t + 1] (null after the reasoning, where no early answer
-  exists), `mi` [t], and with a tokenizer the texts `tokens` [t].
+  These are `reasoning_tokens`, `answer_tokens`, `logprobs` [t], `entropies`
+  [t], `answer_entropies` [t + 1] (null after the reasoning, where no early
+  answer exists), `mi` [t], and with a tokenizer the texts `tokens` [t].
 
   Raises:
     FloatingPointError: if a score is not finite.
@@ -265,6 +266,7 @@ def scored(
   rest = len(item.completion) - item.reasoning
   found = {
       "reasoning_tokens": item.reasoning,
+      "answer_tokens": item.answer,
       "logprobs": _floats(scores.logprobs),
       "entropies": _floats(scores.entropies),
       "answer_entropies": [*answers, *[None] * rest],

@@ -25,12 +25,14 @@ class Item:
     completion: T, which may be 0.
     postfix: the elicitation, at least one.
     reasoning: R <= T, the completion's leading tokens that are reasoning.
+    answer: the number of tokens after the reasoning, without the EOS.
   """
 
   prompt: tuple[int, ...]
   completion: tuple[int, ...]
   postfix: tuple[int, ...]
   reasoning: int
+  answer: int = 0
 
   @property
   def positions(self) -> int:

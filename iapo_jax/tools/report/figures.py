@@ -110,12 +110,16 @@ def all_of(groups: Sequence[Group]) -> list[Picture]:
 def _curves(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
   """Returns stage, metric, title and unit of each curve over steps."""
   stage, accuracy, length = "validation", "accuracy", "mean_tokens"
+  reasoning, answer = "mean_reasoning_tokens", "mean_answer_tokens"
   if not any(group.curve(stage, accuracy) for group in groups):
     stage, accuracy, length = "rl", "reward/accuracy", "length/completion"
+    reasoning, answer = "length/reasoning", "length/answer"
   name = "training" if stage == "rl" else stage
   return [
       (stage, accuracy, f"Accuracy ({name})", "share correct"),
       (stage, length, f"Length ({name})", "tokens per completion"),
+      (stage, reasoning, f"Reasoning ({name})", "reasoning tokens"),
+      (stage, answer, f"Answer ({name})", "answer tokens"),
       ("rl", "probe/entropy_first", "Uncertainty before reasoning (training)",
        "H₀ (nats)"),
       ("rl", "probe/entropy_last", "Uncertainty after reasoning (training)",

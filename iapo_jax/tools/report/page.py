@@ -121,7 +121,7 @@ def _row(index: int, group: Group) -> dict[str, Any]:
   """Returns a group's row of test results, with its colour in the figures."""
   cells = {
       "accuracy": ".3f", "mean_tokens": ".1f", "mean_reasoning_tokens": ".1f",
-      "format_rate": ".3f",
+      "mean_answer_tokens": ".1f", "format_rate": ".3f", "cut_rate": ".3f",
   }  # fmt: skip
   texts = []
   for metric, style in cells.items():
@@ -205,6 +205,9 @@ def _example(record: Mapping[str, Any]) -> dict[str, Any]:
       "reward": f"{record['reward']:+.1f}",
       "group": f"{group:+.3f}",
       "reasoning": record["reasoning_tokens"],
+      # Records of an older version lack both.
+      "answer": record.get("answer_tokens", "–"),
+      "cut": not record.get("ended", True),
       "scale": f"{heat.scale_of(information):.2f}" if information else "",
       "tokens": heat.tokens(
           record["tokens"], information, record["answer_entropies"], details,

@@ -128,9 +128,12 @@ def mean_and_error(
   """Returns the mean of a test result over seeds, and its standard error.
 
   The error is over seeds if there are several, else over problems, or None if
-  the summary lacks it. Without a finished run the result is None.
+  the summary lacks it. The result is None without a finished run, or if a run
+  of an older version lacks the metric.
   """
   summaries = [run.summary for run in group.runs if run.summary]
+  if not all(metric in summary for summary in summaries):
+    return None
   values = [summary[metric] for summary in summaries]
   if len(values) > 1:
     error = statistics.stdev(values) / len(values) ** 0.5

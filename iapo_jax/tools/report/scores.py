@@ -39,6 +39,8 @@ def _example(line: Mapping[str, Any]) -> dict[str, Any]:
   return {
       "prompt": _prompt(line),
       "reasoning": reasoning,
+      # A line that an older version scored lacks it.
+      "answer": line.get("answer_tokens", "–"),
       "first": f"{answers[0]:.3f}",
       "last": f"{answers[reasoning]:.3f}",
       "scale": f"{heat.scale_of(information):.2f}",
