@@ -84,7 +84,8 @@ def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   chex.assert_type([scores, uniforms], jnp.float32)
   rows, size = scores.shape
   width = 2 ** math.ceil(math.log2(size) / 2)
-  padding = ((0, 0), (0, -size % width))
+  # Every shard gets as many whole blocks.
+  padding = ((0, 0), (0, -size % (width * sharding.tensor_shards())))
   top = jnp.max(scores, axis=-1)
   padded = jnp.pad(scores, padding, constant_values=-jnp.inf)
   shifted = padded.reshape(rows, -1, width) - top[:, None, None]
