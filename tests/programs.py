@@ -21,10 +21,11 @@ def decoding_gathers(text, params, tensor):
   """
   sizes = set()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if leaf.ndim < 2:
+    stacked = "layers" in jax.tree_util.keystr(path)
+    if leaf.ndim - stacked < 2:
       continue  # norms and biases are on every device
     whole = {math.prod(leaf.shape)}
-    if "layers" in jax.tree_util.keystr(path):
+    if stacked:
       whole.add(math.prod(leaf.shape[1:]))
     sizes |= whole | {size // tensor for size in whole}
   return [

@@ -359,12 +359,46 @@ def test_the_mesh_takes_what_is_left():
             {"checkpoint__keep_last": 1},
             "config.checkpoint.keep_last = 1: must be at least 2",
         ),
+        (
+            {"evaluation__top_p": 0.0},
+            "config.evaluation.top_p = 0.0: must be in (0, 1]",
+        ),
+        (
+            {"evaluation__top_p": 1.01},
+            "config.evaluation.top_p = 1.01: must be in (0, 1]",
+        ),
+        (
+            {"evaluation__top_k": -1},
+            "config.evaluation.top_k = -1: must be at least 0",
+        ),
+        (
+            {"evaluation__temperature": 0.0, "evaluation__samples": 4},
+            "config.evaluation.temperature = 0.0: must be above 0 with"
+            " evaluation.samples = 4: greedy samples of a problem are all the"
+            " same; set evaluation.samples=1 (`iapo evaluate`: --samples=1)",
+        ),
+        (
+            {"evaluation__temperature": 0.0, "evaluation__top_p": 0.95},
+            "config.evaluation.top_p = 0.95: has no effect with"
+            " evaluation.temperature = 0 (greedy); leave it at 1 (all tokens)",
+        ),
+        (
+            {"evaluation__temperature": 0.0, "evaluation__top_k": 20},
+            "config.evaluation.top_k = 20: has no effect with"
+            " evaluation.temperature = 0 (greedy); leave it at 0 (all tokens)",
+        ),
     ],
 )
 def test_rules_of_evaluation_and_checkpoints(overrides, message):
   with pytest.raises(ConfigError) as error:
     config_lib.parse(flat(**overrides))
   assert str(error.value) == message
+
+
+def test_greedy_samples_differ_by_planted_slips():
+  changes = {"evaluation__temperature": 0.0, "evaluation__samples": 4}
+  slips = flat(**changes, data__arithmetic__slip_rate=0.2)
+  assert config_lib.parse(slips).evaluation.samples == 4
 
 
 def test_configurations_are_frozen():

@@ -254,3 +254,18 @@ def test_every_problem_counts_once_whatever_the_batch(parts):
   assert (results.lengths[:, 0] != results.lengths[:, 1]).any()
   counts = [count for _, count in evaluation.batches(parts, "test", 1000)]
   assert counts == [16, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 0}, ""),
+        ({}, ""),  # of an older version
+        ({"temperature": 0.0, "top_p": 1.0, "top_k": 0}, "greedy"),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+         "temperature 0.6, top-p 0.95, top-k 20"),
+        ({"temperature": 1.0, "top_p": 0.8, "top_k": 0}, "top-p 0.8"),
+    ],
+)  # fmt: skip
+def test_only_what_is_no_default_is_said(how, text):
+  assert evaluation.sampled(how) == text

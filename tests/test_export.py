@@ -350,7 +350,8 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   """And a run can begin from what it wrote: the same weights again."""
   cfg = small(
       warm_start__num_steps=2, rollout__max_tokens=56, num_steps=0,
-      model__qk_norm="head", model__family="qwen3",
+      model__qk_norm="head", model__family="qwen3", evaluation__top_p=0.95,
+      evaluation__top_k=8,
   )  # fmt: skip
   trainer.train(cfg, tmp_path / "run")
   done = run_export(tmp_path / "run", f"--output={tmp_path / 'out'}")
@@ -365,6 +366,7 @@ def test_the_command_exports_a_run_that_began_from_nothing(tmp_path):
   _, header, body = card.split("---\n", 2)
   assert yaml.safe_load(header)["library_name"] == "transformers"
   assert "`warm_start/2`" in body
+  assert "tokens a completion. Sampling: top-p 0.95, top-k 8.\n" in body
   assert str(tmp_path) not in card
   source = sources.last(tmp_path / "run")
   params = export.load(source, workdir.load_config(tmp_path / "run").model)

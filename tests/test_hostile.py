@@ -152,6 +152,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
       {
           "run": name, "checkpoint": "rl/1", "task": "x", "split": "test",
           "skipped": 0, "batch_size": 1, "temperature": 1.0,
+          "top_p": 1.0, "top_k": 0,
           "seeds": [{"seed": 0, "accuracy": -0.5}], "mean": {"accuracy": -0.5},
       }
       for name in names

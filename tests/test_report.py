@@ -11,11 +11,11 @@ import shutil
 import chex
 import jax
 import pytest
-from runs import ODD_LABELS, SHORT, edit, synthetic
+from runs import ODD_LABELS, SHORT, command, edit, synthetic
 
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.run import logs, sources, trainer
+from iapo_jax.run import evaluation, logs, sources, trainer
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import page, runs
 
@@ -386,6 +386,23 @@ def test_signed_numbers(value, digits, text):
   assert page._signed(value, digits) == text
 
 
+def test_runs_that_were_evaluated_differently(trained, tmp_path):
+  """The page says so, and does not compare them in its headlines."""
+  other = tmp_path / "other"
+  shutil.copytree(trained / "to_go", other)
+  edit(other / "config.json", **{"evaluation.top_p": 0.95})
+  groups = runs.read_groups({"GRPO": [trained / "grpo"], "to_go": [other]})
+  assert page._notes(groups, ()) == [
+      "config.evaluation.top_p is 1.0 or 0.95: the runs were evaluated"
+      " differently, and their test results do not compare"
+  ]
+  (headline,) = page.headlines(groups)
+  assert headline.startswith("to_go: ") and "GRPO" not in headline
+  assert page._notes(groups[1:], ()) == [
+      "sampling of evaluations: top-p 0.95"
+  ]
+
+
 @pytest.fixture(scope="module")
 def judged(trained):
   contestants = comparison.load(
@@ -435,12 +452,12 @@ class TestComparison:
     # Two runs, each with two seeds, their mean and their spread.
     assert len(rows) == 1 + 2 * 4
     assert rows[0].startswith(
-        "run,checkpoint,task,split,skipped,batch_size,temperature,seed,"
-        "accuracy,"
+        "run,checkpoint,task,split,skipped,batch_size,temperature,top_p,top_k,"
+        "seed,accuracy,"
     )
-    assert [row.split(",")[7] for row in rows[1:5]] == ["0", "1", "mean", "std"]
-    assert float(rows[3].split(",")[8]) == records[0]["mean"]["accuracy"]
-    assert float(rows[4].split(",")[8]) == records[0]["std"]["accuracy"]
+    assert [row.split(",")[9] for row in rows[1:5]] == ["0", "1", "mean", "std"]
+    assert float(rows[3].split(",")[10]) == records[0]["mean"]["accuracy"]
+    assert float(rows[4].split(",")[10]) == records[0]["std"]["accuracy"]
     values = [s["accuracy"] for s in records[0]["seeds"]]
     assert records[0]["mean"]["accuracy"] == pytest.approx(sum(values) / 2)
     # Two values: |a - b| / sqrt(2).
@@ -490,6 +507,14 @@ class TestComparison:
               r"temperature: the runs have 1.0 and 0.5; set one for all with",
           ),
           (
+              {"evaluation.top_p": 0.95},
+              r"top_p: the runs have 1.0 and 0.95; set one for all with --to",
+          ),
+          (
+              {"evaluation.top_k": 20},
+              r"top_k: the runs have 0 and 20; set one for all with --top_k",
+          ),
+          (
               {"rollout.max_tokens": 70},
               r"max_tokens: the runs have 56 and 70; set one for all with --m",
           ),
@@ -508,6 +533,35 @@ class TestComparison:
           comparison.load([trained / "grpo", other], "last"),
           split="test", problems=8, seeds=(0,),
       )  # fmt: skip
+
+  def test_greedy_needs_one_seed_and_one_sample(self, trained):
+    flags = [trained / "grpo", "--temperature=0"]
+    done = command("evaluate", *flags, "--seeds=0,1", "--problems=8")
+    assert done.stderr.strip().endswith(
+        "--seeds = 0,1: must be one seed at temperature 0: greedy completions"
+        " are the same with every seed"
+    )
+    done = command("evaluate", *flags, "--samples=2")
+    assert "temperature = 0.0: must be above 0 with evaluation" in done.stderr
+
+  def test_the_sampling_is_said(self, trained, tmp_path):
+    """In the file, the table and the page; of one token samples are alike."""
+    done = command(
+        "evaluate", trained / "grpo", "--top_k=1", "--top_p=0.9",
+        "--temperature=0.7", "--samples=2", "--batch_size=16", "--problems=8",
+        f"--output={tmp_path / 'result'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    how = "temperature 0.7, top-p 0.9, top-k 1"
+    assert f"\nSampling: {how}.\n" in done.stdout
+    records = comparison.read(tmp_path / "result.json")
+    (record,) = records
+    assert {name: record[name] for name in evaluation.SAMPLING} == {
+        "temperature": 0.7, "top_p": 0.9, "top_k": 1,
+    }  # fmt: skip
+    assert record["mean"]["length@1"] == record["mean"]["length@2"]
+    assert record["mean"]["pass@1"] == record["mean"]["pass@2"]
+    assert page._judged(records)["sampling"] == how
 
   @pytest.mark.parametrize(
       "changes",
@@ -560,9 +614,14 @@ class TestComparison:
         " per"
     ) in said
     assert "Note:" not in said
-    noted = [record | {"note": "other problems"} for record in records]
+    assert "Sampling:" not in said
+    noted = [
+        record | {"note": "other problems", "top_k": 20} for record in records
+    ]
     reader, _ = read(write(trained, tmp_path, timing=noted))
-    assert "Note: other problems." in " ".join(" ".join(reader.text).split())
+    said = " ".join(" ".join(reader.text).split())
+    assert "Note: other problems." in said
+    assert "Sampling: top-k 20." in said
     assert "deviation over 2 sampling seeds. Time per completion is" in said
     # Of one seed there is no spread to explain.
     single = [r | {"seeds": r["seeds"][:1]} for r in records]

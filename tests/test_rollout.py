@@ -186,6 +186,18 @@ def test_temperature_zero_is_greedy(params):
   assert bool(jnp.all(jnp.where(rolled.mask, stats.hit, True)))
 
 
+def test_the_one_token_of_top_k_is_the_greedy_one(params):
+  prompts = tiny.make_prompts()
+  greedy = sample(params, prompts, jax.random.key(0), temperature=0.0)
+  rolled = sample(
+      params, prompts, jax.random.key(1), temperature=0.7, top_k=1, top_p=0.9
+  )
+  np.testing.assert_array_equal(rolled.tokens, greedy.tokens)
+  # Nothing else has a probability.
+  np.testing.assert_array_equal(rolled.logprobs, 0)
+  np.testing.assert_array_equal(rolled.entropies, 0)
+
+
 def test_keys_differ_by_row_and_by_step(params):
   prompts = tiny.make_prompts(lengths=(5,))
   rolled = sample(

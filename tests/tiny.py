@@ -98,18 +98,19 @@ def score(
     jax.jit,
     static_argnames=(
         "cfg", "group_size", "max_tokens", "eos_ids", "pad_id", "temperature",
-        "planting",
+        "top_k", "top_p", "planting",
     ),
 )  # fmt: skip
 def sample(
     params, prompts, key, *, cfg=MODEL, group_size, max_tokens,
-    eos_ids=(EOS, SECOND_EOS), pad_id=PAD, temperature=1.0, planting=None,
+    eos_ids=(EOS, SECOND_EOS), pad_id=PAD, temperature=1.0, top_k=0,
+    top_p=1.0, planting=None,
 ):  # fmt: skip
   """Completions of a small decoder."""
   return rollout.sample(
       params, prompts, key, cfg=cfg, group_size=group_size,
       max_tokens=max_tokens, eos_ids=eos_ids, pad_id=pad_id,
-      temperature=temperature, planting=planting,
+      temperature=temperature, top_k=top_k, top_p=top_p, planting=planting,
   )  # fmt: skip
 
 

@@ -37,7 +37,21 @@ def add_arguments(parser: command.Parser) -> None:
   add("--samples", type=int, help="completions per problem")
   add("--seeds", default=["0"], type=command.words, help="sampling seeds")
   add("--batch_size", type=int, help="completions per call of the sampler")
-  add("--temperature", type=float, help="0 is greedy")
+  add(
+      "--temperature",
+      type=float,
+      help="0 is greedy; then --samples=1 and one seed",
+  )
+  add(
+      "--top_p",
+      type=float,
+      help="in (0, 1]: only the most probable tokens that reach it; 1 is all",
+  )
+  add(
+      "--top_k",
+      type=int,
+      help="only this many most probable tokens, before --top_p; 0 is all",
+  )
   add("--max_tokens", type=command.at_least(2), help="longest completion")
   add(
       "--task",
@@ -75,6 +89,8 @@ def run(given: argparse.Namespace) -> None:
       samples=given.samples,
       batch_size=given.batch_size,
       temperature=given.temperature,
+      top_p=given.top_p,
+      top_k=given.top_k,
   )
   # Finds out before the work whether the files can be written.
   written = processes.on_first(

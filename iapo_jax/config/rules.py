@@ -32,10 +32,36 @@ def check(c: Config) -> None:
     )
   _check_format(c)
   data_config.check(c.data)
+  _check_evaluation(c)
+  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
+    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
+  _check_probe(c)
+  _check_credit(c)
+  _check_selection(c)
+
+
+def _check_evaluation(c: Config) -> None:
+  """Checks evaluation: its batches, its sampling and its checkpoint."""
   e = c.evaluation
   _check_multiple(
       "evaluation.batch_size", e.batch_size, e.samples, "evaluation.samples"
   )
+  if not e.temperature:
+    if e.samples > 1 and not samples_differ(c):
+      rule = (
+          f"must be above 0 with evaluation.samples = {e.samples}: greedy"
+          " samples of a problem are all the same; set evaluation.samples=1"
+          " (`iapo evaluate`: --samples=1)"
+      )
+      fail("evaluation.temperature", e.temperature, rule)
+    for field, off in (("top_p", 1), ("top_k", 0)):
+      value = getattr(e, field)
+      if value != off:
+        rule = (
+            "has no effect with evaluation.temperature = 0 (greedy); leave it"
+            f" at {off} (all tokens)"
+        )
+        fail(f"evaluation.{field}", value, rule)
   if e.checkpoint == "best" and (not e.every or c.checkpoint.keep_best < 5):
     fail(
         "evaluation.checkpoint",
@@ -43,11 +69,14 @@ def check(c: Config) -> None:
         "needs evaluation.every >= 1, and checkpoint.keep_best >= 5 (it"
         " chooses among the five best)",
     )
-  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
-    fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
-  _check_probe(c)
-  _check_credit(c)
-  _check_selection(c)
+
+
+def samples_differ(c: Config) -> bool:
+  """Returns whether an evaluation's samples of one problem can differ.
+
+  Greedy ones are the same, unless slips are planted in them.
+  """
+  return c.evaluation.temperature > 0 or c.data.arithmetic.slip_rate > 0
 
 
 def _check_multiple(field: str, value: int, unit: int, what: str) -> None:

@@ -53,7 +53,10 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-  """Sampling in training, from the whole distribution: no top-p, no top-k."""
+  """Sampling in training, from the whole distribution: no top-p, no top-k.
+
+  Probes and the policy gradient need the probability of every token.
+  """
 
   max_tokens: int = field(
       72, "t, the longest completion, in tokens", at_least(2),
@@ -361,7 +364,25 @@ class EvaluationConfig:
       aliases=("per_device_eval_batch_size", "eval_batch_size"),
   )  # fmt: skip
   temperature: float = field(
-      1.0, "sampling temperature; 0 is greedy", at_least(0)
+      1.0,
+      "divides the logits; 0 is greedy: it takes the most probable token, and"
+      " needs samples = 1",
+      at_least(0),
+      aliases=("eval_temperature",),
+  )
+  top_p: float = field(
+      1.0,
+      "samples only from the fewest most probable tokens that together reach"
+      " this probability; 1 is all tokens; training always samples from all",
+      Rule("in (0, 1]", lambda x: 0 < x <= 1),
+      aliases=("eval_top_p",),
+  )
+  top_k: int = field(
+      0,
+      "samples only from this many most probable tokens, before top_p; 0 is all"
+      " tokens; training always samples from all",
+      at_least(0),
+      aliases=("eval_top_k",),
   )
   checkpoint: str = field(
       "last",

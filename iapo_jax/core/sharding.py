@@ -51,6 +51,11 @@ def data_shards() -> int:
   return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
+def tensor_shards() -> int:
+  """Returns the number of shards of the vocabulary; 1 outside a `scope`."""
+  return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+
+
 def constrain(x: Array, *names: str | None) -> Array:
   """Shards an activation; `names` has a logical axis or None for each axis.
 

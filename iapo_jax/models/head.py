@@ -67,6 +67,68 @@ def statistics(scores: Array, targets: Array) -> TokenStatistics:
   return TokenStatistics(chosen - lse, entropy, chosen >= 0.0)
 
 
+def truncated(scores: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
+  """Sets scores outside of top-k, then outside of top-p, to −∞.
+
+  Top-k keeps a token if fewer than k tokens have a higher score. Top-p then
+  keeps a token if the tokens with higher scores hold less than `top_p` of the
+  probability that is left: the fewest tokens that reach `top_p`, with the one
+  that crosses it. So the most probable token always stays. Tokens of equal
+  score stay or go together; then more than k tokens may stay.
+
+  Order and result are those of transformers: `TopKLogitsWarper`, then
+  `TopPLogitsWarper`, both after the temperature. At equal scores the latter
+  keeps one by the order of its sort instead.
+
+  Args:
+    scores: fp32[..., v], divided by the temperature.
+    top_k: at least 0; 0 keeps all.
+    top_p: in (0, 1]; 1 keeps all.
+  """
+  chex.assert_type(scores, jnp.float32)
+  if not top_k and top_p == 1:
+    return scores
+  below = jnp.max(scores, axis=-1, keepdims=True) - scores
+  # Floats from 0 up have the order of their bits.
+  bits = jax.lax.bitcast_convert_type(below, jnp.int32)
+  weights, last = jnp.exp(-below), jnp.iinfo(jnp.int32).max
+  if top_k:
+    last = _last_kept(bits, 1, top_k)
+    weights = jnp.where(bits <= last, weights, 0.0)
+  if top_p < 1:
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    last = jnp.minimum(last, _last_kept(bits, weights, top_p * total))
+  return jnp.where(bits <= last, scores, -jnp.inf)
+
+
+def _last_kept(
+    bits: Array, weights: Array | int, limit: Array | int
+) -> Array:
+  """Returns the largest x with Σ_(bits < x) weight < limit, bit by bit.
+
+  A sort would gather a head split over the vocabulary; these sums stay where
+  the shards are.
+
+  Args:
+    bits: int32[..., v], at least 0.
+    weights: [..., v] or the weight of every token, at least 0.
+    limit: [..., 1] or the limit of every row, above 0.
+
+  Returns:
+    int32[..., 1].
+  """
+
+  def with_bit(i: Array, known: Array) -> Array:
+    tried = known | (jnp.int32(1) << (30 - i))
+    above = jnp.sum(
+        jnp.where(bits < tried, weights, 0), axis=-1, keepdims=True
+    )
+    return jnp.where(above < limit, tried, known)
+
+  start = jnp.zeros((*bits.shape[:-1], 1), jnp.int32)
+  return jax.lax.fori_loop(0, 31, with_bit, start)
+
+
 def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   """Samples softmax(scores) by inverting its distribution function, in fp32.
 
@@ -84,7 +146,8 @@ def draw(scores: Array, uniforms: Array) -> tuple[Array, TokenStatistics]:
   chex.assert_type([scores, uniforms], jnp.float32)
   rows, size = scores.shape
   width = 2 ** math.ceil(math.log2(size) / 2)
-  padding = ((0, 0), (0, -size % width))
+  # Every shard gets as many whole blocks.
+  padding = ((0, 0), (0, -size % (width * sharding.tensor_shards())))
   top = jnp.max(scores, axis=-1)
   padded = jnp.pad(scores, padding, constant_values=-jnp.inf)
   shifted = padded.reshape(rows, -1, width) - top[:, None, None]

@@ -56,6 +56,8 @@ def sample(
     eos_ids: tuple[int, ...],
     pad_id: int,
     temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
     planting: planting_lib.Planting | None = None,
 ) -> Rollout:
   """Samples `group_size` completions of every prompt.
@@ -67,6 +69,8 @@ def sample(
 
   `params` are in the compute dtype. `temperature` divides the logits; 0 takes
   the most probable token and reports the statistics of the undivided logits.
+  `top_k` and `top_p` are those of `head.truncated`; the statistics are then
+  those of the truncated distribution. Training leaves them out.
   `planting` replaces sampled tokens, by separate draws. Log-probabilities are
   those of the written tokens. Entropies do not depend on it.
   """
@@ -84,6 +88,7 @@ def sample(
         params, hidden, cfg=cfg, temperature=temperature or 1.0
     )
     scores = sharding.constrain(scores, "batch", "vocab")
+    scores = head.truncated(scores, top_k=top_k, top_p=top_p)
     token, stats = _choose(
         scores, row_keys, carry.index, greedy=temperature == 0
     )

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
 
+from iapo_jax.config.schema import EvaluationConfig
 from iapo_jax.core import endings, sharding
 from iapo_jax.core.types import Array, KeyDomain, Params, Prompts
 from iapo_jax.data.pipeline import PromptTable
@@ -45,6 +47,7 @@ class Completions:
   guessed: Array | None = None
 
 
+SAMPLING = ("temperature", "top_p", "top_k")
 Sampler = Callable[[Params, Prompts, Array], Completions]
 
 
@@ -176,6 +179,26 @@ def best_step(points: Sequence[Mapping[str, float]]) -> int:
   return int(max(best, key=lambda p: p[f"efficiency@{k}"])["step"])
 
 
+def sampling(settings: EvaluationConfig) -> dict[str, float]:
+  """Returns the fields that say how completions are sampled."""
+  return {name: getattr(settings, name) for name in SAMPLING}
+
+
+def sampled(how: Mapping[str, Any]) -> str:
+  """Returns what of `sampling` is not a default, for people; "" if nothing.
+
+  A record of an older version lacks fields; it had their defaults.
+  """
+  if how.get("temperature") == 0:
+    return "greedy"
+  default = sampling(EvaluationConfig())
+  return ", ".join(
+      f"{name.replace('_', '-')} {how[name]:g}"
+      for name in SAMPLING
+      if how.get(name, default[name]) != default[name]
+  )
+
+
 def make_sampler(parts: Assembly) -> Sampler:
   """Returns a jitted program that samples and grades completions of prompts.
 
@@ -198,7 +221,7 @@ def make_sampler(parts: Assembly) -> Sampler:
           max_tokens=cfg.rollout.max_tokens,
           eos_ids=task.vocabulary.eos_ids,
           pad_id=task.vocabulary.pad_id,
-          temperature=cfg.evaluation.temperature,
+          **sampling(cfg.evaluation),
           planting=task.planting,
       )
       grades = parts.grader(rolled, prompts)

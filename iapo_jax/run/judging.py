@@ -47,7 +47,8 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
       run.parts, run.sampler, params, "test", len(table.kept)
   )
   summary = evaluation.summarise(results)
-  extra = {
+  how = evaluation.sampling(run.cfg.evaluation)
+  extra = how | {
       "skipped": table.skipped,
       "checkpoint": name,
       "seconds": time.perf_counter() - start,
@@ -59,10 +60,12 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
     run.log.warn("test", int(name.rpartition("/")[2]), told)
   place = run.workdir / workdir_lib.SUMMARY
   processes.on_first(lambda: files.write_json(place, summary | extra))
+  text = evaluation.sampled(how)
   print(
       f"test       accuracy {summary['accuracy']:.3f} ±"
       f" {summary['accuracy_se']:.3f}, {summary['mean_tokens']:.1f} tokens on"
       f" {len(table.kept)} problems, checkpoint {name}"
+      f"{f', sampling: {text}' if text else ''}"
   )
 
 

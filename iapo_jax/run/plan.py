@@ -12,7 +12,7 @@ from iapo_jax.core import compilation
 from iapo_jax.models import fused_attention
 from iapo_jax.rl import micro_batches, probes
 from iapo_jax.rl.state import StateSpec
-from iapo_jax.run import memory
+from iapo_jax.run import evaluation, memory
 
 
 def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
@@ -49,9 +49,11 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
         f"every {e.every} RL steps on {e.problems} problems, at the end on the"
         " test split: "
     )
+  sampling = evaluation.sampled(evaluation.sampling(e))
   lines.append(
       f"evaluation {during}{e.samples} sample{'s' if e.samples > 1 else ''} a"
       f" problem, {e.batch_size} completions per call"
+      f"{f', sampling: {sampling}' if sampling else ''}"
   )
   for name, needed in memory.programs(c, mesh, spec).items():
     lines.append(f"memory     {_describe_memory(name, needed)}")

@@ -14,6 +14,7 @@ import jax
 import tqdm
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config import rules
 from iapo_jax.config.data import ArithmeticConfig
 from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import files, markdown, processes
@@ -27,6 +28,11 @@ from iapo_jax.run.evaluation import Completions
 SPLITS = ("train", "validation", "test")
 _GOLD_TOKENS = 64  # enough for every published answer
 SECONDS = "seconds_per_completion"
+# Fields by which completions are sampled: results compare only if they agree.
+SAMPLED_BY = (
+    *(f"evaluation.{name}" for name in evaluation.SAMPLING),
+    "rollout.max_tokens",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +173,7 @@ def _mesh_here(mesh: MeshConfig) -> MeshConfig:
 
 def _check_alike(contestants: Sequence[Contestant]) -> None:
   """Raises ConfigError if runs differ in their sampling settings."""
-  fields = (
-      "evaluation.samples", "evaluation.batch_size", "evaluation.temperature",
-      "rollout.max_tokens",
-  )  # fmt: skip
+  fields = ("evaluation.samples", "evaluation.batch_size", *SAMPLED_BY)
   first, *others = (config_lib.flatten(c.parts.cfg) for c in contestants)
   for other in others:
     for field in fields:
@@ -179,6 +182,18 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
             f"config.{field}: the runs have {first[field]} and {other[field]};"
             f" set one for all with --{field.partition('.')[2]}"
         )
+
+
+def _check_seeds(
+    contestants: Sequence[Contestant], seeds: Sequence[int]
+) -> None:
+  """Raises ConfigError if several seeds would give the same completions."""
+  same = [c for c in contestants if not rules.samples_differ(c.parts.cfg)]
+  if same and len(seeds) > 1:
+    raise ConfigError(
+        f"--seeds = {','.join(map(str, seeds))}: must be one seed at"
+        " temperature 0: greedy completions are the same with every seed"
+    )
 
 
 def _check_problems(contestants: Sequence[Contestant], split: str) -> None:
@@ -234,8 +249,10 @@ def judge(
     its number of completions.
 
   Raises:
-    ConfigError: if a run lacks the split or has other problems in it.
+    ConfigError: if a run lacks the split or has other problems in it, or if
+      greedy completions would be the same with every seed.
   """
+  _check_seeds(contestants, seeds)
   _check_problems(contestants, split)
   _warm_up(contestants, split)
   everything: list[list[dict[str, float]]] = [[] for _ in contestants]
@@ -288,9 +305,9 @@ def report(
   """Returns one JSON-ready record per contestant.
 
   A record holds `run`, `checkpoint`, `task`, `split`, `skipped` (prompts that
-  were too long), `batch_size`, `temperature`, `seeds` (the metrics of each),
-  the `mean` of every metric, with several seeds its standard deviation `std`
-  (ddof 1), and a `note` if the task has one.
+  were too long), `batch_size`, `temperature`, `top_p`, `top_k`, `seeds` (the
+  metrics of each), the `mean` of every metric, with several seeds its standard
+  deviation `std` (ddof 1), and a `note` if the task has one.
   """
   records = []
   for contestant, runs in zip(contestants, results, strict=True):
@@ -303,7 +320,7 @@ def report(
         "split": split,
         "skipped": contestant.parts.task.tables[split].skipped,
         "batch_size": contestant.parts.cfg.evaluation.batch_size,
-        "temperature": contestant.parts.cfg.evaluation.temperature,
+        **evaluation.sampling(contestant.parts.cfg.evaluation),
         "seeds": list(runs),
         "mean": {k: statistics.mean(v) for k, v in columns.items()},
     }
@@ -325,7 +342,7 @@ def write(records: Sequence[dict[str, Any]], stem: pathlib.Path) -> None:
   files.write_json(as_json, {"runs": list(records)})
   shared = [
       "run", "checkpoint", "task", "split", "skipped", "batch_size",
-      "temperature",
+      *evaluation.SAMPLING,
   ]  # fmt: skip
   text = io.StringIO()
   writer = csv.DictWriter(text, [*shared, "seed", *records[0]["mean"]])
@@ -399,8 +416,10 @@ def rows(
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-  """Formats `rows` as Markdown."""
-  return markdown.table(*rows(records))
+  """Formats `rows` as Markdown, and how completions were sampled."""
+  text = evaluation.sampled(records[0])
+  note = f"\n\nSampling: {text}." if text else ""
+  return markdown.table(*rows(records)) + note
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from iapo_jax.data import task as task_lib
 from iapo_jax.hf import families, folder, spellings, weights
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.models import transformer
-from iapo_jax.run import checkpoint, sources
+from iapo_jax.run import checkpoint, evaluation, sources
 from iapo_jax.run import workdir as workdir_lib
 
 _CONFIGS = (folder.CONFIG, folder.GENERATION)
@@ -297,9 +297,11 @@ def _result(source: sources.Source) -> list[str]:
   found = files.read_json(path)
   if found["checkpoint"] != source.name:
     return []
+  text = evaluation.sampled(found)
   return [
       f"On {found['problems']:.0f} test problems of its task: accuracy"
       f" {found['accuracy']:.3f} ± {found['accuracy_se']:.3f} (standard error"
-      f" over problems), {found['mean_tokens']:.1f} tokens a completion.",
+      f" over problems), {found['mean_tokens']:.1f} tokens a completion."
+      f"{f' Sampling: {text}.' if text else ''}",
       "",
   ]

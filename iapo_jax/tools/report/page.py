@@ -11,6 +11,7 @@ from typing import Any
 
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.run import evaluation
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import figures, heat, runs
 from iapo_jax.tools.report.runs import Group
@@ -76,7 +77,10 @@ def write(
 
 
 def headlines(groups: Sequence[Group]) -> list[str]:
-  """Returns a sentence per result, compared with plain GRPO if it is there."""
+  """Returns a sentence per result, compared with plain GRPO if it is there.
+
+  A run that was evaluated otherwise than the GRPO run is not compared.
+  """
   trained = [
       group
       for group in groups
@@ -98,7 +102,7 @@ def headlines(groups: Sequence[Group]) -> list[str]:
       continue
     tokens, accuracy = result(group)
     text = f"{group.label}: {tokens:.1f} tokens at accuracy {accuracy:.3f}"
-    if control:
+    if control and not _sampled_apart([group, control]):
       base_tokens, base_accuracy = result(control)
       text += (
           f"; {control.label}: {base_tokens:.1f} at {base_accuracy:.3f}"
@@ -146,7 +150,28 @@ def _notes(
   """Returns the notes that the numbers need, once each."""
   summaries = [run.summary for group in groups for run in group.runs]
   notes = [entry.get("note") for entry in [*summaries, *records] if entry]
+  apart = _sampled_apart(groups)
+  notes += [
+      f"config.{field} is {' or '.join(map(str, values))}: the runs were"
+      " evaluated differently, and their test results do not compare"
+      for field, values in apart.items()
+  ]
+  config = groups[0].runs[0].config
+  text = evaluation.sampled({
+      name: config[f"evaluation.{name}"] for name in evaluation.SAMPLING
+  })
+  notes += [f"sampling of evaluations: {text}"] if text and not apart else []
   return list(dict.fromkeys(note for note in notes if note))
+
+
+def _sampled_apart(groups: Sequence[Group]) -> dict[str, list[Any]]:
+  """Returns the fields that make evaluations differ, and their values."""
+  configs = [group.runs[0].config for group in groups]
+  values = {
+      field: list(dict.fromkeys(config.get(field) for config in configs))
+      for field in comparison.SAMPLED_BY
+  }
+  return {field: found for field, found in values.items() if len(found) > 1}
 
 
 def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -166,6 +191,7 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       "samples": f"{samples} completion{'s' if samples > 1 else ''}",
       "seeds": len(first["seeds"]),
       "batch": first["batch_size"],
+      "sampling": evaluation.sampled(first),
   }
 
 
