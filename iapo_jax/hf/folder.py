@@ -119,7 +119,8 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
   Raises `ConfigError` if there is no configuration or it is not supported.
   """
   raw = files.read_json(folder / CONFIG)
-  families.family_of(raw.get("model_type"), f"{folder / CONFIG} model_type")
+  where = f"{folder / CONFIG} model_type"
+  families.family_of(raw.get("model_type"), where, raw)
   try:
     theirs = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False

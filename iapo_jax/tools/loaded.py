@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iapo_jax.config import model as model_config
 from iapo_jax.config.data import is_date
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.config.schema import ProbeConfig
@@ -173,7 +174,7 @@ def _rules(
       )
   return score_lines.Rules(
       vocab_size=cfg.vocab_size,
-      max_positions=cfg.max_positions,
+      max_positions=model_config.longest(cfg),
       tokenizer=tok,
       eos_ids=ends,
       elicitation=ids,
