@@ -218,8 +218,9 @@ def small_run(place, **overrides):
   return config_lib.parse(config)
 
 
-# Layers with biases, soft caps and windows, two kinds of positions, or none.
-FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3")
+# Layers with biases, soft caps and windows, two kinds of positions, or none;
+# fused projections and partly rotated heads.
+FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3", "phi3_longrope")
 
 
 @pytest.mark.full
