@@ -530,6 +530,13 @@ def test_positions_that_other_factors_do_not_allow(copy):
   assert folder.read_model(place).max_positions == 128
 
 
+@pytest.mark.parametrize("name", ["phi3", "mistral"])
+def test_a_window_that_holds_every_sequence_is_none(copy, name):
+  for window, windows in ((127, (127,) * 3), (128, ()), (None, ())):
+    place = copy(name, sliding_window=window, max_position_embeddings=128)
+    assert folder.read_model(place).windows == windows
+
+
 def test_families_that_cannot_say_what_a_decoder_is():
   with pytest.raises(ConfigError) as error:
     families.config_of(ModelConfig(vocab_size=8, qk_norm="head"))

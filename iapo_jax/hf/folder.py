@@ -133,6 +133,9 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
     config_rules.check_model(model)
   except ConfigError as error:
     raise ConfigError(f"{str(folder)!r}: {error}") from error
+  if 0 < model.max_positions <= min(model.windows, default=0):
+    # Windows that hold every sequence (Phi-4-mini) cost a mask in each layer.
+    model = dataclasses.replace(model, windows=())
   return model
 
 
