@@ -38,6 +38,10 @@ _YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_OLMO3_ROPE = {
+    "full_attention": _YARN | {"attention_factor": 1.3, "beta_fast": 16.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
 _GEMMA3_ROPE = {
     "full_attention": {
         "rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0,
@@ -77,6 +81,15 @@ CONFIGS = {
         "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
     },
     "olmo2": {"model_type": "olmo2"},
+    # Three sliding layers and a full one, which alone is extended.
+    "olmo3": {
+        "model_type": "olmo3", "sliding_window": 5, "num_hidden_layers": 4,
+        "rope_parameters": _OLMO3_ROPE,
+    },
+    "olmo3_plain": {
+        "model_type": "olmo3", "sliding_window": 5, "num_hidden_layers": 4,
+        "attention_bias": True, "tie_word_embeddings": True,
+    },
     "phi3": {
         "model_type": "phi3", "sliding_window": 6, "hidden_size": 32,
         "rope_parameters": {
@@ -84,11 +97,40 @@ CONFIGS = {
             "partial_rotary_factor": 0.5,
         },
     },
+    # Factors are short up to 48 tokens. With weights of 0.4, torch's float32 is
+    # up to 2e-4 from its float64.
+    "phi3_longrope": {
+        "model_type": "phi3", "hidden_size": 32, "initializer_range": 0.3,
+        "original_max_position_embeddings": 48,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 100.0,
+            "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.1, 1.3],
+            "long_factor": [1.2, 2.5, 5.0],
+        },
+    },
     "smollm3": {
         "model_type": "smollm3", "no_rope_layer_interval": 2,
         "use_sliding_window": True, "sliding_window": 5,
     },
 }  # fmt: skip
+
+
+def rebased(cfg):
+  """A decoder with another base than the default of transformers 4, 10,000.
+
+  Without `rope_parameters`, transformers 5 takes 500,000 in the sliding layers
+  of OLMo 3, which always have the base of the others.
+  """
+  import dataclasses
+
+  olmo3 = cfg.family == "olmo3"
+  theta = 500_000.0 if olmo3 else 300.0
+  rope, local = (
+      dataclasses.replace(x, theta=theta) for x in (cfg.rope, cfg.local_rope)
+  )
+  if not (olmo3 and "local" in cfg.rotary):
+    local = cfg.local_rope
+  return dataclasses.replace(cfg, rope=rope, local_rope=local)
 
 
 def make(name, seed=0, **changes):
@@ -113,6 +155,7 @@ def make(name, seed=0, **changes):
 
 # Ragged: prompts of 9, 4 and 1 tokens, completions of 20, 13 and 7.
 LENGTHS = ((9, 20), (4, 13), (1, 7))
+LONGEST = 48  # no sequence of a test that compares families is longer
 POSTFIX = (17, 4, 9)
 GREEDY = 32
 

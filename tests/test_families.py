@@ -16,6 +16,7 @@ import tiny
 from flax import linen as nn
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.model import for_length
 from iapo_jax.core.types import Prompts
 from iapo_jax.hf import folder, weights
 from iapo_jax.models import head, transformer
@@ -28,7 +29,7 @@ names = pytest.mark.parametrize("name", checkpoints.CONFIGS)
 
 @functools.cache
 def loaded(name):
-  cfg = folder.read_model(GOLDEN / name)
+  cfg = for_length(folder.read_model(GOLDEN / name), checkpoints.LONGEST)
   params = weights.load(GOLDEN / name, cfg)
   found = safetensors.numpy.load_file(GOLDEN / name / "expected.safetensors")
   return cfg, params, found
@@ -217,8 +218,9 @@ def small_run(place, **overrides):
   return config_lib.parse(config)
 
 
-# Layers with biases, soft caps and windows, two kinds of positions, or none.
-FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3")
+# Layers with biases, soft caps and windows, two kinds of positions, or none;
+# fused projections and partly rotated heads.
+FAMILIES = ("qwen2", "gemma2", "gemma3", "smollm3", "phi3_longrope")
 
 
 @pytest.mark.full

@@ -16,6 +16,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   assert files.read_json(path) == {"a": 1}
 
 
+def test_fields_have_a_line_each(tmp_path):
+  path = tmp_path / "config.json"
+  fields = {"a.b": [1.5, 2.0], "c": None, "d": "x"}
+  files.write_fields(path, fields)
+  assert path.read_text() == (
+      '{\n  "a.b": [1.5, 2.0],\n  "c": null,\n  "d": "x"\n}\n'
+  )
+  assert files.read_json(path) == fields
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -18,7 +18,14 @@ from jax.sharding import PartitionSpec as P
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.model import ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import families, folder, names, spellings, weights
+from iapo_jax.hf import (
+    families,
+    folder,
+    names,
+    positions,
+    spellings,
+    weights,
+)
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.run import assembly
@@ -64,7 +71,7 @@ UNSUPPORTED = {
         "gemma3", {"model_type": "gemma3"}, "model_type = 'gemma3'",
     ),
     "longrope": (
-        "phi3",
+        "llama",
         {
             "rope_parameters": {
                 "rope_type": "longrope", "rope_theta": 1e4,
@@ -74,6 +81,46 @@ UNSUPPORTED = {
             }
         },
         "rope_type = 'longrope': must be one of default, linear, llama3, yarn",
+    ),
+    "yarn of phi3": (
+        "phi3",
+        {"rope_parameters": {
+            "rope_type": "yarn", "factor": 2.0, "rope_theta": 1e2}},
+        "Missing required keys in `rope_parameters` for 'rope_type'='longrope'",
+    ),
+    "few factors": (
+        "phi3_longrope",
+        {"rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e2,
+            "short_factor": [1.0] * 3, "long_factor": [1.0] * 4}},
+        "short_factor field must have length 4, got 3",
+    ),
+    "factors of nothing": (
+        "phi3_longrope",
+        {"rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e2,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0] * 3, "long_factor": [1.0, 0.0, 1.0]}},
+        "long_factor = [1.0, 0.0, 1.0]: must be positive numbers",
+    ),
+    "two amplitudes": (
+        "phi3_longrope",
+        {"rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e2,
+            "partial_rotary_factor": 0.75, "short_mscale": 1.1,
+            "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}},
+        "rope_parameters short_mscale = 1.1: is not supported",
+    ),
+    "olmo3 in two versions": (
+        "olmo3_plain",
+        {"rope_parameters": None, "rope_theta": 300.0},
+        "sliding_attention = {'rope_type': 'default', 'rope_theta': 500000.0}:"
+        " must be a default embedding of rope_theta = 300, as in the full",
+    ),
+    "olmo3 beside its layers": (
+        "olmo3_plain",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        ": must be in full_attention or sliding_attention",
     ),
     "dynamic": (
         "llama",
@@ -405,10 +452,7 @@ def test_a_decoder_and_its_config_are_one(name):
 @pytest.mark.parametrize("name", checkpoints.CONFIGS)
 def test_an_export_says_it_in_older_fields_too(name, tmp_path):
   """Without the new field transformers reads the same decoder from them."""
-  ours = folder.read_model(GOLDEN / name)
-  ours = dataclasses.replace(
-      ours, rope=dataclasses.replace(ours.rope, theta=300.0)
-  )
+  ours = checkpoints.rebased(folder.read_model(GOLDEN / name))
   raw = families.config_of(ours).to_dict()
   spellings.write_config(tmp_path, raw, ours, "bfloat16")
   assert folder.read_model(tmp_path) == ours
@@ -432,7 +476,7 @@ def test_local_positions_that_older_versions_do_not_have():
   """They would take the default base for none: here they fail."""
   cfg = folder.read_model(GOLDEN / "gemma3")
   local = RopeConfig(kind="linear", theta=100.0, factor=2.0)
-  found = families.older_positions(dataclasses.replace(cfg, local_rope=local))
+  found = positions.older(dataclasses.replace(cfg, local_rope=local))
   assert found["rope_local_base_freq"] is None
   assert found["rope_theta"] == 1000.0
 
@@ -486,6 +530,13 @@ def test_positions_that_other_factors_do_not_allow(copy):
   assert folder.read_model(place).max_positions == 128
 
 
+@pytest.mark.parametrize("name", ["phi3", "mistral"])
+def test_a_window_that_holds_every_sequence_is_none(copy, name):
+  for window, windows in ((127, (127,) * 3), (128, ()), (None, ())):
+    place = copy(name, sliding_window=window, max_position_embeddings=128)
+    assert folder.read_model(place).windows == windows
+
+
 def test_families_that_cannot_say_what_a_decoder_is():
   with pytest.raises(ConfigError) as error:
     families.config_of(ModelConfig(vocab_size=8, qk_norm="head"))
@@ -518,7 +569,7 @@ RULES = {
     "qk_norm": ("both", "must be one of none, head, projection"),
     "norm_position": ("pre", "must be one of before, after, both"),
     "activation": ("relu", "must be one of silu"),
-    "rope": ({"kind": "longrope"}, "must be one of default"),
+    "rope": ({"kind": "dynamic"}, "must be one of default"),
     "local_rope": ({"factor": 0.5}, "must be at least 1"),
     "score_cap": (-1.0, "must be at least 0"),
 }
@@ -544,6 +595,12 @@ def test_the_rules_between_fields_of_rotary_embeddings():
       ),
       ({"kind": "llama3"}, "original_positions = 0: must be at least 1"),
       ({"high_freq": 1.0}, "high_freq = 1.0: must be above"),
+      ({"kind": "longrope", "original_positions": 1}, "must be at least 2"),
+      (
+          {"kind": "longrope", "original_positions": 8,
+           "short_factors": [1.0] * 4, "long_factors": [1.0] * 3},
+          "long_factors = '3 numbers': must have 4 numbers, one for each",
+      ),
       ({"amplitude": -1.0}, r"amplitude = -1\.0: must be at least 0"),
   ):
     with pytest.raises(ConfigError, match=rule):
@@ -551,6 +608,9 @@ def test_the_rules_between_fields_of_rotary_embeddings():
   rope = {"local_rope": {"fraction": 0.5}, "rotary": ["local", "global"]}
   rule = r"must equal model\.rope\.fraction = 1\.0"
   with pytest.raises(ConfigError, match=rule):
+    config_lib.parse({"model": rope})
+  rope = {"local_rope": {"kind": "longrope", "original_positions": 8}}
+  with pytest.raises(ConfigError, match="is supported for model"):
     config_lib.parse({"model": rope})
 
 

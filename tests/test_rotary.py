@@ -1,5 +1,7 @@
 """Frequencies by hand; live parity with transformers is elsewhere."""
 
+import dataclasses
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,36 @@ def test_yarn():
   turning, amplitude = rotary.frequencies(rope, 8)
   np.testing.assert_allclose(turning, [1.0, 0.0625, 0.0025, 0.00025])
   np.testing.assert_allclose(amplitude, 1.13863, rtol=1e-5)
+
+
+def test_longrope():
+  # Frequencies 1 and 0.1 over the factors. Amplitude of both:
+  # sqrt(1 + ln 16 / ln 4) = sqrt(3).
+  rope = RopeConfig(
+      kind="longrope", theta=100.0, factor=16.0, original_positions=4,
+      short_factors=(1.0, 2.0), long_factors=(4.0, 8.0),
+  )  # fmt: skip
+  for factors, expected in (("short", [1, 0.05]), ("long", [0.25, 0.0125])):
+    turning, amplitude = rotary.frequencies(rope, 4, factors)
+    np.testing.assert_allclose(turning, expected)
+    np.testing.assert_allclose(amplitude, 3**0.5)
+  given = dataclasses.replace(rope, amplitude=1.25)
+  assert rotary.frequencies(given, 4, "long")[1] == 1.25
+  with pytest.raises(ValueError, match="rope_factors = 'auto'"):
+    rotary.frequencies(rope, 4)
+
+
+def test_longrope_in_the_tables():
+  rope = RopeConfig(
+      kind="longrope", theta=100.0, original_positions=4,
+      short_factors=(1.0, 2.0), long_factors=(4.0, 8.0),
+  )  # fmt: skip
+  cfg = ModelConfig(head_dim=4, rope=rope, rope_factors="long")
+  cosines, _ = rotary.tables(jnp.array([[2]]), cfg)
+  # Angles 2 / 4 and 0.2 / 8; factor 1 leaves the amplitude at 1.
+  np.testing.assert_allclose(
+      cosines[0, 0, 0], np.cos([0.5, 0.025]), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

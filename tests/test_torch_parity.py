@@ -1,5 +1,6 @@
 """Live against transformers and torch: other weights than the golden ones."""
 
+import dataclasses
 import json
 import shutil
 
@@ -19,6 +20,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.model import for_length
 from iapo_jax.core.types import Prompts
 from iapo_jax.hf import families, folder, weights
 from iapo_jax.models import head
@@ -48,7 +50,7 @@ def made(tmp_path_factory):
       model = checkpoints.make(name, seed=5)
       place = tmp_path_factory.mktemp(name)
       model.save_pretrained(place)
-      cfg = folder.read_model(place)
+      cfg = for_length(folder.read_model(place), checkpoints.LONGEST)
       cache[name] = model, place, cfg, weights.load(place, cfg)
     return cache[name]
 
@@ -160,6 +162,22 @@ OLD_SPELLINGS = {
     "gemma2": {"rope_theta": 300.0},
     "qwen2_window": {"rope_theta": 300.0, "rope_scaling": None},
     "olmo2": {"rope_theta": 300.0},
+    "olmo3": {
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 8.0, "attention_factor": 1.208,
+            "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "olmo3_plain": {"rope_scaling": None},
+    "phi3_longrope": {
+        "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.2, 1.4],
+            "long_factor": [1.1, 2.0, 4.0],
+        },
+    },
     "smollm3": {"rope_theta": 300.0},
 }  # fmt: skip
 
@@ -175,7 +193,7 @@ def test_the_older_spelling_of_rotary_embeddings(made, name, tmp_path):
   raw.pop("layer_types", None)  # which followed from other fields
   raw |= OLD_SPELLINGS[name] | {"torch_dtype": "float32"}
   path.write_text(json.dumps(raw))
-  cfg = folder.read_model(tmp_path / "old")
+  cfg = for_length(folder.read_model(tmp_path / "old"), checkpoints.LONGEST)
   assert cfg.windows == new.windows
   assert cfg.rotary == new.rotary
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -184,6 +202,64 @@ def test_the_older_spelling_of_rotary_embeddings(made, name, tmp_path):
   ours = log_distribution(params, cfg, TOKENS)
   theirs = torch_log_distribution(model, TOKENS)
   np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("length", [48, 49, 96])
+def test_longrope_on_both_sides_of_the_original_length(made, length):
+  """transformers chooses by the length of the call, at 48 | 49 tokens."""
+  model, _, cfg, params = made("phi3_longrope")
+  tokens = np.random.default_rng(8).integers(3, 61, (2, length))
+  chosen = {48: "short"}.get(length, "long")
+  auto = dataclasses.replace(cfg, rope_factors="auto")
+  assert for_length(auto, length).rope_factors == chosen
+  theirs = torch_log_distribution(model, tokens)
+  gaps = {}
+  for factors in ("short", "long"):
+    decoder = dataclasses.replace(cfg, rope_factors=factors)
+    ours = log_distribution(params, decoder, tokens)
+    gaps[factors] = np.abs(ours - theirs).max()
+  assert gaps.pop(chosen) < 1e-4
+  assert gaps.popitem()[1] > 0.1, "the other factors give another model"
+
+
+def test_longrope_scores_and_rollouts_of_long_sequences(made):
+  """Scores choose by each item's length; a rollout has one set throughout."""
+  model, _, cfg, params = made("phi3_longrope")
+  auto = dataclasses.replace(cfg, rope_factors="auto")
+  rng = np.random.default_rng(9)
+  rows = [
+      tuple(rng.integers(3, 61, n).tolist() for n in lengths)
+      for lengths in ((49, 20), (9, 20))  # long, short
+  ]
+  items = [
+      scoring.Item(tuple(p), tuple(c), checkpoints.POSTFIX, len(c))
+      for p, c in rows
+  ]
+  for i, found in scoring.score(params, items, cfg=auto, batch_size=2):
+    logprobs, entropies, answers = checkpoints.expected(model, *rows[i])
+    np.testing.assert_allclose(found.logprobs, logprobs, atol=1e-4)
+    np.testing.assert_allclose(found.entropies, entropies, atol=1e-4)
+    np.testing.assert_allclose(found.answer_entropies, answers, atol=1e-4)
+  prompt = rows[0][0]
+  rolled = tiny.sample(
+      params,
+      Prompts(
+          tokens=jnp.asarray([prompt]),
+          lengths=jnp.array([49]),
+          gold=jnp.zeros((1, 1), jnp.int32),
+          gold_lengths=jnp.ones(1, jnp.int32),
+      ),
+      jax.random.key(0),
+      cfg=dataclasses.replace(cfg, rope_factors="long"),
+      group_size=1,
+      max_tokens=24,
+      eos_ids=(cfg.vocab_size,),
+      pad_id=0,
+      temperature=0.0,
+  )
+  np.testing.assert_array_equal(
+      rolled.tokens[0], checkpoints.continuation(model, prompt, 24)
+  )
 
 
 def test_llama_of_a_real_size_in_positions():

@@ -26,7 +26,7 @@ import transformers
 
 from iapo_jax.config.schema import Config
 from iapo_jax.core import files
-from iapo_jax.hf import folder, spellings, weights
+from iapo_jax.hf import families, folder, spellings, weights
 from iapo_jax.tools import export
 
 pytestmark = pytest.mark.full
@@ -39,7 +39,9 @@ OLD = (
 # transformers 5 builds a tokenizer for these from parts of tokenizer.json.
 REBUILT = ("qwen2", "qwen2_window")
 # Every kind of rotary embedding once.
-COPIED = ("qwen2", "qwen3_yarn", "llama", "gemma3", "phi3")
+COPIED = (
+    "qwen2", "qwen3_yarn", "llama", "gemma3", "phi3", "olmo3", "phi3_longrope",
+)  # fmt: skip
 EXPORTS = [
     *(f"new {name}" for name in checkpoints.CONFIGS),
     *(f"copied {name}" for name in COPIED),
@@ -71,9 +73,8 @@ def decoder(name):
 
   Most of them have 10,000, which 4.57 takes where it finds nothing.
   """
-  cfg = folder.read_model(GOLDEN / name)
-  rope = dataclasses.replace(cfg.rope, theta=300.0)
-  return dataclasses.replace(cfg, rope=rope, max_positions=128)
+  cfg = checkpoints.rebased(folder.read_model(GOLDEN / name))
+  return dataclasses.replace(cfg, max_positions=128)
 
 
 def new(name, place):
@@ -103,8 +104,7 @@ def copied(name, place, dtype="float32"):
   )
   tok.save_pretrained(source)
   raw = files.read_json(GOLDEN / name / folder.CONFIG)
-  rope = raw["rope_parameters"]
-  rope.get("full_attention", rope)["rope_theta"] = 300.0
+  raw["rope_parameters"] = families.config_of(cfg).rope_parameters
   files.write_json(source / folder.CONFIG, raw)
   params = weights.load(GOLDEN / name, cfg)
   export.convert(source, place / "out", params, cfg, dtype)

@@ -13,7 +13,8 @@ from iapo_jax.config.fields import above, at_least, field, one_of, positive
 FUSED_PLATFORMS = ("gpu", "tpu")
 AUTO_FUSED = ()
 # Fields that a run sets even if all others come from a pretrained model.
-OF_RUN = ("pretrained", "dtype", "remat", "attention")
+OF_RUN = ("pretrained", "rope_factors", "dtype", "remat", "attention")
+LONGROPE = "longrope"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +24,9 @@ class RopeConfig:
   kind: str = field(
       "default",
       "extension to longer contexts: default is none, linear divides positions"
-      " by factor, llama3 divides low frequencies, yarn is arXiv 2309.00071",
-      one_of("default", "linear", "llama3", "yarn"),
+      " by factor, llama3 divides low frequencies, yarn is arXiv 2309.00071,"
+      " longrope is arXiv 2402.13753",
+      one_of("default", "linear", "llama3", "yarn", LONGROPE),
   )
   theta: float = field(10_000.0, "base of the frequencies", above(1))
   fraction: float = field(1.0, "share of each head's width that is rotated")
@@ -33,7 +35,9 @@ class RopeConfig:
       at_least(1),
   )  # fmt: skip
   original_positions: int = field(
-      0, "context length before the extension, in tokens; for llama3 and yarn"
+      0,
+      "context length before the extension, in tokens; for llama3, yarn and"
+      " longrope",
   )
   low_freq: float = field(
       1.0,
@@ -54,10 +58,22 @@ class RopeConfig:
       "yarn: divides a frequency by factor if it makes at most this many turns",
       positive(),
   )
-  amplitude: float = field(
-      0.0, "yarn: multiplies the tables; 0 means 0.1 ln(factor) + 1",
-      at_least(0),
+  short_factors: tuple[float, ...] = field(
+      (),
+      "longrope: divides each frequency with model.rope_factors = short; half"
+      " as many as the rotated numbers of a head",
+      positive(),
+  )
+  long_factors: tuple[float, ...] = field(
+      (), "longrope: as short_factors, with model.rope_factors = long",
+      positive(),
   )  # fmt: skip
+  amplitude: float = field(
+      0.0,
+      "yarn, longrope: multiplies the tables; 0 means 0.1 ln(factor) + 1 for"
+      " yarn, sqrt(1 + ln(factor) / ln(original_positions)) for longrope",
+      at_least(0),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +83,7 @@ class ModelConfig:
   pretrained: str = field(
       "",
       "Hugging Face folder or hub name; gives the weights, the tokenizer and"
-      " all fields of model but dtype, remat and attention",
+      " all fields of model but rope_factors, dtype, remat and attention",
       aliases=("model_name", "model_name_or_path", "model_path", "path"),
   )
   family: str = field(
@@ -155,6 +171,12 @@ class ModelConfig:
       0, "longest sequence in the model's training, in tokens; 0 is unknown",
       at_least(0), aliases=("max_position_embeddings",),
   )  # fmt: skip
+  rope_factors: str = field(
+      "auto",
+      "rope.kind longrope: which factors every sequence of the run uses; auto"
+      " is short if the longest fits rope.original_positions, otherwise long",
+      one_of("auto", "short", "long"),
+  )
   dtype: str = field(
       "float32", "dtype of matmuls and the cache; master weights are float32",
       one_of("float32", "bfloat16"),
@@ -179,6 +201,26 @@ class ModelConfig:
   def is_complete(self) -> bool:
     """Whether a tokenizer or a pretrained model has given `vocab_size`."""
     return self.vocab_size is not None
+
+
+def for_length(model: ModelConfig, tokens: int) -> ModelConfig:
+  """Returns the decoder with `rope_factors = "auto"` resolved.
+
+  Args:
+    model: a decoder; returned as it is if it has no longrope.
+    tokens: length of the longest sequence.
+  """
+  if model.rope.kind != LONGROPE or model.rope_factors != "auto":
+    return model
+  chosen = "short" if tokens <= model.rope.original_positions else "long"
+  return dataclasses.replace(model, rope_factors=chosen)
+
+
+def longest(model: ModelConfig) -> int:
+  """Returns the longest sequence that a decoder takes; 0 is unknown."""
+  if model.rope.kind == LONGROPE and model.rope_factors == "short":
+    return model.rope.original_positions
+  return model.max_positions
 
 
 def difference(ours: ModelConfig, theirs: ModelConfig) -> str | None:

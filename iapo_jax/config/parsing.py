@@ -195,7 +195,7 @@ def _convert(field: str, value: Any, kind: Any) -> Any:
     kind = next(x for x in typing.get_args(kind) if x is not type(None))
   if typing.get_origin(kind) is tuple:
     if not isinstance(value, list | tuple):
-      fail(field, value, "must be a list, one entry for each layer")
+      fail(field, value, "must be a list")
     item = typing.get_args(kind)[0]
     return tuple(
         _convert(f"{field}[{i}]", entry, item) for i, entry in enumerate(value)

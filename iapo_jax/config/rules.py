@@ -13,7 +13,7 @@ from iapo_jax.config import fields, formats
 from iapo_jax.config import model as model_config
 from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.formats import FormatConfig
-from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.config.model import LONGROPE, ModelConfig, RopeConfig
 from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core.errors import fail
 
@@ -292,12 +292,26 @@ def _check_rope(name: str, rope: RopeConfig, m: ModelConfig) -> None:
   if "local" in m.rotary and rope.fraction != m.rope.fraction:
     rule = f"must equal model.rope.fraction = {m.rope.fraction}"
     fail(f"{name}.fraction", rope.fraction, rule)
-  if rope.kind in ("llama3", "yarn") and rope.original_positions < 1:
-    rule = f"must be at least 1 with kind {rope.kind}"
+  # Longrope divides by the logarithm of the original length.
+  least = {"llama3": 1, "yarn": 1, LONGROPE: 2}.get(rope.kind, 0)
+  if rope.original_positions < least:
+    rule = f"must be at least {least} with kind {rope.kind}"
     fail(f"{name}.original_positions", rope.original_positions, rule)
+  if rope.kind == LONGROPE:
+    _check_longrope(name, rope, int(width) // 2)
   if rope.high_freq <= rope.low_freq:
     rule = f"must be above {name}.low_freq = {rope.low_freq}"
     fail(f"{name}.high_freq", rope.high_freq, rule)
+
+
+def _check_longrope(name: str, rope: RopeConfig, pairs: int) -> None:
+  if name != "model.rope":  # `rope_factors` is about that one alone
+    fail(f"{name}.kind", rope.kind, "is supported for model.rope only")
+  for field in ("short_factors", "long_factors"):
+    value = getattr(rope, field)
+    if len(value) != pairs:
+      rule = f"must have {pairs} numbers, one for each rotated pair"
+      fail(f"{name}.{field}", f"{len(value)} numbers", rule)
 
 
 def _divisors(n: int) -> list[int]:

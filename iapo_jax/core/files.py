@@ -17,6 +17,12 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def write_fields(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a flat JSON object as `write_text` does, one field a line."""
+  lines = (f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items())
+  write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def write_text(
     path: pathlib.Path, text: str, *, errors: str = "strict"
 ) -> None:

@@ -9,15 +9,17 @@ An unsupported setting raises an error that names it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import transformers
 
 from iapo_jax.config import model as model_config
-from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.config.model import LONGROPE, ModelConfig, RopeConfig
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import positions
+from iapo_jax.hf.positions import FULL, SLIDING, Positions
+from iapo_jax.hf.refusals import refuse, refuse_type
 
 # Fields of every family: our name to Hugging Face's.
 _COMMON = {
@@ -36,31 +38,6 @@ _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",
 }
-_ROPE = {
-    "theta": "rope_theta",
-    "fraction": "partial_rotary_factor",
-    "factor": "factor",
-    "original_positions": "original_max_position_embeddings",
-    "low_freq": "low_freq_factor",
-    "high_freq": "high_freq_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "amplitude": "attention_factor",
-}
-# The fields that each kind of rotary embedding uses.
-_ROPE_ALL = ("theta", "fraction")
-_ROPE_LONGER = (*_ROPE_ALL, "factor", "original_positions")
-_ROPE_FIELDS = {
-    "default": _ROPE_ALL,
-    "linear": (*_ROPE_ALL, "factor"),
-    "llama3": (*_ROPE_LONGER, "low_freq", "high_freq"),
-    "yarn": (*_ROPE_LONGER, "beta_fast", "beta_slow", "amplitude"),
-}
-_ROPE_OPTIONAL = (
-    "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
-)  # fmt: skip
-_ROPE_KIND = ("rope_type", "type")
-_ROPE_IMPLIED = {"truncate": True}  # the only value we support
 _ATTENTION_BIAS = {
     "qkv_bias": "attention_bias",
     "output_bias": "attention_bias",
@@ -75,6 +52,7 @@ _GEMMA_FIELDS = _ATTENTION_BIAS | {
     "query_scalar": "query_pre_attn_scalar",
     "logit_cap": "final_logit_softcapping",
 }
+_OLMO = {"norm_position": "after", "qk_norm": "projection"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +68,7 @@ class Family:
     window_switch: whether windows also need `use_sliding_window`.
     activation: Hugging Face's name of the activation field.
     refused: unsupported fields, which must be unset.
-    partial: whether rotary embeddings may rotate only a part of each head.
+    positions: rotary embeddings.
     fused: whether projections that read the same input are one tensor.
   """
 
@@ -101,7 +79,7 @@ class Family:
   window_switch: bool = False
   activation: str = "hidden_act"
   refused: tuple[str, ...] = ()
-  partial: bool = False
+  positions: Positions = dataclasses.field(default_factory=Positions)
   fused: bool = False
 
   @property
@@ -143,23 +121,32 @@ FAMILIES: Mapping[str, Family] = {
         windows="listed",
         activation="hidden_activation",
         refused=("use_bidirectional_attention", "attn_logit_softcapping"),
+        positions=Positions(layers="by_type"),
     ),
-    "olmo2": Family(
-        "Olmo2ForCausalLM",
-        fixed={"norm_position": "after", "qk_norm": "projection"},
+    "olmo2": Family("Olmo2ForCausalLM", fixed=_OLMO, fields=_ATTENTION_BIAS),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        fixed=_OLMO,
         fields=_ATTENTION_BIAS,
+        windows="listed",
+        positions=Positions(layers="by_type"),
     ),
-    "phi3": Family("Phi3ForCausalLM", windows="all", partial=True, fused=True),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        windows="all",
+        positions=Positions(kinds=("default", LONGROPE), partial=True),
+        fused=True,
+    ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
         fields=_BIASES,
         windows="listed",
         window_switch=True,
+        positions=Positions(layers="listed"),
     ),
 }
 _NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 _CAPS = ("score_cap", "logit_cap")
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
@@ -173,7 +160,7 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
   for field in (*family.refused, "quantization_config"):
     value = getattr(theirs, field, None)
     if value:
-      _refuse(field, value, f"is not supported (model_type {name})")
+      refuse(field, value, f"is not supported (model_type {name})")
   values = {
       ours: getattr(theirs, field) for ours, field in family.names.items()
   }
@@ -182,40 +169,45 @@ def model_of(theirs: transformers.PreTrainedConfig) -> ModelConfig:
     values["query_scalar"] = float(values["query_scalar"])
   heads = theirs.num_attention_heads
   if type(heads) is not int or heads < 1:
-    _refuse("num_attention_heads", heads, "must be an integer of at least 1")
+    refuse("num_attention_heads", heads, "must be an integer of at least 1")
   width = getattr(theirs, "head_dim", None) or theirs.hidden_size // heads
-  positions = _positions(theirs, family)
+  placed = positions.read(theirs, family.positions)
   values["max_positions"] = max(
-      values["max_positions"] or 0, _extended(positions["rope"])
+      values["max_positions"] or 0, positions.extended(placed["rope"])
   )
   return ModelConfig(
       family=name,
       head_dim=width,
       activation=_activation(getattr(theirs, family.activation), family),
       windows=_windows(theirs, family),
-      **positions,
+      **placed,
       **family.fixed,
       **values,
   )
 
 
-def family_of(name: Any, field: str) -> Family:
-  """Returns the family `name`, or raises `ConfigError` that names `field`."""
+def family_of(
+    name: Any, field: str, raw: Mapping[str, Any] | None = None
+) -> Family:
+  """Returns the family `name`.
+
+  Args:
+    name: a `model_type`.
+    field: where it stands, for the error.
+    raw: the content of config.json, if it stands there.
+
+  Raises:
+    ConfigError: if there is no such family; it says why.
+  """
   if not isinstance(name, str) or name not in FAMILIES:
-    raise ConfigError(
-        f"{field} = {name!r}: must be one of {', '.join(FAMILIES)}"
-    )
+    refuse_type(name, field, FAMILIES, raw or {})
   return FAMILIES[name]
-
-
-def _refuse(field: str, value: Any, rule: str) -> NoReturn:
-  raise ConfigError(f"config.json {field} = {value!r}: {rule}")
 
 
 def _activation(name: str, family: Family) -> str:
   known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
   if name not in known:
-    _refuse(family.activation, name, f"must be one of {', '.join(known)}")
+    refuse(family.activation, name, f"must be one of {', '.join(known)}")
   return known[name]
 
 
@@ -226,80 +218,23 @@ def _windows(
   count, window = theirs.num_hidden_layers, None
   if family.windows != "none":
     window = theirs.sliding_window
-  types = [_SLIDING if window else _FULL] * count
+  types = [SLIDING if window else FULL] * count
   if family.windows == "listed":
     types = theirs.layer_types
   for kind in types:
-    if kind not in (_FULL, _SLIDING):
-      _refuse("layer_types", kind, f"must be {_FULL} or {_SLIDING}")
+    if kind not in (FULL, SLIDING):
+      refuse("layer_types", kind, f"must be {FULL} or {SLIDING}")
   if len(types) != count:
     rule = f"must have num_hidden_layers = {count} entries"
-    _refuse("layer_types", types, rule)
+    refuse("layer_types", types, rule)
   if family.window_switch and not theirs.use_sliding_window:
     window = None
-  if _SLIDING not in types:
+  if SLIDING not in types:
     return ()
   if not window:
     rule = "lists sliding layers, but sliding_window is not set or not used"
-    _refuse("layer_types", types, rule)
-  return tuple(window if kind == _SLIDING else 0 for kind in types)
-
-
-def _positions(
-    theirs: transformers.PreTrainedConfig, family: Family
-) -> dict[str, Any]:
-  """Returns the fields `rope`, `local_rope` and `rotary`."""
-  name, found = theirs.model_type, theirs.rope_parameters
-  if name == "gemma3_text":
-    return {
-        "rope": _rope(found[_FULL], family),
-        "local_rope": _rope(found[_SLIDING], family),
-        "rotary": tuple(
-            "local" if kind == _SLIDING else "global"
-            for kind in theirs.layer_types
-        ),
-    }
-  rotary: tuple[str, ...] = ()
-  if name == "smollm3" and not all(theirs.no_rope_layers):
-    listed = theirs.no_rope_layers  # 1 for a layer with positions, else 0
-    rotary = tuple("global" if has else "none" for has in listed)
-  return {"rope": _rope(found, family), "rotary": rotary}
-
-
-def _extended(rope: RopeConfig) -> int:
-  """Returns the length that an extended embedding was made for, in tokens.
-
-  Most published instructions for YaRN leave `max_position_embeddings` at the
-  original length. 0 where the original length is not known: then that field
-  has the last word.
-  """
-  return int(rope.factor * rope.original_positions)
-
-
-def _rope(found: Mapping[str, Any], family: Family) -> RopeConfig:
-  kind = found.get("rope_type", "default")
-  if not isinstance(kind, str) or kind not in _ROPE_FIELDS:
-    rule = f"must be one of {', '.join(_ROPE_FIELDS)}"
-    _refuse("rope_parameters rope_type", kind, rule)
-  used = {_ROPE[ours]: ours for ours in _ROPE_FIELDS[kind]}
-  values = {}
-  for name, value in found.items():
-    if name in used:
-      if value is None and name in _ROPE_OPTIONAL:
-        continue
-      if type(value) not in (int, float) or not 0 < value < math.inf:
-        _refuse(f"rope_parameters {name}", value, "must be a positive number")
-      whole = used[name] == "original_positions"
-      values[used[name]] = int(value) if whole else float(value)
-    elif name not in _ROPE_KIND and value not in (
-        None, _ROPE_IMPLIED.get(name)
-    ):
-      rule = f"is not supported with rope_type {kind}"
-      _refuse(f"rope_parameters {name}", value, rule)
-  if values.get("fraction", 1.0) != 1.0 and not family.partial:
-    rule = "must be 1 for this model_type"
-    _refuse("partial_rotary_factor", values["fraction"], rule)
-  return RopeConfig(kind=kind, **values)
+    refuse("layer_types", types, rule)
+  return tuple(window if kind == SLIDING else 0 for kind in types)
 
 
 def config_of(
@@ -333,7 +268,7 @@ def _can_hold(model: ModelConfig, family: str) -> bool:
 def _bare(model: ModelConfig) -> ModelConfig:
   """Resets the fields that no checkpoint stores or the decoder does not use."""
   default = ModelConfig()
-  rope, local = map(_used, (model.rope, model.local_rope))
+  rope, local = map(positions.used, (model.rope, model.local_rope))
   return dataclasses.replace(
       model,
       **{field: getattr(default, field) for field in model_config.OF_RUN},
@@ -344,12 +279,6 @@ def _bare(model: ModelConfig) -> ModelConfig:
       windows=model.windows if any(model.windows) else (),
       max_positions=default.max_positions,
   )
-
-
-def _used(rope: RopeConfig) -> RopeConfig:
-  """Resets the fields that the kind of embedding does not use."""
-  names = ("kind", *_ROPE_FIELDS[rope.kind])
-  return RopeConfig(**{name: getattr(rope, name) for name in names})
 
 
 def _written(
@@ -366,7 +295,9 @@ def _written(
   if not model.max_positions:
     del values["max_position_embeddings"]
   values[family.activation] = _ACTIVATIONS[model.activation]
-  values |= _written_windows(model, family) | _written_positions(model)
+  values |= _written_windows(model, family) | positions.written(
+      model, family.positions
+  )
   config_class = transformers.CONFIG_MAPPING[model.family]
   has_width = hasattr(config_class(), "head_dim")
   if has_width or model.head_dim * model.num_heads != model.d_model:
@@ -387,53 +318,9 @@ def _written_windows(model: ModelConfig, family: Family) -> dict[str, Any]:
   values: dict[str, Any] = {"sliding_window": window}
   if family.windows == "listed":
     values["layer_types"] = [
-        _SLIDING if size else _FULL
+        SLIDING if size else FULL
         for size in model.windows or (0,) * model.num_layers
     ]
   if family.window_switch:
     values["use_sliding_window"] = window is not None
   return values
-
-
-def _written_positions(model: ModelConfig) -> dict[str, Any]:
-  rope = _written_rope(model.rope)
-  if model.family == "gemma3_text":
-    local = _written_rope(model.local_rope)
-    return {"rope_parameters": {_FULL: rope, _SLIDING: local}}
-  values: dict[str, Any] = {"rope_parameters": rope}
-  if model.family == "smollm3":
-    rotary = model.rotary or ("global",) * model.num_layers
-    values["no_rope_layers"] = [int(kind != "none") for kind in rotary]
-  return values
-
-
-def older_positions(model: ModelConfig) -> dict[str, Any]:
-  """Returns rotary embeddings in the fields of transformers before version 5.
-
-  A decoder that these versions do not have gives fields that they refuse.
-  """
-  scaling = _written_rope(model.rope)
-  values: dict[str, Any] = {
-      name: scaling.pop(name)
-      for name in ("rope_theta", "partial_rotary_factor")
-      if name in scaling
-  }
-  if model.family == "olmo2":
-    scaling["type"] = scaling.pop("rope_type")  # all that it reads
-  values["rope_scaling"] = None if model.rope.kind == "default" else scaling
-  if model.family == "gemma3_text":
-    local = model.local_rope
-    plain = local.kind == "default"
-    values["rope_local_base_freq"] = local.theta if plain else None
-  return values
-
-
-def _written_rope(rope: RopeConfig) -> dict[str, Any]:
-  values = {
-      _ROPE[ours]: getattr(rope, ours) for ours in _ROPE_FIELDS[rope.kind]
-  }
-  if rope.kind == "yarn" and not rope.amplitude:
-    values["attention_factor"] = None
-  if rope.fraction == 1:
-    del values["partial_rotary_factor"]
-  return {"rope_type": rope.kind, **values}

@@ -119,7 +119,8 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
   Raises `ConfigError` if there is no configuration or it is not supported.
   """
   raw = files.read_json(folder / CONFIG)
-  families.family_of(raw.get("model_type"), f"{folder / CONFIG} model_type")
+  where = f"{folder / CONFIG} model_type"
+  families.family_of(raw.get("model_type"), where, raw)
   try:
     theirs = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
@@ -132,6 +133,9 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
     config_rules.check_model(model)
   except ConfigError as error:
     raise ConfigError(f"{str(folder)!r}: {error}") from error
+  if 0 < model.max_positions <= min(model.windows, default=0):
+    # Windows that hold every sequence (Phi-4-mini) cost a mask in each layer.
+    model = dataclasses.replace(model, windows=())
   return model
 
 

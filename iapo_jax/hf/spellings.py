@@ -12,7 +12,7 @@ import transformers
 
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core import files
-from iapo_jax.hf import families, folder, tokenizer
+from iapo_jax.hf import folder, positions, tokenizer
 
 _TOKENIZER = "tokenizer_config.json"
 _DTYPES = ("dtype", "torch_dtype")
@@ -40,7 +40,7 @@ def write_config(
   if type(pad) is int and pad >= model.vocab_size:
     raw["pad_token_id"] = None  # transformers loads no model without its row
   if "rope_parameters" in raw:
-    raw |= families.older_positions(model)
+    raw |= positions.older(model)
   files.write_json(output / folder.CONFIG, raw)
 
 

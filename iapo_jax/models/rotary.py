@@ -8,14 +8,17 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from iapo_jax.config.model import ModelConfig, RopeConfig
+from iapo_jax.config.model import LONGROPE, ModelConfig, RopeConfig
 from iapo_jax.core.types import Array
 
 
-def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+def frequencies(
+    rope: RopeConfig, head_dim: int, factors: str = "auto"
+) -> tuple[np.ndarray, float]:
   """Returns radians per position float64[w/2] and the tables' amplitude.
 
   Pair i turns by theta^(−2i/w), w = fraction · h, before the kind's scaling.
+  `factors` is `ModelConfig.rope_factors`; longrope needs it resolved.
   """
   width = int(head_dim * rope.fraction)
   plain = rope.theta ** (-np.arange(0, width, 2) / width)
@@ -23,6 +26,8 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
     return plain, 1.0
   if rope.kind == "linear":
     return plain / rope.factor, 1.0
+  if rope.kind == LONGROPE:
+    return plain / _longrope_factors(rope, factors), _longrope_amplitude(rope)
   if rope.kind == "llama3":
     turns = rope.original_positions * plain / (2 * math.pi)
     kept = (turns - rope.low_freq) / (rope.high_freq - rope.low_freq)
@@ -52,6 +57,22 @@ def _yarn_kept(rope: RopeConfig, width: int) -> np.ndarray:
   return 1 - (np.arange(width // 2) - first) / span
 
 
+def _longrope_factors(rope: RopeConfig, factors: str) -> np.ndarray:
+  """Returns the factors of longrope (arXiv 2402.13753), float64[w/2]."""
+  if factors == "auto":
+    raise ValueError("rope_factors = 'auto': needs config.model.for_length")
+  chosen = rope.short_factors if factors == "short" else rope.long_factors
+  return np.array(chosen, np.float64)
+
+
+def _longrope_amplitude(rope: RopeConfig) -> float:
+  """Returns the amplitude, which short and long factors share."""
+  if rope.amplitude:
+    return rope.amplitude
+  longer = math.log(rope.factor) / math.log(rope.original_positions)
+  return math.sqrt(1 + longer)
+
+
 def tables(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
   """Returns cosines and sines fp32[e, b, x, w/2] of positions int32[b, x].
 
@@ -61,7 +82,9 @@ def tables(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
   cosines, sines = [], []
   for kind in kinds(cfg):
     rope = cfg.local_rope if kind == "local" else cfg.rope
-    turning, amplitude = frequencies(rope, cfg.head_dim)
+    turning, amplitude = frequencies(
+        rope, cfg.head_dim, cfg.rope_factors
+    )
     if kind == "none":
       turning, amplitude = 0 * turning, 1.0
     angles = positions[..., None] * jnp.asarray(turning, jnp.float32)

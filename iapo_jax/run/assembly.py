@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from iapo_jax.config import model as model_config
 from iapo_jax.config import rules as config_rules
-from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.model import LONGROPE, ModelConfig
 from iapo_jax.config.schema import OF_OWN_ANSWER, Config, OptimizerConfig
 from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Params, TrainState
@@ -24,6 +24,11 @@ from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.train_step import TrainStep, make_train_step
 from iapo_jax.rl.warm_start import WarmStartStep, make_warm_start_step
 from iapo_jax.run import places
+
+_LONGEST = (
+    "data.max_prompt_tokens + rollout.max_tokens + the elicitation's tokens +"
+    " probe.answer_tokens - 1"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,7 @@ def assemble(
   if not pretrained:
     cfg = _fill_vocabulary(cfg, len(task.tokenizer))
   _check_ids(cfg, task)
+  cfg = _fill_factors(cfg, _longest(cfg, task))
   mesh = make_mesh(cfg, devices)
   own = cfg.probe.estimator in OF_OWN_ANSWER or cfg.loss.early_weight
   answer_tokens = cfg.probe.answer_tokens if own else 0
@@ -241,7 +247,7 @@ def _fill_model(cfg: Config, theirs: ModelConfig) -> Config:
 
 
 def _check_ids(cfg: Config, task: task_lib.Task) -> None:
-  """Checks that the model has every token and every position.
+  """Checks that the model has every token.
 
   The tokenizer may have more tokens than the model; the data must not use them.
   """
@@ -252,17 +258,46 @@ def _check_ids(cfg: Config, task: task_lib.Task) -> None:
     used[f"the {name} answers"] = table.prompts.gold
   for where, ids in used.items():
     task_lib.check_rows(task.tokenizer, ids, size, where)
+
+
+def _longest(cfg: Config, task: task_lib.Task) -> int:
+  """Returns the length of the longest sequence, with its probes.
+
+  Raises `ConfigError` if it is longer than the model's positions.
+  """
   most = cfg.model.max_positions
   length = cfg.data.max_prompt_tokens + cfg.rollout.max_tokens
-  needed = length + len(vocabulary.elicitation) + cfg.probe.answer_tokens - 1
+  probe = len(task.vocabulary.elicitation) + cfg.probe.answer_tokens - 1
+  needed = length + probe
   if most and needed > most:
     fail(
         "model.max_positions",
         most,
-        "must be at least data.max_prompt_tokens + rollout.max_tokens + the"
-        f" elicitation's tokens + probe.answer_tokens - 1 = {needed}; lower"
-        " rollout.max_tokens",
+        f"must be at least {_LONGEST} = {needed}; lower rollout.max_tokens",
     )
+  return needed
+
+
+def _fill_factors(cfg: Config, longest: int) -> Config:
+  """Chooses longrope's factors by the length of the longest sequence.
+
+  Raises `ConfigError` if they are short and that sequence is too long for them,
+  or if the model has no such factors.
+  """
+  m = cfg.model
+  if m.rope.kind != LONGROPE and m.rope_factors != "auto":
+    rule = f"must be auto with a model of model.rope.kind {m.rope.kind}"
+    fail("model.rope_factors", m.rope_factors, rule)
+  model = model_config.for_length(m, longest)
+  most = model_config.longest(model)
+  if most and longest > most:
+    fail(
+        "model.rope_factors",
+        m.rope_factors,
+        f"must be long or auto if {_LONGEST} = {longest} exceeds"
+        f" model.rope.original_positions = {most}",
+    )
+  return dataclasses.replace(cfg, model=model)
 
 
 def _fill_vocabulary(cfg: Config, size: int) -> Config:

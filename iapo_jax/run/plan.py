@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from iapo_jax.config.credits import CREDITS
+from iapo_jax.config.model import LONGROPE
 from iapo_jax.config.schema import Config, CreditConfig
 from iapo_jax.core import compilation
 from iapo_jax.models import fused_attention
@@ -35,6 +36,11 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
       f"lengths    prompt <= {c.data.max_prompt_tokens}, completion <="
       f" {c.rollout.max_tokens} tokens",
   ]
+  if m.rope.kind == LONGROPE:
+    lines.append(
+        f"rotary     {m.rope_factors} factors of longrope in every sequence;"
+        f" short ones hold up to {m.rope.original_positions:,} tokens"
+    )
   if c.warm_start.num_steps:
     size = c.warm_start.batch_size
     lines.append(

@@ -140,7 +140,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
       files.sync(workdir / kept)
   if parts.task.fingerprint:
     files.write_json(workdir / _DATA, parts.task.fingerprint)
-  files.write_json(workdir / _CONFIG, config_lib.flatten(parts.cfg))
+  files.write_fields(workdir / _CONFIG, config_lib.flatten(parts.cfg))
   return False
 
 

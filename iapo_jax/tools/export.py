@@ -14,7 +14,7 @@ import transformers
 from flax import linen as nn
 
 from iapo_jax.config import parsing as config_lib
-from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.model import LONGROPE, ModelConfig
 from iapo_jax.config.schema import Config
 from iapo_jax.core import files, markdown
 from iapo_jax.core.errors import ConfigError
@@ -285,8 +285,32 @@ def model_card(
       f"{cfg.format.described} Early answers are elicited by"
       f" {json.dumps(cfg.probe.elicitation)}.",
       "",
-      *([f"Note: {note}.", ""] if note else []),
+      *(
+          f"Note: {text}.\n" for text in (rotary_note(cfg.model), note) if text
+      ),
   ])
+
+
+def rotary_note(model: ModelConfig) -> str | None:
+  """Says where other programs use other factors of longrope; None if nowhere.
+
+  They choose by the length of each sequence (transformers), or by the longest
+  one allowed (vLLM).
+  """
+  if model.rope.kind != LONGROPE:
+    return None
+  most = model.rope.original_positions
+  if model.rope_factors == "short":
+    return (
+        "trained with the short factors of longrope, which transformers has for"
+        f" sequences of at most {most} tokens; in vLLM, set max_model_len to"
+        f" {most}"
+    )
+  return (
+      "trained with the long factors of longrope, which vLLM has if"
+      f" max_model_len is above {most}; transformers has short ones for"
+      f" sequences of at most {most} tokens"
+  )
 
 
 def _result(source: sources.Source) -> list[str]:

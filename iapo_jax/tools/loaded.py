@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from iapo_jax.config import formats
+from iapo_jax.config import model as model_config
 from iapo_jax.config.data import chat_arguments, is_date
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig
@@ -185,7 +186,7 @@ def _rules(
       )
   return score_lines.Rules(
       vocab_size=cfg.vocab_size,
-      max_positions=cfg.max_positions,
+      max_positions=model_config.longest(cfg),
       tokenizer=tok,
       eos_ids=ends,
       elicitation=ids,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.model import ModelConfig, for_length
 from iapo_jax.core.types import Array, Params, Prompts
 from iapo_jax.data import pipeline
 from iapo_jax.models import head
@@ -104,17 +104,18 @@ def score(
   Args:
     params: the decoder's weights, in the compute dtype or float32.
     items: to score.
-    cfg: the decoder.
+    cfg: the decoder. With `rope_factors = "auto"`, each item has those of its
+      own length.
     batch_size: items per call.
     head_chunk: positions whose logits exist at one time.
   """
-  for alike in _batches(items, batch_size):
+  for decoder, alike in _batches(items, cfg, batch_size):
     # A power of two, so that few programs compile; repeats fill the batch.
     rows = min(batch_size, 2 ** (len(alike) - 1).bit_length())
     filled = alike + alike[:1] * (rows - len(alike))
     arrays = _arrays([items[i] for i in filled])
     found = jax.device_get(
-        _statistics(params, *arrays, cfg=cfg, head_chunk=head_chunk)
+        _statistics(params, *arrays, cfg=decoder, head_chunk=head_chunk)
     )
     for row, i in enumerate(alike):
       length, reasoning = len(items[i].completion), items[i].reasoning
@@ -123,17 +124,24 @@ def score(
       yield i, Scores(*scores)
 
 
-def _batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
-  """Yields indices of items with one postfix and similar lengths."""
-  keys = [
-      (item.postfix, _padded(len(item.completion)), _padded(len(item.prompt)))
+def _batches(
+    items: Sequence[Item], cfg: ModelConfig, size: int
+) -> Iterator[tuple[ModelConfig, list[int]]]:
+  """Yields indices of items with one decoder and postfix, alike in length."""
+  decoders = [for_length(cfg, item.positions) for item in items]
+  together = [
+      (item.postfix, decoder.rope_factors)
+      for item, decoder in zip(items, decoders, strict=True)
+  ]
+  lengths = [
+      (_padded(len(item.completion)), _padded(len(item.prompt)))
       for item in items
   ]
-  order = sorted(range(len(items)), key=lambda i: keys[i])
-  for _, same in itertools.groupby(order, lambda i: items[i].postfix):
-    together = list(same)
-    for start in range(0, len(together), size):
-      yield together[start : start + size]
+  order = sorted(range(len(items)), key=lambda i: (together[i], lengths[i]))
+  for _, same in itertools.groupby(order, lambda i: together[i]):
+    alike = list(same)
+    for start in range(0, len(alike), size):
+      yield decoders[alike[0]], alike[start : start + size]
 
 
 def _padded(length: int) -> int:
