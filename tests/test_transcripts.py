@@ -16,6 +16,7 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.config import formats, parsing
+from iapo_jax.core import endings
 from iapo_jax.rewards import host, text
 
 PLACE = pathlib.Path(__file__).parent / "grading" / "transcripts.jsonl"
@@ -87,12 +88,29 @@ def test_transcripts(name):
   rows = [row for row in transcripts().values() if row["format"] == name]
   assert len(rows) >= 12
   correct, formed, reasoning, late = graded(name, rows)
+  ends = endings.of(
+      *(
+          np.array(x)
+          for x in (
+              [len(row["pieces"]) + row["ended"] for row in rows],
+              [row["ended"] for row in rows], reasoning, formed,
+          )
+      )
+  )  # fmt: skip
   for i, row in enumerate(rows):
     found = correct[i], formed[i], reasoning[i]
     expected = row["correct"], row["well_formed"], row["reasoning"]
     assert found == expected, row["case"]
     # What is said after the thinking, the closing mark included.
     assert len(row["pieces"]) - reasoning[i] == row["answer"], row["case"]
+    for start, found in (
+        ("cut", ends.cut), ("EOS inside the thinking", ends.in_reasoning),
+        ("malformed", ends.malformed),
+    ):  # fmt: skip
+      if row["case"].startswith(start):
+        assert found[i], row["case"]
+    counts = ends.cut[i], ends.in_reasoning[i], ends.malformed[i]
+    assert sum(counts) == (not row["ended"] or not row["well_formed"])
   assert not any(late)
 
 
