@@ -81,7 +81,7 @@ def named() -> dict[str, Case]:
 
 
 def published() -> dict[str, ModelConfig]:
-  """The shapes of Qwen2.5 models, for random weights."""
+  """The shapes of Qwen2.5 models and of two that think, for random weights."""
   qwen2 = ModelConfig(
       family="qwen2", qkv_bias=True, tie_embeddings=True,
       rope=RopeConfig(theta=1e6), vocab_size=151_936,
@@ -104,6 +104,17 @@ def published() -> dict[str, ModelConfig]:
           qwen2, num_layers=64, d_model=5120, num_heads=40, num_kv_heads=8,
           head_dim=128, mlp_dim=27_648, vocab_size=152_064,
           tie_embeddings=False,
+      ),
+      "qwen3_0.6b": ModelConfig(
+          family="qwen3", qk_norm="head", tie_embeddings=True,
+          rope=RopeConfig(theta=1e6), vocab_size=151_936, num_layers=28,
+          d_model=1024, num_heads=16, num_kv_heads=8, head_dim=128,
+          mlp_dim=3072,
+      ),
+      "r1_1.5b": dataclasses.replace(
+          qwen2, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
+          head_dim=128, mlp_dim=8960, tie_embeddings=False,
+          rope=RopeConfig(theta=1e4),
       ),
   }  # fmt: skip
 
@@ -141,8 +152,9 @@ def write_config(case: Case, folder: pathlib.Path, dtype: str) -> None:
 def write_shape(model: ModelConfig, folder: pathlib.Path) -> None:
   """Writes all of a pretrained model but its weights: to compile a run.
 
-  The tokenizer is of bytes. What asks for an answer has as many tokens as
-  Qwen2's tokenizer makes of it, six, so that probes cost as much.
+  The tokenizer is of bytes. The elicitation of `think_answer` has as many tokens
+  as Qwen2's tokenizer makes of it, six, so that probes cost as much; that of
+  `thinker` has 12, two more.
 
   Args:
     model: the decoder.
@@ -157,7 +169,9 @@ def write_shape(model: ModelConfig, folder: pathlib.Path) -> None:
       add_prefix_space=False
   )
   core.decoder = tokenizers.decoders.ByteLevel()
-  core.add_tokens(["</", "think", ">\n", "answer"])
+  core.add_tokens([
+      "</", "think", ">\n", "answer", "**\n", "**", "Final", " Answer", "boxed",
+  ])  # fmt: skip
   transformers.PreTrainedTokenizerFast(
       tokenizer_object=core,
       eos_token="<|im_end|>",

@@ -7,9 +7,10 @@
 Each cell is a model, a topology, a mesh and a batch, compiled by
 `experiments/compile.py` in a process of its own, one at a time: prompts of 512
 tokens, 8 completions of 2,048 each, probes at every position, answers graded on
-the host. Models are shapes of `cases.published` in folders without weights,
-with a tokenizer of bytes. Cells that the file has as they are here are not
-compiled again.
+the host. Models that think have the lengths, the probes and the attention of
+`configs/thinking_math.py`. Models are shapes of `cases.published` in folders
+without weights, with a tokenizer of bytes. Cells that the file has as they are
+here are not compiled again.
 
 Needs `pip install 'jax[tpu]'` and no TPU. A cell takes one to two
 minutes on two cores.
@@ -81,6 +82,8 @@ def cells() -> list[Cell]:
       Cell("1.5b", "v5e:4x4", 1, 16, 1, 16, 8),
       Cell("0.5b", "v5p:4x4x4", 4, 16, 1, 64, 1),
       Cell("1.5b", "v5p:4x4x4", 4, 16, 1, 64, 1),
+      Cell("qwen3_0.6b", "v5e:4x4", 1, 16, 1, 16, 8),
+      Cell("r1_1.5b", "v5e:4x4", 1, 16, 1, 16, 8),
       Cell("7b", "v5p:4x4x4", 1, 64, 1, 64, 2),
       Cell("0.5b", "v6e:8x8", 4, 16, 1, 64, 2),
       Cell("1.5b", "v6e:8x8", 4, 16, 1, 64, 4),
@@ -169,7 +172,6 @@ def arguments_of(
   shards = cell.data * cell.fsdp
   fields = {
       "model.pretrained": shape,
-      "model.attention": "fused",
       "mesh.data": cell.data,
       "mesh.fsdp": cell.fsdp,
       "mesh.tensor": cell.tensor,
@@ -179,10 +181,15 @@ def arguments_of(
   }
   # 32b is no size of the recipe; the folder decides.
   size = cell.model if cell.model in ("0.5b", "1.5b") else "7b"
+  recipe = f"qwen_math.py:{size}"
+  if cell.model in ("qwen3_0.6b", "r1_1.5b"):
+    recipe = f"thinking_math.py:{cell.model}"
+  else:
+    fields["model.attention"] = "fused"
   return [
       sys.executable,
       "experiments/compile.py",
-      f"--config=configs/qwen_math.py:{size}-gsm8k-to_go",
+      f"--config=configs/{recipe}-gsm8k-to_go",
       f"--topology={cell.topology}",
       f"--slices={cell.slices}",
       f"--json={report}",

@@ -36,6 +36,41 @@ class Fault(NamedTuple):
 
 FAULTS = (
     Fault(
+        "format: a box inside the thinking counts",
+        "iapo_jax/rewards/text.py",
+        "begin = 0 if closed < 0 else closed + len(form.closer)",
+        "begin = 0",
+        "tests/test_transcripts.py",
+    ),
+    Fault(
+        "format: a second thinking counts as the answer",
+        "iapo_jax/rewards/text.py",
+        "return begin, len(text) if reopened < 0 else reopened",
+        "return begin, len(text)",
+        "tests/test_transcripts.py",
+    ),
+    Fault(
+        "format: two boxes are well formed",
+        "iapo_jax/rewards/text.py",
+        "return len(found) == 1 and bool(",
+        "return len(found) >= 1 and bool(",
+        "tests/test_transcripts.py",
+    ),
+    Fault(
+        "prompt: the thinking is opened twice",
+        "iapo_jax/data/prompts.py",
+        'form.opened_by != "prompt" or prompt.rstrip().endswith(form.opener)',
+        'form.opened_by != "prompt"',
+        "tests/test_fitting.py",
+    ),
+    Fault(
+        "template: a closed thinking passes",
+        "iapo_jax/data/fitting.py",
+        'if form.thinks and ending == "closed":',
+        'if form.thinks and ending == "never":',
+        "tests/test_fitting.py",
+    ),
+    Fault(
         "to_go: the sign of the price",
         "iapo_jax/rl/advantages.py",
         "jnp.where(reasoning_mask, mi, 0.0) - jnp.where(priced, cost, 0.0)",

@@ -11,7 +11,14 @@ import texts
 from iapo_jax.config import formats, parsing
 from iapo_jax.config.data import chat_arguments
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import fitting, pipeline, prompts, published, task
+from iapo_jax.data import (
+  examples,
+  fitting,
+  pipeline,
+  prompts,
+  published,
+  task,
+)
 from iapo_jax.hf import folder, tokenizer
 from iapo_jax.rewards import host
 
@@ -269,6 +276,27 @@ def test_a_preset_gives_what_is_left_out():
   c = parsing.parse(config)
   assert (c.data.prompt, c.probe.elicitation) == ("plain", "So ")
   assert parsing.parse(parsing.default()) == parsing.Config()
+
+
+@pytest.mark.parametrize(
+    ("preset", "elicitation", "rule"),
+    [
+        ("thinker", "\n\n\\boxed{",
+         "it must contain '\\\\boxed{' after '</think>'"),
+        ("thinker", "</think>\nSo ",
+         "makes worked solutions such as 'So it is 4."),
+        ("boxed", "\nSo ", "which do not have the format"),
+        ("think_answer", "</think>\nSo \\boxed{", "it must contain '<answer>'"),
+    ],
+)  # fmt: skip
+def test_an_elicitation_that_would_teach_another_format(
+    preset, elicitation, rule
+):
+  with pytest.raises(ConfigError) as error:
+    examples.check(formats.of(preset), elicitation)
+  assert "config.probe.elicitation = " in str(error.value)
+  assert rule in str(error.value)
+  examples.check(formats.of(preset), formats.elicitation_of(preset))
 
 
 def test_the_plan_shows_the_prompt_and_what_asks_early(words):

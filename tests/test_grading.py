@@ -16,6 +16,7 @@ from multiprocessing import connection
 import pytest
 import tiny
 
+from iapo_jax.config import formats
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import equivalence, grade, numbers, spelling, text
 from iapo_jax.rewards import pool as pool_lib
@@ -492,8 +493,9 @@ def test_repeated_units_come_to_an_end():
 def test_long_texts_come_to_an_end():
   with guarded():
     for piece in (r"\boxed{", "<answer>", "answer is ", "1,", "</think>", "{}"):
-      for lenient in (False, True):
-        text.find_answer(piece * 20_000, TAGS, lenient=lenient)
+      for form in map(formats.of, formats.PRESETS):
+        text.find_answer(piece * 20_000, form, lenient=True)
+        text.is_well_formed(piece * 20_000, form)
 
 
 def test_the_pool_decides_in_order(pool):

@@ -13,6 +13,7 @@ from hostile import PIECES, golds, pieces, whole
 from hypothesis import strategies as st
 from test_report import Reader
 
+from iapo_jax.config import formats
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import files
@@ -47,6 +48,32 @@ def test_what_is_found_is_in_the_text(completion):
     found = text.find_answer(completion, TAGS, lenient=lenient)
     assert found is None or (found.text in completion and found.text.strip())
     assert not (not lenient and found and answer is None)
+
+
+@EXAMPLES
+@hypothesis.given(TEXTS, st.sampled_from(formats.PRESETS))
+def test_every_format_reads_every_text(completion, preset):
+  form = formats.of(preset)
+  strict, lenient = (
+      text.find_answer(completion, form, lenient=x) for x in (False, True)
+  )
+  if strict is not None:
+    assert strict == lenient
+    assert strict.asked
+  if text.is_well_formed(completion, form):
+    assert strict is not None
+  # A token is a character here, so R is where the reasoning ends.
+  end = text.reasoning_length(
+      range(len(completion)), lambda ids: "".join(completion[i] for i in ids),
+      form,
+  )  # fmt: skip
+  rest = completion[end:]
+  if form.thinks:
+    assert form.closer not in completion[:end]
+    assert not rest or rest.startswith(form.closer)
+  elif strict is not None:
+    assert rest.startswith("\\")
+    assert strict.text in rest
 
 
 @EXAMPLES

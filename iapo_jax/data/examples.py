@@ -7,7 +7,9 @@ import numpy as np
 
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.schema import WarmStartConfig
+from iapo_jax.core.errors import fail
 from iapo_jax.data.pipeline import Piece, cut_early
+from iapo_jax.rewards import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,26 @@ def written_out(
       Piece(answer, True),
       Piece(closing(form, elicitation), learned),
   ]
+
+
+def check(form: FormatConfig, elicitation: str) -> None:
+  """Checks that worked solutions have the format that they should teach.
+
+  Raises:
+    ConfigError: unless a reasoning, the elicitation and an answer make a
+      completion of the format, in which the grader finds the answer.
+  """
+  pieces = written_out("So it is 4.", "4", form, elicitation)
+  written = "".join(piece.text for piece in pieces)
+  found = text.find_answer(written, form, lenient=False)
+  if not text.is_well_formed(written, form) or found.text != "4":
+    rule = (
+        f"makes worked solutions such as {written!r}, which do not have the"
+        f" format; it must contain {form.answer_open!r}"
+    )
+    if form.thinks:
+      rule += f" after {form.closer!r}"
+    fail("probe.elicitation", elicitation, rule)
 
 
 def closing(form: FormatConfig, elicitation: str) -> str:

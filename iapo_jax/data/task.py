@@ -150,7 +150,13 @@ def load(
     tok = tokenizer.load(words)
   else:
     tok = _word_tokenizer(cfg.data)
-  fitting.check(tok, cfg.format, cfg.data)
+  if problems:  # prompts are written
+    fitting.check(tok, cfg.format, cfg.data)
+  if cfg.data.task != "arithmetic" and (
+      cfg.warm_start.num_steps
+      or (cfg.data.prompt == "instructed" and cfg.format.example)
+  ):
+    examples.check(cfg.format, cfg.probe.elicitation)
   chat, size = cfg.data.chat_template, _rows(cfg, tok)
   vocabulary = vocabulary_of(
       tok, cfg.probe.elicitation, tokens, chat=chat, size=size

@@ -7,7 +7,7 @@ from typing import Any
 
 from iapo_jax.config import formats
 from iapo_jax.config import model as model_config
-from iapo_jax.config.data import chat_arguments, is_date
+from iapo_jax.config.data import DataConfig, chat_arguments, is_date
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core.errors import ConfigError
@@ -133,14 +133,14 @@ def load(
   if preset not in (None, *formats.PRESETS):
     names = ", ".join(formats.PRESETS)
     raise ConfigError(f"--format = {preset!r}: must be one of {names}")
-  form, arguments = formats.of(preset or formats.PRESETS[0]), {}
+  form, data = formats.of(preset or formats.PRESETS[0]), DataConfig()
   path = pathlib.Path(model)
   # Both kinds of folder have a config.json.
   is_run = checkpoint_lib.stage_folder(path, "").is_dir()
   if is_run:
     source = sources.chosen(path, checkpoint)
     run = workdir_lib.load_config(path)
-    cfg, arguments = run.model, chat_arguments(run.data)
+    cfg, data = run.model, run.data
     if not preset:
       form, elicitation = run.format, elicitation or run.probe.elicitation
     there = folder.kept(path)
@@ -160,8 +160,9 @@ def load(
   else:
     params = weights.load(place, cfg, dtype=dtype)
   rules = dataclasses.replace(
-      rules, chat=chat, date=chat_date, arguments=arguments
-  )
+      rules, chat=chat, date=chat_date, arguments=chat_arguments(data),
+      system=data.system,
+  )  # fmt: skip
   return Policy(source, cfg, params, rules)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import endings, files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import unknown
+from iapo_jax.data import prompts, unknown
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.hf.decoding import token_texts
 from iapo_jax.rewards import text
@@ -48,6 +48,7 @@ class Rules:
     chat: whether a text prompt is a user's message in the chat template.
     date: today's date for chat templates, YYYY-MM-DD.
     arguments: further arguments of the chat template.
+    system: text of the system message before a user's message; empty for none.
   """
 
   vocab_size: int
@@ -59,6 +60,7 @@ class Rules:
   chat: bool = False
   date: str = "2026-01-01"
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  system: str = ""
 
 
 def read(path: pathlib.Path, rules: Rules) -> tuple[list[Line], list[Item]]:
@@ -179,7 +181,9 @@ def _item_of_text(line: Line, rules: Rules) -> Item:
     _fail("completion", completion, "must be text")
   messages = prompt
   if rules.chat and isinstance(prompt, str):
-    messages = [{"role": "user", "content": prompt}]
+    messages = prompts.with_system(
+        [prompts.said("user", prompt)], rules.system
+    )
   if isinstance(messages, str):
     opener = rules.form.opener
     if _without_opening(messages, completion, opener) != messages:
