@@ -152,9 +152,9 @@ def write_config(case: Case, folder: pathlib.Path, dtype: str) -> None:
 def write_shape(model: ModelConfig, folder: pathlib.Path) -> None:
   """Writes all of a pretrained model but its weights: to compile a run.
 
-  The tokenizer is of bytes. The elicitation of `think_answer` has as many tokens
-  as Qwen2's tokenizer makes of it, six, so that probes cost as much; that of
-  `thinker` has 12, two more.
+  The tokenizer is of bytes. The elicitation of `think_answer` has as many
+  tokens as Qwen2's tokenizer makes of it, six, so that probes cost as much; of
+  `thinker` it has 12, two more.
 
   Args:
     model: the decoder.
