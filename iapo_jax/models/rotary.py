@@ -82,9 +82,7 @@ def tables(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
   cosines, sines = [], []
   for kind in kinds(cfg):
     rope = cfg.local_rope if kind == "local" else cfg.rope
-    turning, amplitude = frequencies(
-        rope, cfg.head_dim, cfg.rope_factors
-    )
+    turning, amplitude = frequencies(rope, cfg.head_dim, cfg.rope_factors)
     if kind == "none":
       turning, amplitude = 0 * turning, 1.0
     angles = positions[..., None] * jnp.asarray(turning, jnp.float32)
