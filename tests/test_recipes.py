@@ -8,8 +8,8 @@ import runs
 import texts
 from test_published import no_network
 
+from iapo_jax.config import formats, presets
 from iapo_jax.config import parsing as config_lib
-from iapo_jax.config import presets
 from iapo_jax.config import rules as config_rules
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import tokenizer
@@ -68,6 +68,33 @@ def test_every_variant_is_a_configuration(name, sizes):
   assert module.get_config(f"to_go-{sizes[1]}") == module.get_config(
       f"{sizes[1]}-gsm8k-to_go"
   )
+
+
+def test_every_variant_of_models_that_think():
+  module = config_file("thinking_math")
+  found = {}
+  for name in module.MODELS:
+    for data in ("gsm8k", "math500", "dapo"):
+      for method in set(module.METHODS) - {"dapo"}:  # a data set, too
+        c = config_lib.parse(module.get_config(f"{name}-{data}-{method}"))
+        found[c.model.pretrained] = c
+        assert c.format == formats.of("thinker")
+        assert c.probe.elicitation == formats.elicitation_of("thinker")
+        assert (c.data.prompt, c.data.instructions) == ("instructed", "user")
+        assert (c.rollout.max_tokens, c.probe.stride) == (8192, 64)
+        assert c.rollout.temperature == 1
+        e = c.evaluation
+        assert (e.temperature, e.top_p) == (0.6, 0.95)
+        assert e.top_k == (20 if name.startswith("qwen3") else 0)
+        sharded = c.mesh.fsdp == -1
+        assert sharded == name.endswith(("_4b", "_7b", "_3b"))
+  assert len(found) == 6
+  assert module.get_config() == module.get_config("qwen3_0.6b-gsm8k-paper")
+  with pytest.raises(ConfigError, match="'faithful' is unknown"):
+    module.get_config("faithful")
+  # The longest completion costs what a right answer is worth.
+  chance = config_lib.parse(module.get_config("chance"))
+  assert chance.credit.cost * 8192 == 1
 
 
 @pytest.mark.parametrize(
