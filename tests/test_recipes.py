@@ -1,5 +1,6 @@
 """The committed configurations, and a run of text from start to export."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from iapo_jax.config import parsing as config_lib
 from iapo_jax.config import rules as config_rules
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import tokenizer
-from iapo_jax.run import assembly, logs, sources, trainer
+from iapo_jax.run import assembly, logs, sources, trainer, workdir
 from iapo_jax.tools import comparison, export
 
 
@@ -306,6 +307,31 @@ def test_it_is_judged_on_another_data_set(smoke, tmp_path):
   assert (record["task"], record["skipped"]) == ("aime24", 0)
   with pytest.raises(ConfigError, match="aime24 has only these splits: test"):
     comparison.judge(contestants, split="train", problems=1, seeds=[0])
+
+
+def test_each_run_is_graded_in_its_own_format(smoke, tmp_path):
+  run, _ = smoke
+  other = runs.unfinished_copy(run, tmp_path / "run")
+  runs.edit(other / "config.json", **{"format.lenient": True})
+  ours, theirs = comparison.load([run, other], "last")
+  assert not ours.parts.cfg.format.lenient
+  assert theirs.parts.cfg.format.lenient
+  assert ours.sampler is not theirs.sampler
+
+
+def test_a_configuration_of_an_earlier_version(smoke, tmp_path):
+  """`instructed` had another name, and formats were not configured."""
+  run, _ = smoke
+  saved = json.loads((run / "config.json").read_text())
+  older = {k: v for k, v in saved.items() if not k.startswith("format.")}
+  older["data.prompt"] = "think_answer"
+  del older["data.system"], older["data.chat_kwargs"]
+  (tmp_path / "config.json").write_text(json.dumps(older))
+  found = workdir.load_config(tmp_path)
+  assert found.data.prompt == "instructed"
+  expected = workdir.load_config(run)
+  data = dataclasses.replace(expected.data, prompt="instructed")
+  assert found == dataclasses.replace(expected, data=data)
 
 
 def test_its_own_task_by_name_keeps_its_splits(smoke):

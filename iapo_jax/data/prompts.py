@@ -47,8 +47,9 @@ def of(
     # Some templates remove the thinking from earlier turns.
     if turn["content"].strip() not in rendered:
       rule = f"the chat template leaves out part of {turn['content']!r}"
-      if data.prompt == "instructed" and form.example:
-        rule += f"; use --config.format.preset={other}"
+      fits = data.prompt == "instructed" and form.example
+      way = f"format.preset={other}" if fits else "data.chat_template=False"
+      rule += f"; use --config.{way}"
       fail("format.preset", form.preset, rule)
   return opened(rendered, form)
 

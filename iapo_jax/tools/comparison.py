@@ -85,8 +85,8 @@ def load(
     cfg = _judging(_reading(theirs, data or {}), max_tokens, settings)
     # These shape the sampler and its data: runs that agree share a program.
     alike = (
-        cfg.model, cfg.mesh, cfg.data, cfg.rollout, cfg.reward.grader,
-        cfg.probe.elicitation, cfg.evaluation,
+        cfg.model, cfg.mesh, cfg.data, cfg.format, cfg.rollout,
+        cfg.reward.grader, cfg.probe.elicitation, cfg.evaluation,
     )  # fmt: skip
     if alike not in shared:
       parts = assembly.assemble(cfg, home=workdir)
