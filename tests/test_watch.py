@@ -122,8 +122,8 @@ class TestCut:
     assert text == (
         "21% of the completions are cut off at rollout.max_tokens = 200 without"
         " an EOS; about 344 tokens would hold 95%, if completions go on ending"
-        " as often as in the last 100 tokens; raise rollout.max_tokens, or"
-        " leave them out of the loss with select.finished=True"
+        " as often as in the last 100 tokens; raise rollout.max_tokens;"
+        " select.finished=True leaves cut ones out of the loss"
     )
 
   def test_a_length_that_nobody_can_know(self):

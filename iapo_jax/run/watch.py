@@ -72,7 +72,7 @@ class Watch:
     text = endings.describe_cut(*shares, self._max_tokens)
     text += "; raise rollout.max_tokens"
     if shares[0] <= ALL:
-      text += ", or leave them out of the loss with select.finished=True"
+      text += "; select.finished=True leaves cut ones out of the loss"
     return {"cut": text}
 
   def _collapse(self) -> dict[str, str]:
