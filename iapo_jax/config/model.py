@@ -12,6 +12,9 @@ from iapo_jax.config.fields import above, at_least, field, one_of, positive
 # were faster. On GPUs they took longer for probes; on TPUs they never ran.
 FUSED_PLATFORMS = ("gpu", "tpu")
 AUTO_FUSED = ()
+# The most tokens of a sequence that are whole: more of them attend in blocks,
+# and fill several passes of probes.
+WHOLE_TOKENS = 1024
 # Fields that a run sets even if all others come from a pretrained model.
 OF_RUN = ("pretrained", "rope_factors", "dtype", "remat", "attention")
 LONGROPE = "longrope"

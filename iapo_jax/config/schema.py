@@ -17,7 +17,7 @@ from iapo_jax.config.fields import (
   positive,
 )
 from iapo_jax.config.formats import FormatConfig
-from iapo_jax.config.model import ModelConfig
+from iapo_jax.config.model import WHOLE_TOKENS, ModelConfig
 
 # Uncertainties of an answer (`rl.mi`), and those that need the completion's own
 # answer.
@@ -487,6 +487,11 @@ class Config:
 
   @property
   def tokens_per_pass(self) -> int:
-    """The number of completion tokens in a micro-batch, with padding."""
-    tokens = self.sequences_per_step * self.rollout.max_tokens
-    return tokens // self.loss.micro_batches
+    """The most tokens in a pass of probes.
+
+    It is the number of completion tokens in a micro-batch, with padding. Of a
+    completion at most 1,024 count: each probe sees all slots of its completion,
+    and so the memory of a pass grows with their number, not its square.
+    """
+    whole = min(self.rollout.max_tokens, WHOLE_TOKENS)
+    return self.sequences_per_step * whole // self.loss.micro_batches

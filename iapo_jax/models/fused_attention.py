@@ -20,10 +20,7 @@ from jax.sharding import PartitionSpec as P
 from iapo_jax.config import model as model_config
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Array
-from iapo_jax.models import attention, flash, flash_mosaic
-
-# Keys and values of each segment.
-Pairs = tuple[tuple[Array, Array], ...]
+from iapo_jax.models import attention, blocks, flash, flash_mosaic
 
 _QUERIES = P("batch", None, "heads", None)
 _LSE = P("batch", None, "heads")
@@ -53,7 +50,7 @@ def attend(
 
   Args:
     queries: [b, x, n, h].
-    segments: keys, values and visibility of each.
+    segments: keys, values and mask of each.
     scale: factor of the products.
     cap: soft cap of the scores; 0 means none.
     kernels: `gpu` or `tpu`; by default the platform of the devices. A CPU
@@ -70,9 +67,24 @@ def attend(
   form = flash.Form(scale, cap, kernels or sharding.platform(), interpret)
   pairs = tuple((keys, values) for keys, values, _ in segments)
   bounds = tuple(
-      _bounds(visible, *queries.shape[:2]) for _, _, visible in segments
+      _all_bounds(mask, *queries.shape[:2]) for _, _, mask in segments
   )
   return _attend(form, queries, pairs, bounds)
+
+
+def _all_bounds(mask: attention.Mask | Array, b: int, x: int) -> Array:
+  """Returns the `_bounds` of all queries, masks made as in `attention`."""
+  if not isinstance(mask, attention.Mask):
+    mask = attention.Mask(mask)
+  block = attention.block_size(x, mask.visible.shape[2])
+  if block >= x:
+    return _bounds(mask.of(0, x), b, x)
+  mask = mask.padded(-x % block)
+  found = jax.lax.map(
+      lambda start: _bounds(mask.of(start, block), b, block),
+      jnp.arange(0, x, block),
+  )
+  return blocks.join(found, x)
 
 
 def _bounds(visible: Array, b: int, x: int) -> Array:
@@ -87,14 +99,20 @@ def _bounds(visible: Array, b: int, x: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
+    form: flash.Form,
+    queries: Array,
+    pairs: attention.Pairs,
+    bounds: tuple[Array, ...],
 ) -> Array:
   """Attends with bounds int32[b, x, 2] instead of masks."""
   return _forward(form, queries, pairs, bounds)[0]
 
 
 def _forward(
-    form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
+    form: flash.Form,
+    queries: Array,
+    pairs: attention.Pairs,
+    bounds: tuple[Array, ...],
 ) -> tuple[Array, tuple]:
   """Returns the output [b, x, n, h] and the residuals of the backward pass."""
   count = len(pairs)
@@ -114,7 +132,7 @@ def _forward(
 
 def _backward(
     form: flash.Form, saved: tuple, gradient: Array
-) -> tuple[Array, Pairs, None]:
+) -> tuple[Array, attention.Pairs, None]:
   """Computes the gradients of queries, keys and values."""
   count = len(saved[1])
   run = sharding.per_shard(
@@ -133,7 +151,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _forward_shard(
-    form: flash.Form, queries: Array, pairs: Pairs, bounds: tuple[Array, ...]
+    form: flash.Form,
+    queries: Array,
+    pairs: attention.Pairs,
+    bounds: tuple[Array, ...],
 ) -> tuple[Array, Array]:
   """Computes one device's output [b, x, n, h] and lse fp32[b, x, n]."""
   dtype = jnp.float32 if len(pairs) > 1 else queries.dtype
@@ -157,12 +178,12 @@ def _forward_shard(
 def _backward_shard(
     form: flash.Form,
     queries: Array,
-    pairs: Pairs,
+    pairs: attention.Pairs,
     bounds: tuple[Array, ...],
     output: Array,
     lse: Array,
     gradient: Array,
-) -> tuple[Array, Pairs]:
+) -> tuple[Array, attention.Pairs]:
   """Computes the gradients of one device's queries, keys and values."""
   run = _kernels(form).run
   product = output.astype(jnp.float32) * gradient.astype(jnp.float32)

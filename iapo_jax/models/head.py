@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core import sharding
 from iapo_jax.core.types import Array, Params, PyTree, TokenStatistics
-from iapo_jax.models import attention, dense
+from iapo_jax.models import attention, blocks, dense
 
 # (log-probabilities [b, c], constants [b, c] of each token) -> losses [b, c]
 TokenLoss = Callable[[Array, PyTree], Array]
@@ -203,8 +203,8 @@ def token_statistics(
   ) -> tuple[None, TokenStatistics]:
     return carry, _chunk_statistics(params, *part, cfg, temperature)
 
-  _, parts = jax.lax.scan(body, None, _split((hidden, targets), chunk))
-  return _join(parts, length)
+  _, parts = jax.lax.scan(body, None, blocks.split((hidden, targets), chunk))
+  return blocks.join(parts, length)
 
 
 def _chunk_statistics(
@@ -271,9 +271,9 @@ def token_loss(
       of_chunk,
       shards,
       {_name(cfg): params[_name(cfg)]},
-      _split((hidden, targets, (known, there)), chunk),
+      blocks.split((hidden, targets, (known, there)), chunk),
   )
-  stats = _join(parts, targets.shape[1])
+  stats = blocks.join(parts, targets.shape[1])
   return total, jax.lax.stop_gradient(stats)
 
 
@@ -348,26 +348,3 @@ def _summed_backward(
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
-
-
-def _split(tree: PyTree, chunk: int) -> PyTree:
-  """Maps [b, t, ...] to [t / chunk, b, chunk, ...], padded with zeros."""
-
-  def split(x: Array) -> Array:
-    size = min(chunk, x.shape[1])
-    widths = [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, widths)
-    parts = x.reshape(x.shape[0], -1, size, *x.shape[2:])
-    return jnp.moveaxis(parts, 1, 0)
-
-  return jax.tree.map(split, tree)
-
-
-def _join(tree: PyTree, length: int) -> PyTree:
-  """Inverts `_split` of arrays [b, t]."""
-
-  def join(x: Array) -> Array:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1)[:, :length]
-
-  return jax.tree.map(join, tree)

@@ -110,14 +110,14 @@ class _Shared:
     tables: cosines and sines, fp32[e, b, x, w/2].
     positions: int32[b, x], of the new tokens.
     slots: int32[r, s], positions of each segment's slots.
-    masks: bool[m, x or 1, s] of each segment.
+    masks: of each segment, windows left out.
     rows: `KVSegment.rows` of each segment but the last.
   """
 
   tables: tuple[Array, Array]
   positions: Array
   slots: tuple[Array, ...]
-  masks: tuple[Array, ...]
+  masks: tuple[attention.Mask, ...]
   rows: tuple[Array | None, ...]
 
 
@@ -153,7 +153,9 @@ class Attention(nn.Module):
     masks = shared.masks
     if c.windows:
       masks = [
-          attention.windowed(mask, layer.window, shared.positions, slots)
+          mask.replace(
+              window=layer.window, queries=shared.positions, slots=slots
+          )
           for mask, slots in zip(masks, shared.slots, strict=True)
       ]
     keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
@@ -320,7 +322,7 @@ class Decoder(nn.Module):
     """Returns hidden states, and keys and values; see `extend`."""
     c = self.cfg
     x = self._embed(tokens)
-    causal = jnp.tri(tokens.shape[1], dtype=bool)[None]
+    causal = attention.causal(tokens.shape[1])
     shared = _Shared(
         tables=rotary.tables(positions, c),
         positions=positions,
@@ -330,7 +332,7 @@ class Decoder(nn.Module):
         ),
         masks=(
             *(
-                _read(segment.visible, segment.rows)[:, None]
+                attention.Mask(_read(segment.visible, segment.rows)[:, None])
                 for segment in context
             ),
             causal,

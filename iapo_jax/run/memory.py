@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from iapo_jax.config.schema import Config
 from iapo_jax.core.types import PyTree
-from iapo_jax.models import fused_attention
+from iapo_jax.models import attention, fused_attention
 from iapo_jax.rl import probes
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.state import StateSpec
@@ -102,7 +102,8 @@ def of_step(c: Config, mesh: Mesh, spec: StateSpec) -> Estimate:
         shards=_shards(mesh),
     )
     asked, copied = rows // parts * chunk, cache // parts
-  probe = elicitation * _layer_bytes(c, mesh)
+  # A probe's few tokens are one block of attention.
+  probe = elicitation * _layer_bytes(c, mesh, share=1.0)
   head = m.vocab_size // tensor * _FP32
   return Estimate(
       state=tree_bytes(spec.shapes, spec.shardings),
@@ -160,15 +161,26 @@ def _update_bytes(
   pair = 2 * m.num_kv_heads * m.head_dim // tensor * _FP32
   slots = prompts * c.data.max_prompt_tokens * m.num_layers
   # The backward pass recomputes one layer at a time: values and gradients.
-  layers = m.num_layers * kept + 2 * _layer_bytes(c, mesh)
+  share = _scored_share(c)
+  layers = m.num_layers * kept + 2 * _layer_bytes(c, mesh, share)
   tokens = rows * c.rollout.max_tokens
   chunk = rows * min(c.loss.head_chunk, c.rollout.max_tokens)
   logits = 3 * chunk * (m.vocab_size // tensor) * _FP32
   return gradients + slots * (kept + 2 * pair) + tokens * layers + logits
 
 
-def _layer_bytes(c: Config, mesh: Mesh) -> int:
-  """Returns activations of a token in a layer: residual, heads, MLP, scores."""
+def _scored_share(c: Config) -> float:
+  """Returns the share of a completion's tokens whose scores exist at once."""
+  tokens = c.rollout.max_tokens
+  slots = max(tokens, c.data.max_prompt_tokens)
+  return attention.block_size(tokens, slots) / tokens
+
+
+def _layer_bytes(c: Config, mesh: Mesh, share: float) -> int:
+  """Returns activations of a token in a layer: residual, heads, MLP, scores.
+
+  `share` is that of the tokens whose scores exist at once.
+  """
   m, tensor = c.model, mesh.shape["tensor"]
   heads = (2 * m.num_heads + 2 * m.num_kv_heads) * m.head_dim // tensor
   scores = c.data.max_prompt_tokens + c.rollout.max_tokens
@@ -176,7 +188,8 @@ def _layer_bytes(c: Config, mesh: Mesh) -> int:
     # The kernels hold only blocks of scores, and an output for each segment.
     scores = m.head_dim
   dense = 4 * m.d_model + heads + 3 * m.mlp_dim // tensor
-  return dense * width(c) + 2 * m.num_heads // tensor * scores * _FP32
+  scored = 2 * m.num_heads // tensor * scores * _FP32
+  return dense * width(c) + int(share * scored)
 
 
 def _kept_bytes(c: Config, tensor: int) -> int:
