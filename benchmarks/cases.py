@@ -81,10 +81,15 @@ def named() -> dict[str, Case]:
 
 
 def published() -> dict[str, ModelConfig]:
-  """The shapes of Qwen2.5 models and of two that think, for random weights."""
+  """The shapes of Qwen2.5 models and of some that think, for random weights."""
   qwen2 = ModelConfig(
       family="qwen2", qkv_bias=True, tie_embeddings=True,
       rope=RopeConfig(theta=1e6), vocab_size=151_936,
+  )  # fmt: skip
+  qwen3 = ModelConfig(
+      family="qwen3", qk_norm="head", tie_embeddings=True,
+      rope=RopeConfig(theta=1e6), vocab_size=151_936, num_kv_heads=8,
+      head_dim=128,
   )  # fmt: skip
   return {
       "0.5b": dataclasses.replace(
@@ -105,16 +110,21 @@ def published() -> dict[str, ModelConfig]:
           head_dim=128, mlp_dim=27_648, vocab_size=152_064,
           tie_embeddings=False,
       ),
-      "qwen3_0.6b": ModelConfig(
-          family="qwen3", qk_norm="head", tie_embeddings=True,
-          rope=RopeConfig(theta=1e6), vocab_size=151_936, num_layers=28,
-          d_model=1024, num_heads=16, num_kv_heads=8, head_dim=128,
-          mlp_dim=3072,
+      "qwen3_0.6b": dataclasses.replace(
+          qwen3, num_layers=28, d_model=1024, num_heads=16, mlp_dim=3072,
+      ),
+      "qwen3_4b": dataclasses.replace(
+          qwen3, num_layers=36, d_model=2560, num_heads=32, mlp_dim=9728,
       ),
       "r1_1.5b": dataclasses.replace(
           qwen2, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
           head_dim=128, mlp_dim=8960, tie_embeddings=False,
           rope=RopeConfig(theta=1e4),
+      ),
+      "r1_7b": dataclasses.replace(
+          qwen2, num_layers=28, d_model=3584, num_heads=28, num_kv_heads=4,
+          head_dim=128, mlp_dim=18_944, vocab_size=152_064,
+          tie_embeddings=False, rope=RopeConfig(theta=1e4),
       ),
   }  # fmt: skip
 

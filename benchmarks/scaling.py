@@ -82,8 +82,10 @@ def cells() -> list[Cell]:
       Cell("1.5b", "v5e:4x4", 1, 16, 1, 16, 8),
       Cell("0.5b", "v5p:4x4x4", 4, 16, 1, 64, 1),
       Cell("1.5b", "v5p:4x4x4", 4, 16, 1, 64, 1),
-      Cell("qwen3_0.6b", "v5e:4x4", 1, 16, 1, 16, 8),
+      Cell("qwen3_0.6b", "v5e:4x4", 1, 8, 2, 8, 8),
       Cell("r1_1.5b", "v5e:4x4", 1, 16, 1, 16, 8),
+      Cell("qwen3_4b", "v5e:4x4", 1, 4, 4, 4, 8),
+      Cell("r1_7b", "v5e:4x4", 1, 4, 4, 4, 8),
       Cell("7b", "v5p:4x4x4", 1, 64, 1, 64, 2),
       Cell("0.5b", "v6e:8x8", 4, 16, 1, 64, 2),
       Cell("1.5b", "v6e:8x8", 4, 16, 1, 64, 4),
@@ -182,7 +184,7 @@ def arguments_of(
   # 32b is no size of the recipe; the folder decides.
   size = cell.model if cell.model in ("0.5b", "1.5b") else "7b"
   recipe = f"qwen_math.py:{size}"
-  if cell.model in ("qwen3_0.6b", "r1_1.5b"):
+  if cell.model.startswith(("qwen3", "r1")):
     recipe = f"thinking_math.py:{cell.model}"
   else:
     fields["model.attention"] = "fused"

@@ -12,9 +12,10 @@ has at most 8,192 tokens, and there is a probe after every 64th. Evaluations
 sample as the authors of each model ask (temperature 0.6, top-p 0.95; Qwen3 also
 top-k 20); training samples from the whole distribution at temperature 1.
 
-`qwen3_0.6b`, `qwen3_1.7b` and `r1_1.5b` are set for one device of 80 GB; the
-other models split weights and Adam's moments over all devices, at least eight
-of 16 GB. docs/scaling.md has the memory of the programs that were compiled.
+`qwen3_0.6b`, `qwen3_1.7b` and `r1_1.5b` are set for one device of 80 GB, by
+arithmetic: Qwen3's cache takes 112 KiB a token and decoding holds it nearly
+twice. The other models split heads over 4 devices and weights over all, such as
+16 of 16 GB. docs/scaling.md has the memory of the programs that were compiled.
 Nobody has run this file with published weights: no number of it is known, and
 learning rate, credit weights and lengths are untuned.
 """
@@ -36,7 +37,8 @@ class Model:
     sampling: fields of the evaluation, as its authors ask.
     prompts_per_step: q.
     micro_batches: `loss.micro_batches`.
-    sharded: whether weights and Adam's moments are split over all devices.
+    sharded: whether heads are split over 4 devices, and weights and Adam's
+      moments over all.
   """
 
   pretrained: str
@@ -49,10 +51,12 @@ class Model:
 MOST_TOKENS = 8192
 NUCLEUS = {"temperature": 0.6, "top_p": 0.95}
 QWEN3 = NUCLEUS | {"top_k": 20}
-SHARDED = {"prompts_per_step": 16, "micro_batches": 8, "sharded": True}
+SHARDED = {"micro_batches": 8, "sharded": True}
 MODELS = {
     "qwen3_0.6b": Model("Qwen/Qwen3-0.6B", QWEN3),
-    "qwen3_1.7b": Model("Qwen/Qwen3-1.7B", QWEN3),
+    "qwen3_1.7b": Model(
+        "Qwen/Qwen3-1.7B", QWEN3, prompts_per_step=2, micro_batches=16
+    ),
     "qwen3_4b": Model("Qwen/Qwen3-4B", QWEN3, **SHARDED),
     "r1_1.5b": Model("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", NUCLEUS),
     "r1_7b": Model(
@@ -82,13 +86,15 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       "micro_batches": model.micro_batches, "head_chunk": 64,
   })  # fmt: skip
   if model.sharded:
-    config.mesh.update({"data": 1, "fsdp": -1})
+    config.mesh.update({"data": 1, "fsdp": -1, "tensor": 4})
   config.rollout.max_tokens = MOST_TOKENS
   config.reward.grader = "host"
   config.optimizer.update({"learning_rate": 1e-6, "clip_norm": 1.0})
   config.evaluation.update({
-      "every": 50, "problems": 50, "samples": 8, "batch_size": 128,
-      "checkpoint": "best", **model.sampling,
+      "every": 50, "problems": 50, "samples": 8, "checkpoint": "best",
+      # No more completions at a time than in training: a cache is large.
+      "batch_size": 8 * model.prompts_per_step,
+      **model.sampling,
   })  # fmt: skip
   math["set_data"](config, data)
   methods.choose(config, method)
