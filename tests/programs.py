@@ -45,11 +45,20 @@ def of_the_vocabulary(text, vocab, tensor, positions):
     tensor: shards of the vocabulary.
     positions: too many of them to have scores at one time.
   """
-  found = re.findall(r"\b[a-z]\w*\[([\d,]+)\]", text)
-  shapes = {tuple(map(int, dims.split(","))) for dims in set(found)}
   return [
       shape
-      for shape in shapes
+      for shape in _shapes(text)
       for size in {vocab, vocab // tensor} & set(shape)
       if math.prod(shape) // size >= positions
   ]
+
+
+def largest(text):
+  """Numbers in the largest array of a compiled program."""
+  return max(map(math.prod, _shapes(text)))
+
+
+def _shapes(text):
+  """Shapes of all arrays of a compiled program that have an axis."""
+  found = re.findall(r"\b[a-z]\w*\[([\d,]+)\]", text)
+  return {tuple(map(int, dims.split(","))) for dims in set(found)}

@@ -133,6 +133,10 @@ def answer_statistics(
   tokens before it. IAPO's early exit, arXiv 2602.19049. Results are exact at
   every marked position and do not depend on `budget`.
 
+  Memory: a pass holds a score for each of `budget` tokens and t + 1 slots, and
+  a mask for each of its probes and those slots. All else is arrays [b, t + 1],
+  also where every position is marked.
+
   Args:
     params: in the compute dtype.
     context: the prompt and completion segments of a `Rollout`.
