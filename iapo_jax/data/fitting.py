@@ -32,16 +32,14 @@ def check(tok: Any, form: FormatConfig, data: DataConfig) -> None:
     return
   arguments = chat_arguments(data)
   rendered = functools.partial(_rendered, tok, data)
-  rendered({})  # raises for a template that cannot be used
+  prompt = rendered(arguments)  # raises for a template that cannot be used
   known = tokenizer.chat_variables(tok)
   for name in arguments:
     if name not in known:
       rule = f"the chat template has no argument {name}; it has"
       names = ", ".join(sorted(known)) or "none"
       fail("data.chat_kwargs", data.chat_kwargs, f"{rule} {names}")
-  if data.system and rendered(arguments) == _rendered(
-      tok, data, arguments, system=""
-  ):
+  if data.system and prompt == _rendered(tok, data, arguments, system=""):
     rule = "the chat template ignores the system message; leave it out"
     fail("data.system", data.system, rule)
   _check_ending(form, data, arguments, rendered, sorted(known))
