@@ -106,7 +106,8 @@ def test_a_standard_stream_may_be_closed(tmp_path):
 @pytest.mark.full
 def test_the_demo_end_to_end_at_small_size(tmp_path):
   workdir = tmp_path / "demo"
-  result = run("demo.py", "--small", f"--workdir={workdir}")
+  program = ROOT / "experiments" / "demo.py"
+  result = runs.program(program, "--small", f"--workdir={workdir}")
   assert result.returncode == 0, result.stderr
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary) == {

@@ -241,6 +241,8 @@ def execute(command, folder):
   if program == "iapo":
     return runs.command(name, *arguments, cwd=folder)
   environment = runs.environment()
+  # Beside the suite's flags, with which programs compile fast.
+  command = re.sub("^XLA_FLAGS=(\\S+)", r'XLA_FLAGS="$XLA_FLAGS \1"', command)
   places = f"{folder / 'bin'}:{environment['PATH']}"
   return subprocess.run(
       ["bash", "-c", command],

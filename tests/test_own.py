@@ -18,6 +18,12 @@ from iapo_jax.run import logs, trainer, workdir
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+# Rewards need neither probes nor a reference: the step compiles faster.
+ONLY_REWARDS = {
+    "credit__mode": "grpo", "probe__stride": 0, "loss__kl_weight": 0.0,
+}  # fmt: skip
+
+
 def train(folder, own, **overrides):
   cfg = small(
       warm_start__num_steps=0, log__samples_every=1, log__samples=64,
@@ -34,7 +40,7 @@ def of_length(rollout, grades, prompts):
 
 @pytest.mark.full
 def test_a_reward_in_the_program(tmp_path, capsys):
-  samples = train(tmp_path, Own(reward=of_length))
+  samples = train(tmp_path, Own(reward=of_length), **ONLY_REWARDS)
   assert len(samples) == 64
   for sample in samples:
     assert sample["reward"] == -len(sample["tokens"])
@@ -55,7 +61,7 @@ def test_a_reward_of_texts(tmp_path):
 
   samples = train(
       tmp_path, Own(text_reward=reward), model__vocab_size=40, mesh__data=4,
-      mesh__tensor=2,
+      mesh__tensor=2, **ONLY_REWARDS,
   )  # fmt: skip
   assert len(asked) == len(samples) == 64  # two steps
   expected = sorted((s["reward"], s["gold"].strip()) for s in samples)
@@ -86,7 +92,9 @@ def forget_failed_callbacks():
 def test_a_reward_that_fails(tmp_path):
   message = "must return 4 numbers, one per completion"
   with pytest.raises(Exception, match=message):
-    train(tmp_path / "a", Own(text_reward=lambda x, y: [1.0]))
+    train(
+        tmp_path / "a", Own(text_reward=lambda x, y: [1.0]), **ONLY_REWARDS
+    )
   forget_failed_callbacks()
   with pytest.raises(ValueError, match="reward or text_reward, not both"):
     Own(reward=of_length, text_reward=lambda x, y: x)

@@ -94,14 +94,28 @@ def read(path):
   return reader, text
 
 
-def write(trained, output, **more):
-  folders = {"GRPO": [trained / "grpo"], "to_go": [trained / "to_go"]}
-  return page.write(folders, output, title="Two runs", **more)
+def folders_of(trained):
+  return {"GRPO": [trained / "grpo"], "to_go": [trained / "to_go"]}
 
 
-def test_the_page_is_whole_by_itself(trained, tmp_path):
-  path = write(trained, tmp_path / "page")
-  reader, text = read(path)
+@pytest.fixture(name="drawn", scope="module")
+def draw_page(trained, tmp_path_factory):
+  """The path of a whole page."""
+  folder = tmp_path_factory.mktemp("report") / "page"
+  return page.write(folders_of(trained), folder, title="Two runs")
+
+
+def read_text(folders, **more):
+  """A page without its figures, which take seconds."""
+  reader = Reader()
+  groups = runs.read_groups(folders)
+  reader.feed(page.render(groups, (), title="Two runs", **more))
+  assert reader.open == []
+  return reader
+
+
+def test_the_page_is_whole_by_itself(drawn):
+  reader, text = read(drawn)
   assert "Two runs" in reader.text
   # Nothing is fetched: every picture is in the page.
   assert not re.search(r"""(?:src|href|srcset)=["'](?!data:)""", text)
@@ -112,14 +126,13 @@ def test_the_page_is_whole_by_itself(trained, tmp_path):
     assert image["alt"]
     svg = base64.b64decode(image["src"].partition("base64,")[2])
     assert svg.lstrip().startswith(b"<?xml")
-  for png in path.parent.glob("*.png"):
+  for png in drawn.parent.glob("*.png"):
     assert png.read_bytes().startswith(b"\x89PNG")
-  assert len(list(path.parent.glob("*.png"))) == len(images)
+  assert len(list(drawn.parent.glob("*.png"))) == len(images)
 
 
-def test_the_numbers_are_those_of_the_runs(trained, tmp_path):
-  path = write(trained, tmp_path)
-  reader, _ = read(path)
+def test_the_numbers_are_those_of_the_runs(trained, drawn):
+  reader, _ = read(drawn)
   said = " ".join(" ".join(reader.text).split())
   summary = json.loads((trained / "to_go" / "summary.json").read_text())
   base = json.loads((trained / "grpo" / "summary.json").read_text())
@@ -137,8 +150,8 @@ def test_the_numbers_are_those_of_the_runs(trained, tmp_path):
   assert f"to_go: from {curve[0]:.3g} to {curve[-1]:.3g}" in told
 
 
-def test_every_token_has_its_numbers(trained, tmp_path):
-  reader, _ = read(write(trained, tmp_path))
+def test_every_token_has_its_numbers(trained):
+  reader = read_text(folders_of(trained))
   tokens = tokens_of(reader)
   groups = runs.read_groups({"a": [trained / "grpo"], "b": [trained / "to_go"]})
   shown = [r for g in groups for r in runs.examples(g.runs[0])]
@@ -266,7 +279,7 @@ def test_seeds_are_averaged(trained, tmp_path):
   # Two values: stdev |a - b| / sqrt(2), over sqrt(2).
   assert error == pytest.approx(abs(values[0] - values[1]) / 2)
   assert values[0] != values[1] == 0.875
-  reader, _ = read(page.write({"both": both}, tmp_path, title="x"))
+  reader = read_text({"both": both})
   assert f"{mean:.3f} ± {error:.3f}" in " ".join("".join(reader.text).split())
 
 
@@ -602,9 +615,10 @@ class TestComparison:
     (contestant,) = comparison.load([trained / "grpo"], "best")
     assert contestant.checkpoint == sources.best(trained / "grpo").name
 
-  def test_the_page_has_what_was_judged(self, judged, trained, tmp_path):
+  def test_the_page_has_what_was_judged(self, judged, trained):
+    folders = folders_of(trained)
     records = comparison.report(*judged, "test")
-    reader, _ = read(write(trained, tmp_path, timing=records))
+    reader = read_text(folders, timing=records)
     said = " ".join(" ".join(reader.text).split())
     _, rows = comparison.rows(records)
     for cell in itertools.chain(*rows):
@@ -618,14 +632,14 @@ class TestComparison:
     noted = [
         record | {"note": "other problems", "top_k": 20} for record in records
     ]
-    reader, _ = read(write(trained, tmp_path, timing=noted))
+    reader = read_text(folders, timing=noted)
     said = " ".join(" ".join(reader.text).split())
     assert "Note: other problems." in said
     assert "Sampling: top-k 20." in said
     assert "deviation over 2 sampling seeds. Time per completion is" in said
     # Of one seed there is no spread to explain.
     single = [r | {"seeds": r["seeds"][:1]} for r in records]
-    reader, _ = read(write(trained, tmp_path, timing=single))
+    reader = read_text(folders, timing=single)
     assert "sampling seeds." not in " ".join(reader.text)
 
   @pytest.mark.mesh
@@ -670,8 +684,8 @@ class TestComparison:
       comparison.load([trained / "grpo"], "last", samples=3)
 
 
-def test_the_page_without_eyes_or_mouse(trained, tmp_path):
-  reader, text = read(write(trained, tmp_path))
+def test_the_page_without_eyes_or_mouse(drawn):
+  reader, text = read(drawn)
   assert reader.of("html") == [{"lang": "en"}]
   assert len(reader.of("h1")) == 1
   assert "user-scalable" not in text and "maximum-scale" not in text

@@ -4,9 +4,12 @@ Texts from models and data sets are untrusted. Jinja escapes all of them, and
 the page's script reads only attributes of the page's own elements.
 """
 
+import contextlib
+import errno
+import os
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from iapo_jax.core import files
@@ -36,8 +39,42 @@ def write(
     ConfigError: if a folder holds no run, or `output` cannot be written.
   """
   groups = runs.read_groups(folders)
+  page = output / "index.html"
+  with _writing(output):  # finds out before the work whether it can
+    output.mkdir(parents=True, exist_ok=True)
+    if page.is_dir():
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
   pictures = figures.all_of(groups)
-  html = heat.environment().get_template("page.html.j2").render(
+  html = render(groups, pictures, title=title, timing=timing)
+  with _writing(output):
+    for picture in pictures:
+      (output / f"{picture.name}.png").write_bytes(picture.png)
+    # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
+    files.write_text(page, html, errors="backslashreplace")
+  return page
+
+
+@contextlib.contextmanager
+def _writing(output: pathlib.Path) -> Iterator[None]:
+  """Raises ConfigError if the page's folder cannot be written."""
+  try:
+    yield
+  except OSError as error:
+    raise ConfigError(
+        f"--output = {str(output)!r}: must be a folder that can be written"
+        f" ({error.strerror})"
+    ) from error
+
+
+def render(
+    groups: Sequence[Group],
+    pictures: Sequence[figures.Picture],
+    *,
+    title: str,
+    timing: Sequence[Mapping[str, Any]] = (),
+) -> str:
+  """Returns the page as HTML; the arguments are those of `write`."""
+  return heat.environment().get_template("page.html.j2").render(
       title=title,
       headlines=headlines(groups),
       rows=[_row(index, group) for index, group in enumerate(groups)],
@@ -61,20 +98,6 @@ def write(
       judged=_judged(timing),
       settings=_settings(groups),
   )
-  page = output / "index.html"
-  try:
-    output.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-      (output / f"{picture.name}.png").write_bytes(picture.png)
-    # A lone surrogate in a log has no UTF-8 form: it is shown as its escape.
-    files.write_text(page, html, errors="backslashreplace")
-  except OSError as error:
-    raise ConfigError(
-        f"--output = {str(output)!r}: must be a folder that can be written"
-        f" ({error.strerror})"
-    ) from error
-  return page
-
 
 def headlines(groups: Sequence[Group]) -> list[str]:
   """Returns a sentence per result, compared with plain GRPO if it is there.
