@@ -89,8 +89,7 @@ def _check_format(c: Config) -> None:
   form = c.format
   for name in ("think_open", "think_close", "answer_open", "answer_close"):
     if not getattr(form, name).strip():
-      rule = "must not be blank; with format.opened_by nobody no thinking is"
-      fail(f"format.{name}", getattr(form, name), f"{rule} asked for")
+      fail(f"format.{name}", getattr(form, name), "must not be blank")
   marks = form.marks
   for mark, other in itertools.permutations(marks, 2):
     if mark in other:
