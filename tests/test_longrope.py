@@ -16,6 +16,7 @@ import tiny
 
 from iapo_jax.config import model as model_config
 from iapo_jax.config import parsing as config_lib
+from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import families, folder, positions, spellings
@@ -145,7 +146,8 @@ def test_a_policy_with_short_factors_takes_no_longer_text(model):
   cfg = folder.read_model(model)
   for factors, most in (("short", 48), ("long", 128), ("auto", 128)):
     decoder = dataclasses.replace(cfg, rope_factors=factors)
-    rules = loaded._rules(model, model, decoder, "</think>\n<answer>")
+    form, asked = FormatConfig(), "</think>\n<answer>"
+    rules = loaded._rules(model, model, decoder, form, asked)
     assert rules.max_positions == most
 
 
