@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,21 +169,11 @@ def load(
     steps = _step_tokens(tok, sums)
     planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
   made = cfg.data.task == "arithmetic"
-  tables, kept = {}, {}
-  for name, split in problems.items():
-    try:
-      tables[name] = pipeline.tokenise_prompts(
-          tok,
-          [_prompt(problem, tok, cfg) for problem in split],
-          [problem.answer for problem in split],
-          cfg.data,
-          pad_id=vocabulary.pad_id,
-          levels=[x.level for x in split] if sums.min_operands else None,
-      )
-    except ConfigError as error:
-      raise ConfigError(f"{error} ({name} problems)") from error
-    kept[name] = [split[i] for i in tables[name].kept]
-    unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
+  tables = _tables(cfg, tok, problems, vocabulary.pad_id)
+  kept = {
+      name: [problems[name][i] for i in table.kept]
+      for name, table in tables.items()
+  }
   described = fitting.describe(
       tok, cfg.format, cfg.probe.elicitation, vocabulary,
       next(iter(tables.values()), None),
@@ -205,6 +195,28 @@ def load(
           *ends_lib.describe(tok, vocabulary.eos_ids, place, chat=chat),
       ],
   )
+
+
+def _tables(
+    cfg: Config, tok: Any, problems: Problems, pad_id: int
+) -> dict[str, PromptTable]:
+  """Writes and tokenises the prompts of every split."""
+  tables, write = {}, _prompt_writer(tok, cfg)
+  has_levels = cfg.data.arithmetic.min_operands > 0
+  for name, split in problems.items():
+    try:
+      tables[name] = pipeline.tokenise_prompts(
+          tok,
+          [write(problem) for problem in split],
+          [problem.answer for problem in split],
+          cfg.data,
+          pad_id=pad_id,
+          levels=[x.level for x in split] if has_levels else None,
+      )
+    except ConfigError as error:
+      raise ConfigError(f"{error} ({name} problems)") from error
+    unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
+  return tables
 
 
 def _rows(cfg: Config, tok: Any) -> int:
@@ -264,17 +276,17 @@ def _word_tokenizer(data: DataConfig) -> Any:
   )
 
 
-def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
-  """Writes the configured prompt, up to the opened reasoning."""
+def _prompt_writer(tok: Any, cfg: Config) -> Callable[[Problem], str]:
+  """Returns what writes the configured prompt of a problem."""
   render = functools.partial(
       tokenizer.render_chat,
       tok,
       date=cfg.data.chat_date,
       arguments=chat_arguments(cfg.data),
   )
-  if isinstance(problem, Example):
-    return prompts.of(
-        problem.question,
+  if cfg.data.task != "arithmetic":
+    of_question = functools.partial(
+        prompts.of,
         source=published.DATA_SETS[cfg.data.task],
         form=cfg.format,
         elicitation=cfg.probe.elicitation,
@@ -282,10 +294,15 @@ def _prompt(problem: Problem, tok: Any, cfg: Config) -> str:
         render=render,
         other=fitting.other_preset(tok, cfg.format),
     )
+    return lambda problem: of_question(problem.question)
   if not cfg.data.chat_template:
-    return problem.prompt
-  question = problem.prompt.removesuffix(cfg.format.opener).rstrip()
-  return prompts.chat(question, cfg.format, cfg.data.system, render)
+    return lambda problem: problem.prompt
+
+  def write(problem: arithmetic.Problem) -> str:
+    question = problem.prompt.removesuffix(cfg.format.opener).rstrip()
+    return prompts.chat(question, cfg.format, cfg.data.system, render)
+
+  return write
 
 
 def _demonstrable(
