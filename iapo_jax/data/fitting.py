@@ -42,7 +42,7 @@ def check(tok: Any, form: FormatConfig, data: DataConfig) -> None:
   if data.system and prompt == _rendered(tok, data, arguments, system=""):
     rule = "the chat template ignores the system message; leave it out"
     fail("data.system", data.system, rule)
-  _check_ending(form, data, arguments, rendered, sorted(known))
+  _check_ending(form, data, prompt, rendered, sorted(known))
 
 
 def _rendered(
@@ -70,19 +70,18 @@ def _ending(prompt: str, form: FormatConfig) -> str:
 def _check_ending(
     form: FormatConfig,
     data: DataConfig,
-    arguments: Mapping[str, Any],
+    prompt: str,
     rendered: _Rendered,
     known: Sequence[str],
 ) -> None:
   """Checks that the thinking is opened exactly once, or not at all."""
-  prompt = rendered(arguments)
-  ending = _ending(prompt, form)
+  arguments, ending = chat_arguments(data), _ending(prompt, form)
 
   def advice(*endings: str) -> str:
     """Returns the arguments with which prompts end like that, as a flag."""
     for name in known:
       for value in (True, False):
-        tried = dict(arguments) | {name: value}
+        tried = arguments | {name: value}
         try:
           found = _ending(rendered(tried), form)
         except ValueError:  # this argument wants another value
