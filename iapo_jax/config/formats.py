@@ -206,23 +206,19 @@ def _texts(
         f"Think the problem through between {opener} and {closer}, then give"
         f" nothing but the final answer between {before} and {after}."
     )
-    return {
-        "format": {"instructions": told, "example": True},
-        "data": {
-            "prompt": "plain", "instructions": "system", "chat_template": False,
-        },
-        "probe": {"elicitation": f"{closer}\n{before}"},
-    }  # fmt: skip
-  # What the authors of thinking models ask users to ask.
-  place = f"within {before}{after}"
-  if before != BOX:
-    place = f"between {before} and {after}"
-  told = f"Please reason step by step, and put your final answer {place}."
-  ended = "" if marks["opened_by"] == "nobody" else f"\n{closer}"
+    data = "plain", "system", False
+    elicitation = f"{closer}\n{before}"
+  else:
+    # What the authors of thinking models ask users to ask.
+    place = f"within {before}{after}"
+    if before != BOX:
+      place = f"between {before} and {after}"
+    told = f"Please reason step by step, and put your final answer {place}."
+    data = "instructed", "user", True
+    ended = "" if marks["opened_by"] == "nobody" else f"\n{closer}"
+    elicitation = f"{ended}\n\n**Final Answer**\n{before}"
   return {
-      "format": {"instructions": told, "example": False},
-      "data": {
-          "prompt": "instructed", "instructions": "user", "chat_template": True,
-      },
-      "probe": {"elicitation": f"{ended}\n\n**Final Answer**\n{before}"},
-  }  # fmt: skip
+      "format": {"instructions": told, "example": preset == "think_answer"},
+      "data": dict(zip(OF_PRESET["data"], data, strict=True)),
+      "probe": {"elicitation": elicitation},
+  }
