@@ -43,7 +43,6 @@ _STYLE = {
     "chance": ("chance", "chance of the gold answer, priced"),
 }
 _WARM_START = "sft"
-_REPEAT_SEED = 1000  # between the seeds of two runs from one warm start
 
 
 def add_arguments(parser: command.Parser) -> None:
@@ -60,13 +59,7 @@ def add_arguments(parser: command.Parser) -> None:
       "--seeds",
       default=["0"],
       type=command.words,
-      help="seeds of warm starts; each repeats the whole demo",
-  )
-  add(
-      "--repeats",
-      default=1,
-      type=command.at_least(1),
-      help="runs of each method from each warm start",
+      help="seeds; each repeats the whole demo",
   )
   add(
       "--methods",
@@ -90,14 +83,10 @@ def add_arguments(parser: command.Parser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """One run of the demo: a method from the warm start of a seed.
-
-  `repeat` counts runs of the same method from the same warm start, from 0.
-  """
+  """One run of the demo: a method from the warm start of a seed."""
 
   method: str
   seed: int
-  repeat: int = 0
   learning_rate: float | None = None
 
   @property
@@ -106,15 +95,12 @@ class _Run:
     name = self.method
     if self.learning_rate is not None:
       name += f"-{self.learning_rate:g}"
-    if self.repeat:
-      name += f"-{self.repeat + 1}"
     return f"seed-{self.seed}/{name}"
 
   @property
   def label(self) -> str:
     """Names it in what is printed."""
-    repeat = f", run {self.repeat + 1}" if self.repeat else ""
-    return f"{style(self.method)[1]}, seed {self.seed}{repeat}"
+    return f"{_style(self.method)[1]}, seed {self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +144,7 @@ def run(given: argparse.Namespace) -> None:
   if given.tune_grpo:
     _tune(show, seeds[0])
     return
-  planned = [
-      _Run(name, seed, repeat)
-      for seed in seeds
-      for repeat in range(given.repeats)
-      for name in names
-      if name != _WARM_START or not repeat
-  ]
+  planned = [_Run(name, seed) for seed in seeds for name in names]
   reused = sum(_seconds(show, x) for x in planned if show.is_finished(x))
   _train_all(show, planned)
   folders = {
@@ -172,16 +152,16 @@ def run(given: argparse.Namespace) -> None:
       for name in names
   }
   summary = {
-      style(name)[0]: _combine([_summary(folder) for folder in places])
+      _style(name)[0]: _combine([_summary(folder) for folder in places])
       for name, places in folders.items()
   }
-  table = _table(summary, len(seeds) * given.repeats)
+  table = _table(summary, len(seeds))
   # Time of this call, plus that of runs that were finished before.
   summary["seconds"] = time.perf_counter() - start + reused
   files.write_json(show.workdir / workdir_lib.SUMMARY, summary)
-  timing = _time(show, folders, len(planned) > len(names))
+  timing = _time(show, folders, seeds)
   written = page.write(
-      {style(name)[1]: places for name, places in folders.items()},
+      {_style(name)[1]: places for name, places in folders.items()},
       show.workdir / "report",
       title=show.demo.title,
       timing=timing,
@@ -193,7 +173,7 @@ def run(given: argparse.Namespace) -> None:
   print(f"page     {written}")
 
 
-def style(method: str) -> tuple[str, str]:
+def _style(method: str) -> tuple[str, str]:
   """Returns a method's key in summary.json, and its label."""
   return _STYLE.get(method, (method, method))
 
@@ -216,7 +196,7 @@ def _train_all(show: _Show, planned: Sequence[_Run]) -> None:
     if not show.is_finished(one):
       left = f"about {_left(show, planned):.0f} minutes left"
     if show.small:
-      left = "tiny"
+      left = "small"
     where = f"{number} of {len(planned)}, {left}"
     print(f"\n== {one.label} ({where})", flush=True)
     _train(show, one)
@@ -232,16 +212,18 @@ def _left(show: _Show, planned: Sequence[_Run]) -> float:
 
 
 def _time(
-    show: _Show, folders: Mapping[str, Sequence[pathlib.Path]], several: bool
+    show: _Show,
+    folders: Mapping[str, Sequence[pathlib.Path]],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-  """Times the first run of each method side by side; writes and returns that.
+  """Times the first seed's policies side by side; writes and returns that.
 
   Returns nothing if the demo times no policies.
   """
   problems = show.demo.timed_problems
   if not problems:
     return []
-  suffix = " (first run)" if several else ""
+  suffix = f" (seed {seeds[0]})" if len(seeds) > 1 else ""
   contestants = comparison.load(
       [places[0] for places in folders.values()], "last"
   )
@@ -250,7 +232,7 @@ def _time(
   )
   records = comparison.report(contestants, results, "test")
   for record, name in zip(records, folders, strict=True):
-    record["run"] = style(name)[1] + suffix
+    record["run"] = _style(name)[1] + suffix
   comparison.write(records, show.workdir / "evaluation")
   return records
 
@@ -275,7 +257,7 @@ def _chosen(
 
 def _tune(show: _Show, seed: int) -> None:
   """Trains GRPO at the learning rates that the demo declares."""
-  planned = [_Run("grpo", seed, 0, rate) for rate in show.demo.grpo_rates]
+  planned = [_Run("grpo", seed, rate) for rate in show.demo.grpo_rates]
   _train_all(show, [_Run(_WARM_START, seed), *planned])
   rows = []
   for one in planned:
@@ -298,7 +280,7 @@ def _train(show: _Show, one: _Run) -> None:
 def _configure(show: _Show, one: _Run) -> Config:
   """Returns the configuration of a run."""
   config = presets.load(f"{show.name}:{one.method}")
-  config.seed = one.seed + _REPEAT_SEED * one.repeat
+  config.seed = one.seed
   if one.method != _WARM_START:
     config.warm_start.num_steps = 0
     start = _Run(_WARM_START, one.seed)
@@ -358,7 +340,7 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   return (
       f"Held-out problems: {next(iter(summary.values()))['problems']}, one"
       " sample each at temperature 1; standard errors over"
-      f" {'problems' if seeds == 1 else f'{seeds} runs'}.\n\n"
+      f" {'problems' if seeds == 1 else f'{seeds} seeds'}.\n\n"
       + markdown.table(head, rows)
   )
 
