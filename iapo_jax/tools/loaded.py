@@ -176,7 +176,7 @@ def _rules(
   """Returns how text becomes tokens, by the folders of model and tokenizer."""
   tokens = folder.read_tokens(place)
   tok, ends, ids = None, tokens.eos_ids, ()
-  if words != place or (words / "tokenizer.json").exists():
+  if words != place or folder.has_tokenizer(words):
     tok = tokenizer_lib.load(words)
     ends = ends_lib.find(tok, tokens.eos_ids, chat=True)
     ids = task.elicitation_ids(tok, elicitation, "--elicitation")
