@@ -6,11 +6,16 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile \
   --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: demo test test-all lint
+.PHONY: demo lm test test-all lint
 
 # Warm start, then GRPO, IAPO paper and IAPO to_go from one checkpoint.
 demo: $(VENV)/.installed
 	$(BIN)/iapo demo
+
+# SmolLM2-135M on problems of reasoning-gym: a warm start, then IAPO to_go, a
+# length penalty and GRPO from it. The same command goes on where it stopped.
+lm: $(VENV)/.smollm2
+	$(BIN)/iapo demo --config=smollm2 --workdir=runs/lm
 
 # Style and the fast tests: what a change of a formula, a shape, a field or a
 # message can break.
