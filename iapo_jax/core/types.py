@@ -55,12 +55,16 @@ class Prompts:
     lengths: int32[q], at least 1.
     gold: int32[q, a], right-padded.
     gold_lengths: int32[q], at least 1.
+    rows: int32[q], the index of each prompt among all problems of the run:
+      those of train, validation and test, in this order. The host finds by it
+      what the device does not hold.
   """
 
   tokens: Array
   lengths: Array
   gold: Array
   gold_lengths: Array
+  rows: Array
 
 
 @struct.dataclass

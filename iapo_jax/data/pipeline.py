@@ -45,7 +45,8 @@ class PromptTable:
   """Tokenised prompts of a split.
 
   Attributes:
-    prompts: NumPy arrays [n, ...].
+    prompts: NumPy arrays [n, ...]; `rows` counts within the table until
+      `numbered`.
     kept: int64[n], the index of each prompt among the problems of the split.
     skipped: number of prompts left out because they are too long.
     truncated: number of prompts that lost their beginning.
@@ -57,6 +58,11 @@ class PromptTable:
   skipped: int
   truncated: int
   levels: np.ndarray | None = None
+
+  def numbered(self, first: int) -> "PromptTable":
+    """Returns the table with rows from `first` on."""
+    rows = np.arange(first, first + len(self.kept), dtype=np.int32)
+    return dataclasses.replace(self, prompts=self.prompts.replace(rows=rows))
 
   def record(self, index: int) -> Record:
     """Returns one prompt, for a Grain source."""
@@ -122,6 +128,7 @@ def tokenise_prompts(
       prompts=Prompts(
           *right_pad(rows, limit, pad_id),
           *right_pad(gold_rows, data.max_gold_tokens, pad_id),
+          rows=np.arange(len(rows), dtype=np.int32),
       ),
       kept=np.array(kept),
       skipped=len(prompts) - len(rows),

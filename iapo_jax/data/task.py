@@ -31,10 +31,12 @@ from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.data.steps import StepTokens
 from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, tokenizer
+from iapo_jax.rewards.reward import Asked
 from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
+_NUMBERED = ("train", "validation", "test")
 _ADVICE = "set config.data.tokenizer to one that knows their words"
 
 
@@ -47,6 +49,7 @@ class Task:
     vocabulary: the token ids that the compiled step needs.
     tables: the prompts by split.
     problems: the problems by split, in the order of the tables.
+    asked: all problems, in the order of `Prompts.rows`.
     demonstrable: int64[n], rows of the train table whose worked solution fits;
       empty without a warm start.
     fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
@@ -63,6 +66,7 @@ class Task:
   vocabulary: Vocabulary
   tables: dict[str, PromptTable]
   problems: dict[str, Sequence[Problem]]
+  asked: Sequence[Asked]
   demonstrable: np.ndarray
   fingerprint: dict[str, str]
   repeats: dict[str, splits.Repeats]
@@ -169,7 +173,7 @@ def load(
     steps = _step_tokens(tok, sums)
     planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
   made = cfg.data.task == "arithmetic"
-  tables = _tables(cfg, tok, problems, vocabulary.pad_id)
+  tables, asked = _tables(cfg, tok, problems, vocabulary.pad_id)
   kept = {
       name: [problems[name][i] for i in table.kept]
       for name, table in tables.items()
@@ -184,6 +188,7 @@ def load(
       vocabulary=vocabulary,
       tables=tables,
       problems=kept,
+      asked=asked,
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
       fingerprint={} if made else splits.fingerprint(problems),
       repeats=repeats,
@@ -199,15 +204,19 @@ def load(
 
 def _tables(
     cfg: Config, tok: Any, problems: Problems, pad_id: int
-) -> dict[str, PromptTable]:
-  """Writes and tokenises the prompts of every split."""
-  tables, write = {}, _prompt_writer(tok, cfg)
+) -> tuple[dict[str, PromptTable], list[Asked]]:
+  """Writes and tokenises the prompts of every split.
+
+  Also returns the problems in the order of `Prompts.rows`.
+  """
+  tables, written, write = {}, {}, _prompt_writer(tok, cfg)
   has_levels = cfg.data.arithmetic.min_operands > 0
   for name, split in problems.items():
     try:
+      written[name] = [write(problem) for problem in split]
       tables[name] = pipeline.tokenise_prompts(
           tok,
-          [write(problem) for problem in split],
+          written[name],
           [problem.answer for problem in split],
           cfg.data,
           pad_id=pad_id,
@@ -216,7 +225,14 @@ def _tables(
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
     unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
-  return tables
+  asked: list[Asked] = []
+  for name in sorted(tables, key=_NUMBERED.index):
+    tables[name] = tables[name].numbered(len(asked))
+    asked += [
+        Asked(written[name][i], problems[name][i].columns)
+        for i in tables[name].kept
+    ]
+  return tables, asked
 
 
 def _rows(cfg: Config, tok: Any) -> int:

@@ -1,6 +1,8 @@
 """Types of graders and rewards, and the reward computed from grades."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 
@@ -10,6 +12,37 @@ Grader = Callable[[Rollout, Prompts], Grades]
 Reward = Callable[[Rollout, Grades, Prompts], Array]
 # n completions, n gold answers -> n rewards, on the host
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A problem on the host.
+
+  Attributes:
+    prompt: the whole prompt. The policy sees its end if
+      `data.overlong=truncate_left` cuts it.
+    columns: question, answer and the other columns of its row.
+  """
+
+  prompt: str
+  columns: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """n completions in words, with their problems, on the host.
+
+  Attributes:
+    texts: completions without their EOS.
+    golds: gold answers.
+    prompts: prompts, as in `Asked`.
+    rows: the columns of each problem, as in `Asked`.
+  """
+
+  texts: list[str]
+  golds: list[str]
+  prompts: list[str]
+  rows: list[Mapping[str, Any]]
 
 
 def combine(

@@ -85,7 +85,7 @@ def assemble(
   answer_tokens = cfg.probe.answer_tokens if own else 0
   if cfg.reward.grader == "host":
     grader = host.make_grader(
-        task.tokenizer, mesh, cfg.format, answer_tokens
+        task.tokenizer, mesh, cfg.format, answer_tokens, asked=task.asked
     )
   else:
     tags = token_match.tags_of(task.tokenizer, cfg.format)
@@ -160,7 +160,7 @@ def train_step_of(
   """Returns the jitted reinforcement-learning step, with the user's parts."""
   if own.text_reward:
     reward = host.make_reward(
-        own.text_reward, parts.task.tokenizer, parts.mesh
+        own.text_reward, parts.task.tokenizer, parts.mesh, parts.task.asked
     )
     own = dataclasses.replace(own, reward=reward, text_reward=None)
   return make_train_step(

@@ -157,15 +157,15 @@ def _step_of(
     own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
   """Returns the jitted step and its arguments."""
-  prompts = Prompts(0, 0, 0, 0)
+  prompts = Prompts(0, 0, 0, 0, 0)
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
     train = assembly.train_step_of(parts, made, own)
-    batch = _read_batch(place, prompts)
+    batch = _read_batch(place, prompts, parts)
   else:
     made = assembly.warm_start_stage(parts)
     train = assembly.warm_start_step_of(parts, made)
-    batch = _read_batch(place, Demonstrations(prompts, 0, 0))
+    batch = _read_batch(place, Demonstrations(prompts, 0, 0), parts)
   size = len(jax.tree.leaves(batch)[0])
   batch = sharding.put_rows(batch, parts.mesh, size)
   wanted = sharding.placed_shapes(made.spec.shapes, made.spec.shardings)
@@ -180,12 +180,35 @@ def _step_of(
   return train, (state, reference, batch)
 
 
-def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
+def _read_batch(
+    place: pathlib.Path, like: PyTree, parts: Assembly
+) -> PyTree:
   """Reads NumPy arrays into a tree like `like`."""
   try:
-    with np.load(place / _BATCH, allow_pickle=False) as arrays:
-      return jax.tree.map_with_path(
-          lambda path, _: arrays[jax.tree_util.keystr(path)], like
+    with np.load(place / _BATCH, allow_pickle=False) as file:
+      arrays = dict(file)
+    whose = ".prompts" if isinstance(like, Demonstrations) else ""
+    if f"{whose}.rows" not in arrays:  # an older version did not keep them
+      arrays[f"{whose}.rows"] = _rows_of(
+          arrays[f"{whose}.tokens"], arrays[f"{whose}.gold"], parts
       )
+    return jax.tree.map_with_path(
+        lambda path, _: arrays[jax.tree_util.keystr(path)], like
+    )
   except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
     raise ConfigError(f"{str(place / _BATCH)!r}: is damaged") from error
+
+
+def _rows_of(
+    tokens: np.ndarray, gold: np.ndarray, parts: Assembly
+) -> np.ndarray:
+  """Finds train problems by their tokens and gold answers."""
+  table = parts.task.tables["train"].prompts
+  known = {
+      (prompt.tobytes(), answer.tobytes()): row
+      for prompt, answer, row in zip(
+          table.tokens, table.gold, table.rows, strict=True
+      )
+  }
+  pairs = zip(tokens, gold, strict=True)
+  return np.array([known[x.tobytes(), y.tobytes()] for x, y in pairs], np.int32)
