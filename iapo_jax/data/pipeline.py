@@ -50,7 +50,8 @@ class PromptTable:
     kept: int64[n], the index of each prompt among the problems of the split.
     skipped: number of prompts left out because they are too long.
     truncated: number of prompts that lost their beginning.
-    levels: int64[n], the level of each; None if the task has no levels.
+    levels: int64[n], the level of each, or a name; None if the task has no
+      levels.
   """
 
   prompts: Prompts
@@ -81,7 +82,7 @@ def tokenise_prompts(
     data: DataConfig,
     *,
     pad_id: int,
-    levels: Sequence[int] | None = None,
+    levels: Sequence[int] | Sequence[str] | None = None,
 ) -> PromptTable:
   """Tokenises prompts and gold answers within the limits of `data`.
 
@@ -93,7 +94,7 @@ def tokenise_prompts(
     golds: n texts.
     data: the limits, and what happens to longer prompts.
     pad_id: fills rows after their end.
-    levels: n levels; None if the task has none.
+    levels: n levels or names; None if the task has none.
 
   Raises:
     ConfigError: if there is no prompt; if a prompt or gold answer is empty; if

@@ -50,36 +50,45 @@ class Download:
   sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-  """A published data set, or that of the user.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+  """What prompts need to know of a data set.
 
   Attributes:
     name: the value of `config.data.task`.
+    form: the sentence of the prompt that names the form of answers.
+    worked: the worked example of the prompt.
+  """
+
+  name: str
+  form: str
+  worked: Example = _SUM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet(Kind):
+  """A published data set, or that of the user.
+
+  Attributes:
     homepage: URL of its description.
     convert: turns a row into an example; raises ValueError for another form.
     files: patterns of local file names by published split; the first pattern
       that matches is used.
-    form: the sentence of the prompt that names the form of answers.
     downloads: the files to fetch; none for `own`.
     rows: published number of rows by split, if known.
     test: the published split on which runs are tested; empty for none.
-    worked: the worked example of the prompt.
     has_solutions: whether rows have worked solutions.
     keeps_columns: whether examples keep the other columns of their rows.
     repeats: whether rows may repeat a problem; only the first one is used.
     version: of the conversion; raise it when `convert` gives other examples.
   """
 
-  name: str
   homepage: str
   convert: Callable[[Mapping[str, Any]], Example]
   files: Mapping[str, tuple[str, ...]]
-  form: str
   downloads: tuple[Download, ...] = ()
   rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
   test: str = "test"
-  worked: Example = _SUM
   has_solutions: bool = False
   keeps_columns: bool = False
   repeats: bool = False

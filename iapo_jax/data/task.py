@@ -20,6 +20,7 @@ from iapo_jax.data import (
   arithmetic,
   examples,
   fitting,
+  gym,
   pipeline,
   prompts,
   published,
@@ -115,6 +116,8 @@ def read(
   if data.task == "arithmetic":
     made = arithmetic.make_splits(data.arithmetic)
     return made | {"test": splits.first(made["test"], data, "test_problems")}
+  if data.task == "reasoning_gym":
+    return gym.make_splits(data)
   # TensorFlow Datasets takes long to import.
   from iapo_jax.data import builders
 
@@ -210,7 +213,6 @@ def _tables(
   Also returns the problems in the order of `Prompts.rows`.
   """
   tables, written, write = {}, {}, _prompt_writer(tok, cfg)
-  has_levels = cfg.data.arithmetic.min_operands > 0
   for name, split in problems.items():
     try:
       written[name] = [write(problem) for problem in split]
@@ -220,7 +222,7 @@ def _tables(
           [problem.answer for problem in split],
           cfg.data,
           pad_id=pad_id,
-          levels=[x.level for x in split] if has_levels else None,
+          levels=_levels(cfg.data, split),
       )
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
@@ -233,6 +235,16 @@ def _tables(
         for i in tables[name].kept
     ]
   return tables, asked
+
+
+def _levels(data: DataConfig, split: Sequence[Problem]) -> list[Any] | None:
+  """Returns the level of each problem, or its family; None for one of these."""
+  if data.task == "reasoning_gym":
+    names = [problem.row["family"] for problem in split]
+    return names if len(set(names)) > 1 else None
+  if data.arithmetic.min_operands:
+    return [problem.level for problem in split]
+  return None
 
 
 def _rows(cfg: Config, tok: Any) -> int:
@@ -303,7 +315,7 @@ def _prompt_writer(tok: Any, cfg: Config) -> Callable[[Problem], str]:
   if cfg.data.task != "arithmetic":
     of_question = functools.partial(
         prompts.of,
-        source=published.DATA_SETS[cfg.data.task],
+        source=_kind(cfg.data.task),
         form=cfg.format,
         elicitation=cfg.probe.elicitation,
         data=cfg.data,
@@ -321,6 +333,10 @@ def _prompt_writer(tok: Any, cfg: Config) -> Callable[[Problem], str]:
   return write
 
 
+def _kind(task: str) -> published.Kind:
+  return gym.KIND if task == gym.KIND.name else published.DATA_SETS[task]
+
+
 def _demonstrable(
     cfg: Config, tok: Any, train: Sequence[Problem]
 ) -> np.ndarray:
@@ -330,7 +346,9 @@ def _demonstrable(
   if cfg.data.task == "arithmetic":
     _check_longest(cfg, tok)
     return np.arange(len(train))
-  if not published.DATA_SETS[cfg.data.task].has_solutions:
+  if cfg.data.task == "reasoning_gym":
+    gym.check_worked(cfg.data.gym, cfg.warm_start.num_steps)
+  elif not published.DATA_SETS[cfg.data.task].has_solutions:
     rule = f"{cfg.data.task} has no worked solutions to learn from; set it to 0"
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
   worked = [i for i, problem in enumerate(train) if problem.solution]

@@ -55,9 +55,12 @@ def combine(
 ) -> tuple[Array, Array]:
   """Returns the correctness part and the format part, fp32[b] each.
 
-  The reward is their sum.
+  The reward is their sum. With scores, the correctness part of a score s is
+  wrong + s (correct - wrong).
   """
-  right = grades.correct.astype("float32")
+  right = grades.scores
+  if right is None:
+    right = grades.correct.astype("float32")
   formed = grades.well_formed.astype("float32")
   return (
       wrong + right * (correct - wrong),

@@ -16,6 +16,7 @@ import tqdm
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config import rules
 from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.gym import GymConfig
 from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import files, markdown, processes
 from iapo_jax.core.errors import ConfigError
@@ -123,6 +124,7 @@ def _reading(
         "first_rows": 0,
         "test_problems": 0,
         "arithmetic": ArithmeticConfig(),
+        "gym": GymConfig(),
         "max_gold_tokens": max(cfg.data.max_gold_tokens, _GOLD_TOKENS),
         "source_dir": cfg.data.source_dir if has_files else "",
     }
