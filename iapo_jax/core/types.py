@@ -186,8 +186,8 @@ class Grades:
     answer_lengths: int32[b]; 0 without an answer.
     guessed: bool[b], whether the answer stands outside the place that the
       format asks for; None unless the format is lenient.
-    scores: fp32[b] in [0, 1], of answers that may be right in part; None unless
-      the reward reads them.
+    scores: fp32[b], in [0, 1], 1 where correct; None unless the grader gives
+      partial scores.
   """
 
   correct: Array

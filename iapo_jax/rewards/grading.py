@@ -26,7 +26,7 @@ class Graded:
       twice; the answer then counts as wrong.
     guessed: whether the answer stands outside the place that the format asks
       for.
-    score: in [0, 1], from a scorer that gives scores; None from any other.
+    score: in [0, 1], from graders that give partial scores; 1 if correct.
   """
 
   correct: bool

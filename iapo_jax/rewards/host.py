@@ -15,11 +15,11 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
-from iapo_jax.rewards.grading import Graded
-from iapo_jax.rewards.reward import Asked, Grader, Reward, TextReward, Texts
+from iapo_jax.rewards.reward import Asked, Grader, Texts
+from iapo_jax.rewards.user_functions import Call, Judge, rewards_of
 
-# n completions with their problems -> n grades
-Judge = Callable[[Texts], list[Graded]]
+# (rollout, prompts) -> rewards fp32[b]; of several, also each without weight
+Rewarder = Callable[[Rollout, Prompts], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_grader(
@@ -41,8 +41,8 @@ def make_grader(
       hold; 0 for none.
     asked: all problems of the run, in the order of `Prompts.rows`; needed by
       a judge that reads prompts or rows.
-    judge: decides which completions are right; None compares answers with
-      `grading.grade`.
+    judge: decides which completions are right, and may give partial scores;
+      None compares answers with `grading.grade`.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -51,6 +51,9 @@ def make_grader(
   if form.lenient:
     columns.append(((), jnp.bool_))
     names.append("guessed")
+  if judge:
+    columns.append(((), jnp.float32))
+    names.append("scores")
   if answer_tokens:
     columns += [((answer_tokens,), jnp.int32), ((), jnp.int32)]
     names += ["answers", "answer_lengths"]
@@ -66,40 +69,47 @@ def make_grader(
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    grading.start()  # while tracing, so that processes are up when needed
+    if judge is None:
+      grading.start()  # while tracing, so that processes are up when needed
     return Grades(**dict(zip(names, ask(rollout, prompts), strict=True)))
 
   return grade
 
 
-def make_reward(
-    function: TextReward,
+def make_rewarder(
+    calls: Sequence[tuple[str, Call]],
+    weights: Sequence[float],
     tokenizer: Any,
     mesh: Mesh,
     asked: Sequence[Asked] = (),
-) -> Reward:
-  """Turns a reward of texts into one of the compiled step.
+) -> Rewarder:
+  """Turns rewards of texts into one of the compiled step, their weighted sum.
 
-  `asked` are all problems of the run, in the order of `Prompts.rows`. The step
-  fails if `function` raises, or does not return one number per
+  The step fails if a function raises, or does not return one finite number per
   completion.
+
+  Args:
+    calls: names and functions.
+    weights: one per function.
+    tokenizer: a Hugging Face tokenizer.
+    mesh: the mesh of the step.
+    asked: all problems of the run, in the order of `Prompts.rows`.
   """
 
-  def on_host(*columns: np.ndarray) -> tuple[np.ndarray]:
+  def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
     given = _texts(tokenizer, asked, *columns)[1]
-    found = np.asarray(function(given.texts, given.golds), np.float32)
-    if found.shape != (len(given.texts),):
-      raise ValueError(
-          f"text_reward: must return {len(given.texts)} numbers, one per"
-          f" completion; it returned an array of shape {found.shape}"
-      )
-    return (found,)
+    return tuple(rewards_of(call, x, given) for x, call in calls)
 
-  ask = _caller(mesh, on_host, [((), jnp.float32)])
+  ask = _caller(mesh, on_host, [((), jnp.float32)] * len(calls))
 
-  def reward(rollout: Rollout, grades: Grades, prompts: Prompts) -> jax.Array:
-    del grades  # the reward depends on texts alone
-    return ask(rollout, prompts)[0]
+  def reward(
+      rollout: Rollout, prompts: Prompts
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    found = ask(rollout, prompts)
+    total = sum(w * x for w, x in zip(weights, found, strict=True))
+    return total, {
+        name: x for (name, _), x in zip(calls, found, strict=True) if calls[1:]
+    }
 
   return reward
 
@@ -217,7 +227,8 @@ def grade_tokens(
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
     lengths int32[b], timed_out bool[b]; with a lenient format guessed bool[b];
-    with `answer_tokens` also answers int32[b, a] and their lengths int32[b].
+    with a judge scores fp32[b]; with `answer_tokens` answers int32[b, a] and
+    their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   completions, given = _texts(
@@ -240,6 +251,9 @@ def grade_tokens(
   ]
   if form.lenient:
     columns.append(np.array([g.guessed for g in graded], bool))
+  if judge:
+    scores = [g.correct if g.score is None else g.score for g in graded]
+    columns.append(np.array(scores, np.float32))
   if not answer_tokens:
     return tuple(columns)
   answers = np.zeros((len(graded), answer_tokens), np.int32)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 
@@ -10,8 +10,22 @@ from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 Grader = Callable[[Rollout, Prompts], Grades]
 # (rollout, grades, prompts) -> fp32[b], inside the compiled step
 Reward = Callable[[Rollout, Grades, Prompts], Array]
-# n completions, n gold answers -> n rewards, on the host
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
+# On the host; `user_functions` says what they get by keyword.
+TextReward = Callable[..., Sequence[float]]
+TextGrader = Callable[..., Sequence[bool | float | None]]
+
+
+class Weighted(NamedTuple):
+  """A reward of texts and its weight in the sum."""
+
+  function: TextReward
+  weight: float = 1.0
+
+
+def name_of(function: Callable[..., Any]) -> str:
+  """Returns the name of a user's function for logs and errors."""
+  inner = getattr(function, "func", function)  # of functools.partial
+  return getattr(inner, "__name__", type(inner).__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +69,7 @@ def combine(
 ) -> tuple[Array, Array]:
   """Returns the correctness part and the format part, fp32[b] each.
 
-  The reward is their sum. With scores, the correctness part of a score s is
-  wrong + s (correct - wrong).
+  The reward is their sum. A partial score lies between `wrong` and `correct`.
   """
   right = grades.scores
   if right is None:

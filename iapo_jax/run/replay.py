@@ -111,10 +111,10 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
     )
   _check_own(place, own)
   run = place.absolute().parent.parent
-  parts = assembly.assemble(workdir.load_config(run), home=run)
+  parts = assembly.assemble(workdir.load_config(run), home=run, own=own)
   workdir.check_data(parts, run)
   before = finite.from_json(files.read_json(place / _METRICS))
-  step, arguments = _step_of(parts, run, place, named[1], own)
+  step, arguments = _step_of(parts, run, place, named[1])
   # The step consumes its state (donation); the search needs it too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
@@ -144,8 +144,8 @@ def _check_own(place: pathlib.Path, own: Own) -> None:
   if own.described != theirs:
     raise ConfigError(
         f"{str(place)!r}: the step ran with own parts {theirs or 'none'!r}, not"
-        f" with {own.described or 'none'!r}; call iapo_jax.run.replay.again"
-        " with the folder and the same iapo_jax.rl.own.Own"
+        f" with {own.described or 'none'!r}; call"
+        " iapo_jax.cli.iapo.run('replay', own=...) with the same Own"
     )
 
 
@@ -154,13 +154,12 @@ def _step_of(
     run: pathlib.Path,
     place: pathlib.Path,
     stage: str,
-    own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
   """Returns the jitted step and its arguments."""
   prompts = Prompts(0, 0, 0, 0, 0)
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
-    train = assembly.train_step_of(parts, made, own)
+    train = assembly.train_step_of(parts, made)
     batch = _read_batch(place, prompts, parts)
   else:
     made = assembly.warm_start_stage(parts)
