@@ -65,6 +65,7 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.1"],
         "cuda": ["jax[cuda13]>=0.10.1"],
+        "gym": ["reasoning-gym==0.1.25"],  # others make other problems
         "parity": ["torch==2.13.0"],  # tests only: the reference models
         "test": [
             "build>=1.2",
@@ -73,6 +74,7 @@ setuptools.setup(
             "nbclient>=0.10",
             "pytest>=8.0",
             "pytest-xdist>=3.8",
+            "reasoning-gym==0.1.25",
             "ruff>=0.9",
             "wandb>=0.20",
         ],

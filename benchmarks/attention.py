@@ -148,6 +148,7 @@ def _draw(shapes: PyTree) -> PyTree:
           lengths=put(prompts.lengths, prompts.tokens.shape[1]),
           gold=put(prompts.gold, 0),
           gold_lengths=put(prompts.gold_lengths, 1),
+          rows=put(prompts.rows, 0),
       ),
       ids(tokens),
       put(lengths, ends),
@@ -195,6 +196,7 @@ def _arguments(cfg: Config, mesh: Mesh) -> PyTree:
       lengths=array(prompts),
       gold=array(prompts, 1),
       gold_lengths=array(prompts),
+      rows=array(prompts),
   )
   return params, batch, array(sequences, _TOKENS.value), array(sequences)
 

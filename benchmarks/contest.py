@@ -222,7 +222,11 @@ class Contestant:
     tokens = np.asarray(batch, np.int32)
     rows = np.ones(len(batch), np.int32)
     return sharding.put_batch(
-        Prompts(tokens, rows * tokens.shape[1], rows[:, None], rows), self.mesh
+        Prompts(
+            tokens, rows * tokens.shape[1], rows[:, None], rows,
+            np.arange(len(rows), dtype=np.int32),
+        ),
+        self.mesh,
     )
 
   def step(self, prompts: Prompts) -> StepOutput:

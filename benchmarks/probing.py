@@ -117,8 +117,9 @@ def make_batch(
   tokens = tokens.reshape(sequences, -1)
   ones = jnp.ones(rows, jnp.int32)
   prompts = Prompts(
-      asked.reshape(rows, -1), prompt_tokens * ones, ones[:, None], ones
-  )
+      asked.reshape(rows, -1), prompt_tokens * ones, ones[:, None], ones,
+      jnp.arange(rows),
+  )  # fmt: skip
   replay = functools.partial(policy.replay, cfg=model, group_size=group_size)
   _, context = jax.jit(replay)(params, prompts, tokens)
   # As a train step has them for its rollout and its probes.

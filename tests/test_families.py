@@ -45,6 +45,7 @@ def prompts_of(rows):
       lengths=jnp.array([len(row) for row in rows]),
       gold=jnp.zeros((len(rows), 1), jnp.int32),
       gold_lengths=jnp.ones(len(rows), jnp.int32),
+      rows=jnp.arange(len(rows)),
   )
 
 

@@ -49,7 +49,7 @@ def arguments(cfg, tokens, rows=None, weights=None):
         params,
         sharding.tree_shardings(boxed, weights),
     )
-  prompts = Prompts(array(4, 300), array(4), array(4, 1), array(4))
+  prompts = Prompts(array(4, 300), array(4), array(4, 1), array(4), array(4))
   return params, prompts, array(8, tokens), array(8)
 
 

@@ -12,8 +12,10 @@ import pytest
 from test_trainer import lines_of, small
 
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.core.types import Prompts
 from iapo_jax.rl import finite, train_step
 from iapo_jax.rl.own import Own
+from iapo_jax.rl.warm_start import Demonstrations
 from iapo_jax.run import (
   assembly,
   checkpoint,
@@ -176,6 +178,30 @@ def test_a_users_parts_must_be_there_again(overflown, tmp_path):
     replay.again(place)
   found = replay.again(place, Own(credit=mine))
   assert finite.offenders(found.metrics) == finite.offenders(found.before)
+
+
+def test_a_batch_of_an_older_version_gets_its_rows(overflown, tmp_path):
+  """It has none; they are those of the same prompts."""
+  (place,) = replay.folder(overflown[0]).iterdir()
+  parts = assembly.assemble(workdir.load_config(overflown[0]))
+  like = Demonstrations(Prompts(0, 0, 0, 0, 0), 0, 0)
+  whole = replay._read_batch(place, like, parts)
+  older = {
+      f".{name}": array
+      for name, array in vars(whole).items() if name != "prompts"
+  } | {
+      f".prompts.{name}": array
+      for name, array in vars(whole.prompts).items() if name != "rows"
+  }  # fmt: skip
+  np.savez(tmp_path / "batch.npz", **older)
+  again = replay._read_batch(tmp_path, like, parts)
+  table = parts.task.tables["train"].prompts
+  np.testing.assert_array_equal(
+      table.tokens[again.prompts.rows], whole.prompts.tokens
+  )
+  np.testing.assert_array_equal(table.gold[again.prompts.rows], table.gold[
+      whole.prompts.rows
+  ])
 
 
 @pytest.mark.parametrize(

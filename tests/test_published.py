@@ -1,6 +1,7 @@
 """Published data sets: their rows, and the builders that prepare them."""
 
 import dataclasses
+import datetime
 import decimal
 import functools
 import hashlib
@@ -20,9 +21,10 @@ from pyarrow import parquet
 
 from iapo_jax.config import data as data_config
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.data import builders, published
+from iapo_jax.data import builders, published, splits
 from iapo_jax.data.examples import Example
 from iapo_jax.data.published import Download
+from iapo_jax.data.rows import Spelled
 
 DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your"
@@ -95,6 +97,13 @@ ROWS = [
     (published.from_own,
      {"question": "Why?", "answer": decimal.Decimal("0.10"), "solution": " "},
      Example("Why?", "0.10")),
+    # Numbers of a jsonl file, as it spells them.
+    (published.from_own,
+     {"level": Spelled("3"), "answer": Spelled("1.50"), "question": "Why?",
+      "tests": [{"in": [Spelled("1e3"), "2"], "out": None}, True]},
+     Example("Why?", "1.50", row={
+         "level": 3, "tests": [{"in": [1000.0, "2"], "out": None}, True],
+     })),
     # Whole completions, whose answers are spelled in other ways.
     (published.from_own,
      {"question": "In <answer>?", "answer": 4,
@@ -133,8 +142,9 @@ def test_rows(convert, row, expected):
         (published.from_aime, {"problem": "x", "answer": "1000"}, "0 .. 999"),
         (published.from_aime, {"problem": "x", "answer": "1/2"}, "0 .. 999"),
         (published.from_own, {"question": "x", "answer": ""}, "answer = ''"),
-        (published.from_own, {"question": "x", "answer": "y", "id": 3},
-         "fields id: must be among question, answer and solution"),
+        (published.from_own,
+         {"question": "x", "answer": "y", "id": 3, "day": [datetime.date.min]},
+         r"day = \[datetime.date\(1, 1, 1\)\]: must be a JSON value .*convert"),
         *(
             (published.from_own, {"question": "x", "answer": value},
              rf"answer = {re.escape(repr(value))}: must be a text or a finite")
@@ -213,7 +223,7 @@ def test_conversion_has_a_version():
   digest = hashlib.sha256(repr(versions).encode())
   for convert, row, _ in ROWS:
     digest.update(repr(convert(row)).encode())
-  assert digest.hexdigest()[:16] == "0b7acf2d0b5779c7"
+  assert digest.hexdigest()[:16] == "30faa17e4479dfb4"
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
@@ -247,6 +257,47 @@ def test_other_files_are_another_data_set(tmp_path):
   texts.write_gsm8k(tmp_path / "files", train=16)
   rows = load("gsm8k", folder, tmp_path / "prepared")
   assert len(rows["train"]) == 16
+
+
+def test_columns_of_own_rows(tmp_path):
+  """They come back from jsonl and from parquet; other sets keep none."""
+  rows = [
+      {"question": "a?", "answer": 1, "level": 2, "tests": [["x", 0.5], []]},
+      {"question": "b?", "answer": 2, "level": None, "tests": []},
+  ]
+  expected = [
+      Example("a?", "1", row={"level": 2, "tests": [["x", 0.5], []]}),
+      Example("b?", "2", row={"level": None, "tests": []}),
+  ]
+  texts.write_jsonl(tmp_path / "train.jsonl", rows)
+  flat = [row | {"tests": [["x"]], "share": 0.1} for row in rows]
+  table = pyarrow.Table.from_pylist(flat)
+  at = table.schema.get_field_index("share")
+  table = table.set_column(at, "share", table["share"].cast(pyarrow.float32()))
+  parquet.write_table(table, tmp_path / "test.parquet")
+  for _ in range(2):  # the second time what is prepared is read
+    found = load("own", tmp_path, tmp_path / "prepared")
+    assert found["train"] == expected
+    assert [x.row for x in found["test"]] == [
+        {"level": level, "tests": [["x"]], "share": 0.1} for level in (2, None)
+    ]
+  assert expected[0].columns == {
+      "question": "a?", "answer": "1", "solution": "",
+      "level": 2, "tests": [["x", 0.5], []],
+  }  # fmt: skip
+
+
+def test_the_fingerprint_tells_columns_apart():
+  """Without columns it is that of older versions, so that runs resume."""
+  plain = [Example("a?", "1", "So."), Example("b?", "2")]
+  older = hashlib.sha256(b"a?\0001\0So.\0b?\0002\0\0").hexdigest()
+  assert splits.fingerprint({"train": plain}) == {"train": older}
+  prints = [
+      splits.fingerprint({"x": [dataclasses.replace(plain[0], row=row)]})["x"]
+      for row in ({}, {"a": 1}, {"a": "1"}, {"a": 1, "b": 2}, {"b": 2, "a": 1})
+  ]
+  assert len(set(prints)) == 4
+  assert prints[3] == prints[4]
 
 
 def test_parquet_in_several_parts_and_repeated_rows(tmp_path):

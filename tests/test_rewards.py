@@ -444,7 +444,11 @@ def rollout_of(tokens, lengths, ended):
 def prompts_of(gold, gold_lengths):
   tokens = jnp.ones((len(gold), 3), jnp.int32)
   return Prompts(
-      tokens, jnp.full(len(gold), 3, jnp.int32), gold, gold_lengths
+      tokens,
+      jnp.full(len(gold), 3, jnp.int32),
+      gold,
+      gold_lengths,
+      jnp.arange(len(gold)),
   )
 
 
@@ -553,7 +557,7 @@ rolled = Rollout(
     np.full((b, t), 20, np.int32), np.full(b, t, np.int32),
     np.zeros(b, bool), log, log, ())
 one = np.ones(8, np.int32)
-prompts = Prompts(np.ones((8, 4), np.int32), one, one[:, None], one)
+prompts = Prompts(np.ones((8, 4), np.int32), one, one[:, None], one, 0 * one)
 put = lambda tree: sharding.put_batch(tree, mesh)
 grades = jax.device_get(grade(put(rolled), put(prompts)))
 print("graded", int(grades.reasoning_lengths.sum()))

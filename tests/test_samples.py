@@ -76,6 +76,7 @@ def test_records_of_a_step():
       lengths=jnp.array([2, 1]),
       gold=jnp.array([[3], [4]]),
       gold_lengths=jnp.array([1, 1]),
+      rows=jnp.array([0, 1]),
   )
   table = jnp.arange(16.0).reshape(4, 4)
   step = Samples(

@@ -85,6 +85,7 @@ def test_greedy_continuations_are_those_of_generate(made, name):
       lengths=jnp.array([11, 11]),
       gold=jnp.zeros((2, 1), jnp.int32),
       gold_lengths=jnp.ones(2, jnp.int32),
+      rows=jnp.arange(2),
   )
   rolled = tiny.sample(
       params,
@@ -248,6 +249,7 @@ def test_longrope_scores_and_rollouts_of_long_sequences(made):
           lengths=jnp.array([49]),
           gold=jnp.zeros((1, 1), jnp.int32),
           gold_lengths=jnp.ones(1, jnp.int32),
+          rows=jnp.arange(1),
       ),
       jax.random.key(0),
       cfg=dataclasses.replace(cfg, rope_factors="long"),

@@ -67,6 +67,7 @@ def make_prompts(lengths=(5, 1, 3), width=6, vocab=29, seed=3):
       lengths=jnp.asarray(lengths, jnp.int32),
       gold=jnp.arange(5, 5 + count, dtype=jnp.int32)[:, None],
       gold_lengths=jnp.ones(count, jnp.int32),
+      rows=jnp.arange(count),
   )
 
 

@@ -91,6 +91,7 @@ def run(given: argparse.Namespace) -> None:
       temperature=given.temperature,
       top_p=given.top_p,
       top_k=given.top_k,
+      own=given.own,
   )
   # Finds out before the work whether the files can be written.
   written = processes.on_first(

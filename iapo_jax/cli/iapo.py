@@ -24,6 +24,8 @@ COMMANDS = {
     "fields": "list the fields of a configuration",
 }
 
+OF_OWN = ("train", "evaluate", "replay")  # commands that take own functions
+
 
 def main() -> None:
   """Runs `iapo COMMAND ...`."""
@@ -42,7 +44,8 @@ def run(
   Args:
     name: one of `COMMANDS`.
     arguments: those after the command; by default the process's.
-    own: the user's functions in the train step, for `train`.
+    own: the user's functions, for `train`, `evaluate` (which uses its grader)
+      and `replay`.
   """
   with command.ending():
     if name not in COMMANDS:
@@ -51,6 +54,9 @@ def run(
         close = ["train"]
       hint = f"; did you mean `iapo {close[0]}`?" if close else ""
       rule = f"must be one of {', '.join(COMMANDS)}{hint}"
+      raise ConfigError(f"command {name!r}: {rule}")
+    if own.described and name not in OF_OWN:
+      rule = f"own is for {', '.join(OF_OWN)}; leave it out"
       raise ConfigError(f"command {name!r}: {rule}")
     # Libraries read absl's own flags. The calling program may define others,
     # even required ones, which are not parsed here.

@@ -23,7 +23,7 @@ def add_arguments(parser: command.Parser) -> None:
 
 def run(given: argparse.Namespace) -> None:
   """Prints the step's metrics: now, and of the run."""
-  found = replay.again(pathlib.Path(given.step))
+  found = replay.again(pathlib.Path(given.step), given.own)
   print("\n".join(_lines(found)))
   lost = finite.offenders(found.metrics)
   if not lost:

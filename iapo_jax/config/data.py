@@ -5,13 +5,15 @@ import datetime
 import json
 from typing import Any
 
+from iapo_jax.config import gym
 from iapo_jax.config.fields import at_least, between, field, one_of
+from iapo_jax.config.gym import GymConfig
 from iapo_jax.core.errors import fail
 
 PUBLISHED = (
     "gsm8k", "math500", "dapo_math", "commonsense_qa", "aime24", "aime25",
 )  # fmt: skip
-READ = (*PUBLISHED, "own")  # from files; arithmetic is generated
+READ = (*PUBLISHED, "own")  # from files; the others are generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,10 @@ class DataConfig:
 
   task: str = field(
       "arithmetic",
-      "arithmetic (generated), a published data set, or own: your files, jsonl"
-      " or parquet, with columns question, answer and optionally solution",
-      one_of("arithmetic", *READ),
+      "arithmetic or reasoning_gym (generated), a published data set, or own:"
+      " your files, jsonl or parquet, with columns question, answer and"
+      " optionally solution",
+      one_of("arithmetic", "reasoning_gym", *READ),
       aliases=("dataset", "dataset_name", "train_files"),
   )
   source_dir: str = field(
@@ -177,6 +180,7 @@ class DataConfig:
       aliases=("truncation", "filter_overlong_prompts"),
   )
   arithmetic: ArithmeticConfig = ArithmeticConfig()
+  gym: GymConfig = dataclasses.field(default_factory=GymConfig)
 
 
 _GIVEN = ("messages", "tools", "add_generation_prompt")
@@ -241,14 +245,22 @@ def check(d: DataConfig) -> None:
           " nothing"
       )
       fail(f"data.arithmetic.{name}", getattr(sums, name), rule)
+  gym.check(d.gym)
   default = type(d)()
-  unused = ["arithmetic"]
-  if d.task == "arithmetic":
-    unused = [
-        "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
-        "validation_problems", "max_overlap", "prompt",
-    ]  # fmt: skip
-  for name in unused:
+  for name in _unused(d.task):
     if getattr(d, name) != getattr(default, name):
       rule = f"has no effect with data.task {d.task}; leave it out"
       fail(f"data.{name}", getattr(d, name), rule)
+
+
+def _unused(task: str) -> list[str]:
+  """Returns the fields of `data` that have no effect with a task."""
+  files = [
+      "source_dir", "prepared_dir", "split", "split_seed", "first_rows",
+      "validation_problems", "max_overlap",
+  ]  # fmt: skip
+  if task == "arithmetic":
+    return [*files, "prompt", "gym"]
+  if task == "reasoning_gym":
+    return [*files, "test_problems", "arithmetic"]
+  return ["arithmetic", "gym"]

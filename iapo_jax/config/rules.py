@@ -9,12 +9,12 @@ import itertools
 import math
 
 from iapo_jax.config import data as data_config
-from iapo_jax.config import fields, formats
+from iapo_jax.config import fields, formats, gym
 from iapo_jax.config import model as model_config
 from iapo_jax.config.credits import CREDITS
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import LONGROPE, ModelConfig, RopeConfig
-from iapo_jax.config.schema import Config, CreditConfig
+from iapo_jax.config.schema import OF_GOLD, Config, CreditConfig
 from iapo_jax.core.errors import fail
 
 
@@ -32,6 +32,8 @@ def check(c: Config) -> None:
     )
   _check_format(c)
   data_config.check(c.data)
+  if c.data.task == "reasoning_gym":
+    _check_gym(c)
   _check_evaluation(c)
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     fail("mesh", dataclasses.asdict(c.mesh), "only one axis may be -1")
@@ -116,6 +118,20 @@ def _check_format(c: Config) -> None:
     _check_token_match(form)
 
 
+def _check_gym(c: Config) -> None:
+  """Checks that scorers get texts, and that nothing needs one gold answer."""
+  if c.reward.grader != "host":
+    rule = "must be host with data.task reasoning_gym, whose scorers read text"
+    fail("reward.grader", c.reward.grader, rule)
+  several = gym.several(c.data.gym)
+  if several and c.probe.stride and c.probe.estimator in OF_GOLD:
+    rule = (
+        f"needs one gold answer, but a problem of {', '.join(several)} may have"
+        " several right answers; use entropy, own or answer_entropy"
+    )
+    fail("probe.estimator", c.probe.estimator, rule)
+
+
 def _check_token_match(form: FormatConfig) -> None:
   """Checks that tokens alone can be graded."""
   rule = "needs reward.grader host, which reads text"
@@ -196,6 +212,8 @@ def _check_credit(c: Config) -> None:
         " standard deviation would cancel the weight of the penalty"
     )
     fail("credit.normalise", True, rule)
+  if c.reward.partial and c.data.task != "reasoning_gym":
+    fail("reward.partial", True, "needs data.task reasoning_gym, which scores")
   _check_price(credit)
   if c.reward.overlong_tokens > c.rollout.max_tokens:
     rule = f"must be at most rollout.max_tokens = {c.rollout.max_tokens}"

@@ -20,9 +20,10 @@ from iapo_jax.config.formats import FormatConfig
 from iapo_jax.config.model import WHOLE_TOKENS, ModelConfig
 
 # Uncertainties of an answer (`rl.mi`), and those that need the completion's own
-# answer.
+# answer or the gold one.
 ESTIMATORS = ("entropy", "gold", "own", "answer_entropy", "gold_chance")
 OF_OWN_ANSWER = ("own", "answer_entropy")
+OF_GOLD = ("gold", "gold_chance")
 RATIOS = ("token", "sequence")
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
 
@@ -83,6 +84,11 @@ class RewardConfig:
   wrong: float = field(-1.0, "correctness part of any other answer")
   well_formed: float = field(0.5, "format part of the requested format")
   malformed: float = field(-0.5, "format part of any other format")
+  partial: bool = field(
+      False,
+      "for reasoning_gym: the correctness part is wrong + score (correct -"
+      " wrong), with the scorer's score in [0, 1]",
+  )
   overlong_tokens: int = field(
       0,
       "width in tokens of DAPO's soft length penalty before rollout.max_tokens;"

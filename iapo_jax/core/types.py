@@ -55,12 +55,16 @@ class Prompts:
     lengths: int32[q], at least 1.
     gold: int32[q, a], right-padded.
     gold_lengths: int32[q], at least 1.
+    rows: int32[q], the index of each prompt among all problems of the run:
+      those of train, validation and test, in this order. The host finds by it
+      what the device does not hold.
   """
 
   tokens: Array
   lengths: Array
   gold: Array
   gold_lengths: Array
+  rows: Array
 
 
 @struct.dataclass
@@ -182,6 +186,8 @@ class Grades:
     answer_lengths: int32[b]; 0 without an answer.
     guessed: bool[b], whether the answer stands outside the place that the
       format asks for; None unless the format is lenient.
+    scores: fp32[b], in [0, 1], 1 where correct; None unless the grader gives
+      partial scores.
   """
 
   correct: Array
@@ -191,6 +197,7 @@ class Grades:
   answers: Array | None = None
   answer_lengths: Array | None = None
   guessed: Array | None = None
+  scores: Array | None = None
 
 
 @struct.dataclass

@@ -56,6 +56,12 @@ class Problem:
     return len(self.numbers)
 
   @property
+  def columns(self) -> dict[str, str]:
+    """The prompt without the opener of its format, and the gold answer."""
+    question = self.prompt.removesuffix(TAGS.opener).rstrip()
+    return {"question": question, "answer": self.answer}
+
+  @property
   def answer(self) -> str:
     """The gold answer."""
     return str(self.totals[-1])

@@ -7,7 +7,6 @@ its source files, so changed files make a new data set.
 
 import collections
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import io
@@ -28,11 +27,12 @@ from pyarrow import parquet
 from iapo_jax.core import errors
 from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.data import published, registered
-from iapo_jax.data.examples import Example
+from iapo_jax.data.examples import READ, Example
 from iapo_jax.data.published import DataSet
+from iapo_jax.data.rows import Spelled
 
 _Files = Mapping[str, Sequence[pathlib.Path]]
-_FIELDS = tuple(field.name for field in dataclasses.fields(Example))
+_COLUMNS = "row"  # the JSON of the other columns
 # Folders in which repositories keep their files.
 _SUBFOLDERS = ("", "data", "main", "default")
 
@@ -77,11 +77,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _info(self) -> tfds.core.DatasetInfo:
+    names = (*READ, _COLUMNS) if self.data.keeps_columns else READ
     text = tfds.features.Text()
     return tfds.core.DatasetInfo(
         builder=self,
         homepage=self.data.homepage,
-        features=tfds.features.FeaturesDict(dict.fromkeys(_FIELDS, text)),
+        features=tfds.features.FeaturesDict(dict.fromkeys(names, text)),
         disable_shuffling=True,  # keeps the published order
     )
 
@@ -117,7 +118,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self.repeated += 1
             continue
           seen.add(question)
-        yield key, dataclasses.asdict(example)
+        stored = {name: getattr(example, name) for name in READ}
+        if self.data.keeps_columns:
+          stored[_COLUMNS] = json.dumps(dict(example.row))
+        yield key, stored
         key += 1
 
 
@@ -250,14 +254,17 @@ def _read(builder: Builder) -> dict[str, list[Example]]:
           split: builder.as_data_source(split) for split in builder.data.files
       }
     return {
-        split: [
-            Example(*(record[name].decode() for name in _FIELDS))
-            for record in source
-        ]
+        split: [_example(record) for record in source]
         for split, source in sources.items()
     }
   except Exception as error:  # TFDS, array_record and protocol buffers raise it
     raise _damaged(builder.name, builder.data_path) from error
+
+
+def _example(record: Mapping[str, bytes]) -> Example:
+  """Reads a prepared example; only some data sets keep columns."""
+  read = (record[name].decode() for name in READ)
+  return Example(*read, row=json.loads(record.get(_COLUMNS, b"{}")))
 
 
 def _damaged(name: str, path: Any) -> ConfigError:
@@ -355,13 +362,13 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _json_rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
-  """Yields JSON objects; their numbers are texts, as the file spells them."""
+  """Yields JSON objects; their numbers are `rows.Spelled`."""
   with path.open("rb") as lines:
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
       try:
-        row = json.loads(line, parse_int=str, parse_float=str)
+        row = json.loads(line, parse_int=Spelled, parse_float=Spelled)
       # ValueError also means bad UTF-8; RecursionError means deep nesting.
       except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: line {number} is not JSON") from error

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +23,22 @@ class Example:
     answer: the gold answer, plain or LaTeX.
     solution: the worked solution without the line of the answer; empty if the
       row has none.
+    row: the other columns of the row, as JSON values.
   """
 
   question: str
   answer: str
   solution: str = ""
+  row: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+  @property
+  def columns(self) -> dict[str, Any]:
+    """All columns, those of the other fields included."""
+    read = {name: getattr(self, name) for name in READ}
+    return read | dict(self.row)
+
+
+READ = ("question", "answer", "solution")
 
 
 def demonstration(

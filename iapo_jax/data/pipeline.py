@@ -45,11 +45,13 @@ class PromptTable:
   """Tokenised prompts of a split.
 
   Attributes:
-    prompts: NumPy arrays [n, ...].
+    prompts: NumPy arrays [n, ...]; `rows` counts within the table until
+      `numbered`.
     kept: int64[n], the index of each prompt among the problems of the split.
     skipped: number of prompts left out because they are too long.
     truncated: number of prompts that lost their beginning.
-    levels: int64[n], the level of each; None if the task has no levels.
+    levels: int64[n], the level of each, or a name; None if the task has no
+      levels.
   """
 
   prompts: Prompts
@@ -57,6 +59,11 @@ class PromptTable:
   skipped: int
   truncated: int
   levels: np.ndarray | None = None
+
+  def numbered(self, first: int) -> "PromptTable":
+    """Returns the table with rows from `first` on."""
+    rows = np.arange(first, first + len(self.kept), dtype=np.int32)
+    return dataclasses.replace(self, prompts=self.prompts.replace(rows=rows))
 
   def record(self, index: int) -> Record:
     """Returns one prompt, for a Grain source."""
@@ -75,7 +82,7 @@ def tokenise_prompts(
     data: DataConfig,
     *,
     pad_id: int,
-    levels: Sequence[int] | None = None,
+    levels: Sequence[int] | Sequence[str] | None = None,
 ) -> PromptTable:
   """Tokenises prompts and gold answers within the limits of `data`.
 
@@ -87,7 +94,7 @@ def tokenise_prompts(
     golds: n texts.
     data: the limits, and what happens to longer prompts.
     pad_id: fills rows after their end.
-    levels: n levels; None if the task has none.
+    levels: n levels or names; None if the task has none.
 
   Raises:
     ConfigError: if there is no prompt; if a prompt or gold answer is empty; if
@@ -122,6 +129,7 @@ def tokenise_prompts(
       prompts=Prompts(
           *right_pad(rows, limit, pad_id),
           *right_pad(gold_rows, data.max_gold_tokens, pad_id),
+          rows=np.arange(len(rows), dtype=np.int32),
       ),
       kept=np.array(kept),
       skipped=len(prompts) - len(rows),

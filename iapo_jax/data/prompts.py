@@ -6,7 +6,7 @@ from iapo_jax.config.data import DataConfig
 from iapo_jax.config.formats import BOX, FormatConfig
 from iapo_jax.core.errors import fail
 from iapo_jax.data import examples
-from iapo_jax.data.published import DataSet
+from iapo_jax.data.published import Kind
 
 Message = dict[str, str]
 # messages -> text of a prompt, up to the start of the reply
@@ -16,7 +16,7 @@ Render = Callable[[Sequence[Message]], str]
 def of(
     question: str,
     *,
-    source: DataSet,
+    source: Kind,
     form: FormatConfig,
     elicitation: str,
     data: DataConfig,
@@ -86,7 +86,7 @@ def with_system(turns: Sequence[Message], system: str) -> list[Message]:
 
 def _instructed(
     question: str,
-    source: DataSet,
+    source: Kind,
     form: FormatConfig,
     elicitation: str,
     place: str,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from iapo_jax.data.examples import Example
-from iapo_jax.data.rows import example, solution_of, text_of
+from iapo_jax.data.rows import columns_of, example, solution_of, text_of
 
 _LETTERS = "ABCDEFGHIJ"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -50,36 +50,47 @@ class Download:
   sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-  """A published data set, or that of the user.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+  """What prompts need to know of a data set.
 
   Attributes:
     name: the value of `config.data.task`.
+    form: the sentence of the prompt that names the form of answers.
+    worked: the worked example of the prompt.
+  """
+
+  name: str
+  form: str
+  worked: Example = _SUM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet(Kind):
+  """A published data set, or that of the user.
+
+  Attributes:
     homepage: URL of its description.
     convert: turns a row into an example; raises ValueError for another form.
     files: patterns of local file names by published split; the first pattern
       that matches is used.
-    form: the sentence of the prompt that names the form of answers.
     downloads: the files to fetch; none for `own`.
     rows: published number of rows by split, if known.
     test: the published split on which runs are tested; empty for none.
-    worked: the worked example of the prompt.
     has_solutions: whether rows have worked solutions.
+    keeps_columns: whether examples keep the other columns of their rows.
     repeats: whether rows may repeat a problem; only the first one is used.
     version: of the conversion; raise it when `convert` gives other examples.
   """
 
-  name: str
   homepage: str
   convert: Callable[[Mapping[str, Any]], Example]
   files: Mapping[str, tuple[str, ...]]
-  form: str
   downloads: tuple[Download, ...] = ()
   rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
   test: str = "test"
-  worked: Example = _SUM
   has_solutions: bool = False
+  keeps_columns: bool = False
   repeats: bool = False
   version: str = "1.0.0"
 
@@ -176,17 +187,11 @@ def from_aime(row: Mapping[str, Any]) -> Example:
 def from_own(row: Mapping[str, Any]) -> Example:
   """Converts `question`, `answer` and, if present, `solution`.
 
-  Raises:
-    ValueError: for another form, or if the row has any other field.
+  Keeps the other columns, which must be JSON values.
   """
-  unread = row.keys() - {"question", "answer", "solution"}
-  if unread:
-    raise ValueError(
-        f"fields {', '.join(sorted(unread))}: must be among question, answer"
-        " and solution"
-    )
   question, answer = text_of(row, "question"), text_of(row, "answer")
-  return example(question, answer, solution_of(row))
+  read = example(question, answer, solution_of(row))
+  return dataclasses.replace(read, row=columns_of(row))
 
 
 def _both(split: str) -> tuple[str, ...]:
@@ -336,7 +341,8 @@ _ALL = (
         files={"train": _both("train"), "test": _both("test")},
         form="The answer is short: a number, an expression or a few words.",
         has_solutions=True,
-        version="1.1.0",
+        keeps_columns=True,
+        version="1.2.0",
     ),
 )
 DATA_SETS = {data.name: data for data in _ALL}

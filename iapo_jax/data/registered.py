@@ -1,8 +1,8 @@
 """Reads data sets that TensorFlow Datasets knows by name, without TensorFlow.
 
 They must have the splits `train` and `test`, and the features `question`,
-`answer` and optionally `solution`, texts or numbers. A user's builder works if
-it was imported.
+`answer` and optionally `solution`, texts or numbers. Other features become
+columns. A user's builder works if it was imported.
 """
 
 import pathlib
@@ -77,12 +77,16 @@ def _failed(source: str, error: Exception) -> errors.ConfigError:
 
 
 def _plain(name: str, value: Any) -> Any:
-  """Converts bytes and NumPy scalars to Python strings and numbers."""
+  """Converts bytes and NumPy values to Python strings, numbers and lists."""
   if isinstance(value, bytes):
     try:
       return value.decode()
     except UnicodeDecodeError as error:
       raise ValueError(f"{name} = {value!r}: is not UTF-8") from error
+  if isinstance(value, dict):
+    return {key: _plain(f"{name}.{key}", part) for key, part in value.items()}
+  if isinstance(value, list | np.ndarray):
+    return [_plain(name, part) for part in value]
   if not isinstance(value, np.generic):
     return value
   plain = value.item()

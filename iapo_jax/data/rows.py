@@ -5,12 +5,13 @@ file and the row's number.
 """
 
 import decimal
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from iapo_jax.config import formats
-from iapo_jax.data.examples import Example
+from iapo_jax.data.examples import READ, Example
 from iapo_jax.rewards import settling, spelling, text
 
 _TAGS = formats.of("think_answer").marks
@@ -39,6 +40,40 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
     rule = "must not contain half a surrogate pair"
     raise ValueError(f"{name} = {_short(value)}: {rule}") from error
   return value.strip()
+
+
+class Spelled(str):
+  """A JSON number as its file spells it."""
+
+
+def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the columns beside question, answer and solution, as JSON values.
+
+  Numbers are numbers, whatever their spelling was.
+  """
+  columns = {
+      name: _unspelled(value) for name, value in row.items() if name not in READ
+  }
+  for name, value in columns.items():
+    try:
+      json.dumps(value)
+    except TypeError as error:
+      raise ValueError(
+          f"{name} = {_short(value)}: must be a JSON value (a text, a number,"
+          " true, false, null, a list or an object of these); convert this"
+          " column or leave it out"
+      ) from error
+  return columns
+
+
+def _unspelled(value: Any) -> Any:
+  if isinstance(value, Spelled):
+    return json.loads(value)
+  if isinstance(value, Mapping):
+    return {name: _unspelled(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [_unspelled(part) for part in value]
+  return value
 
 
 def solution_of(row: Mapping[str, Any]) -> str:
@@ -102,6 +137,6 @@ def _same(stated: str, answer: str) -> bool:
   return short and bool(settling.settle(stated, answer))
 
 
-def _short(value: str) -> str:
+def _short(value: Any) -> str:
   shown = repr(value)
   return shown if len(shown) < 60 else shown[:57] + "..."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,12 +192,19 @@ def note(
 
 
 def fingerprint(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
-  """Returns the SHA-256 of the problems of each split, in order."""
+  """Returns the SHA-256 of the problems of each split, in order.
+
+  Problems without columns have the fingerprint that they had before rows could
+  have columns, so that older runs resume.
+  """
   found = {}
   for name, rows in splits.items():
     digest = hashlib.sha256()
     for row in rows:
       for part in (row.question, row.answer, row.solution):
         digest.update(part.encode() + b"\0")
+      if row.row:
+        columns = json.dumps(row.row, sort_keys=True)
+        digest.update(columns.encode() + b"\0")
     found[name] = digest.hexdigest()
   return found

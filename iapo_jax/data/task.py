@@ -20,6 +20,7 @@ from iapo_jax.data import (
   arithmetic,
   examples,
   fitting,
+  gym,
   pipeline,
   prompts,
   published,
@@ -31,10 +32,12 @@ from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.data.steps import StepTokens
 from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, tokenizer
+from iapo_jax.rewards.reward import Asked
 from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example
 Problems = Mapping[str, Sequence[Problem]]
+_NUMBERED = ("train", "validation", "test")
 _ADVICE = "set config.data.tokenizer to one that knows their words"
 
 
@@ -47,6 +50,7 @@ class Task:
     vocabulary: the token ids that the compiled step needs.
     tables: the prompts by split.
     problems: the problems by split, in the order of the tables.
+    asked: all problems, in the order of `Prompts.rows`.
     demonstrable: int64[n], rows of the train table whose worked solution fits;
       empty without a warm start.
     fingerprint: SHA-256 of the problems by split; empty for the synthetic task.
@@ -63,6 +67,7 @@ class Task:
   vocabulary: Vocabulary
   tables: dict[str, PromptTable]
   problems: dict[str, Sequence[Problem]]
+  asked: Sequence[Asked]
   demonstrable: np.ndarray
   fingerprint: dict[str, str]
   repeats: dict[str, splits.Repeats]
@@ -111,6 +116,8 @@ def read(
   if data.task == "arithmetic":
     made = arithmetic.make_splits(data.arithmetic)
     return made | {"test": splits.first(made["test"], data, "test_problems")}
+  if data.task == "reasoning_gym":
+    return gym.make_splits(data)
   # TensorFlow Datasets takes long to import.
   from iapo_jax.data import builders
 
@@ -169,7 +176,7 @@ def load(
     steps = _step_tokens(tok, sums)
     planting = Planting(sums.slip_rate, steps.before_result, steps.numbers)
   made = cfg.data.task == "arithmetic"
-  tables = _tables(cfg, tok, problems, vocabulary.pad_id)
+  tables, asked = _tables(cfg, tok, problems, vocabulary.pad_id)
   kept = {
       name: [problems[name][i] for i in table.kept]
       for name, table in tables.items()
@@ -184,6 +191,7 @@ def load(
       vocabulary=vocabulary,
       tables=tables,
       problems=kept,
+      asked=asked,
       demonstrable=_demonstrable(cfg, tok, kept.get("train", ())),
       fingerprint={} if made else splits.fingerprint(problems),
       repeats=repeats,
@@ -199,24 +207,44 @@ def load(
 
 def _tables(
     cfg: Config, tok: Any, problems: Problems, pad_id: int
-) -> dict[str, PromptTable]:
-  """Writes and tokenises the prompts of every split."""
-  tables, write = {}, _prompt_writer(tok, cfg)
-  has_levels = cfg.data.arithmetic.min_operands > 0
+) -> tuple[dict[str, PromptTable], list[Asked]]:
+  """Writes and tokenises the prompts of every split.
+
+  Also returns the problems in the order of `Prompts.rows`.
+  """
+  tables, written, write = {}, {}, _prompt_writer(tok, cfg)
   for name, split in problems.items():
     try:
+      written[name] = [write(problem) for problem in split]
       tables[name] = pipeline.tokenise_prompts(
           tok,
-          [write(problem) for problem in split],
+          written[name],
           [problem.answer for problem in split],
           cfg.data,
           pad_id=pad_id,
-          levels=[x.level for x in split] if has_levels else None,
+          levels=_levels(cfg.data, split),
       )
     except ConfigError as error:
       raise ConfigError(f"{error} ({name} problems)") from error
     unknown.warn(tok, tables[name].texts(), f"{name} prompts", _ADVICE)
-  return tables
+  asked: list[Asked] = []
+  for name in sorted(tables, key=_NUMBERED.index):
+    tables[name] = tables[name].numbered(len(asked))
+    asked += [
+        Asked(written[name][i], problems[name][i].columns)
+        for i in tables[name].kept
+    ]
+  return tables, asked
+
+
+def _levels(data: DataConfig, split: Sequence[Problem]) -> list[Any] | None:
+  """Returns the level of each problem, or its family; None for one of these."""
+  if data.task == "reasoning_gym":
+    names = [problem.row["family"] for problem in split]
+    return names if len(set(names)) > 1 else None
+  if data.arithmetic.min_operands:
+    return [problem.level for problem in split]
+  return None
 
 
 def _rows(cfg: Config, tok: Any) -> int:
@@ -287,7 +315,7 @@ def _prompt_writer(tok: Any, cfg: Config) -> Callable[[Problem], str]:
   if cfg.data.task != "arithmetic":
     of_question = functools.partial(
         prompts.of,
-        source=published.DATA_SETS[cfg.data.task],
+        source=_kind(cfg.data.task),
         form=cfg.format,
         elicitation=cfg.probe.elicitation,
         data=cfg.data,
@@ -305,6 +333,10 @@ def _prompt_writer(tok: Any, cfg: Config) -> Callable[[Problem], str]:
   return write
 
 
+def _kind(task: str) -> published.Kind:
+  return gym.KIND if task == gym.KIND.name else published.DATA_SETS[task]
+
+
 def _demonstrable(
     cfg: Config, tok: Any, train: Sequence[Problem]
 ) -> np.ndarray:
@@ -314,7 +346,9 @@ def _demonstrable(
   if cfg.data.task == "arithmetic":
     _check_longest(cfg, tok)
     return np.arange(len(train))
-  if not published.DATA_SETS[cfg.data.task].has_solutions:
+  if cfg.data.task == "reasoning_gym":
+    gym.check_worked(cfg.data.gym, cfg.warm_start.num_steps)
+  elif not published.DATA_SETS[cfg.data.task].has_solutions:
     rule = f"{cfg.data.task} has no worked solutions to learn from; set it to 0"
     fail("warm_start.num_steps", cfg.warm_start.num_steps, rule)
   worked = [i for i, problem in enumerate(train) if problem.solution]

@@ -26,12 +26,14 @@ class Graded:
       twice; the answer then counts as wrong.
     guessed: whether the answer stands outside the place that the format asks
       for.
+    score: in [0, 1], from graders that give partial scores; 1 if correct.
   """
 
   correct: bool
   answer: str | None
   timed_out: bool
   guessed: bool = False
+  score: float | None = None
 
 
 def grade(

@@ -15,7 +15,11 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
-from iapo_jax.rewards.reward import Grader, Reward, TextReward
+from iapo_jax.rewards.reward import Asked, Grader, Texts
+from iapo_jax.rewards.user_functions import Call, Judge, rewards_of
+
+# (rollout, prompts) -> rewards fp32[b]; of several, also each without weight
+Rewarder = Callable[[Rollout, Prompts], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_grader(
@@ -23,6 +27,9 @@ def make_grader(
     mesh: Mesh,
     form: FormatConfig,
     answer_tokens: int = 0,
+    *,
+    asked: Sequence[Asked] = (),
+    judge: Judge | None = None,
 ) -> Grader:
   """Makes a grader that calls the host and compares answers by meaning.
 
@@ -32,6 +39,10 @@ def make_grader(
     form: the format that completions were asked for.
     answer_tokens: a, how many tokens of each completion's answer the grades
       hold; 0 for none.
+    asked: all problems of the run, in the order of `Prompts.rows`; needed by
+      a judge that reads prompts or rows.
+    judge: decides which completions are right, and may give partial scores;
+      None compares answers with `grading.grade`.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -40,46 +51,65 @@ def make_grader(
   if form.lenient:
     columns.append(((), jnp.bool_))
     names.append("guessed")
+  if judge:
+    columns.append(((), jnp.float32))
+    names.append("scores")
   if answer_tokens:
     columns += [((answer_tokens,), jnp.int32), ((), jnp.int32)]
     names += ["answers", "answer_lengths"]
 
   on_host = functools.partial(
-      grade_tokens, tokenizer, form=form, answer_tokens=answer_tokens
+      grade_tokens,
+      tokenizer,
+      form=form,
+      answer_tokens=answer_tokens,
+      asked=asked,
+      judge=judge,
   )
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    grading.start()  # while tracing, so that processes are up when needed
+    if judge is None:
+      grading.start()  # while tracing, so that processes are up when needed
     return Grades(**dict(zip(names, ask(rollout, prompts), strict=True)))
 
   return grade
 
 
-def make_reward(
-    function: TextReward, tokenizer: Any, mesh: Mesh
-) -> Reward:
-  """Turns a reward of texts into one of the compiled step.
+def make_rewarder(
+    calls: Sequence[tuple[str, Call]],
+    weights: Sequence[float],
+    tokenizer: Any,
+    mesh: Mesh,
+    asked: Sequence[Asked] = (),
+) -> Rewarder:
+  """Turns rewards of texts into one of the compiled step, their weighted sum.
 
-  The step fails if `function` raises, or does not return one number per
+  The step fails if a function raises, or does not return one finite number per
   completion.
+
+  Args:
+    calls: names and functions.
+    weights: one per function.
+    tokenizer: a Hugging Face tokenizer.
+    mesh: the mesh of the step.
+    asked: all problems of the run, in the order of `Prompts.rows`.
   """
 
-  def on_host(*columns: np.ndarray) -> tuple[np.ndarray]:
-    completions, golds = _texts(tokenizer, *columns)[1:]
-    found = np.asarray(function(completions, golds), np.float32)
-    if found.shape != (len(completions),):
-      raise ValueError(
-          f"text_reward: must return {len(completions)} numbers, one per"
-          f" completion; it returned an array of shape {found.shape}"
-      )
-    return (found,)
+  def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    given = _texts(tokenizer, asked, *columns)[1]
+    return tuple(rewards_of(call, x, given) for x, call in calls)
 
-  ask = _caller(mesh, on_host, [((), jnp.float32)])
+  ask = _caller(mesh, on_host, [((), jnp.float32)] * len(calls))
 
-  def reward(rollout: Rollout, grades: Grades, prompts: Prompts) -> jax.Array:
-    del grades  # the reward depends on texts alone
-    return ask(rollout, prompts)[0]
+  def reward(
+      rollout: Rollout, prompts: Prompts
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    found = ask(rollout, prompts)
+    total = sum(w * x for w, x in zip(weights, found, strict=True))
+    return total, {
+        name: x for (name, _), x in zip(calls, found, strict=True) if calls[1:]
+    }
 
   return reward
 
@@ -97,8 +127,8 @@ def _caller(
 
   Args:
     mesh: the mesh of the step.
-    on_host: maps tokens, lengths, ended, gold and gold lengths to one array
-      for each column.
+    on_host: maps tokens, lengths, ended, gold, gold lengths and rows to one
+      array for each column.
     columns: shape of a row and dtype of each column.
   """
 
@@ -117,6 +147,7 @@ def _caller(
           rollout.ended,
           prompts.gold,
           prompts.gold_lengths,
+          prompts.rows,
       )
 
     def whole(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
@@ -170,9 +201,12 @@ def grade_tokens(
     ended: np.ndarray,
     gold: np.ndarray,
     gold_lengths: np.ndarray,
+    rows: np.ndarray | None = None,
     *,
     form: FormatConfig,
     answer_tokens: int = 0,
+    asked: Sequence[Asked] = (),
+    judge: Judge | None = None,
 ) -> tuple[np.ndarray, ...]:
   """Grades completions by the rules of `rewards.text`.
 
@@ -183,29 +217,43 @@ def grade_tokens(
     ended: bool[b], whether the last token is an EOS.
     gold: int32[q, a].
     gold_lengths: int32[q].
+    rows: int32[q], indices into `asked`; None if the judge reads neither.
     form: the format that completions were asked for.
     answer_tokens: a, how many tokens of each completion's answer to return; 0
       for none.
+    asked: see `make_grader`.
+    judge: see `make_grader`.
 
   Returns:
     The columns of `Grades`: correct bool[b], well_formed bool[b], reasoning
     lengths int32[b], timed_out bool[b]; with a lenient format guessed bool[b];
-    with `answer_tokens` also answers int32[b, a] and their lengths int32[b].
+    with a judge scores fp32[b]; with `answer_tokens` answers int32[b, a] and
+    their lengths int32[b].
   """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
-  rows, completions, golds = _texts(
-      tokenizer, tokens, lengths, ended, gold, gold_lengths
+  completions, given = _texts(
+      tokenizer, asked, tokens, lengths, ended, gold, gold_lengths, rows
   )
-  graded = grading.grade(completions, golds, form=form, lenient=form.lenient)
-  reasoning = [text.reasoning_length(ids, decode, form) for ids in rows]
+  if judge:
+    graded = judge(given)
+  else:
+    graded = grading.grade(
+        given.texts, given.golds, form=form, lenient=form.lenient
+    )
+  reasoning = [
+      text.reasoning_length(ids, decode, form) for ids in completions
+  ]
   columns = [
       np.array([g.correct for g in graded], bool),
-      np.array([text.is_well_formed(c, form) for c in completions], bool),
+      np.array([text.is_well_formed(x, form) for x in given.texts], bool),
       np.array(reasoning, np.int32),
       np.array([g.timed_out for g in graded], bool),
   ]
   if form.lenient:
     columns.append(np.array([g.guessed for g in graded], bool))
+  if judge:
+    scores = [g.correct if g.score is None else g.score for g in graded]
+    columns.append(np.array(scores, np.float32))
   if not answer_tokens:
     return tuple(columns)
   answers = np.zeros((len(graded), answer_tokens), np.int32)
@@ -219,22 +267,34 @@ def grade_tokens(
 
 def _texts(
     tokenizer: Any,
+    asked: Sequence[Asked],
     tokens: np.ndarray,
     lengths: np.ndarray,
     ended: np.ndarray,
     gold: np.ndarray,
     gold_lengths: np.ndarray,
-) -> tuple[list[list[int]], list[str], list[str]]:
-  """Returns b completions as ids and as texts, without EOS, and b golds."""
+    rows: np.ndarray | None,
+) -> tuple[list[list[int]], Texts]:
+  """Returns b completions, without EOS, as ids and in words.
+
+  Without `asked` or `rows`, the texts have neither prompts nor rows.
+  """
   decode = functools.partial(tokenizer_lib.decode, tokenizer)
   golds = [
       decode(row[:n].tolist()).strip()
       for row, n in zip(gold, gold_lengths, strict=True)
   ]
   group = len(tokens) // len(golds)
-  rows = [
+  completions = [
       row[:n].tolist()
       for row, n in zip(tokens, lengths - ended, strict=True)
   ]
-  completions = [decode(ids) for ids in rows]
-  return rows, completions, [g for g in golds for _ in range(group)]
+  problems: list[Asked] = []
+  if asked and rows is not None:
+    problems = [asked[row] for row in rows for _ in range(group)]
+  return completions, Texts(
+      texts=[decode(ids) for ids in completions],
+      golds=[gold for gold in golds for _ in range(group)],
+      prompts=[problem.prompt for problem in problems],
+      rows=[problem.columns for problem in problems],
+  )

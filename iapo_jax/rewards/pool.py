@@ -1,4 +1,4 @@
-"""A pool of processes that compare answers and can be killed.
+"""A pool of processes that judge answers and can be killed.
 
 Processes are spawned, never forked, since JAX has threads. Requests and replies
 are lines of text: nothing is pickled, and the main program is not imported
@@ -16,8 +16,11 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing import connection
+from typing import Any
 
-Task = tuple[str, str, str]  # answer, gold answer, prose around the answer
+# JSON values: answer, gold answer and prose around the answer to compare; or
+# the arguments of `gym_entries.scoring`
+Task = tuple[Any, ...]
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MODULE = "iapo_jax.rewards.worker"
@@ -29,7 +32,12 @@ class Pool:
   """A pool whose processes start when they are first needed."""
 
   def __init__(
-      self, workers: int, *, soft_seconds: float, hard_seconds: float
+      self,
+      workers: int,
+      *,
+      soft_seconds: float,
+      hard_seconds: float,
+      judge: str = "comparing",
   ) -> None:
     """Makes a pool without starting processes.
 
@@ -38,9 +46,10 @@ class Pool:
       soft_seconds: CPU time for one answer, after which the process gives up.
       hard_seconds: wall-clock time for one answer, after which the process is
         killed.
+      judge: what the processes do with answers: `comparing` or `scoring`.
     """
     self._size = workers
-    self._limits = soft_seconds, hard_seconds
+    self._how = soft_seconds, hard_seconds, judge
     self._workers: list[_Worker] = []
     self._failed_starts = 0
     self._owner = os.getpid()
@@ -52,8 +61,8 @@ class Pool:
     with self._lock:
       self._fill()
 
-  def compare(self, tasks: Sequence[Task]) -> list[bool | None]:
-    """Compares answers with gold answers; None means it took too long.
+  def compare(self, tasks: Sequence[Task]) -> list[Any]:
+    """Returns the judgement of each answer; None means it took too long.
 
     Raises:
       RuntimeError: if no process can be started.
@@ -88,11 +97,11 @@ class Pool:
 
   def _fill(self) -> None:
     while len(self._workers) < self._size:
-      self._workers.append(_Worker(*self._limits))
+      self._workers.append(_Worker(*self._how))
 
-  def _run(self, tasks: Sequence[Task]) -> list[bool | None]:
+  def _run(self, tasks: Sequence[Task]) -> list[Any]:
     waiting = collections.deque(enumerate(tasks))
-    results: list[bool | None] = [None] * len(tasks)
+    results: list[Any] = [None] * len(tasks)
     left = len(tasks)
     again = set(range(len(tasks)))  # may be retried on another process
     while left:
@@ -154,10 +163,13 @@ class _Worker:
     is_dead: whether it was killed.
   """
 
-  def __init__(self, soft_seconds: float, hard_seconds: float) -> None:
+  def __init__(
+      self, soft_seconds: float, hard_seconds: float, judge: str
+  ) -> None:
     self._seconds = hard_seconds
     # A second watchdog inside the process ends it even if this one has ended.
-    arguments = ["-m", _MODULE, str(soft_seconds), str(hard_seconds + 1)]
+    seconds = [str(soft_seconds), str(hard_seconds + 1)]
+    arguments = ["-m", _MODULE, *seconds, judge]
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
     python = f"PYTHONPATH={path} {sys.executable} -P"
@@ -188,24 +200,25 @@ class _Worker:
 
   def send(self, index: int, task: Task) -> None:
     """Sends a task."""
-    answer, gold, prose = task
-    request = {"answer": answer, "gold": gold, "prose": prose}
     self.task = index
     self.deadline = time.monotonic() + self._seconds
     # If the process has ended, `receive` notices.
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(request).encode() + b"\n")
+      self._process.stdin.write(json.dumps(task).encode() + b"\n")
       self._process.stdin.flush()
 
-  def receive(self) -> bool | None:
-    """Reads a reply: a decision, or None if it is late or missing."""
-    reply = self.replies.readline().decode().strip()
+  def receive(self) -> Any:
+    """Reads a reply: a judgement, or None if it is late or missing."""
+    self.task = None
+    try:
+      reply = json.loads(self.replies.readline())
+    except ValueError:  # the process ended
+      self.kill()
+      return None
     if reply == "ready":
       self.was_ready = True
-    elif reply not in ("yes", "no", "late"):
-      self.kill()
-    self.task = None
-    return {"yes": True, "no": False}.get(reply)
+      return None
+    return reply
 
   def signal(self) -> None:
     """Kills the process without waiting; any thread may call it."""

@@ -1,6 +1,8 @@
 """Types of graders and rewards, and the reward computed from grades."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 
@@ -8,8 +10,53 @@ from iapo_jax.core.types import Array, Grades, Prompts, Rollout
 Grader = Callable[[Rollout, Prompts], Grades]
 # (rollout, grades, prompts) -> fp32[b], inside the compiled step
 Reward = Callable[[Rollout, Grades, Prompts], Array]
-# n completions, n gold answers -> n rewards, on the host
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
+# On the host; `user_functions` says what they get by keyword.
+TextReward = Callable[..., Sequence[float]]
+TextGrader = Callable[..., Sequence[bool | float | None]]
+
+
+class Weighted(NamedTuple):
+  """A reward of texts and its weight in the sum."""
+
+  function: TextReward
+  weight: float = 1.0
+
+
+def name_of(function: Callable[..., Any]) -> str:
+  """Returns the name of a user's function for logs and errors."""
+  inner = getattr(function, "func", function)  # of functools.partial
+  return getattr(inner, "__name__", type(inner).__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A problem on the host.
+
+  Attributes:
+    prompt: the whole prompt. The policy sees its end if
+      `data.overlong=truncate_left` cuts it.
+    columns: question, answer and the other columns of its row.
+  """
+
+  prompt: str
+  columns: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """n completions in words, with their problems, on the host.
+
+  Attributes:
+    texts: completions without their EOS.
+    golds: gold answers.
+    prompts: prompts, as in `Asked`.
+    rows: the columns of each problem, as in `Asked`.
+  """
+
+  texts: list[str]
+  golds: list[str]
+  prompts: list[str]
+  rows: list[Mapping[str, Any]]
 
 
 def combine(
@@ -22,9 +69,11 @@ def combine(
 ) -> tuple[Array, Array]:
   """Returns the correctness part and the format part, fp32[b] each.
 
-  The reward is their sum.
+  The reward is their sum. A partial score lies between `wrong` and `correct`.
   """
-  right = grades.correct.astype("float32")
+  right = grades.scores
+  if right is None:
+    right = grades.correct.astype("float32")
   formed = grades.well_formed.astype("float32")
   return (
       wrong + right * (correct - wrong),

@@ -1,7 +1,7 @@
-"""Compares answers in a process that may be killed.
+"""Judges answers in a process that may be killed.
 
-Reads one JSON request per line and writes one word per line: first `ready`,
-then `yes`, `no` or `late` for each request.
+Reads a request per line, a JSON list, and writes a JSON value per line: first
+`"ready"`, then the judgement of each request; null means that it took too long.
 """
 
 import faulthandler
@@ -10,9 +10,8 @@ import os
 import resource
 import signal
 import sys
-from typing import NoReturn
-
-from iapo_jax.rewards import equivalence
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 _MOST_MEMORY = 4 * 2**30  # bytes, address space
 
@@ -25,40 +24,72 @@ def _expire(*_: object) -> NoReturn:
   raise _LateError
 
 
-def _answer(request: dict, seconds: float) -> str:
+# A request -> what judges it; only the latter has a limit of CPU time
+Judge = Callable[..., Callable[[], Any]]
+
+
+def _comparing() -> Judge:
+  """Returns the judge of answers that are compared with gold answers."""
+  from iapo_jax.rewards import equivalence
+
+  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")  # imports the libraries
+
+  def judge(answer: str, gold: str, prose: str) -> Callable[[], bool]:
+    def compare() -> bool:
+      try:
+        return equivalence.equivalent(answer=answer, gold=gold, prose=prose)
+      except Exception:  # libraries raise any type on other text
+        return False
+
+    return compare
+
+  return judge
+
+
+def _scoring() -> Judge:
+  """Returns the judge of answers to problems of reasoning-gym."""
+  from iapo_jax.rewards import gym_entries
+
+  gym_entries.library()
+  return gym_entries.scoring
+
+
+_JUDGES = {"comparing": _comparing, "scoring": _scoring}
+
+
+def _judged(judge: Judge, request: list[Any], seconds: float) -> Any:
   try:
+    decide = judge(*request)
     # CPU time, so that no answer counts as wrong because the machine is busy.
     # Repeated every 0.1 s, in case a library swallows the exception.
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
-      return "yes" if equivalence.equivalent(**request) else "no"
+      return decide()
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
   except (_LateError, MemoryError):
     signal.setitimer(signal.ITIMER_PROF, 0)  # if `finally` was interrupted
-    return "late"
-  except Exception:  # libraries raise any type on text that is no mathematics
-    return "no"
+    return None
 
 
 def main() -> None:
   """Serves requests until standard input ends."""
-  soft, hard = map(float, sys.argv[1:])
+  soft, hard = map(float, sys.argv[1:3])
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # keeps what libraries print out of the replies
   _, most = resource.getrlimit(resource.RLIMIT_AS)
   if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
   signal.signal(signal.SIGPROF, _expire)
-  # Imports the libraries before the first request, whose time is limited.
-  equivalence.equivalent(r"\sqrt{4}+x", "2+x", "")
-  print("ready", file=replies, flush=True)
+  # Imports libraries before the first request, whose time is limited.
+  judge = _JUDGES[sys.argv[3]]()
+  print(json.dumps("ready"), file=replies, flush=True)
   for line in sys.stdin:
     # A C thread ends this process even if Python is stuck.
     faulthandler.dump_traceback_later(hard, exit=True)
-    reply = _answer(json.loads(line), soft)
+    reply = _judged(judge, json.loads(line), soft)
     faulthandler.cancel_dump_traceback_later()
-    print(reply, file=replies, flush=True)
+    print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

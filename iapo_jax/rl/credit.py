@@ -1,5 +1,7 @@
 """Computes token advantages and their metrics from a graded, probed rollout."""
 
+from collections.abc import Mapping
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -44,15 +46,15 @@ def assign(
     cfg: Config,
     *,
     reward: Array | None = None,
+    parts: Mapping[str, Array] | None = None,
     own: Credit | None = None,
 ) -> tuple[Credited, dict[str, Array]]:
   """Credits each token of a rollout; also returns metrics of the batch.
 
-  A user's `reward` fp32[b] or credit (`own`) replaces the configured one.
-  Without probes, uncertainty and information are 0, and there are no
-  `probe/...` metrics.
+  A user's `reward` fp32[b] or credit (`own`) replaces the configured one;
+  `parts` are rewards fp32[b] by name, for metrics. Without probes, uncertainty
+  and information are 0, and there are no `probe/...` metrics.
   """
-  parts = {}
   if reward is None:
     reward, parts = _rewards(grades, cfg)
   chex.assert_shape(reward, rolled.lengths.shape)
@@ -78,7 +80,9 @@ def assign(
   spread = selection.with_spread(
       compared, group_size=cfg.group_size, kept=kept
   )
-  metrics = parts | _reward_metrics(reward, spread, rolled, grades)
+  metrics = {
+      f"reward/{name}": jnp.mean(part) for name, part in (parts or {}).items()
+  } | _reward_metrics(reward, spread, rolled, grades)
   metrics |= _credit_metrics(group_adv, per_token, evidence.mask)
   if probe:
     metrics |= _probe_metrics(probe, grades.reasoning_lengths)
@@ -88,7 +92,7 @@ def assign(
 def _rewards(
     grades: Grades, cfg: Config
 ) -> tuple[Array, dict[str, Array]]:
-  """Returns the reward of each completion, fp32[b], and means of its parts."""
+  """Returns the reward of each completion, fp32[b], and its parts."""
   correctness, form = combine(
       grades,
       correct=cfg.reward.correct,
@@ -96,10 +100,7 @@ def _rewards(
       well_formed=cfg.reward.well_formed,
       malformed=cfg.reward.malformed,
   )
-  return correctness + form, {
-      "reward/correctness": jnp.mean(correctness),
-      "reward/format": jnp.mean(form),
-  }
+  return correctness + form, {"correctness": correctness, "format": form}
 
 
 def _compared(

@@ -23,6 +23,7 @@ from iapo_jax.core.types import (
   TrainState,
   Vocabulary,
 )
+from iapo_jax.rewards.host import Rewarder
 from iapo_jax.rewards.reward import Grader
 from iapo_jax.rl import (
   credit,
@@ -52,10 +53,12 @@ def make_train_step(
     spec: StateSpec,
     planting: Planting | None = None,
     own: Own = NOTHING,
+    rewarder: Rewarder | None = None,
 ) -> TrainStep:
   """Builds the whole step as one jitted, sharded program.
 
-  The state is donated. `own.text_reward` must already be wrapped as `reward`.
+  The state is donated. `rewarder` calls `own.text_reward`, and `grader`
+  `own.text_grader`.
 
   Returns:
     (state, reference parameters or None if β = 0, prompts) -> (state, output).
@@ -81,10 +84,12 @@ def make_train_step(
       )
       grades = grader(rolled, prompts)
       probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
-      reward = own.reward and own.reward(rolled, grades, prompts)
+      reward, named = own.reward and own.reward(rolled, grades, prompts), {}
+      if rewarder:
+        reward, named = rewarder(rolled, prompts)
       credited, metrics = credit.assign(
           rolled, grades, probe, state.weights, credit_key, cfg,
-          reward=reward, own=own.credit,
+          reward=reward, parts=named, own=own.credit,
       )  # fmt: skip
       experience = update.gather_experience(
           ref_params, prompts, rolled, credited.advantages, credited.learned,

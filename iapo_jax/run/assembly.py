@@ -16,8 +16,8 @@ from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Params, TrainState
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import folder
-from iapo_jax.rewards import host, token_match
-from iapo_jax.rewards.reward import Grader
+from iapo_jax.rewards import host, token_match, user_functions
+from iapo_jax.rewards.reward import Grader, name_of
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
 from iapo_jax.rl.own import NOTHING, Own
@@ -38,12 +38,21 @@ class Assembly:
   Attributes:
     cfg: the checked configuration with the vocabulary size filled in.
     grader: grades completions inside compiled programs.
+    own: the user's functions.
+    rewarder: calls the user's rewards of texts; None without them.
   """
 
   cfg: Config
   task: task_lib.Task
   mesh: Mesh
   grader: Grader
+  own: Own = NOTHING
+  rewarder: host.Rewarder | None = None
+
+  @property
+  def grades_on_host(self) -> bool:
+    """Whether the grader calls the host."""
+    return self.cfg.reward.grader == "host" or bool(self.own.text_grader)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,7 @@ def assemble(
     home: pathlib.Path | None = None,
     data: bool = True,
     scratch: pathlib.Path | None = None,
+    own: Own = NOTHING,
 ) -> Assembly:
   """Builds the parts and makes every check of user input before compiling.
 
@@ -68,8 +78,8 @@ def assemble(
   that has begun: it keeps all files of a pretrained model but the weights.
   `data=False` reads no problems and downloads no weights, which compiling does
   not need. With `scratch` a folder, everything that would be prepared or
-  downloaded goes there. Raises `ConfigError` if the data, the tokenizer or the
-  devices break a rule.
+  downloaded goes there. Raises `ConfigError` if the data, the tokenizer, the
+  devices or a function of `own` break a rule.
   """
   pretrained, chosen, problems = _find(cfg, home, data, scratch)
   if pretrained:
@@ -81,16 +91,51 @@ def assemble(
   _check_ids(cfg, task)
   cfg = _fill_factors(cfg, _longest(cfg, task))
   mesh = make_mesh(cfg, devices)
-  own = cfg.probe.estimator in OF_OWN_ANSWER or cfg.loss.early_weight
-  answer_tokens = cfg.probe.answer_tokens if own else 0
-  if cfg.reward.grader == "host":
-    grader = host.make_grader(
-        task.tokenizer, mesh, cfg.format, answer_tokens
+  grader = _grader(cfg, task, mesh, own)
+  return Assembly(cfg, task, mesh, grader, own, _rewarder(task, mesh, own))
+
+
+def _grader(cfg: Config, task: task_lib.Task, mesh: Mesh, own: Own) -> Grader:
+  """Returns the configured grader, or that of the user."""
+  of_answers = cfg.probe.estimator in OF_OWN_ANSWER or cfg.loss.early_weight
+  answer_tokens = cfg.probe.answer_tokens if of_answers else 0
+  judge = None
+  if own.text_grader:
+    judge = user_functions.judge_of(
+        user_functions.bind(own.text_grader, "text_grader", task.asked),
+        name_of(own.text_grader),
+        cfg.format,
     )
-  else:
-    tags = token_match.tags_of(task.tokenizer, cfg.format)
-    grader = token_match.make_grader(tags, answer_tokens)
-  return Assembly(cfg, task, mesh, grader)
+  if judge or cfg.reward.grader == "host":
+    return host.make_grader(
+        task.tokenizer,
+        mesh,
+        cfg.format,
+        answer_tokens,
+        asked=task.asked,
+        judge=judge,
+    )
+  tags = token_match.tags_of(task.tokenizer, cfg.format)
+  return token_match.make_grader(tags, answer_tokens)
+
+
+def _rewarder(
+    task: task_lib.Task, mesh: Mesh, own: Own
+) -> host.Rewarder | None:
+  """Returns what calls the user's rewards of texts, if there are any."""
+  if not own.text_rewards:
+    return None
+  calls = [
+      (
+          name_of(x.function),
+          user_functions.bind(x.function, "text_reward", task.asked),
+      )
+      for x in own.text_rewards
+  ]
+  weights = [x.weight for x in own.text_rewards]
+  return host.make_rewarder(
+      calls, weights, task.tokenizer, mesh, task.asked
+  )
 
 
 def make_mesh(
@@ -154,15 +199,8 @@ def reference_of(parts: Assembly, stage: Stage, params: Params) -> Params:
   return state_lib.reference(stage.spec, parts.cfg.model.dtype, params)
 
 
-def train_step_of(
-    parts: Assembly, stage: Stage, own: Own = NOTHING
-) -> TrainStep:
+def train_step_of(parts: Assembly, stage: Stage) -> TrainStep:
   """Returns the jitted reinforcement-learning step, with the user's parts."""
-  if own.text_reward:
-    reward = host.make_reward(
-        own.text_reward, parts.task.tokenizer, parts.mesh
-    )
-    own = dataclasses.replace(own, reward=reward, text_reward=None)
   return make_train_step(
       parts.cfg,
       parts.mesh,
@@ -171,7 +209,8 @@ def train_step_of(
       optimizer=stage.optimizer,
       spec=stage.spec,
       planting=parts.task.planting,
-      own=own,
+      own=parts.own,
+      rewarder=parts.rewarder,
   )
 
 

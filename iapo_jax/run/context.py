@@ -5,7 +5,6 @@ import pathlib
 
 from iapo_jax.config.schema import Config
 from iapo_jax.core import compilation
-from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.run import evaluation
 from iapo_jax.run.assembly import Assembly
 from iapo_jax.run.logs import RunLog
@@ -19,7 +18,6 @@ class Run:
     workdir: its folder, locked by the first process.
     log: its log files; writes nothing in other processes.
     meter: measures what compiling costs.
-    own: the user's parts of the train step.
   """
 
   parts: Assembly
@@ -27,7 +25,6 @@ class Run:
   log: RunLog
   sampler: evaluation.Sampler
   meter: compilation.Meter
-  own: Own = NOTHING
 
   @property
   def cfg(self) -> Config:

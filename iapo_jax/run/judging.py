@@ -55,6 +55,8 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
   }
   if run.parts.task.note:
     extra["note"] = run.parts.task.note
+  if run.parts.own.described:
+    extra["own"] = run.parts.own.described
   told = evaluation.cut_warning([results])
   if told:
     run.log.warn("test", int(name.rpartition("/")[2]), told)

@@ -241,7 +241,10 @@ def _stopped(
   kept = replay.folder(stage.run.workdir) / f"{stage.name}-{done}"
   told = f"To run it again: `iapo replay {kept}`"
   if stage.own:
-    told = f"To run it again, call iapo_jax.run.replay.again({str(kept)!r})"
+    told = (
+        "To run it again, call"
+        f" iapo_jax.cli.iapo.run('replay', [{str(kept)!r}], own=...)"
+    )
   try:
     processes.everywhere(
         lambda: replay.keep(kept, state, batch, metrics, stage.own)

@@ -67,17 +67,22 @@ def describe(c: Config, mesh: Mesh, spec: StateSpec) -> str:
 
 
 def describe_programs(
-    c: Config, place: str | None, *, own_texts: bool = False
+    c: Config,
+    place: str | None,
+    *,
+    own_texts: bool = False,
+    own_grades: bool = False,
 ) -> str:
   """Describes which compiled programs the next start will find.
 
   `place` is the folder that keeps them; None if JAX has no cache. `own_texts`
-  says whether the user's reward reads texts, which the host decodes.
+  says whether the user's reward reads texts, which the host decodes;
+  `own_grades` says the same of the user's grader.
   """
   if place is None:
     return "programs   not kept for the next start: JAX has no cache"
   line = f"programs   kept in {place} for the next start"
-  graded = c.reward.grader == "host"
+  graded = own_grades or c.reward.grader == "host"
   names = ["rl step"] if c.num_steps and (graded or own_texts) else []
   names += ["evaluation"] if graded else []
   if names and not compilation.keeps_host_calls():

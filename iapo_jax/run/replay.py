@@ -111,10 +111,10 @@ def again(place: pathlib.Path, own: Own = NOTHING) -> Replayed:
     )
   _check_own(place, own)
   run = place.absolute().parent.parent
-  parts = assembly.assemble(workdir.load_config(run), home=run)
+  parts = assembly.assemble(workdir.load_config(run), home=run, own=own)
   workdir.check_data(parts, run)
   before = finite.from_json(files.read_json(place / _METRICS))
-  step, arguments = _step_of(parts, run, place, named[1], own)
+  step, arguments = _step_of(parts, run, place, named[1])
   # The step consumes its state (donation); the search needs it too.
   state = jax.tree.map(jnp.copy, arguments[0])
   metrics = step(state, *arguments[1:])[1].numbers()
@@ -144,8 +144,8 @@ def _check_own(place: pathlib.Path, own: Own) -> None:
   if own.described != theirs:
     raise ConfigError(
         f"{str(place)!r}: the step ran with own parts {theirs or 'none'!r}, not"
-        f" with {own.described or 'none'!r}; call iapo_jax.run.replay.again"
-        " with the folder and the same iapo_jax.rl.own.Own"
+        f" with {own.described or 'none'!r}; call"
+        " iapo_jax.cli.iapo.run('replay', own=...) with the same Own"
     )
 
 
@@ -154,18 +154,17 @@ def _step_of(
     run: pathlib.Path,
     place: pathlib.Path,
     stage: str,
-    own: Own,
 ) -> tuple[Any, tuple[PyTree, ...]]:
   """Returns the jitted step and its arguments."""
-  prompts = Prompts(0, 0, 0, 0)
+  prompts = Prompts(0, 0, 0, 0, 0)
   if stage == "rl":
     made = assembly.reinforcement_stage(parts)
-    train = assembly.train_step_of(parts, made, own)
-    batch = _read_batch(place, prompts)
+    train = assembly.train_step_of(parts, made)
+    batch = _read_batch(place, prompts, parts)
   else:
     made = assembly.warm_start_stage(parts)
     train = assembly.warm_start_step_of(parts, made)
-    batch = _read_batch(place, Demonstrations(prompts, 0, 0))
+    batch = _read_batch(place, Demonstrations(prompts, 0, 0), parts)
   size = len(jax.tree.leaves(batch)[0])
   batch = sharding.put_rows(batch, parts.mesh, size)
   wanted = sharding.placed_shapes(made.spec.shapes, made.spec.shardings)
@@ -180,12 +179,35 @@ def _step_of(
   return train, (state, reference, batch)
 
 
-def _read_batch(place: pathlib.Path, like: PyTree) -> PyTree:
+def _read_batch(
+    place: pathlib.Path, like: PyTree, parts: Assembly
+) -> PyTree:
   """Reads NumPy arrays into a tree like `like`."""
   try:
-    with np.load(place / _BATCH, allow_pickle=False) as arrays:
-      return jax.tree.map_with_path(
-          lambda path, _: arrays[jax.tree_util.keystr(path)], like
+    with np.load(place / _BATCH, allow_pickle=False) as file:
+      arrays = dict(file)
+    whose = ".prompts" if isinstance(like, Demonstrations) else ""
+    if f"{whose}.rows" not in arrays:  # an older version did not keep them
+      arrays[f"{whose}.rows"] = _rows_of(
+          arrays[f"{whose}.tokens"], arrays[f"{whose}.gold"], parts
       )
+    return jax.tree.map_with_path(
+        lambda path, _: arrays[jax.tree_util.keystr(path)], like
+    )
   except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
     raise ConfigError(f"{str(place / _BATCH)!r}: is damaged") from error
+
+
+def _rows_of(
+    tokens: np.ndarray, gold: np.ndarray, parts: Assembly
+) -> np.ndarray:
+  """Finds train problems by their tokens and gold answers."""
+  table = parts.task.tables["train"].prompts
+  known = {
+      (prompt.tobytes(), answer.tobytes()): row
+      for prompt, answer, row in zip(
+          table.tokens, table.gold, table.rows, strict=True
+      )
+  }
+  pairs = zip(tokens, gold, strict=True)
+  return np.array([known[x.tobytes(), y.tobytes()] for x, y in pairs], np.int32)

@@ -64,7 +64,7 @@ def train(
       but in a temporary folder.
     programs: folder that keeps compiled programs from one start to the next;
       JAX's own setting takes precedence; None uses only that.
-    own: the user's parts of the train step; a resumed run needs the same ones.
+    own: the user's functions; a resumed run needs the same ones.
 
   Raises:
     ConfigError: if the data, devices or workdir break a rule.
@@ -77,9 +77,9 @@ def train(
   start = time.perf_counter()
   cache = compilation.place(programs)
   if dry_run:
-    _print_plan(cfg, workdir, cache, own)
+    _print_plan(cfg, workdir, own, cache)
     return
-  parts = _assemble(cfg, workdir)
+  parts = _assemble(cfg, workdir, own)
   with (
       _claimed(workdir, parts) as finished,
       compilation.kept(programs),
@@ -88,7 +88,7 @@ def train(
     if finished:
       print(f"{workdir} holds this run, finished: nothing to do")
       return
-    print(_introduction(parts, cache, own))
+    print(_introduction(parts, cache))
     _tell_export(parts)
     saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
@@ -98,7 +98,7 @@ def train(
       with processes.everywhere(
           lambda: RunLog(place, position, wandb=cfg.log.wandb)
       ) as log:
-        run = Run(parts, workdir, log, sampler, meter, own)
+        run = Run(parts, workdir, log, sampler, meter)
         # A variable that still names the state would keep it on the devices.
         begun, saved = [saved], None
         judging.summarise(run, _run_stages(run, begun.pop()), start)
@@ -111,16 +111,19 @@ def train(
 
 
 def _print_plan(
-    cfg: Config, workdir: pathlib.Path, cache: str | None, own: Own
+    cfg: Config, workdir: pathlib.Path, own: Own, cache: str | None
 ) -> None:
   """Makes all checks and prints the plan; keeps no file."""
   with tempfile.TemporaryDirectory() as scratch, compilation.unkept():
-    parts = _assemble(cfg, workdir, pathlib.Path(scratch))
-    print(_introduction(parts, cache, own))
+    parts = _assemble(cfg, workdir, own, pathlib.Path(scratch))
+    print(_introduction(parts, cache))
 
 
 def _assemble(
-    cfg: Config, workdir: pathlib.Path, scratch: pathlib.Path | None = None
+    cfg: Config,
+    workdir: pathlib.Path,
+    own: Own,
+    scratch: pathlib.Path | None = None,
 ) -> Assembly:
   """Builds the parts and makes all checks that need no compiling.
 
@@ -136,7 +139,7 @@ def _assemble(
 
   def assemble() -> Assembly:
     home = workdir if begun else None
-    parts = assembly.assemble(cfg, home=home, scratch=scratch)
+    parts = assembly.assemble(cfg, home=home, scratch=scratch, own=own)
     splits.check_trainable(parts.task.tables, cfg.data)
     if scratch or not begun:
       splits.check_overlap(parts.task.repeats, cfg.data)
@@ -267,7 +270,7 @@ def reinforce(
       run=run,
       name="rl",
       num_steps=cfg.num_steps,
-      step=assembly.train_step_of(run.parts, stage, run.own),
+      step=assembly.train_step_of(run.parts, stage),
       records=pipeline.batches(
           len(table.kept),
           table.record,
@@ -280,11 +283,11 @@ def reinforce(
       ),
       max_skipped=cfg.optimizer.max_skipped,
       constants=(reference,),
-      own=run.own.described,
+      own=run.parts.own.described,
       updates=cfg.loss.num_updates,
       save_start=True,
       sequences=cfg.sequences_per_step,
-      calls_host=cfg.reward.grader == "host" or bool(run.own.text_reward),
+      calls_host=run.parts.grades_on_host or bool(run.parts.rewarder),
       validate=judging.validate,
       observe=_Observer(run),
   )
@@ -331,7 +334,7 @@ def _tell_export(parts: Assembly) -> None:
       print(f"warning: this model cannot be exported: {error}", flush=True)
 
 
-def _introduction(parts: Assembly, cache: str | None, own: Own) -> str:
+def _introduction(parts: Assembly, cache: str | None) -> str:
   """Returns the plan, where programs are kept, and the sizes of the data.
 
   `cache` is the folder of compiled programs, None for none.
@@ -340,7 +343,10 @@ def _introduction(parts: Assembly, cache: str | None, own: Own) -> str:
   lines = [
       plan.describe(parts.cfg, parts.mesh, stage.spec),
       plan.describe_programs(
-          parts.cfg, cache, own_texts=own.text_reward is not None
+          parts.cfg,
+          cache,
+          own_texts=bool(parts.rewarder),
+          own_grades=bool(parts.own.text_grader),
       ),
   ]
   lines += [
@@ -358,8 +364,8 @@ def _introduction(parts: Assembly, cache: str | None, own: Own) -> str:
         " have one that fits"
     )
   lines += parts.task.described
-  if own.described:
-    lines.append(f"own        {own.described}")
+  if parts.own.described:
+    lines.append(f"own        {parts.own.described}")
   if parts.task.note:
     lines.append(f"note       {parts.task.note}")
   return "\n".join(lines)

@@ -77,13 +77,17 @@ def is_begun(workdir: pathlib.Path) -> bool:
 
 
 def environment(parts: Assembly) -> dict[str, str]:
-  """Returns devices and versions, which change the last digits of a run."""
+  """Returns devices and versions, which change the last digits of a run.
+
+  Also the names of the user's functions, `own`.
+  """
   devices = parts.mesh.devices
   packages = ("jax", "jaxlib", "flax", "optax", "grain", "numpy")
   return {
       "devices": f"{devices.size} x {devices.flat[0].device_kind}",
       "processes": str(jax.process_count()),
       "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+      "own": parts.own.described,
       **{name: importlib.metadata.version(name) for name in packages},
   }
 
@@ -97,11 +101,24 @@ def _compare_environment(workdir: pathlib.Path, parts: Assembly) -> None:
     return
   for name, ours in environment(parts).items():
     if theirs.get(name, ours) != ours:
+      then = "the next steps may differ in their last digits"
+      if name == "own":
+        then = "to continue with the same functions, start the same program"
       print(
           f"warning: {name}: the run began with {theirs[name]!r} and continues"
-          f" with {ours!r}; the next steps may differ in their last digits",
+          f" with {ours!r}; {then}",
           flush=True,
       )
+
+
+def own_grader(workdir: pathlib.Path) -> str:
+  """Returns the name of the user's grader of a run; empty without one."""
+  try:
+    own = files.read_json(workdir / _ENVIRONMENT).get("own", "")
+  except ConfigError:
+    return ""  # `_compare_environment` warns when the run continues
+  names = [x for x in own.split(", ") if x.startswith("text grader ")]
+  return names[0].removeprefix("text grader ") if names else ""
 
 
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:

@@ -153,6 +153,7 @@ def arguments(
       lengths=array(),
       gold=array(cfg.data.max_gold_tokens),
       gold_lengths=array(),
+      rows=array(),
   )
   if not cfg.loss.kl_weight:
     return state, None, prompts

@@ -16,10 +16,13 @@ import tqdm
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config import rules
 from iapo_jax.config.data import ArithmeticConfig
+from iapo_jax.config.gym import GymConfig
 from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import files, markdown, processes
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import KeyDomain, Params
+from iapo_jax.rewards.reward import name_of
+from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.run import assembly, evaluation, sources
 from iapo_jax.run import workdir as workdir_lib
 from iapo_jax.run.assembly import Assembly
@@ -60,6 +63,7 @@ def load(
     *,
     max_tokens: int | None = None,
     data: Mapping[str, Any] | None = None,
+    own: Own = NOTHING,
     **settings: Any,
 ) -> list[Contestant]:
   """Loads policies of runs.
@@ -71,6 +75,7 @@ def load(
     max_tokens: replaces `config.rollout.max_tokens`.
     data: replaces fields of `config.data`; a field that is None keeps the run's
       value. Another `task` means its published problems.
+    own: its `text_grader` grades; warns of runs that had another one.
     **settings: replace fields of `config.evaluation`; None keeps the run's
       value.
 
@@ -89,7 +94,9 @@ def load(
         cfg.reward.grader, cfg.probe.elicitation, cfg.evaluation,
     )  # fmt: skip
     if alike not in shared:
-      parts = assembly.assemble(cfg, home=workdir)
+      parts = assembly.assemble(
+          cfg, home=workdir, own=Own(text_grader=own.text_grader)
+      )
       shared[alike] = parts, evaluation.make_sampler(parts)
     parts, sampler = shared[alike]
     if cfg.data.task == theirs.data.task:
@@ -100,9 +107,25 @@ def load(
         Contestant(str(workdir), source.name, parts, sampler, params)
     )
   _check_alike(contestants)
+  _tell_graders(contestants)
   for note in {c.parts.task.note for c in contestants} - {None}:
     print(f"note       {note}")
   return contestants
+
+
+def _tell_graders(contestants: Sequence[Contestant]) -> None:
+  """Warns of runs whose own grader is not the one of this evaluation."""
+  for contestant in contestants:
+    grader = contestant.parts.own.text_grader
+    ours = name_of(grader) if grader else ""
+    theirs = workdir_lib.own_grader(pathlib.Path(contestant.name))
+    if ours != theirs:
+      now, then = (x or "none" for x in (ours, theirs))
+      print(
+          f"warning: {contestant.name}: trained with own grader {then!r},"
+          f" evaluated with {now!r}; a program chooses the grader of an"
+          " evaluation by iapo_jax.cli.iapo.run('evaluate', own=...)"
+      )
 
 
 def _reading(
@@ -123,6 +146,7 @@ def _reading(
         "first_rows": 0,
         "test_problems": 0,
         "arithmetic": ArithmeticConfig(),
+        "gym": GymConfig(),
         "max_gold_tokens": max(cfg.data.max_gold_tokens, _GOLD_TOKENS),
         "source_dir": cfg.data.source_dir if has_files else "",
     }
@@ -307,7 +331,8 @@ def report(
   A record holds `run`, `checkpoint`, `task`, `split`, `skipped` (prompts that
   were too long), `batch_size`, `temperature`, `top_p`, `top_k`, `seeds` (the
   metrics of each), the `mean` of every metric, with several seeds its standard
-  deviation `std` (ddof 1), and a `note` if the task has one.
+  deviation `std` (ddof 1), a `note` if the task has one, and `own` if a user's
+  function graded.
   """
   records = []
   for contestant, runs in zip(contestants, results, strict=True):
@@ -326,6 +351,8 @@ def report(
     }
     if contestant.parts.task.note:
       record["note"] = contestant.parts.task.note
+    if contestant.parts.own.described:
+      record["own"] = contestant.parts.own.described
     if len(runs) > 1:
       record["std"] = {k: statistics.stdev(v) for k, v in columns.items()}
     records.append(record)

@@ -164,6 +164,8 @@ def _arrays(
       )
   )
   none = np.zeros((len(items), 1), np.int32)
-  prompts = Prompts(tokens, lengths, gold=none, gold_lengths=none[:, 0] + 1)
+  prompts = Prompts(
+      tokens, lengths, gold=none, gold_lengths=none[:, 0] + 1, rows=none[:, 0]
+  )
   reasoning = np.array([item.reasoning for item in items], np.int32)
   return prompts, completions, reasoning, np.array(items[0].postfix, np.int32)

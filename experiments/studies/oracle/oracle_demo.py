@@ -144,9 +144,8 @@ def answer_counts(
   size = min(_BATCH, len(rows))
   for start in range(0, len(rows), size):
     at = np.arange(start, start + size) % len(rows)
-    prefixes = Prompts(
-        padded[at], lengths[at], prompts.gold[at], prompts.gold_lengths[at]
-    )
+    prefixes = prompts.replace(tokens=padded, lengths=lengths)
+    prefixes = jax.tree.map(lambda x, at=at: x[at], prefixes)
     found.append(
         _continued(
             subject.params, prefixes, jax.random.fold_in(key, start),

@@ -75,6 +75,7 @@ def prompts_of(kind: Kind) -> Prompts:
       lengths=jnp.full(rows, width, jnp.int32),
       gold=gold.at[:, 0].set(tokens[:, -1]),
       gold_lengths=jnp.full(rows, kind.answer_tokens, jnp.int32),
+      rows=jnp.arange(rows),
   )
 
 
