@@ -143,3 +143,7 @@ def _set_method(config: ml_collections.ConfigDict, method: str) -> None:
     config.probe.stride = 1
   if method == "chance":
     config.probe.answer_tokens = 4  # the first digit is not the whole answer
+  if method == "s_grpo":  # its defaults are for completions of 300 tokens
+    tokens = config.rollout.max_tokens
+    config.select.first_tokens = tokens // 3
+    config.select.short_tokens = tokens * 3 // 4
