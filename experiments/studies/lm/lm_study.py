@@ -153,7 +153,9 @@ def _measuring(run: pathlib.Path) -> ml_collections.ConfigDict:
   config.prompts_per_step = 8
   config.optimizer.update({"learning_rate": 0.0, "warmup_steps": 0})
   config.evaluation.every = 0
-  config.data.test_problems = 4  # its own evaluation is not used
+  made = config.data.task == "reasoning_gym"
+  # Its own evaluation is not used.
+  (config.data.gym if made else config.data).test_problems = 4
   config = _sized(config)
   config.num_steps = 1
   return config
