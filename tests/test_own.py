@@ -19,7 +19,7 @@ from iapo_jax.cli import iapo
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.rewards import user_functions
+from iapo_jax.rewards import grading, user_functions
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Asked, Texts
 from iapo_jax.rl.own import Own
@@ -218,6 +218,13 @@ def test_rewards_that_are_none(returned, message):
     user_functions.rewards_of(lambda _: returned, "mine", GIVEN)
 
 
+def judge_of(returned):
+  package = functools.partial(grading.judge, form=FormatConfig())
+  return user_functions.judge_of(
+      lambda _: returned, "mine", FormatConfig(), package
+  )
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -231,7 +238,7 @@ def test_rewards_that_are_none(returned, message):
     ],
 )  # fmt: skip
 def test_verdicts_that_are_none(returned, message):
-  judge = user_functions.judge_of(lambda _: returned, "mine", FormatConfig())
+  judge = judge_of(returned)
   with pytest.raises(ValueError, match=re.escape(message)):
     judge(GIVEN)
 
@@ -245,7 +252,7 @@ def test_verdicts():
       GIVEN, texts=[right, wrong, right, wrong, "no"], golds=["2"] * 5
   )
   returned = [None, None, np.bool_(False), np.float32(1), 0.25]
-  judge = user_functions.judge_of(lambda _: returned, "mine", FormatConfig())
+  judge = judge_of(returned)
   assert judge(given) == [
       Graded(True, "2.0", False),
       Graded(False, "3", False),
