@@ -42,7 +42,7 @@ def make_grader(
     asked: all problems of the run, in the order of `Prompts.rows`; needed by
       a judge that reads prompts or rows.
     judge: decides which completions are right, and may give partial scores;
-      None compares answers with `grading.grade`.
+      None is `grading.judge`.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -234,12 +234,7 @@ def grade_tokens(
   completions, given = _texts(
       tokenizer, asked, tokens, lengths, ended, gold, gold_lengths, rows
   )
-  if judge:
-    graded = judge(given)
-  else:
-    graded = grading.grade(
-        given.texts, given.golds, form=form, lenient=form.lenient
-    )
+  graded = judge(given) if judge else grading.judge(given, form=form)
   reasoning = [
       text.reasoning_length(ids, decode, form) for ids in completions
   ]

@@ -1,6 +1,7 @@
 """The parts of a run, built from its configuration."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -16,7 +17,7 @@ from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Params, TrainState
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import folder
-from iapo_jax.rewards import host, token_match, user_functions
+from iapo_jax.rewards import grading, host, token_match, user_functions
 from iapo_jax.rewards.reward import Grader, name_of
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
@@ -105,6 +106,7 @@ def _grader(cfg: Config, task: task_lib.Task, mesh: Mesh, own: Own) -> Grader:
         user_functions.bind(own.text_grader, "text_grader", task.asked),
         name_of(own.text_grader),
         cfg.format,
+        functools.partial(grading.judge, form=cfg.format),
     )
   if judge or cfg.reward.grader == "host":
     return host.make_grader(
