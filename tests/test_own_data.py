@@ -19,7 +19,6 @@ def load(folder, prepared):
 
 
 def test_own_files(tmp_path):
-  """Every row is somebody's own: a name that nobody reads is a mistake."""
   rows = [{"question": f"What is {i}?", "answer": i} for i in range(6)]
   for split in ("train", "test"):
     texts.write_jsonl(tmp_path / f"{split}.jsonl", rows)
@@ -28,7 +27,7 @@ def test_own_files(tmp_path):
   assert len(found["train"]) == 6
   with (tmp_path / "test.jsonl").open("a") as file:
     file.write('{"problem": "x", "answer": "y"}')
-  rule = r"test.jsonl: row 7 is not a row of own: fields p"
+  rule = r"test.jsonl: row 7 is not a row of own: question = None"
   with pytest.raises(ConfigError, match=rule):
     load(tmp_path, tmp_path / "prepared")
   with pytest.raises(ConfigError, match=r"source_dir = '': must be a folder"):

@@ -26,7 +26,7 @@ from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.data import arithmetic
 from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import Graded, host, text, token_match
-from iapo_jax.rewards.reward import combine
+from iapo_jax.rewards.reward import Asked, combine
 from iapo_jax.run import assembly
 
 FORM = FormatConfig()
@@ -270,6 +270,10 @@ class CombineTest(chex.TestCase):
     np.testing.assert_array_equal(form, [0.5, -0.25, 0.5, -0.25])
     self.assertEqual(correctness.dtype, jnp.float32)
     self.assertEqual(form.dtype, jnp.float32)
+    # Partial scores lie between.
+    scores = jnp.array([1.0, 0.75, 0.5, 0.0])
+    partly, _ = combined(grades.replace(scores=scores))
+    np.testing.assert_array_equal(partly, [1.0, 0.5, 0.0, -1.0])
 
 
 def word_ids(words):
@@ -474,6 +478,21 @@ class MakeGraderTest(chex.TestCase):
     chex.assert_trees_all_equal(on_host, on_device)
     chex.assert_trees_all_equal_dtypes(on_host, on_device)
     self.assertBetween(int(on_host.correct.sum()), 10, 54)
+    # A judge gets the rows of its own completions, 4 of each problem.
+    asked = [Asked("", {"score": i / 16}) for i in range(17)]
+    judge = host.make_grader(
+        word_level(), mesh, FORM, asked=asked,
+        judge=lambda given: [
+            Graded(row["score"] == 1, None, False, score=row["score"])
+            for row in given.rows
+        ],
+    )  # fmt: skip
+    rows = sharding.put_batch(np.arange(16, 0, -1, dtype=np.int32), mesh)
+    judged = jax.jit(judge)(rollout, prompts.replace(rows=rows))
+    scores = np.repeat(np.arange(16, 0, -1) / 16, 4)
+    np.testing.assert_array_equal(judged.scores, scores)
+    np.testing.assert_array_equal(judged.correct, scores == 1)
+    chex.assert_trees_all_equal(judged.well_formed, on_host.well_formed)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_the_eos_is_not_graded(self):

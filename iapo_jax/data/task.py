@@ -76,6 +76,12 @@ class Task:
   planting: Planting | None = None
   described: Sequence[str] = ()
 
+  @property
+  def columns(self) -> list[str]:
+    """The columns of the data beside those that every problem has."""
+    names = dict.fromkeys(x for row in self.asked for x in row.columns)
+    return [name for name in names if name not in examples.READ]
+
   def demonstration(
       self, index: int, rng: np.random.Generator, cfg: Config
   ) -> Record:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import settling, spelling, text
 from iapo_jax.rewards.pool import Pool, Task
+from iapo_jax.rewards.reward import Texts
 
 _MOST_WORKERS = 8
 _SOFT_SECONDS = 2.0
@@ -85,6 +86,11 @@ def grade(
         )
     )
   return results
+
+
+def judge(given: Texts, *, form: FormatConfig) -> list[Graded]:
+  """Grades completions of a run by comparing answers."""
+  return grade(given.texts, given.golds, form=form, lenient=form.lenient)
 
 
 def start() -> None:

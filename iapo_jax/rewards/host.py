@@ -30,7 +30,7 @@ def make_grader(
     *,
     asked: Sequence[Asked] = (),
     judge: Judge | None = None,
-  start: Callable[[], None] | None = None,
+    start: Callable[[], None] | None = None,
 ) -> Grader:
   """Makes a grader that calls the host and compares answers by meaning.
 
@@ -43,7 +43,7 @@ def make_grader(
     asked: all problems of the run, in the order of `Prompts.rows`; needed by
       a judge that reads prompts or rows.
     judge: decides which completions are right, and may give partial scores;
-      None compares answers with `grading.grade`.
+      None is `grading.judge`.
     start: starts the processes of the judge, without waiting for them.
   """
   columns = [
@@ -237,12 +237,7 @@ def grade_tokens(
   completions, given = _texts(
       tokenizer, asked, tokens, lengths, ended, gold, gold_lengths, rows
   )
-  if judge:
-    graded = judge(given)
-  else:
-    graded = grading.grade(
-        given.texts, given.golds, form=form, lenient=form.lenient
-    )
+  graded = judge(given) if judge else grading.judge(given, form=form)
   reasoning = [
       text.reasoning_length(ids, decode, form) for ids in completions
   ]

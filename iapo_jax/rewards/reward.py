@@ -49,14 +49,21 @@ class Texts:
   Attributes:
     texts: completions without their EOS.
     golds: gold answers.
-    prompts: prompts, as in `Asked`.
-    rows: the columns of each problem, as in `Asked`.
+    prompts: prompts, as in `Asked`; empty if the caller gave no problems.
+    rows: the columns of each problem, as in `Asked`; empty as `prompts`.
   """
 
   texts: list[str]
   golds: list[str]
   prompts: list[str]
   rows: list[Mapping[str, Any]]
+
+  def take(self, indices: Sequence[int]) -> "Texts":
+    """Returns some of the completions."""
+    return Texts(**{
+        name: values and [values[i] for i in indices]
+        for name, values in vars(self).items()
+    })
 
 
 def combine(

@@ -15,7 +15,7 @@ import numpy as np
 
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.rewards import grading, text
+from iapo_jax.rewards import text
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.reward import Asked, Texts, name_of
 
@@ -142,22 +142,19 @@ def rewards_of(call: Call, name: str, given: Texts) -> np.ndarray:
   return found
 
 
-def judge_of(call: Call, name: str, form: FormatConfig) -> Judge:
+def judge_of(
+    call: Call, name: str, form: FormatConfig, package: Judge
+) -> Judge:
   """Returns a judge that grades as a user's function says.
 
   The function returns for each completion True or False, a score in [0, 1], of
-  which only 1 is right, or None, which keeps the grade of the package.
+  which only 1 is right, or None, which keeps the grade of `package`.
   """
 
   def judge(given: Texts) -> list[Graded]:
     verdicts = _verdicts(call(given), name, given)
     left = [i for i, verdict in enumerate(verdicts) if verdict is None]
-    kept = grading.grade(
-        [given.texts[i] for i in left],
-        [given.golds[i] for i in left],
-        form=form,
-        lenient=form.lenient,
-    )
+    kept = package(given.take(left)) if left else []
     grades = dict(zip(left, kept, strict=True))
     for i, verdict in enumerate(verdicts):
       if verdict is not None:

@@ -363,6 +363,8 @@ def _introduction(parts: Assembly, cache: str | None) -> str:
         f"solutions  {len(parts.task.demonstrable)} of {there} train problems"
         " have one that fits"
     )
+  if parts.task.columns:
+    lines.append(f"columns    {', '.join(parts.task.columns)}")
   lines += parts.task.described
   if parts.own.described:
     lines.append(f"own        {parts.own.described}")
