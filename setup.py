@@ -41,6 +41,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "chex>=0.1.90",
         "flax>=0.12.7",
+        "gguf>=0.19",  # undoes llama.cpp's quantisations
         "grain>=0.2.12",
         "huggingface_hub>=1.31",
         "jinja2>=3.1.6",  # escapes untrusted text in pages

@@ -10,7 +10,7 @@ set `--config.init_from=FOLDER` to a finished run or a checkpoint, and
 CPU cores take two to three minutes for the warm start and one minute for each
 method.
 
-The learning rate of `grpo` is the best of `GRPO_LEARNING_RATES` by validation
+The learning rate of `grpo` is the best of `DEMO.grpo_rates` by validation
 accuracy at seed 0 (`experiments/demo.py --tune_grpo` trains all three). Every
 other method uses 4e-4, untuned. Settings that a method does not change are
 those of the paper's loss (token mean, clip 0.2 / 0.28).
@@ -19,8 +19,27 @@ those of the paper's loss (token mean, clip 0.2 / 0.28).
 import ml_collections
 
 from iapo_jax.config import presets
+from iapo_jax.config.demos import Demo
 
-GRPO_LEARNING_RATES = (1e-4, 2e-4, 4e-4)
+DEMO = Demo(
+    title="The demo: one warm start, then reinforcement learning",
+    methods=("grpo", "paper", "to_go"),
+    minutes=(3.0, 2.0),
+    timed_problems=1024,
+    grpo_rates=(1e-4, 2e-4, 4e-4),
+    small={
+        "warm_start.num_steps": 4,
+        "num_steps": 2,
+        "data.arithmetic.operands": 3,
+        "data.arithmetic.train_problems": 64,
+        "data.arithmetic.test_problems": 64,
+        "rollout.max_tokens": 56,
+        "evaluation.problems": 64,
+        "evaluation.batch_size": 64,
+        "model.d_model": 32,
+        "model.mlp_dim": 64,
+    },
+)
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -399,11 +399,11 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
   import huggingface_hub.constants
 
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-  told = "is not a folder, and could not be"
+  told = "is not a folder or a GGUF file, and could not be"
   with pytest.raises(ConfigError, match=told) as e:
     folder.find("owner/no-such-model")
   assert "\n" not in str(e.value)
-  with pytest.raises(ConfigError, match="is not a folder"):
+  with pytest.raises(ConfigError, match="is not a folder or a GGUF"):
     folder.find("/no/such/folder")
 
 
@@ -430,7 +430,9 @@ def test_a_path_that_is_missing_is_no_name_of_the_hub(
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError) as error:
     folder.find(name)
-  assert str(error.value) == f"model {name!r}: is not a folder; {why}"
+  assert str(error.value) == (
+      f"model {name!r}: is not a folder or a GGUF file; {why}"
+  )
 
 
 def test_remote_code_is_never_asked_for(copy):

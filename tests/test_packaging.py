@@ -111,15 +111,15 @@ def test_the_wheel_has_every_command(installed):
   small = [
       f"--config.{name}={value}"
       for name, value in {
-          "num_steps": 2, "warm_start.num_steps": 3, "evaluation.problems": 8,
+          "num_steps": 2, "warm_start.num_steps": 0, "evaluation.problems": 8,
           "evaluation.batch_size": 64, "data.arithmetic.test_problems": 16,
           "prompts_per_step": 4, "group_size": 4, "reward.grader": "host",
           "data.arithmetic.train_problems": 64, "model.d_model": 32,
-          "model.mlp_dim": 64, "warm_start.batch_size": 16, **runs.SHORT,
+          "model.mlp_dim": 64, **runs.LEAN,
       }.items()
   ]  # fmt: skip
-  iapo("train", "--config=arithmetic:to_go", *small)
-  run = "runs/arithmetic-to_go"
+  iapo("train", "--config=arithmetic:grpo", *small)
+  run = "runs/arithmetic-grpo"
   assert "pass@1" in iapo("evaluate", run, "--problems=8", "--batch_size=64")
   assert "model.safetensors" in iapo("export", run, "--output=exported")
   iapo("report", run)

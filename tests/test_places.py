@@ -48,6 +48,8 @@ def here(tmp_path_factory):
   (found / "other").mkdir()
   (found / "other" / "notes.txt").write_text("")
   (found / "file").write_text("")
+  (found / "quantised").mkdir()
+  (found / "quantised" / "model.gguf").write_text("")
   return found
 
 
@@ -68,6 +70,8 @@ KINDS = {
     "other": Kind.OTHER,
     "file": Kind.FILE,
     "nowhere": Kind.MISSING,
+    "quantised": Kind.GGUFS,
+    "quantised/model.gguf": Kind.GGUF,
 }
 
 
@@ -84,6 +88,7 @@ def test_what_a_folder_is(here, name, kind, monkeypatch):
 # What the words of the messages below stand for.
 PATHS = {
     "RUN": "runs/run", "RUNS": "runs", "MODEL": "models/model", "DATA": "data",
+    "FILE": "quantised/model.gguf",
 }  # fmt: skip
 OF_MODEL = (
     "it is a Hugging Face folder; score it with `iapo score --model=MODEL`,"
@@ -91,6 +96,9 @@ OF_MODEL = (
     " run without steps: `iapo train --config=NAME"
     " --config.model.pretrained=MODEL --config.num_steps=0"
     " --config.warm_start.num_steps=0`"
+)
+OF_FILE = OF_MODEL.replace("Hugging Face folder", "GGUF file").replace(
+    "MODEL", "FILE"
 )
 OF_OTHERS = {
     "runs": "it is a parent of runs; name one of them, such as 'RUN'",
@@ -100,12 +108,15 @@ OF_OTHERS = {
     "prepared": "it holds prepared data",
     "data": "it holds data files; name them with --config.data.source_dir=DATA",
     "empty": "it is an empty folder",
+    "quantised": "it holds GGUF files; name one of them, such as 'FILE'",
 }  # fmt: skip
 NOT_A_RUN = OF_OTHERS | {
     "models": OF_MODEL.replace("is a", "is a parent of", 1).replace(
         "folder;", "folders;", 1
     ),
     "models/model": OF_MODEL,
+    "quantised": OF_FILE.replace("is a GGUF file", "holds GGUF files"),
+    "quantised/model.gguf": OF_FILE,
     "runs/run/checkpoints/rl/2":
         "it is a checkpoint of the run 'RUN'; name 'RUN'; `iapo evaluate` and"
         " `iapo export` take --checkpoint=2",
@@ -164,14 +175,15 @@ REFUSALS = [
      "'PLACE': must be a step that a stopped run kept, RUN/replay/STAGE-STEP; ",
      NO_STEP),
     ("score", ["--model=PLACE", "--input=x", "--output=y"],
-     "--model = 'PLACE': must be a run, a Hugging Face folder or a hub name; ",
+     "--model = 'PLACE': must be a run, a Hugging Face folder, a GGUF file or a"
+     " hub name; ",
      NOT_A_POLICY),
     ("train", [*TINY, "--config.model.pretrained=PLACE"],
-     "config.model.pretrained = 'PLACE': must be a Hugging Face folder or a hub"
-     " name; ", NOT_A_MODEL),
+     "config.model.pretrained = 'PLACE': must be a Hugging Face folder, a GGUF"
+     " file or a hub name; ", NOT_A_MODEL),
     ("train", [*TINY, "--config.data.tokenizer=PLACE"],
-     "config.data.tokenizer = 'PLACE': must be a folder with a tokenizer.json"
-     " or a hub name; ", NOT_A_TOKENIZER),
+     "config.data.tokenizer = 'PLACE': must be a folder with a tokenizer.json,"
+     " a GGUF file or a hub name; ", NOT_A_TOKENIZER),
     ("train", [*TINY, "--workdir=PLACE"],
      "workdir 'PLACE': must be new, empty or the folder of this run; ",
      NOT_A_WORKDIR),

@@ -1,6 +1,7 @@
-r"""Trains one warm start, then GRPO, IAPO `paper` and IAPO `to_go` from it.
+r"""Trains one warm start, then several methods from it, and compares them.
 
-  iapo demo                     # what `make demo` runs
+  iapo demo                     # what `make demo` runs: sums
+  iapo demo --config=smollm2 --workdir=runs/lm  # `make lm`: a language model
   iapo demo --seeds=0,1,2 --methods=grpo,paper,to_go,shuffled,length_penalty
   iapo demo --tune_grpo
 
@@ -11,16 +12,18 @@ finished runs and continues interrupted ones; delete the folder to start over.
 """
 
 import argparse
-import functools
+import dataclasses
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iapo_jax.cli import command
-from iapo_jax.config import parsing, presets
+from iapo_jax.config import demos, methods, parsing, presets
+from iapo_jax.config.demos import Demo
+from iapo_jax.config.schema import Config
 from iapo_jax.core import files, markdown
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import logs, trainer
@@ -37,13 +40,20 @@ _STYLE = {
     "faithful": ("iapo_faithful", "authors' code, exact probes"),
     "shuffled": ("iapo_to_go_shuffled", "to_go, shuffled (control)"),
     "length_penalty": ("length_penalty", "length penalty (control)"),
+    "chance": ("chance", "chance of the gold answer, priced"),
 }
-_TIMED_PROBLEMS = 1024
+_WARM_START = "sft"
 
 
 def add_arguments(parser: command.Parser) -> None:
   """Adds the arguments of the command."""
   add = parser.add_argument
+  add(
+      "--config",
+      default="arithmetic",
+      metavar="NAME",
+      help="a configuration that has a demo: arithmetic (default) or smollm2",
+  )
   add("--workdir", default="runs/demo", help="folder of the demo")
   add(
       "--seeds",
@@ -53,10 +63,10 @@ def add_arguments(parser: command.Parser) -> None:
   )
   add(
       "--methods",
-      default=["grpo", "paper", "to_go"],
+      default=None,
       type=command.words,
-      help="methods to train; also faithful, and the controls shuffled and"
-      " length_penalty",
+      help="methods to train, instead of those of the demo; also the controls"
+      " shuffled and length_penalty",
   )
   add(
       "--tune_grpo",
@@ -71,133 +81,223 @@ def add_arguments(parser: command.Parser) -> None:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """One run of the demo: a method from the warm start of a seed."""
+
+  method: str
+  seed: int
+  learning_rate: float | None = None
+
+  @property
+  def folder(self) -> str:
+    """Its folder in that of the demo."""
+    name = self.method
+    if self.learning_rate is not None:
+      name += f"-{self.learning_rate:g}"
+    return f"seed-{self.seed}/{name}"
+
+  @property
+  def label(self) -> str:
+    """Names it in what is printed."""
+    return f"{_style(self.method)[1]}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Show:
+  """The demo that a user asked for.
+
+  Attributes:
+    name: of the configuration.
+    small: whether runs are tiny.
+  """
+
+  name: str
+  demo: Demo
+  workdir: pathlib.Path
+  small: bool
+
+  def folder(self, run: _Run) -> pathlib.Path:
+    """Returns the folder of a run."""
+    return self.workdir / run.folder
+
+  def is_finished(self, run: _Run) -> bool:
+    """Returns whether a run has its summary."""
+    return (self.folder(run) / workdir_lib.SUMMARY).exists()
+
+  def minutes(self, run: _Run) -> float:
+    """Returns the announced minutes of a run."""
+    warm_start, other = self.demo.minutes
+    return warm_start if run.method == _WARM_START else other
+
+
 def run(given: argparse.Namespace) -> None:
   """Trains what is not trained yet, then reports."""
   start = time.perf_counter()
-  workdir = pathlib.Path(given.workdir)
-  methods, seeds = _chosen(given)
-  train = functools.partial(
-      _train, programs=workdir / workdir_lib.PROGRAMS, small=given.small
+  show = _Show(
+      given.config,
+      demos.read(given.config),
+      pathlib.Path(given.workdir),
+      given.small,
   )
+  names, seeds = _chosen(given, show.demo)
   if given.tune_grpo:
-    _tune(train, workdir, seeds[0])
+    _tune(show, seeds[0])
     return
-  folders, reused = {}, 0.0
-  for seed in seeds:
-    for method in methods:
-      folder = workdir / f"seed-{seed}" / method
-      folders[method, seed] = folder
-      if (folder / workdir_lib.SUMMARY).exists():
-        reused += _summary(folder)["seconds"]
-      train(method, seed, folders)
+  planned = [_Run(name, seed) for seed in seeds for name in names]
+  reused = sum(_seconds(show, x) for x in planned if show.is_finished(x))
+  _train_all(show, planned)
+  folders = {
+      name: [show.folder(x) for x in planned if x.method == name]
+      for name in names
+  }
   summary = {
-      _STYLE[method][0]: _combine([
-          _summary(folders[method, seed]) for seed in seeds
-      ])
-      for method in methods
+      _style(name)[0]: _combine([_summary(folder) for folder in places])
+      for name, places in folders.items()
   }
   table = _table(summary, len(seeds))
   # Time of this call, plus that of runs that were finished before.
   summary["seconds"] = time.perf_counter() - start + reused
-  files.write_json(workdir / workdir_lib.SUMMARY, summary)
-  timing = _time(workdir, folders, methods, seeds)
+  files.write_json(show.workdir / workdir_lib.SUMMARY, summary)
+  timing = _time(show, folders, seeds)
   written = page.write(
-      {
-          _STYLE[method][1]: [folders[method, seed] for seed in seeds]
-          for method in methods
-      },
-      workdir / "report",
-      title="The demo: one warm start, then reinforcement learning",
+      {_style(name)[1]: places for name, places in folders.items()},
+      show.workdir / "report",
+      title=show.demo.title,
       timing=timing,
   )
   print(f"\n{table}\n")
-  print(comparison.table(timing))
-  print(f"\nsummary  {workdir / workdir_lib.SUMMARY}")
+  if timing:
+    print(comparison.table(timing))
+  print(f"\nsummary  {show.workdir / workdir_lib.SUMMARY}")
   print(f"page     {written}")
 
 
+def _style(method: str) -> tuple[str, str]:
+  """Returns a method's key in summary.json, and its label."""
+  return _STYLE.get(method, (method, method))
+
+
+def _train_all(show: _Show, planned: Sequence[_Run]) -> None:
+  """Trains the runs that are not finished; announces what is left."""
+  steps = _configure(show, planned[-1]).num_steps
+  total = sum(map(show.minutes, planned))
+  print(
+      f"demo       {len(planned)} runs of {show.name}: {planned[0].label}, then"
+      f" {steps} steps of each method; each is judged on the test problems"
+  )
+  if not show.small:
+    print(
+        f"time       about {total:.0f} minutes on two CPU cores; to go on after"
+        " an interruption, give the same command again"
+    )
+  for number, one in enumerate(planned, start=1):
+    left = "finished before"
+    if not show.is_finished(one):
+      left = f"about {_left(show, planned):.0f} minutes left"
+    if show.small:
+      left = "small"
+    where = f"{number} of {len(planned)}, {left}"
+    print(f"\n== {one.label} ({where})", flush=True)
+    _train(show, one)
+
+
+def _left(show: _Show, planned: Sequence[_Run]) -> float:
+  """Estimates the minutes that are left, from those of finished runs."""
+  done = [x for x in planned if show.is_finished(x)]
+  announced = sum(map(show.minutes, done))
+  taken = sum(_seconds(show, x) for x in done) / 60
+  waiting = sum(show.minutes(x) for x in planned if x not in done)
+  return waiting * (taken / announced if announced else 1.0)
+
+
 def _time(
-    workdir: pathlib.Path,
-    folders: dict[tuple[str, int], pathlib.Path],
-    methods: list[str],
-    seeds: list[int],
+    show: _Show,
+    folders: Mapping[str, Sequence[pathlib.Path]],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-  """Times the first seed's policies side by side; writes and returns that."""
-  seed = seeds[0]
-  suffix = f" (seed {seed})" if len(seeds) > 1 else ""
+  """Times the first seed's policies side by side; writes and returns that.
+
+  Returns nothing if the demo times no policies.
+  """
+  problems = show.demo.timed_problems
+  if not problems:
+    return []
+  suffix = f" (seed {seeds[0]})" if len(seeds) > 1 else ""
   contestants = comparison.load(
-      [folders[method, seed] for method in methods], "last"
+      [places[0] for places in folders.values()], "last"
   )
   results = comparison.judge(
-      contestants, split="test", problems=_TIMED_PROBLEMS, seeds=(0, 1, 2)
+      contestants, split="test", problems=problems, seeds=(0, 1, 2)
   )
   records = comparison.report(contestants, results, "test")
-  for record, method in zip(records, methods, strict=True):
-    record["run"] = _STYLE[method][1] + suffix
-  comparison.write(records, workdir / "evaluation")
+  for record, name in zip(records, folders, strict=True):
+    record["run"] = _style(name)[1] + suffix
+  comparison.write(records, show.workdir / "evaluation")
   return records
 
 
-def _chosen(given: argparse.Namespace) -> tuple[list[str], list[int]]:
+def _chosen(
+    given: argparse.Namespace, demo: Demo
+) -> tuple[list[str], list[int]]:
   """Returns the methods, the warm start first, and the seeds."""
-  known = [name for name in _STYLE if name != "sft"]
-  for method in given.methods:
+  chosen = list(demo.methods) if given.methods is None else given.methods
+  known = dict.fromkeys((*demo.methods, *methods.NAMES))
+  for method in chosen:
     if method not in known:
       raise ConfigError(
           f"--methods = {method!r}: must be among {', '.join(known)}"
       )
   seeds = command.whole_numbers("seeds", given.seeds)
-  return ["sft", *dict.fromkeys(given.methods)], seeds
+  if given.tune_grpo and not demo.grpo_rates:
+    rule = "has no rates of GRPO to try; --config=arithmetic has"
+    raise ConfigError(f"--tune_grpo with --config={given.config}: {rule}")
+  return [_WARM_START, *dict.fromkeys(chosen)], seeds
 
 
-def _tune(
-    train: Callable[..., None], workdir: pathlib.Path, seed: int
-) -> None:
-  """Trains GRPO at the learning rates that the configuration declares."""
-  folders = {("sft", seed): workdir / f"seed-{seed}" / "sft"}
-  train("sft", seed, folders)
+def _tune(show: _Show, seed: int) -> None:
+  """Trains GRPO at the learning rates that the demo declares."""
+  planned = [_Run("grpo", seed, rate) for rate in show.demo.grpo_rates]
+  _train_all(show, [_Run(_WARM_START, seed), *planned])
   rows = []
-  for rate in presets.read("arithmetic")["GRPO_LEARNING_RATES"]:
-    folders["grpo", seed] = workdir / f"seed-{seed}" / f"grpo-{rate:g}"
-    train("grpo", seed, folders, learning_rate=rate)
-    last = logs.stage_metrics(folders["grpo", seed], "validation")[-1]
-    rows.append([f"{rate:g}", f"{last['accuracy']:.3f}"])
+  for one in planned:
+    last = logs.stage_metrics(show.folder(one), "validation")[-1]
+    rows.append([f"{one.learning_rate:g}", f"{last['accuracy']:.3f}"])
   print()
   print(markdown.table(("learning rate", "validation accuracy"), rows))
 
 
-def _train(
-    method: str,
-    seed: int,
-    folders: dict[tuple[str, int], pathlib.Path],
-    *,
-    programs: pathlib.Path,
-    small: bool,
-    learning_rate: float | None = None,
-) -> None:
+def _train(show: _Show, one: _Run) -> None:
   """Trains one run of the demo; its warm start must be finished."""
-  config = presets.read("arithmetic")["get_config"](method)
-  config.seed = seed
-  if method != "sft":
-    config.warm_start.num_steps = 0
-    config.init_from = str(folders["sft", seed])
-  if learning_rate is not None:
-    config.optimizer.learning_rate = learning_rate
-  if small:
-    config.warm_start.num_steps = min(config.warm_start.num_steps, 4)
-    config.num_steps = min(config.num_steps, 2)
-    config.data.arithmetic.update({
-        "operands": 3, "train_problems": 64, "test_problems": 64,
-    })  # fmt: skip
-    config.rollout.max_tokens = 56
-    config.evaluation.update({"problems": 64, "batch_size": 64})
-    config.model.update({"d_model": 32, "mlp_dim": 64})
-  print(f"\n== {_STYLE[method][1]}, seed {seed}", flush=True)
   trainer.train(
-      parsing.parse(config),
-      folders[method, seed],
-      programs=programs,  # one folder for all: they share the sampler
+      _configure(show, one),
+      show.folder(one),
+      # One folder for all: they share the sampler.
+      programs=show.workdir / workdir_lib.PROGRAMS,
   )
+
+
+def _configure(show: _Show, one: _Run) -> Config:
+  """Returns the configuration of a run."""
+  config = presets.load(f"{show.name}:{one.method}")
+  config.seed = one.seed
+  if one.method != _WARM_START:
+    config.warm_start.num_steps = 0
+    start = _Run(_WARM_START, one.seed)
+    config.init_from = str(show.folder(start))
+  if one.learning_rate is not None:
+    config.optimizer.learning_rate = one.learning_rate
+  if show.small:
+    stages = {
+        "num_steps": config.num_steps,
+        "warm_start.num_steps": config.warm_start.num_steps,
+    }
+    config.update_from_flattened_dict({
+        # A stage that a run leaves out stays out.
+        field: min(value, stages.get(field, value))
+        for field, value in show.demo.small.items()
+    })
+  return parsing.parse(config)
 
 
 def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -221,7 +321,7 @@ def _combine(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
   """Formats the summary as Markdown."""
-  labels = dict(_STYLE.values())
+  labels = {key: key for key in summary} | dict(_STYLE.values())
   rows = []
   for key, entry in summary.items():
     tokens = f"{entry['mean_tokens']:.1f}"
@@ -243,6 +343,11 @@ def _table(summary: dict[str, dict[str, float]], seeds: int) -> str:
       f" {'problems' if seeds == 1 else f'{seeds} seeds'}.\n\n"
       + markdown.table(head, rows)
   )
+
+
+def _seconds(show: _Show, one: _Run) -> float:
+  """Returns the seconds that a finished run took."""
+  return _summary(show.folder(one))["seconds"]
 
 
 def _summary(folder: pathlib.Path) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def add_arguments(parser: command.Parser) -> None:
   add(
       "--model",
       required=True,
-      help="Hugging Face folder or hub name, or the folder of a run",
+      help="the folder of a run, a Hugging Face folder, a GGUF file or a hub"
+      " name",
   )
   add("--input", required=True, help="lines of JSON to score")
   add("--output", required=True, help="file to write; must be new")
@@ -60,7 +61,10 @@ def add_arguments(parser: command.Parser) -> None:
       default="2026-01-01",
       help="YYYY-MM-DD, the day that chat templates print as today",
   )
-  add("--tokenizer", help="folder or hub name, if it is not the model's")
+  add(
+      "--tokenizer",
+      help="folder, GGUF file or hub name, if it is not the model's",
+  )
   add(
       "--format",
       dest="preset",

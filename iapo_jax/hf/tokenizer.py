@@ -21,6 +21,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import gguf
 
 FILE = "tokenizer.json"
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -56,8 +57,19 @@ def load(folder: pathlib.Path) -> PreTrainedTokenizerFast:
   """Loads the fast tokenizer of a folder, exactly as in its tokenizer.json.
 
   For some model types `AutoTokenizer` builds a different one from parts of the
-  file. Raises `ConfigError` if the file is missing or cannot be read.
+  file. The folder may be a GGUF file, which has the same content. Raises
+  `ConfigError` if the file is missing or cannot be read.
   """
+  if gguf.is_file(folder):
+    try:
+      with gguf.written(folder, only=gguf.OF_TOKENIZER) as made:
+        tok = load(made)
+    except ConfigError as error:
+      if str(folder) in str(error):
+        raise
+      raise ConfigError(f"{str(folder)!r}: its tokenizer: {error}") from error
+    tok.name_or_path = str(folder)
+    return tok
   if not (folder / FILE).is_file():
     raise ConfigError(
         f"{str(folder)!r}: has no {FILE}; a fast tokenizer is needed"

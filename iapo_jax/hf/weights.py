@@ -1,4 +1,4 @@
-"""Reads and writes weights as safetensors, one tensor at a time.
+"""Reads weights, and writes them as safetensors, one tensor at a time.
 
 A process reads only the shards that its devices keep, one weight after another,
 the largest first. So the host never holds the model twice.
@@ -25,7 +25,8 @@ from iapo_jax.config.model import ModelConfig
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import Params, PyTree
-from iapo_jax.hf import names
+from iapo_jax.hf import gguf, names
+from iapo_jax.hf.gguf_weights import GGUFReader
 from iapo_jax.hf.names import Part, Path, Tensor
 
 _SINGLE = "model.safetensors"
@@ -63,10 +64,13 @@ class Reader:
   """The tensors of a folder, by the names that transformers writes today.
 
   Attributes:
-    folder: the folder.
+    place: the folder.
+    described: what gives the shapes that tensors must have, for errors.
     names: the names in the files, by today's names.
     files: the file of each tensor, by the name in the file.
   """
+
+  described = "config.json"
 
   def __init__(self, folder: pathlib.Path) -> None:
     """Finds the tensors of one safetensors file, or of several with an index.
@@ -74,7 +78,7 @@ class Reader:
     Raises `ConfigError` if there are none, the index is malformed, or two
     tensors have one name today.
     """
-    self.folder = folder
+    self.place = folder
     self.files = _locate(folder)
     self.names: dict[str, str] = {}
     for name in self.files:
@@ -92,11 +96,11 @@ class Reader:
       held.setdefault(self.files[stored], []).append(name)
     found = {}
     for file, members in held.items():
-      with _opened(self.folder / file) as opened:
+      with _opened(self.place / file) as opened:
         for name in members:
           stored = self.names[name]
           if stored not in opened.keys():  # noqa: SIM118 - not a mapping
-            raise ConfigError(f"{self.folder / file}: has no tensor {stored}")
+            raise ConfigError(f"{self.place / file}: has no tensor {stored}")
           view = opened.get_slice(stored)
           found[name] = (tuple(view.get_shape()), view.get_dtype())
     return found
@@ -108,8 +112,16 @@ class Reader:
     memory of this process.
     """
     stored = self.names[name]
-    with _opened(self.folder / self.files[stored]) as opened:
+    with _opened(self.place / self.files[stored]) as opened:
       return opened.get_slice(stored)[rows]
+
+
+def reader(place: pathlib.Path) -> Reader | GGUFReader:
+  """Returns the reader of a folder or a GGUF file.
+
+  Raises `ConfigError` if its tensors cannot be found or read.
+  """
+  return GGUFReader(place) if gguf.is_file(place) else Reader(place)
 
 
 def _today(name: str) -> str:
@@ -166,7 +178,7 @@ def _read_index(folder: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def check(reader: Reader, cfg: ModelConfig) -> None:
+def check(reader: Reader | GGUFReader, cfg: ModelConfig) -> None:
   """Checks that a checkpoint has the decoder's tensors and no others.
 
   Raises `ConfigError` that names missing, unexpected or misshapen tensors, or
@@ -182,20 +194,20 @@ def check(reader: Reader, cfg: ModelConfig) -> None:
       for tensor in names.tensors(cfg)
       for name in _names(tensor, cfg)
   }
-  where = repr(str(reader.folder))
+  where = repr(str(reader.place))
   _refuse(f"{where}: lacks", [name for name in expected if name not in found])
   extra = {n for n in found if n not in expected and not _DERIVED.fullmatch(n)}
   if cfg.tie_embeddings and _TIED_HEAD in extra:
     _check_tied(reader)
     extra.remove(_TIED_HEAD)
   unknown = sorted(reader.names[name] for name in extra)
-  _refuse(f"{where}: config.json does not describe", unknown)
+  _refuse(f"{where}: {reader.described} does not describe", unknown)
   for name, shape in expected.items():
     theirs, dtype = found[name]
     if theirs != shape:
       raise ConfigError(
-          f"{where}: {name} has shape {list(theirs)}, but config.json gives"
-          f" {list(shape)}"
+          f"{where}: {name} has shape {list(theirs)}, but {reader.described}"
+          f" gives {list(shape)}"
       )
     if dtype not in _READABLE:
       raise ConfigError(
@@ -215,14 +227,14 @@ def _refuse(what: str, found: Sequence[str]) -> None:
     raise ConfigError(f"{what} {', '.join(found[:3])}{more}")
 
 
-def _check_tied(reader: Reader) -> None:
+def _check_tied(reader: Reader | GGUFReader) -> None:
   """Raises `ConfigError` if a stored tied head differs from the embedding."""
   whole = (slice(None),)
   head = reader.read(_TIED_HEAD, whole)
   if not np.array_equal(head, reader.read(_EMBEDDING, whole)):
     raise ConfigError(
-        f"{str(reader.folder)!r}: {_TIED_HEAD} differs from the embedding, but"
-        " config.json ties the two (tie_word_embeddings)"
+        f"{str(reader.place)!r}: {_TIED_HEAD} differs from the embedding, but"
+        f" {reader.described} ties the two (tie_word_embeddings)"
     )
 
 
@@ -236,7 +248,7 @@ def load(
   """Loads a checkpoint; each process reads the shards that it keeps.
 
   Args:
-    folder: the folder of the checkpoint.
+    folder: the folder of the checkpoint, or its GGUF file.
     cfg: the decoder that it holds.
     dtype: dtype of the weights; weights of norms are always float32.
     shardings: a tree like the parameters; None puts all on one device.
@@ -244,8 +256,8 @@ def load(
   Raises:
     ConfigError: if `check` fails.
   """
-  reader = Reader(folder)
-  check(reader, cfg)
+  tensors = reader(folder)
+  check(tensors, cfg)
   letters = names.sizes(cfg)
   sources: dict[Path, _Source] = {}
   for tensor in names.tensors(cfg):
@@ -261,12 +273,12 @@ def load(
   params = {}
   for path in sorted(sources, key=lambda path: -math.prod(sources[path].shape)):
     kind = jnp.dtype("float32" if path[-1] == "scale" else dtype)
-    params[path] = _load_one(reader, sources[path], kind, where[path], letters)
+    params[path] = _load_one(tensors, sources[path], kind, where[path], letters)
   return traverse_util.unflatten_dict(params)
 
 
 def _load_one(
-    reader: Reader,
+    tensors: Reader | GGUFReader,
     source: _Source,
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
@@ -284,9 +296,9 @@ def _load_one(
       out = np.empty([len(entry) for entry in chosen], dtype)
       if source.tensor.in_layers:
         for slot, layer in enumerate(chosen[0]):
-          out[slot] = _read_part(reader, source, layer, chosen[1:], letters)
+          out[slot] = _read_part(tensors, source, layer, chosen[1:], letters)
       else:
-        out[...] = _read_part(reader, source, 0, chosen, letters)
+        out[...] = _read_part(tensors, source, 0, chosen, letters)
       read[chosen] = out
     return read[chosen]
 
@@ -295,7 +307,7 @@ def _load_one(
 
 
 def _read_part(
-    reader: Reader,
+    tensors: Reader | GGUFReader,
     source: _Source,
     layer: int,
     chosen: tuple[range, ...],
@@ -316,7 +328,7 @@ def _read_part(
       rows[0].start + source.first_row, rows[0].stop + source.first_row
   )
   name = source.tensor.name.format(layer)
-  found = reader.read(name, tuple(rows))
+  found = tensors.read(name, tuple(rows))
   found = found.reshape([len(block[letter]) for letter in expanded])
   return found.transpose([expanded.index(letter) for letter in ours])
 

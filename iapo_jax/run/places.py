@@ -1,4 +1,4 @@
-"""Says what a folder is, so that an error about the wrong one helps."""
+"""Says what a place is, so that an error about the wrong one helps."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import folder, tokenizer
+from iapo_jax.hf import folder, gguf, tokenizer
 
 _DEPTH, _MOST = 3, 1000  # of the folders that `_below` looks into
 _DATA = (".jsonl", ".parquet")
@@ -22,6 +22,7 @@ class Kind(enum.Enum):
 
   MISSING = "does not exist"
   FILE = "is a file"
+  GGUF = "is a GGUF file"
   EMPTY = "is an empty folder"
   RUN = "is a run"
   CHECKPOINT = "is a checkpoint of the run"
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
   MODEL = "is a Hugging Face folder"
   RUNS = "is a parent of runs"
   MODELS = "is a parent of Hugging Face folders"
+  GGUFS = "holds GGUF files"
   PREPARED = "holds prepared data"
   DATA = "holds data files"
   OTHER = "is another folder"
@@ -39,8 +41,8 @@ class Place:
   """A path that was looked at.
 
   Attributes:
-    found: the run that it is a part of, or the first folder below it for which
-      it has its kind; None for other kinds.
+    found: the run that it is a part of, or the first folder or file below it
+      for which it has its kind; None for other kinds.
   """
 
   path: pathlib.Path
@@ -50,6 +52,8 @@ class Place:
 
 def look(path: pathlib.Path) -> Place:
   """Says what a path is, from the names of files and the configuration."""
+  if gguf.is_file(path):
+    return Place(path, Kind.GGUF)
   if not path.is_dir():
     return Place(path, Kind.FILE if path.exists() else Kind.MISSING)
   if _is_run(path):
@@ -70,6 +74,8 @@ def look(path: pathlib.Path) -> Place:
       return Place(path, Kind.MODELS, below)
     if (below / "dataset_info.json").exists():
       return Place(path, Kind.PREPARED, below)
+  if models := sorted(filter(gguf.is_file, path.iterdir())):
+    return Place(path, Kind.GGUFS, models[0])
   if any(file.suffix in _DATA for file in path.iterdir()):
     return Place(path, Kind.DATA)
   return Place(path, Kind.OTHER)
@@ -114,21 +120,21 @@ def _below(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def explain(path: pathlib.Path, wanted: str) -> str:
   """Says what a path is, and what to name or to call instead.
 
-  `wanted` is `run`, `model` (a Hugging Face folder), `policy` (either) or
-  `tokenizer`.
+  `wanted` is `run`, `model` (a Hugging Face folder or a GGUF file), `policy`
+  (either) or `tokenizer`.
   """
   place = look(path)
   kind, found, here = place.kind, place.found, str(path)
   told = _told(place)
   if kind in (Kind.RUN, Kind.CHECKPOINT, Kind.PART):
     return f"{told}; {_of_run(place, str(found or path), wanted)}"
-  if kind is Kind.MODEL:
+  if kind in (Kind.MODEL, Kind.GGUF):
     return told if wanted != "run" else f"{told}; {_of_model(here)}"
   if kind is Kind.RUNS and wanted in ("model", "tokenizer"):
     return f"{told}; {_of_run(Place(found, Kind.RUN), str(found), wanted)}"
-  if kind is Kind.MODELS and wanted == "run":
+  if kind in (Kind.MODELS, Kind.GGUFS) and wanted == "run":
     return f"{told}; {_of_model(str(found))}"
-  if kind in (Kind.RUNS, Kind.MODELS):
+  if kind in (Kind.RUNS, Kind.MODELS, Kind.GGUFS):
     return f"{told}; name one of them, such as {str(found)!r}"
   if kind is Kind.DATA:
     return f"{told}; name them with --config.data.source_dir={here}"
@@ -190,11 +196,13 @@ def check(path: pathlib.Path, field: str, wanted: str) -> None:
   there = tokenizer.FILE if wanted == "tokenizer" else folder.CONFIG
   place = look(path)
   has = (path / there).exists() and place.kind is not Kind.RUN
-  if not has and place.kind not in (Kind.MODEL, Kind.OTHER):
+  if not has and place.kind not in (Kind.MODEL, Kind.GGUF, Kind.OTHER):
     needed = {
-        "model": "a Hugging Face folder or a hub name",
-        "policy": "a run, a Hugging Face folder or a hub name",
-        "tokenizer": "a folder with a tokenizer.json or a hub name",
+        "model": "a Hugging Face folder, a GGUF file or a hub name",
+        "policy": "a run, a Hugging Face folder, a GGUF file or a hub name",
+        "tokenizer": (
+            "a folder with a tokenizer.json, a GGUF file or a hub name"
+        ),
     }[wanted]
     raise ConfigError(
         f"{field} = {str(path)!r}: must be {needed}; {explain(path, wanted)}"

@@ -13,7 +13,7 @@ import jax
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
-from iapo_jax.hf import folder
+from iapo_jax.hf import folder, gguf
 from iapo_jax.run import checkpoint, places
 from iapo_jax.run.assembly import Assembly
 
@@ -145,7 +145,10 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   if name:
     place = folder.find(name)
     found["model_commit"] = folder.commit(place)
-    folder.copy_all_but_weights(place, workdir / folder.KEPT)
+    # The tokenizer of a GGUF file may be one that cannot be rebuilt.
+    other = parts.cfg.data.tokenizer and gguf.is_file(place)
+    skip = gguf.OF_TOKENIZER if other else ()
+    folder.copy_all_but_weights(place, workdir / folder.KEPT, skip=skip)
   files.write_json(workdir / _ENVIRONMENT, found)
   if parts.cfg.data.tokenizer:
     chosen = folder.find(parts.cfg.data.tokenizer, weights=False)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -93,10 +92,10 @@ def convert(
     cfg: ModelConfig,
     dtype: str,
 ) -> None:
-  """Writes the weights of a Hugging Face folder anew, with its other files.
+  """Writes the weights of a model anew, with its other files.
 
   Args:
-    place: the folder that the weights came from.
+    place: the folder or GGUF file that the weights came from.
     output: a folder that does not exist yet.
     params: the decoder's weights.
     cfg: the decoder.
@@ -233,13 +232,13 @@ def _copy_pretrained(
 ) -> None:
   """Copies a model's configurations and a tokenizer; sets the new dtype.
 
-  `words` is the folder of the tokenizer, whose files are copied with all
-  others of that folder but weights.
+  `words` is the place of the tokenizer, whose files are copied with all others
+  of that folder but weights.
   """
   folder.copy_all_but_weights(words, output, skip=_CONFIGS)
-  if (place / folder.GENERATION).exists():
-    shutil.copyfile(place / folder.GENERATION, output / folder.GENERATION)
-  raw = files.read_json(place / folder.CONFIG)
+  for file in _CONFIGS:
+    folder.copy_one(place, file, output)
+  raw = files.read_json(output / folder.CONFIG)
   spellings.write_config(output, raw, cfg, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Loads a policy from a run, a Hugging Face folder or the hub."""
+"""Loads a policy from a run, a Hugging Face folder, a GGUF file or the hub."""
 
 import dataclasses
 import pathlib
@@ -28,7 +28,7 @@ class Policy:
   """A policy in memory.
 
   Attributes:
-    source: the checkpoint of a run, or a Hugging Face folder.
+    source: the checkpoint of a run, a Hugging Face folder or a GGUF file.
     cfg: the decoder.
     params: its weights, on the first device.
     rules: how text becomes tokens.
@@ -112,10 +112,11 @@ def load(
   """Loads a policy onto the first device.
 
   Args:
-    model: the folder of a run, a Hugging Face folder, or a hub name.
+    model: the folder of a run, a Hugging Face folder, a GGUF file, `smollm2`
+      or a hub name.
     checkpoint: of a run: last, best or an RL step.
     dtype: of weights and matmuls: float32 or bfloat16.
-    tokenizer: folder or hub name, if it is not the model's.
+    tokenizer: folder, GGUF file or hub name, if it is not the model's.
     preset: the format of the texts, one of `formats.PRESETS`; by default the
       run's, or think_answer.
     elicitation: text that ends the reasoning and asks for the answer; by
@@ -176,7 +177,7 @@ def _rules(
   """Returns how text becomes tokens, by the folders of model and tokenizer."""
   tokens = folder.read_tokens(place)
   tok, ends, ids = None, tokens.eos_ids, ()
-  if words != place or (words / "tokenizer.json").exists():
+  if words != place or folder.has_tokenizer(words):
     tok = tokenizer_lib.load(words)
     ends = ends_lib.find(tok, tokens.eos_ids, chat=True)
     ids = task.elicitation_ids(tok, elicitation, "--elicitation")
