@@ -17,7 +17,7 @@ from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Params, TrainState
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import folder
-from iapo_jax.rewards import gym, grading, host, token_match, user_functions
+from iapo_jax.rewards import grading, gym, host, token_match, user_functions
 from iapo_jax.rewards.reward import Grader, name_of
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
