@@ -18,7 +18,16 @@ HEAD = """# Licences
 iapo_jax is under the Apache License 2.0 (`LICENSE`). What it needs to run, as
 each says in its own metadata; made by
 
+    # needs an environment with this package
     python .ci/licences.py
+
+| package | licence |
+|---|---|
+"""
+
+
+GYM = """
+With the extra `gym` (problems of reasoning-gym):
 
 | package | licence |
 |---|---|
@@ -56,10 +65,16 @@ def licence(name: str) -> str:
 
 
 def main() -> None:
-  """Writes the table."""
-  names = sorted(needed("iapo_jax", set()))
-  rows = [f"| {name} | {licence(name)} |\n" for name in names]
-  OUTPUT.write_text(HEAD + "".join(rows), encoding="utf-8")
+  """Writes the tables."""
+  names = needed("iapo_jax", set())
+  of_gym = {"reasoning-gym"} | needed("reasoning-gym", set())
+  whole = HEAD + rows(names) + GYM + rows(of_gym - names)
+  OUTPUT.write_text(whole, encoding="utf-8")
+
+
+def rows(names: set[str]) -> str:
+  """The rows of a table."""
+  return "".join(f"| {name} | {licence(name)} |\n" for name in sorted(names))
 
 
 if __name__ == "__main__":

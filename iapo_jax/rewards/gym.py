@@ -6,6 +6,7 @@ answers in the characters that `config.gym_families` allows.
 """
 
 import atexit
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,17 @@ def row_of(
   }
 
 
-def judge(given: Texts, *, form: FormatConfig) -> list[Graded]:
-  """Grades completions of a run, as `rewards.host` asks for it."""
-  return grade(given.texts, given.rows, form=form, lenient=form.lenient)
+def judge(
+    given: Texts, *, form: FormatConfig, partial: bool
+) -> list[Graded]:
+  """Grades completions of a run, as `rewards.host` asks for it.
+
+  Drops the scores unless `partial`; a right answer then counts as 1.
+  """
+  graded = grade(given.texts, given.rows, form=form, lenient=form.lenient)
+  if partial:
+    return graded
+  return [dataclasses.replace(one, score=None) for one in graded]
 
 
 def grade(
@@ -78,13 +87,14 @@ def grade(
   graded = []
   for answer, task in zip(found, tasks, strict=True):
     score = 0.0 if task is None else scores[task]
+    right = score is not None and score >= _RIGHT
     graded.append(
         Graded(
-            correct=score is not None and score >= _RIGHT,
+            correct=right,
             answer=answer and answer.text,
             timed_out=score is None,
             guessed=answer is not None and not answer.asked,
-            score=score or 0.0,
+            score=1.0 if right else score or 0.0,
         )
     )
   return graded

@@ -30,6 +30,7 @@ def make_grader(
     *,
     asked: Sequence[Asked] = (),
     judge: Judge | None = None,
+    start: Callable[[], None] | None = None,
 ) -> Grader:
   """Makes a grader that calls the host and compares answers by meaning.
 
@@ -43,6 +44,7 @@ def make_grader(
       a judge that reads prompts or rows.
     judge: decides which completions are right, and may give partial scores;
       None is `grading.judge`.
+    start: starts the processes of the judge, without waiting for them.
   """
   columns = [
       ((), dtype) for dtype in (jnp.bool_, jnp.bool_, jnp.int32, jnp.bool_)
@@ -69,8 +71,9 @@ def make_grader(
   ask = _caller(mesh, on_host, columns)
 
   def grade(rollout: Rollout, prompts: Prompts) -> Grades:
-    if judge is None:
-      grading.start()  # while tracing, so that processes are up when needed
+    # While tracing, so that processes are up when needed.
+    if begin := (start if judge else grading.start):
+      begin()
     return Grades(**dict(zip(names, ask(rollout, prompts), strict=True)))
 
   return grade

@@ -20,10 +20,6 @@ class _LateError(BaseException):
   """Raised when time is up; an `except Exception` of a library misses it."""
 
 
-def _expire(*_: object) -> NoReturn:
-  raise _LateError
-
-
 # A request -> what judges it; only the latter has a limit of CPU time
 Judge = Callable[..., Callable[[], Any]]
 
@@ -58,18 +54,28 @@ _JUDGES = {"comparing": _comparing, "scoring": _scoring}
 
 
 def _judged(judge: Judge, request: list[Any], seconds: float) -> Any:
+  """Returns the judgement of a request; None if it takes too long."""
+  late = False
+
+  def expire(*_: object) -> NoReturn:
+    nonlocal late
+    late = True
+    raise _LateError
+
+  signal.signal(signal.SIGPROF, expire)
   try:
     decide = judge(*request)
     # CPU time, so that no answer counts as wrong because the machine is busy.
     # Repeated every 0.1 s, in case a library swallows the exception.
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
-      return decide()
+      found = decide()
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
   except (_LateError, MemoryError):
     signal.setitimer(signal.ITIMER_PROF, 0)  # if `finally` was interrupted
     return None
+  return None if late else found
 
 
 def main() -> None:
@@ -80,7 +86,6 @@ def main() -> None:
   _, most = resource.getrlimit(resource.RLIMIT_AS)
   if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-  signal.signal(signal.SIGPROF, _expire)
   # Imports libraries before the first request, whose time is limited.
   judge = _JUDGES[sys.argv[3]]()
   print(json.dumps("ready"), file=replies, flush=True)

@@ -17,7 +17,7 @@ from iapo_jax.core.errors import ConfigError, fail
 from iapo_jax.core.types import Params, TrainState
 from iapo_jax.data import task as task_lib
 from iapo_jax.hf import folder
-from iapo_jax.rewards import grading, host, token_match, user_functions
+from iapo_jax.rewards import grading, gym, host, token_match, user_functions
 from iapo_jax.rewards.reward import Grader, name_of
 from iapo_jax.rl import state as state_lib
 from iapo_jax.rl.optimizer import make_optimizer
@@ -100,13 +100,19 @@ def _grader(cfg: Config, task: task_lib.Task, mesh: Mesh, own: Own) -> Grader:
   """Returns the configured grader, or that of the user."""
   of_answers = cfg.probe.estimator in OF_OWN_ANSWER or cfg.loss.early_weight
   answer_tokens = cfg.probe.answer_tokens if of_answers else 0
-  judge = None
+  judge = start = None
+  package = functools.partial(grading.judge, form=cfg.format)
+  if cfg.data.task == "reasoning_gym":
+    start = gym.start
+    judge = package = functools.partial(
+        gym.judge, form=cfg.format, partial=cfg.reward.partial
+    )
   if own.text_grader:
     judge = user_functions.judge_of(
         user_functions.bind(own.text_grader, "text_grader", task.asked),
         name_of(own.text_grader),
         cfg.format,
-        functools.partial(grading.judge, form=cfg.format),
+        package,
     )
   if judge or cfg.reward.grader == "host":
     return host.make_grader(
@@ -116,6 +122,7 @@ def _grader(cfg: Config, task: task_lib.Task, mesh: Mesh, own: Own) -> Grader:
         answer_tokens,
         asked=task.asked,
         judge=judge,
+        start=start,
     )
   tags = token_match.tags_of(task.tokenizer, cfg.format)
   return token_match.make_grader(tags, answer_tokens)

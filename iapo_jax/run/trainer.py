@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from iapo_jax.config import gym
 from iapo_jax.config import parsing as config_lib
 from iapo_jax.config.schema import Config
 from iapo_jax.core import compilation, processes, sharding
@@ -299,7 +300,9 @@ class _Observer:
 
   def __init__(self, run: Run) -> None:
     self._run = run
-    self._watch = watch.Watch(run.cfg.rollout.max_tokens)
+    data = run.cfg.data
+    several = data.task == "reasoning_gym" and gym.several(data.gym)
+    self._watch = watch.Watch(run.cfg.rollout.max_tokens, golds=not several)
     if not processes.is_first():
       return
     # A resumed run has seen all steps before its checkpoint.

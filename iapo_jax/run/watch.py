@@ -24,14 +24,22 @@ MOST_TIMEOUTS = 0.01  # share of answers that may take too long
 LARGEST_GAP = 1.0  # nats between two log-probabilities of the same token
 RATIOS = (0.8, 1.25)  # allowed mean ratio, policy over sampling policy
 LARGEST_KL = 1.0  # nats a token
+_GAP = "gap"
 
 
 class Watch:
   """The state of the warnings: a function of the metrics seen so far."""
 
-  def __init__(self, max_tokens: int) -> None:
-    """Begins before the first step; `max_tokens` is `rollout.max_tokens`."""
+  def __init__(self, max_tokens: int, *, golds: bool = True) -> None:
+    """Begins before the first step.
+
+    Args:
+      max_tokens: `rollout.max_tokens`.
+      golds: whether the gold answers are the only right ones, so that probes
+        can be compared with them.
+    """
     self._max_tokens = max_tokens
+    self._golds = golds
     self._streaks: collections.Counter[str] = collections.Counter()
     self._given: set[str] = set()
     self._window: collections.deque[Metrics] = collections.deque(maxlen=WINDOW)
@@ -44,6 +52,8 @@ class Watch:
       return  # `loop` warns of these
     self._window.append(metrics)
     found = troubles(metrics) | self._cut(metrics)
+    if not self._golds:
+      found.pop(_GAP, None)
     for name in self._streaks.keys() - found.keys():
       self._streaks[name] = 0
     self._streaks.update(found.keys())
@@ -176,7 +186,7 @@ def _probe_troubles(metrics: Metrics) -> dict[str, str]:
         " probe.elicitation a text that the policy can answer?"
     )
   if abs(gap) > 0.5:
-    found["gap"] = (
+    found[_GAP] = (
         "probes are badly calibrated (gold log-likelihood + entropy ="
         f" {gap:.2f} nats; 0 is calibrated)"
     )
