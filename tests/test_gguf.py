@@ -349,6 +349,19 @@ def test_tensors_are_refused_by_name(tmp_path):
   )
 
 
+def test_a_folder_that_has_its_weights_in_a_file(tmp_path):
+  source = copy(tmp_path / "m", "qwen2")
+  place = ggufs.write(source / "m.gguf", source)
+  for path in source.glob("*.safetensors"):
+    path.unlink()
+  with pytest.raises(ConfigError) as error:
+    weights.reader(source)
+  assert str(error.value) == (
+      f"{str(source)!r}: has no *.safetensors; name its GGUF file,"
+      f" {str(place)!r}"
+  )
+
+
 def test_the_packaged_model(tmp_path, monkeypatch):
   """Its name never means a folder that is here, and tells how to get it."""
   monkeypatch.chdir(tmp_path)
