@@ -337,6 +337,8 @@ def test_tensors_are_refused_by_name(tmp_path):
   assert "is not llama3's" in refusal(
       lambda t: t.update({"rope_freqs.weight": np.array([1, 3, 2.0])})
   )
+  same = {"model.norm.weight": np.ones(24)}
+  assert "under another name, too" in refusal(lambda t: t.update(same))
   assert refusal(lambda t: t.pop("token_embd.weight")) == (
       "has no tensor token_embd.weight"
   )
