@@ -3,18 +3,22 @@
 Names come from the `gguf` package's own tables, not from ours.
 """
 
+import json
+
 import gguf
+import jax
 import numpy as np
+from flax import linen as nn
 from gguf import GGMLQuantizationType as Kind
 
 from iapo_jax.core import files
 from iapo_jax.hf import weights
+from iapo_jax.models import transformer
 
 ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2",
     "gemma3_text": "gemma3", "phi3": "phi3",
 }  # fmt: skip
-_TYPES = {"normal": 1, "control": 3, "user": 4}
 
 
 def write(
@@ -57,6 +61,15 @@ def write(
   writer.write_tensors_to_file()
   writer.close()
   return path
+
+
+def random_params(cfg):
+  """Weights for a decoder without compiling anything."""
+  shapes = jax.eval_shape(lambda: transformer.init(jax.random.key(0), cfg))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda x: rng.normal(size=x.shape).astype(np.float32), nn.unbox(shapes)
+  )
 
 
 def _add(writer, key, value):
@@ -187,8 +200,6 @@ def llama3_factors(
 
 def tokens(tok, rows, pre, spm):
   """Metadata of a tokenizer that fills up the rows of a model."""
-  import json
-
   if tok is None:
     letters = [chr(ord("Ā") + i) for i in range(rows)]
     return {

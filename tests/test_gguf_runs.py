@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import runs
 import safetensors.numpy
-import tiny
 import tokenizer_kinds
 from test_export import small
 
@@ -36,7 +35,7 @@ def place(tmp_path_factory):
       folder.read_model(GOLDEN / "llama"), d_model=32, mlp_dim=32, head_dim=8,
       vocab_size=300, num_layers=1,
   )  # fmt: skip
-  weights.save(found, tiny.make_params(cfg), cfg, dtype="float32")
+  weights.save(found, ggufs.random_params(cfg), cfg, dtype="float32")
   families.config_of(cfg).save_pretrained(found)
   tok = tokenizer_kinds.of("byte_level")
   return ggufs.write(found / "m.gguf", found, kind="Q8_0", tok=tok)

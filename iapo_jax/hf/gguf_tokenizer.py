@@ -26,7 +26,7 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_NORMAL_LETTER = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -36,8 +36,8 @@ _CASED = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
 )
 _REST_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TRIPLES = rf"{_CONTRACTIONS}|{_NORMAL_LETTER}|\p{{N}}{{1,3}}|{_REST}"
-_SINGLES = rf"{_CONTRACTIONS}|{_NORMAL_LETTER}|\p{{N}}|{_REST}"
+_TRIPLES = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}"
+_SINGLES = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_REST}"
 _OPTIONAL = f"{_CONTRACTIONS}?"
 
 

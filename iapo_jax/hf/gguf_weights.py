@@ -47,6 +47,10 @@ class GGUFReader:
     self.names = gguf_config.stored_names(
         keys.architecture, list(header.tensors)
     )
+    if lost := header.tensors.keys() - {
+        *self.names.values(), *gguf_config.FACTORS
+    }:
+      header.fail(f"has tensor {lost.pop()!r} under another name, too")
     self._width = 1
     if keys.architecture in _ROTATED_PAIRS:
       self._width = gguf_config.head_width(keys)
