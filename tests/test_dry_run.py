@@ -23,7 +23,10 @@ def place(tmp_path_factory):
   """Own data and a tokenizer."""
   found = tmp_path_factory.mktemp("texts")
   texts.write_tokenizer(found / "tokenizer")
-  rows = [{"question": f"What is {i}?", "answer": i / 4} for i in range(24)]
+  rows = [
+      {"question": f"What is {i}?", "answer": i / 4, "level": i}
+      for i in range(24)
+  ]
   texts.write_jsonl(found / "own" / "train.jsonl", rows[:16])
   texts.write_jsonl(found / "own" / "test.jsonl", rows[16:])
   return found
@@ -62,6 +65,7 @@ def test_own_data_are_prepared_in_a_folder_that_goes(
   done = dry_run(place, tmp_path)
   assert done.returncode == 0, done.stderr
   assert "own: prepares its rows in a temporary folder" in done.stdout
+  assert "columns    level\n" in done.stdout
   assert "repeats    0 of 12 train, 0 of 4 validation, 0 of 8 te" in done.stdout
   assert [x.name for x in tmp_path.iterdir()] == ["temporary"]
   assert not [*temporary.glob("**/*.array_record*")]
