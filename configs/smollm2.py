@@ -110,7 +110,7 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   config.prompts_per_step = 4
   config.group_size = 6
   config.num_steps = 24
-  config.loss.update({"micro_batches": 4, "head_chunk": 64})
+  config.loss.update({"micro_batches": 8, "head_chunk": 64})
   # At 3e-5 `to_go` broke the policy and its probes within 10 steps.
   config.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 2})
   config.warm_start.update({"num_steps": 60, "batch_size": 8})
