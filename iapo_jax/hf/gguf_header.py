@@ -54,13 +54,24 @@ class Stored:
   size: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Numbers:
+  """A list of numbers, which equals nothing else: arrays compare by element."""
+
+  values: np.ndarray
+
+  def __repr__(self) -> str:
+    more = ", ..." if len(self.values) > 3 else ""
+    return f"[{', '.join(map(repr, self.values[:3].tolist()))}{more}]"
+
+
 @dataclasses.dataclass(frozen=True)
 class Header:
   """Everything but the bytes of the tensors.
 
   Attributes:
     path: the file.
-    metadata: numbers, texts, arrays of numbers and lists of texts, by key.
+    metadata: numbers, texts, `Numbers` and tuples of texts, by key.
     tensors: by name.
   """
 
@@ -175,9 +186,9 @@ class _Parser:
     if inner == _ARRAY:
       self._fail(f"{key} is a list of lists, which is not supported")
     if inner != _STRING:
-      return self._scalars(inner, count, key)
+      return Numbers(self._scalars(inner, count, key))
     self._check_room(count, 8, f"{count} texts of {key}")
-    return [self._text(f"an entry of {key}") for _ in range(count)]
+    return tuple(self._text(f"an entry of {key}") for _ in range(count))
 
   def _scalars(self, kind: int, count: int, key: str) -> np.ndarray:
     if kind not in _FORMATS:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from iapo_jax.hf.gguf_header import Header
+from iapo_jax.hf.gguf_header import Header, Numbers
 
 _GGML = "tokenizer.ggml."
 # Types of tokens, in llama.cpp.
@@ -99,8 +99,8 @@ class Vocabulary:
     self.kinds = self.numbers("token_type")
     for name in ("precompiled_charsmap", "remove_extra_whitespaces"):
       value = self.get(name)
-      if value is not None and np.any(value):
-        self.fail(name, "...", "is not supported")
+      if value not in (None, False, 0):
+        self.fail(name, value, "is not supported")
     self.ids = {token: i for i, token in enumerate(self.tokens)}
     if len(self.ids) < len(self.tokens):
       twice = next(t for i, t in enumerate(self.tokens) if self.ids[t] != i)
@@ -118,19 +118,19 @@ class Vocabulary:
         " --tokenizer=FOLDER)"
     )
 
-  def texts(self, name: str) -> list[str]:
+  def texts(self, name: str) -> tuple[str, ...]:
     """Returns a list of texts that may not be missing."""
     found = self.get(name)
-    if not isinstance(found, list) or not found:
-      self.fail(name, None, "must be a list of texts")
+    if not isinstance(found, tuple) or not found:
+      self.fail(name, found, "must be a list of texts")
     return found
 
   def numbers(self, name: str) -> list[float]:
     """Returns a number for each token."""
     found = self.get(name)
-    if not isinstance(found, np.ndarray) or len(found) != len(self.tokens):
-      self.fail(name, None, f"must have {len(self.tokens)} numbers")
-    return found.tolist()
+    if not isinstance(found, Numbers) or len(found.values) != len(self.tokens):
+      self.fail(name, found, f"must have {len(self.tokens)} numbers")
+    return found.values.tolist()
 
   def token(self, name: str) -> str | None:
     """Returns the token whose id a key gives, None if it is missing."""

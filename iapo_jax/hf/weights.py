@@ -160,6 +160,9 @@ def _locate(folder: pathlib.Path) -> dict[str, str]:
   if paths:
     rule = f"has several *.safetensors files, but no {_INDEX}"
     raise ConfigError(f"{str(folder)!r}: {rule}")
+  if file := next(iter(sorted(folder.glob("*.gguf"))), None):
+    rule = f"has no *.safetensors; name its GGUF file, {str(file)!r}"
+    raise ConfigError(f"{str(folder)!r}: {rule}")
   pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
   hint = ""
   if pickled:
