@@ -376,14 +376,16 @@ def train(workdir, tokenizer_folder, *more):
 
 @pytest.mark.full
 def test_a_run_learns_from_scorers_and_resumes(tokenizer_folder, tmp_path):
-  status, out, _ = train(tmp_path / "run", tokenizer_folder)
-  assert status == 0
-  assert "0 test problems are also in train or validation" in out
+  first = train(tmp_path / "run", tokenizer_folder)
+  assert first.returncode == 0, first.stderr
+  told = "0 test problems are also in train or validation"
+  assert told in first.stdout
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert summary["problems/level_leg_counting"] == 4
   assert summary["problems/level_countdown"] == 2
   again = runs.unfinished_copy(tmp_path / "run", tmp_path / "again")
-  status, out, _ = train(again, tokenizer_folder)
-  assert (status, "resumes at rl step 2" in out) == (0, True)
+  second = train(again, tokenizer_folder)
+  assert second.returncode == 0, second.stderr
+  assert "resumes at rl step 2" in second.stdout
   repeated = json.loads((again / "summary.json").read_text())
   assert repeated | {"seconds": 0} == summary | {"seconds": 0}
