@@ -20,8 +20,8 @@ from iapo_jax.core.errors import ConfigError
 from iapo_jax.data import gym, splits, worked
 from iapo_jax.rewards import gym as gym_rewards
 from iapo_jax.rewards import gym_entries
+from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.pool import Pool
-from iapo_jax.rewards.reward import Texts
 
 TAGS = formats.of("think_answer")
 # Sums and differences of two numbers in 0 .. 9: 2 * 10 * 10 questions.

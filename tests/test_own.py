@@ -20,8 +20,8 @@ from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rewards import grading, user_functions
+from iapo_jax.rewards.completions import Asked, Texts
 from iapo_jax.rewards.grading import Graded
-from iapo_jax.rewards.reward import Asked, Texts
 from iapo_jax.rl.own import Own
 from iapo_jax.run import logs, trainer, workdir
 from iapo_jax.tools import comparison

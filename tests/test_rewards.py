@@ -26,7 +26,8 @@ from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.data import arithmetic
 from iapo_jax.hf import tokenizer
 from iapo_jax.rewards import Graded, host, text, token_match
-from iapo_jax.rewards.reward import Asked, combine
+from iapo_jax.rewards.completions import Asked
+from iapo_jax.rewards.reward import combine
 from iapo_jax.run import assembly
 
 FORM = FormatConfig()

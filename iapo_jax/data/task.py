@@ -32,7 +32,7 @@ from iapo_jax.data.pipeline import PromptTable, Record
 from iapo_jax.data.steps import StepTokens
 from iapo_jax.hf import ends as ends_lib
 from iapo_jax.hf import folder, tokenizer
-from iapo_jax.rewards.reward import Asked
+from iapo_jax.rewards.completions import Asked
 from iapo_jax.rl.planting import Planting
 
 Problem = arithmetic.Problem | Example

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import settling, spelling, text
+from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.pool import Pool, Task
-from iapo_jax.rewards.reward import Texts
 
 _MOST_WORKERS = 8
 _SOFT_SECONDS = 2.0

@@ -15,9 +15,9 @@ from typing import Any
 from iapo_jax.config import gym_families
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.rewards import text
+from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.grading import Graded
 from iapo_jax.rewards.pool import Pool, Task
-from iapo_jax.rewards.reward import Texts
 
 _MOST_WORKERS = 8
 _SOFT_SECONDS = 2.0

@@ -15,7 +15,8 @@ from iapo_jax.core import sharding
 from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
-from iapo_jax.rewards.reward import Asked, Grader, Texts
+from iapo_jax.rewards.completions import Asked, Texts
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.rewards.user_functions import Call, Judge, rewards_of
 
 # (rollout, prompts) -> rewards fp32[b]; of several, also each without weight

@@ -16,8 +16,9 @@ import numpy as np
 from iapo_jax.config.formats import FormatConfig
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.rewards import text
+from iapo_jax.rewards.completions import Asked, Texts
 from iapo_jax.rewards.grading import Graded
-from iapo_jax.rewards.reward import Asked, Texts, name_of
+from iapo_jax.rewards.reward import name_of
 
 Call = Callable[[Texts], Any]
 Judge = Callable[[Texts], list[Graded]]
