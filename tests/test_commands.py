@@ -40,7 +40,7 @@ PROGRAMS = (
 )  # fmt: skip
 # Commands that a test of another file runs at small size.
 ELSEWHERE = {
-    "make demo|iapo demo": "test_cli.py::test_the_demo_end_to_end",
+    "make demo|make lm|iapo demo": "test_cli.py::test_the_demo_end_to_end",
     "runs/demo/seed-0/{sft": "test_evaluation.py::test",
     "pip install -e .": "test_packaging.py::test_the_wheel_has_every_command",
     "make test|-m pytest": "test_commands.py::test",  # it is this
