@@ -85,7 +85,7 @@ def _set_gym(
     config: ml_collections.ConfigDict, families: Sequence[str]
 ) -> None:
   config.data.update({
-      "task": "reasoning_gym", "max_prompt_tokens": 88, "max_gold_tokens": 4,
+      "task": "reasoning_gym", "max_prompt_tokens": 88, "max_gold_tokens": 8,
   })  # fmt: skip
   config.data.gym.update({
       "families": ",".join(families),

@@ -51,10 +51,15 @@ def add_arguments(parser: command.Parser) -> None:
   add(
       "--config",
       default="arithmetic",
-      metavar="NAME",
-      help="a configuration that has a demo: arithmetic (default) or smollm2",
+      metavar="NAME[:TASK]",
+      help="a configuration that has a demo: arithmetic (default), or smollm2,"
+      " perhaps with a task, as in smollm2:sums",
   )
-  add("--workdir", default="runs/demo", help="folder of the demo")
+  add(
+      "--workdir",
+      help="folder of the demo; by default runs/demo, and runs/NAME for another"
+      " configuration than arithmetic",
+  )
   add(
       "--seeds",
       default=["0"],
@@ -108,7 +113,7 @@ class _Show:
   """The demo that a user asked for.
 
   Attributes:
-    name: of the configuration.
+    name: of the configuration, perhaps with its task.
     small: whether runs are tiny.
   """
 
@@ -133,11 +138,11 @@ class _Show:
 
 def run(given: argparse.Namespace) -> None:
   """Trains what is not trained yet, then reports."""
-  start = time.perf_counter()
+  place = "demo" if given.config == "arithmetic" else given.config
   show = _Show(
       given.config,
-      demos.read(given.config),
-      pathlib.Path(given.workdir),
+      demos.read(given.config.partition(":")[0]),
+      pathlib.Path(given.workdir or f"runs/{place.replace(':', '-')}"),
       given.small,
   )
   names, seeds = _chosen(given, show.demo)
@@ -145,8 +150,8 @@ def run(given: argparse.Namespace) -> None:
     _tune(show, seeds[0])
     return
   planned = [_Run(name, seed) for seed in seeds for name in names]
-  reused = sum(_seconds(show, x) for x in planned if show.is_finished(x))
   _train_all(show, planned)
+  trained = time.perf_counter()
   folders = {
       name: [show.folder(x) for x in planned if x.method == name]
       for name in names
@@ -156,8 +161,8 @@ def run(given: argparse.Namespace) -> None:
       for name, places in folders.items()
   }
   table = _table(summary, len(seeds))
-  # Time of this call, plus that of runs that were finished before.
-  summary["seconds"] = time.perf_counter() - start + reused
+  reporting = time.perf_counter() - trained
+  summary["seconds"] = sum(_seconds(show, x) for x in planned) + reporting
   files.write_json(show.workdir / workdir_lib.SUMMARY, summary)
   timing = _time(show, folders, seeds)
   written = page.write(
@@ -181,15 +186,14 @@ def _style(method: str) -> tuple[str, str]:
 def _train_all(show: _Show, planned: Sequence[_Run]) -> None:
   """Trains the runs that are not finished; announces what is left."""
   steps = _configure(show, planned[-1]).num_steps
-  total = sum(map(show.minutes, planned))
   print(
       f"demo       {len(planned)} runs of {show.name}: {planned[0].label}, then"
       f" {steps} steps of each method; each is judged on the test problems"
   )
   if not show.small:
     print(
-        f"time       about {total:.0f} minutes on two CPU cores; to go on after"
-        " an interruption, give the same command again"
+        f"time       about {_left(show, planned):.0f} minutes on two CPU cores;"
+        " to go on after an interruption, give the same command again"
     )
   for number, one in enumerate(planned, start=1):
     left = "finished before"
@@ -207,8 +211,25 @@ def _left(show: _Show, planned: Sequence[_Run]) -> float:
   done = [x for x in planned if show.is_finished(x)]
   announced = sum(map(show.minutes, done))
   taken = sum(_seconds(show, x) for x in done) / 60
-  waiting = sum(show.minutes(x) for x in planned if x not in done)
+  waiting = sum(
+      show.minutes(x) * (1 - _share_done(show, x))
+      for x in planned
+      if x not in done
+  )
   return waiting * (taken / announced if announced else 1.0)
+
+
+def _share_done(show: _Show, one: _Run) -> float:
+  """Returns the share of an unfinished run's steps that are logged."""
+  folder = show.folder(one)
+  if not (folder / logs.METRICS).exists():
+    return 0.0
+  cfg, stage = _configure(show, one), "rl"
+  steps = cfg.num_steps
+  if one.method == _WARM_START:
+    steps, stage = cfg.warm_start.num_steps, "warm_start"
+  logged = logs.stage_metrics(folder, stage)
+  return logged[-1]["step"] / steps if logged else 0.0
 
 
 def _time(
@@ -279,7 +300,8 @@ def _train(show: _Show, one: _Run) -> None:
 
 def _configure(show: _Show, one: _Run) -> Config:
   """Returns the configuration of a run."""
-  config = presets.load(f"{show.name}:{one.method}")
+  joined = "-" if ":" in show.name else ":"
+  config = presets.load(f"{show.name}{joined}{one.method}")
   config.seed = one.seed
   if one.method != _WARM_START:
     config.warm_start.num_steps = 0
@@ -288,15 +310,7 @@ def _configure(show: _Show, one: _Run) -> Config:
   if one.learning_rate is not None:
     config.optimizer.learning_rate = one.learning_rate
   if show.small:
-    stages = {
-        "num_steps": config.num_steps,
-        "warm_start.num_steps": config.warm_start.num_steps,
-    }
-    config.update_from_flattened_dict({
-        # A stage that a run leaves out stays out.
-        field: min(value, stages.get(field, value))
-        for field, value in show.demo.small.items()
-    })
+    show.demo.shrink(config)
   return parsing.parse(config)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from iapo_jax.config import presets
 from iapo_jax.core.errors import ConfigError
 
@@ -31,6 +33,17 @@ class Demo:
   small: Mapping[str, Any]
   timed_problems: int = 0
   grpo_rates: tuple[float, ...] = ()
+
+  def shrink(self, config: ml_collections.ConfigDict) -> None:
+    """Makes a run tiny; a stage that it leaves out stays out."""
+    stages = {
+        "num_steps": config.num_steps,
+        "warm_start.num_steps": config.warm_start.num_steps,
+    }
+    config.update_from_flattened_dict({
+        field: min(value, stages.get(field, value))
+        for field, value in self.small.items()
+    })
 
 
 def read(name: str) -> Demo:

@@ -59,12 +59,15 @@ class Progress:
     data: state of the Grain iterator; its next batch is of step `done` + 1.
     logs: bytes of each log file.
     skipped: steps in a row, up to `done`, without any update.
+    seconds: time of the run until then, over its starts; what was lost with an
+      interruption does not count.
   """
 
   done: int
   data: dict[str, Any]
   logs: dict[str, int]
   skipped: int = 0
+  seconds: float = 0.0
 
 
 class Checkpoints:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 from iapo_jax.config.schema import Config
 from iapo_jax.core import compilation
@@ -18,6 +19,8 @@ class Run:
     workdir: its folder, locked by the first process.
     log: its log files; writes nothing in other processes.
     meter: measures what compiling costs.
+    began: when it began, in seconds of `time.perf_counter`; earlier starts
+      count as if they had just been.
   """
 
   parts: Assembly
@@ -25,8 +28,14 @@ class Run:
   log: RunLog
   sampler: evaluation.Sampler
   meter: compilation.Meter
+  began: float
 
   @property
   def cfg(self) -> Config:
     """The checked configuration."""
     return self.parts.cfg
+
+  @property
+  def seconds(self) -> float:
+    """The time of the run so far, over its starts."""
+    return time.perf_counter() - self.began

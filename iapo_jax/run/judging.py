@@ -1,7 +1,5 @@
 """Evaluations within a run, on problems that it does not train on."""
 
-import time
-
 from iapo_jax.core import files, processes
 from iapo_jax.core.types import Params, TrainState
 from iapo_jax.run import evaluation, sources
@@ -36,11 +34,8 @@ def validate(run: Run, state: TrainState, done: int) -> Metrics | None:
   return summary
 
 
-def summarise(run: Run, state: TrainState, start: float) -> None:
-  """Evaluates on the test split; `summary.json` marks the run as finished.
-
-  `start` is the start of the command, in seconds of `time.perf_counter`.
-  """
+def summarise(run: Run, state: TrainState) -> None:
+  """Evaluates on the test split; `summary.json` marks the run as finished."""
   table = run.parts.task.tables["test"]
   params, name = _judged(run, state)
   results = evaluation.evaluate(
@@ -51,7 +46,7 @@ def summarise(run: Run, state: TrainState, start: float) -> None:
   extra = how | {
       "skipped": table.skipped,
       "checkpoint": name,
-      "seconds": time.perf_counter() - start,
+      "seconds": run.seconds,
   }
   if run.parts.task.note:
     extra["note"] = run.parts.task.note

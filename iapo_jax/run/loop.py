@@ -81,7 +81,9 @@ def fit(
       progress = Progress(0, stage.records.get_state(), {})
       if stage.save_start:
         validation = stage.validate(run, state, 0)
-        saved = dataclasses.replace(progress, logs=run.log.position())
+        saved = dataclasses.replace(
+            progress, logs=run.log.position(), seconds=run.seconds
+        )
         checkpoints.save(state, saved, validation)
     else:
       stage.records.set_state(progress.data)
@@ -137,7 +139,9 @@ def _train(
       # All processes stop after the same step, whichever got the signal.
       asked = processes.highest(request.number)
       if validation or asked or due:
-        reached = Progress(done, position, run.log.position(), skipped)
+        reached = Progress(
+            done, position, run.log.position(), skipped, run.seconds
+        )
         checkpoints.save(state, reached, validation)
         # A signal may have come while saving.
         asked = processes.highest(request.number)

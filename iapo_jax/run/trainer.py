@@ -99,10 +99,11 @@ def train(
       with processes.everywhere(
           lambda: RunLog(place, position, wandb=cfg.log.wandb)
       ) as log:
-        run = Run(parts, workdir, log, sampler, meter)
+        began = start - (saved.progress.seconds if saved else 0.0)
+        run = Run(parts, workdir, log, sampler, meter, began)
         # A variable that still names the state would keep it on the devices.
         begun, saved = [saved], None
-        judging.summarise(run, _run_stages(run, begun.pop()), start)
+        judging.summarise(run, _run_stages(run, begun.pop()))
     except KeyboardInterrupt as error:
       raise Interrupted(
           signal.SIGINT,

@@ -26,8 +26,9 @@ import ml_collections
 from absl import flags
 
 from iapo_jax.cli import command
-from iapo_jax.config import parsing, presets
+from iapo_jax.config import demos, parsing, presets
 from iapo_jax.core import files, intervals, markdown
+from iapo_jax.core.errors import ConfigError
 from iapo_jax.run import logs, trainer
 from iapo_jax.run import workdir as workdir_lib
 
@@ -44,9 +45,8 @@ _CONFIG = flags.DEFINE_string("config", "smollm2:legs", "NAME:TASK.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "runs/lm_study", "Folder of all runs."
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", str(_ROOT / "docs/evidence/lm.json"), "Result file."
-)
+OUTPUT = str(_ROOT / "docs/evidence/lm.json")
+_OUTPUT = flags.DEFINE_string("output", OUTPUT, "Result file.")
 _PAGE = flags.DEFINE_string(
     "page", str(_ROOT / "docs/lm.md"), "Page with the table; empty for none."
 )
@@ -75,20 +75,38 @@ class Trial:
 
 def main(_: list[str]) -> None:
   """Runs what is missing, and writes results as they come."""
-  output = pathlib.Path(_OUTPUT.value)
-  found = files.read_json(output)["trials"] if output.exists() else []
+  output, workdir = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIR.value)
+  name = f"{_CONFIG.value} (small)" if _SMALL.value else _CONFIG.value
+  found = _recorded(output, name)
   done = {Trial(x["method"], x["start"], x["seed"]) for x in found}
   waiting = [] if _COLLECT.value else plan(_STARTS.value, _SEEDS.value)
   waiting = [trial for trial in waiting if trial not in done]
   for number, trial in enumerate(waiting, start=1):
     print(f"\n== {number} of {len(waiting)}: {trial.folder}", flush=True)
-    found = [*found, _run(trial, pathlib.Path(_WORKDIR.value))]
-    files.write_json(output, {"config": _CONFIG.value, "trials": found})
+    found = [*found, _run(trial, workdir)]
+    files.write_json(output, {"config": name, "trials": found})
+    _clean(trial, workdir)
     if _PAGE.value:
       fill(pathlib.Path(_PAGE.value), found)
   print(f"\n{table(found)}\n\n{len(found)} runs in {output}")
   if _PAGE.value:
     fill(pathlib.Path(_PAGE.value), found)
+
+
+def _recorded(output: pathlib.Path, name: str) -> list[Record]:
+  """Returns the runs in the result file, which must be of this study."""
+  if _SMALL.value and (_PAGE.value or output == pathlib.Path(OUTPUT)):
+    rule = "needs --output=FILE and --page=, so that the results are kept"
+    raise ConfigError(f"--small: {rule}")
+  if not output.exists():
+    return []
+  kept = files.read_json(output)
+  if kept["config"] != name:
+    raise ConfigError(
+        f"--output = {str(output)!r}: has results of {kept['config']}, not of"
+        f" {name}; name another file, and another --workdir and --page"
+    )
+  return kept["trials"]
 
 
 def plan(starts: int, seeds: int) -> list[Trial]:
@@ -112,15 +130,12 @@ def _run(trial: Trial, workdir: pathlib.Path) -> Record:
   trainer.train(
       parsing.parse(_configure(trial, start)), folder, programs=programs
   )
-  measured = folder.with_name(f"{folder.name}-probes")
+  measured = _measured(folder)
   trainer.train(
       parsing.parse(_measuring(folder)), measured, programs=programs
   )
   (probes,) = logs.stage_metrics(measured, "rl")
   summary = files.read_json(folder / workdir_lib.SUMMARY)
-  shutil.rmtree(measured / "checkpoints")
-  if trial.method != _WARM_START:
-    shutil.rmtree(folder / "checkpoints")
   names = (
       "accuracy", "mean_tokens", "mean_reasoning_tokens", "mean_answer_tokens",
       "format_rate", "cut_rate", "problems", "seconds",
@@ -130,6 +145,21 @@ def _run(trial: Trial, workdir: pathlib.Path) -> Record:
       **{name: summary[name] for name in names},
       "calibration_gap": probes[_GAP],
   }
+
+
+def _measured(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the run that measures the probes of another."""
+  return folder.with_name(f"{folder.name}-probes")
+
+
+def _clean(trial: Trial, workdir: pathlib.Path) -> None:
+  """Deletes the checkpoints of a recorded run that nothing begins from."""
+  folder = workdir / trial.folder
+  places = [_measured(folder)]
+  if trial.method != _WARM_START:
+    places.append(folder)
+  for place in places:
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
 
 
 def _configure(trial: Trial, start: pathlib.Path) -> ml_collections.ConfigDict:
@@ -164,15 +194,7 @@ def _measuring(run: pathlib.Path) -> ml_collections.ConfigDict:
 def _sized(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes a run tiny with --small."""
   if _SMALL.value:
-    small = presets.read(_CONFIG.value.partition(":")[0])["DEMO"].small
-    stages = {
-        "num_steps": config.num_steps,
-        "warm_start.num_steps": config.warm_start.num_steps,
-    }
-    config.update_from_flattened_dict({
-        field: min(value, stages.get(field, value))
-        for field, value in small.items()
-    })
+    demos.read(_CONFIG.value.partition(":")[0]).shrink(config)
   return config
 
 
