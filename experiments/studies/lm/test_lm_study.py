@@ -1,10 +1,15 @@
 """The plan and the table of the study of a language model."""
 
+import json
+
 import lm_study
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from lm_study import Trial
 
 from iapo_jax.config import parsing, presets
+from iapo_jax.core.errors import ConfigError
 
 
 def record(method, start, seed, accuracy, tokens):
@@ -58,6 +63,34 @@ def test_the_table_is_put_between_the_marks(tmp_path):
   assert text.endswith("|\n\n<!-- results --> after")
   assert "old" not in text
   assert "0.500" in text
+
+
+def test_results_of_another_study_are_kept_apart(tmp_path):
+  flags.FLAGS.mark_as_parsed()
+  output = tmp_path / "lm.json"
+  assert lm_study._recorded(output, "smollm2:legs") == []
+  kept = {"config": "smollm2:legs", "trials": [record("sft", 0, 0, 0.5, 9.0)]}
+  output.write_text(json.dumps(kept))
+  assert lm_study._recorded(output, "smollm2:legs") == kept["trials"]
+  with pytest.raises(ConfigError, match="has results of smollm2:legs, not of"):
+    lm_study._recorded(output, "smollm2:sums")
+  with (
+      flagsaver.flagsaver(small=True),  # it would fill the page
+      pytest.raises(ConfigError, match="--small: needs --output=FILE"),
+  ):
+    lm_study._recorded(output, "smollm2:legs (small)")
+
+
+def test_only_what_nothing_begins_from_is_deleted(tmp_path):
+  for trial in (Trial("sft", 0, 0), Trial("grpo", 0, 1)):
+    for _ in range(2):  # again, as after a stop in between
+      lm_study._clean(trial, tmp_path)
+    for name in (trial.folder, f"{trial.folder}-probes"):
+      (tmp_path / name / "checkpoints" / "rl").mkdir(parents=True)
+    lm_study._clean(trial, tmp_path)
+  left = {str(x.parent.relative_to(tmp_path))
+          for x in tmp_path.rglob("checkpoints")}  # fmt: skip
+  assert left == {"start-0/sft"}
 
 
 @pytest.mark.parametrize("task", ["legs", "sums", "mixed", "gsm8k"])
