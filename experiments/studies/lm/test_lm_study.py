@@ -2,11 +2,9 @@
 
 import json
 
-import lm_study
+import lm_trials
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from lm_study import Trial
+from lm_trials import Study, Trial
 
 from iapo_jax.config import parsing, presets
 from iapo_jax.core.errors import ConfigError
@@ -21,12 +19,12 @@ def record(method, start, seed, accuracy, tokens):
 
 
 def test_a_warm_start_comes_before_the_runs_from_it():
-  planned = lm_study.plan(2, 3)
-  assert len(planned) == len(set(planned)) == 2 + 2 * 3 * len(lm_study.METHODS)
+  planned = lm_trials.plan(2, 3)
+  assert len(planned) == len(set(planned)) == 2 + 2 * 3 * len(lm_trials.METHODS)
   for i, trial in enumerate(planned):
     assert Trial("sft", trial.start, trial.start) in planned[: i + 1]
   # Seed by seed: after a third of the runs every method has one from each.
-  first = planned[: 2 + 2 * len(lm_study.METHODS)]
+  first = planned[: 2 + 2 * len(lm_trials.METHODS)]
   assert {x.seed for x in first if x.method != "sft"} == {0}
   assert len({x.folder for x in planned}) == len(planned)
 
@@ -38,7 +36,7 @@ def test_the_table_by_hand():
       record("to_go", 0, 0, 0.58, 50.0), record("to_go", 0, 1, 0.5, 40.0),
       record("chance", 0, 2, 0.7, 60.0),
   ]  # fmt: skip
-  lines = lm_study.table(found).splitlines()[2:]
+  lines = lm_trials.table(found).splitlines()[2:]
   rows = {
       cells[2].strip(): [x.strip() for x in cells[3:-1]]
       for cells in (line.split("|") for line in lines)
@@ -57,7 +55,7 @@ def test_the_table_by_hand():
 def test_the_table_is_put_between_the_marks(tmp_path):
   page = tmp_path / "page.md"
   page.write_text("before <!-- results -->\nold\n<!-- results --> after")
-  lm_study.fill(page, [record("sft", 0, 0, 0.5, 100.0)])
+  lm_trials.fill(page, [record("sft", 0, 0, 0.5, 100.0)])
   text = page.read_text()
   assert text.startswith("before <!-- results -->\n\n|")
   assert text.endswith("|\n\n<!-- results --> after")
@@ -66,28 +64,26 @@ def test_the_table_is_put_between_the_marks(tmp_path):
 
 
 def test_results_of_another_study_are_kept_apart(tmp_path):
-  flags.FLAGS.mark_as_parsed()
-  output = tmp_path / "lm.json"
-  assert lm_study._recorded(output, "smollm2:legs") == []
+  output, study = tmp_path / "lm.json", Study("smollm2:legs", tmp_path)
+  assert study.recorded(output) == []
   kept = {"config": "smollm2:legs", "trials": [record("sft", 0, 0, 0.5, 9.0)]}
   output.write_text(json.dumps(kept))
-  assert lm_study._recorded(output, "smollm2:legs") == kept["trials"]
-  with pytest.raises(ConfigError, match="has results of smollm2:legs, not of"):
-    lm_study._recorded(output, "smollm2:sums")
-  with (
-      flagsaver.flagsaver(small=True),  # it would fill the page
-      pytest.raises(ConfigError, match="--small: needs --output=FILE"),
-  ):
-    lm_study._recorded(output, "smollm2:legs (small)")
+  assert study.recorded(output) == kept["trials"]
+  for other in (
+      Study("smollm2:sums", tmp_path), Study("smollm2:legs", tmp_path, True),
+  ):  # fmt: skip
+    with pytest.raises(ConfigError, match="has results of smollm2:legs, not"):
+      other.recorded(output)
 
 
 def test_only_what_nothing_begins_from_is_deleted(tmp_path):
+  study = Study("smollm2:legs", tmp_path)
   for trial in (Trial("sft", 0, 0), Trial("grpo", 0, 1)):
     for _ in range(2):  # again, as after a stop in between
-      lm_study._clean(trial, tmp_path)
+      study.clean(trial)
     for name in (trial.folder, f"{trial.folder}-probes"):
       (tmp_path / name / "checkpoints" / "rl").mkdir(parents=True)
-    lm_study._clean(trial, tmp_path)
+    study.clean(trial)
   left = {str(x.parent.relative_to(tmp_path))
           for x in tmp_path.rglob("checkpoints")}  # fmt: skip
   assert left == {"start-0/sft"}
@@ -97,7 +93,7 @@ def test_only_what_nothing_begins_from_is_deleted(tmp_path):
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_every_variant_is_a_configuration(task, scale):
   variants = presets.read("smollm2")["VARIANTS"]
-  assert {"sft", *lm_study.METHODS} <= set(variants)
+  assert {"sft", *lm_trials.METHODS} <= set(variants)
   for variant in variants:
     config = presets.load(f"smollm2:{task}-{variant}-{scale}")
     cfg = parsing.parse(config)
