@@ -316,7 +316,7 @@ def test_a_scorer_that_does_not_end_is_late():
   task = gym_rewards._task("7**(9**8)", row)
   assert task is not None
   try:
-    assert pool.compare([task, gym_rewards._task("x", row)]) == [None, 0.0]
+    assert pool.judge([task, gym_rewards._task("x", row)]) == [None, 0.0]
   finally:
     pool.close()
 

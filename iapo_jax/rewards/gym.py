@@ -79,7 +79,7 @@ def grade(
       for answer, row in zip(found, rows, strict=True)
   ]
   distinct = list(dict.fromkeys(task for task in tasks if task is not None))
-  results = _pool(os.getpid()).compare(distinct) if distinct else []
+  results = _pool(os.getpid()).judge(distinct) if distinct else []
   scores = dict(zip(distinct, results, strict=True))
   for told in results:
     if isinstance(told, str):

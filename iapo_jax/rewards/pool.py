@@ -61,7 +61,7 @@ class Pool:
     with self._lock:
       self._fill()
 
-  def compare(self, tasks: Sequence[Task]) -> list[Any]:
+  def judge(self, tasks: Sequence[Task]) -> list[Any]:
     """Returns the judgement of each answer; None means it took too long.
 
     Raises:
@@ -82,7 +82,7 @@ class Pool:
   def close(self) -> None:
     """Ends all processes; later calls start new ones.
 
-    A comparison in progress raises RuntimeError.
+    A call of `judge` in progress raises RuntimeError.
     """
     if os.getpid() != self._owner:
       return  # in a fork: the processes belong to its parent
@@ -138,9 +138,7 @@ class Pool:
   def _replace(self, worker: "_Worker") -> None:
     self._workers.remove(worker)
     if self._closing:
-      raise RuntimeError(
-          "the grading processes were closed during a comparison"
-      )
+      raise RuntimeError("the grading processes were closed while they judged")
     self._failed_starts = 0 if worker.was_ready else self._failed_starts + 1
     if self._failed_starts > _MOST_FAILED_STARTS:
       raise RuntimeError(
