@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from iapo_jax.rewards import gym as gym_rewards
 from iapo_jax.rewards import gym_entries
 from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.pool import Pool
+from iapo_jax.run import checkpoint, logs
 
 TAGS = formats.of("think_answer")
 # Sums and differences of two numbers in 0 .. 9: 2 * 10 * 10 questions.
@@ -369,6 +371,7 @@ def train(workdir, tokenizer_folder, *more):
       "--config.prompts_per_step=2", "--config.group_size=2",
       "--config.rollout.max_tokens=16", "--config.evaluation.problems=3",
       "--config.evaluation.batch_size=3", "--config.evaluation.every=1",
+      "--config.checkpoint.every=1", "--config.log.samples_every=1",
       "--config.model.num_layers=1", "--config.model.d_model=16",
       "--config.model.mlp_dim=16", *more,
   )  # fmt: skip
@@ -384,8 +387,13 @@ def test_a_run_learns_from_scorers_and_resumes(tokenizer_folder, tmp_path):
   assert summary["problems/level_leg_counting"] == 4
   assert summary["problems/level_countdown"] == 2
   again = runs.unfinished_copy(tmp_path / "run", tmp_path / "again")
+  shutil.rmtree(checkpoint.stage_folder(again, "rl") / "2")
   second = train(again, tokenizer_folder)
   assert second.returncode == 0, second.stderr
-  assert "resumes at rl step 2" in second.stdout
+  assert "resumes at rl step 1" in second.stdout
+  for name in (logs.METRICS, logs.SAMPLES):
+    repeated = runs.lines(again, name)
+    assert repeated == runs.lines(tmp_path / "run", name)
+    assert 2 in [x["step"] for x in repeated if x.get("stage", "rl") == "rl"]
   repeated = json.loads((again / "summary.json").read_text())
   assert repeated | {"seconds": 0} == summary | {"seconds": 0}
