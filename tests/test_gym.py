@@ -302,12 +302,36 @@ def test_partial_scores_count_only_if_asked_for():
   assert [x.correct for x in whole] == [False, True]
 
 
-def test_a_problem_of_another_version_is_no_grade():
+def test_a_problem_that_cannot_be_made_again_is_no_grade():
   row, _ = row_of("gcd")
-  other = row | {"index": 8}
-  rule = "reasoning_gym: gcd made another problem 8 of seed 0 than before"
-  with pytest.raises(RuntimeError, match=rule):
-    gym_rewards.grade([answered("1")], [other], form=TAGS)
+  for other, reason in (
+      ({"index": 8}, "8 of gcd, seed 0: is another one than before"),
+      ({"arguments": '{"min_value": -3}'},
+       "7 of gcd, seed 0: cannot be made again: config.data.gym.arguments = "),
+  ):  # fmt: skip
+    rule = f"data reasoning_gym: problem {reason}"
+    with pytest.raises(RuntimeError, match=rule):
+      gym_rewards.grade([answered("1")], [row | other], form=TAGS)
+
+
+@pytest.mark.parametrize(("prepare", "expected"), [
+    (60.0, "is another one than before"),
+    (0.1, "a grading process ended while it made it, or took over 0.5 s"),
+])  # fmt: skip
+def test_the_time_for_an_answer_begins_when_its_problem_is_made(
+    prepare, expected
+):
+  """The problem, a sum of so many numbers, takes a second."""
+  arguments = '{"max_terms": 700000, "min_terms": 700000}'
+  row = gym_rewards.row_of("chain_sum", 0, arguments, 7, "unknown")
+  pool = Pool(
+      1, soft_seconds=9.0, prepare_seconds=prepare, hard_seconds=0.4,
+      judge="scoring",
+  )  # fmt: skip
+  try:
+    assert pool.judge([gym_rewards._task("x", row)]) == [expected]
+  finally:
+    pool.close()
 
 
 def test_a_scorer_that_does_not_end_is_late():
