@@ -3,8 +3,11 @@
 import collections
 import dataclasses
 import inspect
+import itertools
 import json
+import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -145,6 +148,20 @@ def test_too_few_questions_are_refused_with_their_number():
   rule = "chain_sum gives 200 distinct problems in .* draws, but .* is 315"
   with pytest.raises(ConfigError, match=rule):
     made("chain_sum", {"chain_sum": SMALL}, gym={"train_problems": 300})
+
+
+def test_slow_families_are_told_of_but_not_refused(monkeypatch, capsys):
+  """A run that began on an idle machine must resume on a busy one."""
+  # 45 problems, 100 s each.
+  monkeypatch.setattr(time, "monotonic", itertools.count(0, 100).__next__)
+  assert len(made("leg_counting")["train"]) == 30
+  told = re.findall(r"leg_counting: (\d+) of 45 .* took (\d+) s", (
+      capsys.readouterr().out
+  ))
+  # Each time after more than twice as long.
+  assert told == [
+      ("1", "100"), ("3", "300"), ("7", "700"), ("15", "1500"), ("31", "3100"),
+  ]  # fmt: skip
 
 
 def test_a_family_without_a_problem_in_a_split_is_refused():
