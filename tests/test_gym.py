@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import platform
 import re
 import shutil
 import time
@@ -26,7 +27,7 @@ from iapo_jax.rewards import gym as gym_rewards
 from iapo_jax.rewards import gym_entries
 from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.pool import Pool
-from iapo_jax.run import checkpoint, logs
+from iapo_jax.run import assembly, checkpoint, logs, workdir
 
 TAGS = formats.of("think_answer")
 # Sums and differences of two numbers in 0 .. 9: 2 * 10 * 10 questions.
@@ -395,9 +396,39 @@ def test_tables_of_a_mixture(tokenizer_folder):
   assert gym_config.several(cfg.data.gym) == ["propositional_logic"]
 
 
-def train(workdir, tokenizer_folder, *more):
+def test_problems_that_are_others_name_what_made_them(
+    tokenizer_folder, tmp_path
+):
+  """There are no files to restore, but versions."""
+  cfg = config(
+      "leg_counting",
+      data={
+          "max_prompt_tokens": 600, "max_gold_tokens": 8,
+          "tokenizer": str(tokenizer_folder),
+      },
+  )  # fmt: skip
+  parts = assembly.assemble(cfg)
+  workdir.claim(tmp_path, parts)
+  workdir.check_data(parts, tmp_path)
+  python = platform.python_version()
+  runs.edit(tmp_path / "data.json", test="other")
+  runs.edit(tmp_path / "environment.json", python="3.0.1")
+  rule = (
+      "config.data.gym: the test problems are not those that the run in"
+      f" {str(tmp_path)!r} began with; they were made with reasoning-gym"
+      f" 0.1.25 and python 3.0.1, now with reasoning-gym 0.1.25 and python"
+      f" {python}: restore the former, or use another --workdir"
+  )
+  with pytest.raises(ConfigError, match=f"^{re.escape(rule)}$"):
+    workdir.claim(tmp_path, parts)
+  (tmp_path / "environment.json").unlink()
+  with pytest.raises(ConfigError, match=r"with reasoning-gym \(not recorded\)"):
+    workdir.claim(tmp_path, parts)
+
+
+def train(folder, tokenizer_folder, *more):
   return runs.command(
-      "train", "--config=arithmetic:grpo", f"--workdir={workdir}",
+      "train", "--config=arithmetic:grpo", f"--workdir={folder}",
       "--config.data.task=reasoning_gym",
       f"--config.data.tokenizer={tokenizer_folder}",
       "--config.data.gym.families=leg_counting:2,countdown",
