@@ -128,6 +128,17 @@ def test_functions_of_texts(tmp_path, capsys):
   assert f"own: the run began with '{named}' and continues with" in told
 
 
+def test_a_text_grader_implies_the_grader_of_the_host(tmp_path, capsys):
+  own = Own(text_grader=lambda texts, golds: [None] * len(texts))
+  told = "reward.grader=token_match has no effect"
+  trainer.train(small(), tmp_path / "a", dry_run=True, own=own)
+  assert told in capsys.readouterr().out
+  for more in ({"own": own}, {}):
+    cfg = small(reward__grader="host" if more else "token_match")
+    trainer.train(cfg, tmp_path / "a", dry_run=True, **more)
+    assert "has no effect" not in capsys.readouterr().out
+
+
 GIVEN = Texts(
     texts=["a", "b"], golds=["1", "2"], prompts=["p", "q"],
     rows=[{"level": 1, "x": 3}, {"level": 2}],

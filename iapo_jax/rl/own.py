@@ -101,8 +101,8 @@ class Own:
     text_grader: decides which completions are right, from decoded texts on the
       host, in training and evaluation. It returns for each completion True or
       False, a score in [0, 1], of which only 1 is right, or None, which keeps
-      the grade of the package. `rewards.user_functions` says what functions
-      of texts get.
+      the grade of `reward.grader=host`, whatever that field is.
+      `rewards.user_functions` says what functions of texts get.
     credit: the advantage of each token; replaces `config.credit.mode`.
     probing: statistics of the answer after each token; replaces
       `train_step.run_probes`.
