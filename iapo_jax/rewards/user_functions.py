@@ -3,7 +3,8 @@
 A function gets by keyword what its signature names: `texts` (or `completions`),
 `golds`, `prompts`, `rows` or a column of the data; a reward also `scores`. With
 `**kwargs` it gets all of these. A function of two arguments with other names
-gets texts and golds by position.
+gets texts and golds by position. If rows lack a column, its parameter needs a
+default, which stands for their values.
 """
 
 import inspect
@@ -37,8 +38,9 @@ def bind(
     asked: all problems of the run.
 
   Raises:
-    ConfigError: if the signature asks for something else, for a column that
-      some rows lack, or for a column that has the name of another argument.
+    ConfigError: if the signature asks for something else, without a default
+      for a column that some rows lack, or for a column that has the name of
+      another argument.
   """
   try:
     parameters = inspect.signature(function).parameters.values()
@@ -62,7 +64,9 @@ def bind(
   if everything:
     wanted |= {*given, *(x for x, whole in columns.items() if whole)}
   described = f"Own.{field}: {name_of(function)}"
-  _check_wanted(described, wanted, columns, (*given, "completions"))
+  defaults = {x.name: x.default for x in named if x.default is not x.empty}
+  lacking = {x for x, whole in columns.items() if not whole} - defaults.keys()
+  _check_wanted(described, wanted, columns, lacking, (*given, "completions"))
   unknown = [
       x.name
       for x in parameters
@@ -76,7 +80,7 @@ def bind(
         f" columns {', '.join(columns) or '(none)'} of the data, or take"
         " **kwargs; change its signature"
     )
-  return lambda given: function(**_values(given, wanted, columns))
+  return lambda texts: function(**_values(texts, wanted, columns, defaults))
 
 
 def _by_position(function: Callable[..., Any]) -> Call:
@@ -97,7 +101,8 @@ def _columns(asked: Iterable[Asked]) -> dict[str, bool]:
 def _check_wanted(
     described: str,
     wanted: Iterable[str],
-    columns: Mapping[str, bool],
+    columns: Container[str],
+    lacking: Container[str],
     taken: Container[str],
 ) -> None:
   for name in sorted(wanted):
@@ -106,20 +111,24 @@ def _check_wanted(
           f"{described} asks for {name}, which is also a column of the data;"
           " rename the column"
       )
-    if not columns.get(name, True):
+    if name in lacking:
       raise ConfigError(
-          f"{described} asks for the column {name}, which some rows lack; ask"
-          f" for rows and use row.get({name!r}), or fill the column"
+          f"{described} asks for the column {name}, which some rows lack; give"
+          f" the parameter a default for these, such as {name}=None, or fill"
+          " the column"
       )
 
 
 def _values(
-    given: Texts, wanted: Iterable[str], columns: Container[str]
+    given: Texts,
+    wanted: Iterable[str],
+    columns: Container[str],
+    defaults: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
   """Returns the arguments of a function by name."""
   attributes = {"completions": "texts"}
   return {
-      name: [row[name] for row in given.rows]
+      name: [row.get(name, defaults.get(name)) for row in given.rows]
       if name in columns
       else getattr(given, attributes.get(name, name))
       for name in wanted
