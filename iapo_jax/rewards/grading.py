@@ -111,7 +111,7 @@ def _decide(tasks: Sequence[Task]) -> dict[Task, bool | None]:
     else:
       decisions[task] = decision
   if open_tasks:
-    results = _pool(os.getpid()).compare(open_tasks)
+    results = _pool(os.getpid()).judge(open_tasks)
     decisions |= dict(zip(open_tasks, results, strict=True))
   return decisions
 

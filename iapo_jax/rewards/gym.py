@@ -21,7 +21,8 @@ from iapo_jax.rewards.pool import Pool, Task
 
 _MOST_WORKERS = 8
 _SOFT_SECONDS = 2.0
-_HARD_SECONDS = 20.0  # holds the time to make a problem, too
+_HARD_SECONDS = 20.0
+_PREPARE_SECONDS = 300.0  # to make a problem
 _LONGEST = 20_000  # characters
 _RIGHT = 1 - 1e-9
 
@@ -70,8 +71,8 @@ def grade(
     lenient: whether an answer elsewhere is guessed.
 
   Raises:
-    RuntimeError: if no process can be started, or one makes another problem
-      than the run.
+    RuntimeError: if no process can be started, or one cannot make a problem
+      again.
   """
   found = [text.find_answer(x, form, lenient=lenient) for x in completions]
   tasks = [
@@ -79,11 +80,14 @@ def grade(
       for answer, row in zip(found, rows, strict=True)
   ]
   distinct = list(dict.fromkeys(task for task in tasks if task is not None))
-  results = _pool(os.getpid()).compare(distinct) if distinct else []
+  results = _pool(os.getpid()).judge(distinct) if distinct else []
   scores = dict(zip(distinct, results, strict=True))
-  for told in results:
+  for (family, seed, _, index, *_), told in scores.items():
     if isinstance(told, str):
-      raise RuntimeError(f"data reasoning_gym: {told}")
+      raise RuntimeError(
+          f"data reasoning_gym: problem {index} of {family}, seed {seed}:"
+          f" {told}"
+      )
   graded = []
   for answer, task in zip(found, tasks, strict=True):
     score = 0.0 if task is None else scores[task]
@@ -121,6 +125,7 @@ def _pool(_: int) -> Pool:
       min(len(os.sched_getaffinity(0)), _MOST_WORKERS),
       soft_seconds=_SOFT_SECONDS,
       hard_seconds=_HARD_SECONDS,
+      prepare_seconds=_PREPARE_SECONDS,
       judge="scoring",
   )
   atexit.register(pool.close)

@@ -90,15 +90,18 @@ def scoring(
 ) -> Callable[[], float | str]:
   """Makes a problem, and returns what scores an answer of it.
 
-  The score is in [0, 1]. It is a text, the reason, if the problem is not the
-  one whose checksum is `known`.
+  The score is in [0, 1]. It is a text, the reason, if the problem cannot be
+  made, or is not the one whose checksum is `known`.
   """
-  made = _entry(family, seed, arguments, index)
+  try:
+    made = _entry(family, seed, arguments, index)
+    problems = dataset(family, seed, arguments)
+  except Exception as error:  # families raise any type
+    reason = errors.reason(error)
+    return lambda: f"cannot be made again: {reason}"
   if checksum(made) != known:
-    told = f"{family} made another problem {index} of seed {seed} than before"
-    return lambda: told
+    return lambda: "is another one than before"
   entry = copy.deepcopy(made)  # some scorers change it
-  problems = dataset(family, seed, arguments)
 
   def score() -> float:
     try:

@@ -37,6 +37,7 @@ class Pool:
       *,
       soft_seconds: float,
       hard_seconds: float,
+      prepare_seconds: float = 0.0,
       judge: str = "comparing",
   ) -> None:
     """Makes a pool without starting processes.
@@ -46,10 +47,13 @@ class Pool:
       soft_seconds: CPU time for one answer, after which the process gives up.
       hard_seconds: wall-clock time for one answer, after which the process is
         killed.
+      prepare_seconds: wall-clock time to make what an answer is judged by,
+        such as its problem, before the time for the answer begins; 0 if there
+        is nothing to make.
       judge: what the processes do with answers: `comparing` or `scoring`.
     """
     self._size = workers
-    self._how = soft_seconds, hard_seconds, judge
+    self._how = soft_seconds, prepare_seconds, hard_seconds, judge
     self._workers: list[_Worker] = []
     self._failed_starts = 0
     self._owner = os.getpid()
@@ -61,8 +65,11 @@ class Pool:
     with self._lock:
       self._fill()
 
-  def compare(self, tasks: Sequence[Task]) -> list[Any]:
-    """Returns the judgement of each answer; None means it took too long.
+  def judge(self, tasks: Sequence[Task]) -> list[Any]:
+    """Returns the judgement of each answer.
+
+    None means that it took too long. A text is the reason why it could not be
+    judged.
 
     Raises:
       RuntimeError: if no process can be started.
@@ -82,7 +89,7 @@ class Pool:
   def close(self) -> None:
     """Ends all processes; later calls start new ones.
 
-    A comparison in progress raises RuntimeError.
+    A call of `judge` in progress raises RuntimeError.
     """
     if os.getpid() != self._owner:
       return  # in a fork: the processes belong to its parent
@@ -116,20 +123,20 @@ class Pool:
       )
       for worker in busy:
         index = worker.task
+        decision = None
         if worker.replies in readable:
           decision = worker.receive()
         elif worker.deadline <= time.monotonic():
-          decision = None
           worker.kill()
         else:
           continue
-        if index is not None:
+        if index is not None and worker.task is None:
           gone = worker.is_dead and time.monotonic() < worker.deadline
           if gone and index in again:
             again.remove(index)
             waiting.appendleft((index, tasks[index]))
           else:
-            results[index] = decision
+            results[index] = worker.unprepared or decision
             left -= 1
         if worker.is_dead:
           self._replace(worker)
@@ -138,9 +145,7 @@ class Pool:
   def _replace(self, worker: "_Worker") -> None:
     self._workers.remove(worker)
     if self._closing:
-      raise RuntimeError(
-          "the grading processes were closed during a comparison"
-      )
+      raise RuntimeError("the grading processes were closed while they judged")
     self._failed_starts = 0 if worker.was_ready else self._failed_starts + 1
     if self._failed_starts > _MOST_FAILED_STARTS:
       raise RuntimeError(
@@ -160,15 +165,17 @@ class _Worker:
     deadline: time of the monotonic clock at which it is killed if it has not
       replied.
     was_ready: whether it ever reported that it is ready.
+    unprepared: what to tell if it ends now, before the time of an answer has
+      begun; empty afterwards, or if there is nothing to make.
     is_dead: whether it was killed.
   """
 
   def __init__(
-      self, soft_seconds: float, hard_seconds: float, judge: str
+      self, soft: float, prepare: float, hard: float, judge: str
   ) -> None:
-    self._seconds = hard_seconds
+    self._prepare, self._hard = prepare, hard
     # A second watchdog inside the process ends it even if this one has ended.
-    seconds = [str(soft_seconds), str(hard_seconds + 1)]
+    seconds = map(str, (soft, prepare, hard + 1))
     arguments = ["-m", _MODULE, *seconds, judge]
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
@@ -191,7 +198,9 @@ class _Worker:
     self.task: int | None = None
     self.deadline = time.monotonic() + _START_SECONDS
     self.was_ready = False
+    self.unprepared = ""
     self.is_dead = False
+    self._unread = b""
 
   @property
   def is_idle(self) -> bool:
@@ -201,24 +210,44 @@ class _Worker:
   def send(self, index: int, task: Task) -> None:
     """Sends a task."""
     self.task = index
-    self.deadline = time.monotonic() + self._seconds
+    self.deadline = time.monotonic() + self._prepare + self._hard
+    if self._prepare:
+      self.unprepared = (
+          "a grading process ended while it made it, or took over"
+          f" {self._prepare + self._hard:g} s"
+      )
     # If the process has ended, `receive` notices.
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(task).encode() + b"\n")
       self._process.stdin.flush()
 
   def receive(self) -> Any:
-    """Reads a reply: a judgement, or None if it is late or missing."""
-    self.task = None
+    """Reads what there is: a judgement, or None if it is late or missing.
+
+    Only a judgement ends the task.
+    """
+    # Not `readline`, whose buffer would hide a second line from the selector.
+    arrived = os.read(self.replies.fileno(), 2**16)
+    *replies, self._unread = (self._unread + arrived).split(b"\n")
     try:
-      reply = json.loads(self.replies.readline())
-    except ValueError:  # the process ended
+      found = [self._take(json.loads(reply)) for reply in replies]
+    except ValueError:
+      found = []
+      arrived = b""  # it cannot be understood any more
+    if not arrived:  # the process ended
       self.kill()
-      return None
+    return found[-1] if found else None
+
+  def _take(self, reply: Any) -> Any:
     if reply == "ready":
       self.was_ready = True
       return None
-    return reply
+    self.unprepared = ""
+    if reply == "begun":
+      self.deadline = time.monotonic() + self._hard
+      return None
+    self.task = None
+    return reply[0]
 
   def signal(self) -> None:
     """Kills the process without waiting; any thread may call it."""

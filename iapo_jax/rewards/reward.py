@@ -27,6 +27,13 @@ def name_of(function: Callable[..., Any]) -> str:
   return getattr(inner, "__name__", type(inner).__name__)
 
 
+def scores_of(grades: Grades) -> Array:
+  """Returns the scores in [0, 1], fp32[b]; without partial ones 1 or 0."""
+  if grades.scores is None:
+    return grades.correct.astype("float32")
+  return grades.scores
+
+
 def combine(
     grades: Grades,
     *,
@@ -39,9 +46,7 @@ def combine(
 
   The reward is their sum. A partial score lies between `wrong` and `correct`.
   """
-  right = grades.scores
-  if right is None:
-    right = grades.correct.astype("float32")
+  right = scores_of(grades)
   formed = grades.well_formed.astype("float32")
   return (
       wrong + right * (correct - wrong),

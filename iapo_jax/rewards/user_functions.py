@@ -1,14 +1,15 @@
 """Calls a user's rewards and graders of texts, and checks what they return.
 
 A function gets by keyword what its signature names: `texts` (or `completions`),
-`golds`, `prompts`, `rows`, or a column of the data. With `**kwargs` it gets all
-of these. A function of two arguments with other names gets texts and golds by
-position.
+`golds`, `prompts`, `rows` or a column of the data; a reward also `scores`. With
+`**kwargs` it gets all of these. A function of two arguments with other names
+gets texts and golds by position. If rows lack a column, its parameter needs a
+default, which stands for their values.
 """
 
 import inspect
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,7 @@ from iapo_jax.rewards.reward import name_of
 Call = Callable[[Texts], Any]
 Judge = Callable[[Texts], list[Graded]]
 
-_GIVEN = {name: name for name in ("texts", "golds", "prompts", "rows")}
-_NAMES = _GIVEN | {"completions": "texts"}
+_GIVEN = ("texts", "golds", "prompts", "rows")
 
 
 def bind(
@@ -38,8 +38,9 @@ def bind(
     asked: all problems of the run.
 
   Raises:
-    ConfigError: if the signature asks for something else, for a column that
-      some rows lack, or for a column that has the name of another argument.
+    ConfigError: if the signature asks for something else, without a default
+      for a column that some rows lack, or for a column that has the name of
+      another argument.
   """
   try:
     parameters = inspect.signature(function).parameters.values()
@@ -51,7 +52,8 @@ def bind(
       if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)
   ]  # fmt: skip
   columns = _columns(asked)
-  known = columns.keys() | _NAMES.keys()
+  given = (*_GIVEN, "scores") if field == "text_reward" else _GIVEN
+  known = {*columns, *given, "completions"}
   if not everything and not any(x.name in known for x in named):
     try:
       inspect.signature(function).bind(None, None)
@@ -60,9 +62,11 @@ def bind(
       pass  # the error below says what it can ask for
   wanted = {x.name for x in named if x.name in known}
   if everything:
-    wanted |= _GIVEN.keys() | {x for x, whole in columns.items() if whole}
+    wanted |= {*given, *(x for x, whole in columns.items() if whole)}
   described = f"Own.{field}: {name_of(function)}"
-  _check_wanted(described, wanted, columns)
+  defaults = {x.name: x.default for x in named if x.default is not x.empty}
+  lacking = {x for x, whole in columns.items() if not whole} - defaults.keys()
+  _check_wanted(described, wanted, columns, lacking, (*given, "completions"))
   unknown = [
       x.name
       for x in parameters
@@ -72,11 +76,11 @@ def bind(
   if unknown or not wanted:
     raise ConfigError(
         f"{described} asks for {', '.join(unknown) or 'nothing'};"
-        " it can name texts (or completions), golds, prompts, rows and the"
+        f" it can name texts (or completions), {', '.join(given[1:])} and the"
         f" columns {', '.join(columns) or '(none)'} of the data, or take"
         " **kwargs; change its signature"
     )
-  return lambda given: function(**{x: _value(given, x) for x in wanted})
+  return lambda texts: function(**_values(texts, wanted, columns, defaults))
 
 
 def _by_position(function: Callable[..., Any]) -> Call:
@@ -95,25 +99,40 @@ def _columns(asked: Iterable[Asked]) -> dict[str, bool]:
 
 
 def _check_wanted(
-    described: str, wanted: Iterable[str], columns: Mapping[str, bool]
+    described: str,
+    wanted: Iterable[str],
+    columns: Container[str],
+    lacking: Container[str],
+    taken: Container[str],
 ) -> None:
   for name in sorted(wanted):
-    if name in _NAMES and name in columns:
+    if name in taken and name in columns:
       raise ConfigError(
           f"{described} asks for {name}, which is also a column of the data;"
           " rename the column"
       )
-    if not columns.get(name, True):
+    if name in lacking:
       raise ConfigError(
-          f"{described} asks for the column {name}, which some rows lack; ask"
-          f" for rows and use row.get({name!r}), or fill the column"
+          f"{described} asks for the column {name}, which some rows lack; give"
+          f" the parameter a default for these, such as {name}=None, or fill"
+          " the column"
       )
 
 
-def _value(given: Texts, name: str) -> list[Any]:
-  if name in _NAMES:
-    return getattr(given, _NAMES[name])
-  return [row[name] for row in given.rows]
+def _values(
+    given: Texts,
+    wanted: Iterable[str],
+    columns: Container[str],
+    defaults: Mapping[str, Any],
+) -> dict[str, list[Any]]:
+  """Returns the arguments of a function by name."""
+  attributes = {"completions": "texts"}
+  return {
+      name: [row.get(name, defaults.get(name)) for row in given.rows]
+      if name in columns
+      else getattr(given, attributes.get(name, name))
+      for name in wanted
+  }
 
 
 def rewards_of(call: Call, name: str, given: Texts) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Judges answers in a process that may be killed.
 
 Reads a request per line, a JSON list, and writes a JSON value per line: first
-`"ready"`, then the judgement of each request; null means that it took too long.
+`"ready"`, then for each request `"begun"`, when all is made that the answer is
+judged by, and a list of the judgement; null in it means that it took too long.
 """
 
 import faulthandler
@@ -20,7 +21,7 @@ class _LateError(BaseException):
   """Raised when time is up; an `except Exception` of a library misses it."""
 
 
-# A request -> what judges it; only the latter has a limit of CPU time
+# A request -> what judges it; only the latter has the limits of an answer
 Judge = Callable[..., Callable[[], Any]]
 
 
@@ -53,8 +54,16 @@ def _scoring() -> Judge:
 _JUDGES = {"comparing": _comparing, "scoring": _scoring}
 
 
-def _judged(judge: Judge, request: list[Any], seconds: float) -> Any:
-  """Returns the judgement of a request; None if it takes too long."""
+def _judged(
+    judge: Judge,
+    request: list[Any],
+    seconds: float,
+    begin: Callable[[], None],
+) -> Any:
+  """Returns the judgement of a request; None if it takes too long.
+
+  Calls `begin` when the time of the answer begins.
+  """
   late = False
 
   def expire(*_: object) -> NoReturn:
@@ -65,6 +74,7 @@ def _judged(judge: Judge, request: list[Any], seconds: float) -> Any:
   signal.signal(signal.SIGPROF, expire)
   try:
     decide = judge(*request)
+    begin()
     # CPU time, so that no answer counts as wrong because the machine is busy.
     # Repeated every 0.1 s, in case a library swallows the exception.
     signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
@@ -80,21 +90,29 @@ def _judged(judge: Judge, request: list[Any], seconds: float) -> Any:
 
 def main() -> None:
   """Serves requests until standard input ends."""
-  soft, hard = map(float, sys.argv[1:3])
+  soft, prepare, hard = map(float, sys.argv[1:4])
   replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # keeps what libraries print out of the replies
   _, most = resource.getrlimit(resource.RLIMIT_AS)
   if most == resource.RLIM_INFINITY or most > _MOST_MEMORY:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
   # Imports libraries before the first request, whose time is limited.
-  judge = _JUDGES[sys.argv[3]]()
-  print(json.dumps("ready"), file=replies, flush=True)
+  judge = _JUDGES[sys.argv[4]]()
+
+  def reply(value: Any) -> None:
+    print(json.dumps(value), file=replies, flush=True)
+
+  def begin() -> None:
+    faulthandler.dump_traceback_later(hard, exit=True)  # replaces the other
+    reply("begun")
+
+  reply("ready")
   for line in sys.stdin:
     # A C thread ends this process even if Python is stuck.
-    faulthandler.dump_traceback_later(hard, exit=True)
-    reply = _judged(judge, json.loads(line), soft)
+    faulthandler.dump_traceback_later(prepare + hard, exit=True)
+    judgement = _judged(judge, json.loads(line), soft, begin)
     faulthandler.cancel_dump_traceback_later()
-    print(json.dumps(reply), file=replies, flush=True)
+    reply([judgement])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     from iapo_jax.cli import iapo
     from iapo_jax.rl.own import Own
 
-    def reward(*, texts, golds):
-      return [float(gold in text) for text, gold in zip(texts, golds)]
+    def reward(*, texts, scores):
+      return [x - len(text) / 1000 for text, x in zip(texts, scores)]
 
     if __name__ == "__main__":
       iapo.run("train", own=Own(text_reward=reward))
@@ -101,8 +101,8 @@ class Own:
     text_grader: decides which completions are right, from decoded texts on the
       host, in training and evaluation. It returns for each completion True or
       False, a score in [0, 1], of which only 1 is right, or None, which keeps
-      the grade of the package. `rewards.user_functions` says what functions
-      of texts get.
+      the grade of `reward.grader=host`, whatever that field is.
+      `rewards.user_functions` says what functions of texts get.
     credit: the advantage of each token; replaces `config.credit.mode`.
     probing: statistics of the answer after each token; replaces
       `train_step.run_probes`.

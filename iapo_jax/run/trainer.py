@@ -372,6 +372,11 @@ def _introduction(parts: Assembly, cache: str | None) -> str:
   lines += parts.task.described
   if parts.own.described:
     lines.append(f"own        {parts.own.described}")
+  if parts.own.text_grader and parts.cfg.reward.grader != "host":
+    lines.append(
+        f"own        reward.grader={parts.cfg.reward.grader} has no effect:"
+        " what the text grader leaves open is graded as with reward.grader=host"
+    )
   if parts.task.note:
     lines.append(f"note       {parts.task.note}")
   return "\n".join(lines)

@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import os
 import pathlib
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,16 @@ def environment(parts: Assembly) -> dict[str, str]:
       "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
       "own": parts.own.described,
       **{name: importlib.metadata.version(name) for name in packages},
+      **(_making() if parts.cfg.data.task == "reasoning_gym" else {}),
+  }
+
+
+def _making() -> dict[str, str]:
+  """Returns the versions that the problems of reasoning-gym depend on."""
+  package = "reasoning-gym"
+  return {
+      package: importlib.metadata.version(package),
+      "python": platform.python_version(),
   }
 
 
@@ -186,12 +197,29 @@ def check_data(parts: Assembly, workdir: pathlib.Path) -> None:
   theirs = files.read_json(workdir / _DATA)
   for split, ours in parts.task.fingerprint.items():
     if theirs.get(split) != ours:
-      source = parts.cfg.data.source_dir
+      named = f"source_dir = {parts.cfg.data.source_dir!r}"
+      advice = "restore their files"
+      if parts.cfg.data.task == "reasoning_gym":
+        named, advice = "gym", _restoring(workdir)
       raise ConfigError(
-          f"config.data.source_dir = {source!r}: the {split} problems are not"
-          f" those that the run in {str(workdir)!r} began with; restore their"
-          " files, or use another --workdir"
+          f"config.data.{named}: the {split} problems are not those that the"
+          f" run in {str(workdir)!r} began with; {advice}, or use another"
+          " --workdir"
       )
+
+
+def _restoring(workdir: pathlib.Path) -> str:
+  """Says which versions make the problems of a run, and which are here."""
+  try:
+    theirs = files.read_json(workdir / _ENVIRONMENT)
+  except ConfigError:
+    theirs = {}
+  ours = _making()
+  then, now = (
+      " and ".join(f"{name} {x.get(name, '(not recorded)')}" for name in ours)
+      for x in (theirs, ours)
+  )
+  return f"they were made with {then}, now with {now}: restore the former"
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
