@@ -169,8 +169,6 @@ WHOLE = {
         (min, ["1", "2"]),  # has no signature
         (lambda *, rows: rows, GIVEN.rows),
         (lambda scores: scores, [1.0, 0.25]),
-        (lambda texts, level=0, x=None: (level, x), ([1, 2], [3, None])),
-        (lambda *, texts, x=7, **rest: (x, "x" in rest), ([3, 7], False)),
         (lambda level, scale=2: (level, scale), ([1, 2], 2)),
         (lambda *, prompts, **rest: rest | {"prompts": prompts}, WHOLE),
         (lambda completions, **rest: rest | {"texts": completions}, WHOLE),
@@ -207,8 +205,8 @@ def alone(marks):
          "asks for scores, which is also a column of the data; rename"),
         (lambda: [], ASKED, "<lambda> asks for nothing; it can name"),
         (partly, ASKED,
-         "partly asks for the column x, which some rows lack; give the"
-         " parameter a default for these, such as x=None, or fill the column"),
+         "partly asks for the column x, which some rows lack; ask for rows and"
+         " use row.get('x'), or fill the column"),
         (lambda **all: all, [Asked("", {"prompts": 1})],
          "asks for prompts, which is also a column of the data; rename"),
         (lambda completions: 0, [Asked("", {"completions": 1})],

@@ -3,8 +3,7 @@
 A function gets by keyword what its signature names: `texts` (or `completions`),
 `golds`, `prompts`, `rows` or a column of the data; a reward also `scores`. With
 `**kwargs` it gets all of these. A function of two arguments with other names
-gets texts and golds by position. If rows lack a column, its parameter needs a
-default, which stands for their values.
+gets texts and golds by position.
 """
 
 import inspect
@@ -38,9 +37,8 @@ def bind(
     asked: all problems of the run.
 
   Raises:
-    ConfigError: if the signature asks for something else, without a default
-      for a column that some rows lack, or for a column that has the name of
-      another argument.
+    ConfigError: if the signature asks for something else, for a column that
+      some rows lack, or for a column that has the name of another argument.
   """
   try:
     parameters = inspect.signature(function).parameters.values()
@@ -64,9 +62,7 @@ def bind(
   if everything:
     wanted |= {*given, *(x for x, whole in columns.items() if whole)}
   described = f"Own.{field}: {name_of(function)}"
-  defaults = {x.name: x.default for x in named if x.default is not x.empty}
-  lacking = {x for x, whole in columns.items() if not whole} - defaults.keys()
-  _check_wanted(described, wanted, columns, lacking, (*given, "completions"))
+  _check_wanted(described, wanted, columns, (*given, "completions"))
   unknown = [
       x.name
       for x in parameters
@@ -80,7 +76,7 @@ def bind(
         f" columns {', '.join(columns) or '(none)'} of the data, or take"
         " **kwargs; change its signature"
     )
-  return lambda texts: function(**_values(texts, wanted, columns, defaults))
+  return lambda given: function(**_values(given, wanted, columns))
 
 
 def _by_position(function: Callable[..., Any]) -> Call:
@@ -101,8 +97,7 @@ def _columns(asked: Iterable[Asked]) -> dict[str, bool]:
 def _check_wanted(
     described: str,
     wanted: Iterable[str],
-    columns: Container[str],
-    lacking: Container[str],
+    columns: Mapping[str, bool],
     taken: Container[str],
 ) -> None:
   for name in sorted(wanted):
@@ -111,24 +106,20 @@ def _check_wanted(
           f"{described} asks for {name}, which is also a column of the data;"
           " rename the column"
       )
-    if name in lacking:
+    if not columns.get(name, True):
       raise ConfigError(
-          f"{described} asks for the column {name}, which some rows lack; give"
-          f" the parameter a default for these, such as {name}=None, or fill"
-          " the column"
+          f"{described} asks for the column {name}, which some rows lack; ask"
+          f" for rows and use row.get({name!r}), or fill the column"
       )
 
 
 def _values(
-    given: Texts,
-    wanted: Iterable[str],
-    columns: Container[str],
-    defaults: Mapping[str, Any],
+    given: Texts, wanted: Iterable[str], columns: Container[str]
 ) -> dict[str, list[Any]]:
   """Returns the arguments of a function by name."""
   attributes = {"completions": "texts"}
   return {
-      name: [row.get(name, defaults.get(name)) for row in given.rows]
+      name: [row[name] for row in given.rows]
       if name in columns
       else getattr(given, attributes.get(name, name))
       for name in wanted
