@@ -74,12 +74,8 @@ def test_functions_of_texts(tmp_path, capsys):
     asked.extend(zip(completions, golds, strict=True))
     return [len(text) for text in completions]
 
-  def operands(*, texts, prompts, rows, scores, question, answer):
+  def operands(*, texts, prompts, rows, question, answer):
     assert len(texts) == len(prompts) == len(rows)
-    # The verdicts of the grader below, of the same completions.
-    for score, completion in zip(scores, texts, strict=True):
-      expected = (1.0, 0.5, None)[len(completion) % 3]
-      assert expected in (None, score)
     assert [x["question"] for x in rows] == question
     assert [x["answer"] for x in rows] == answer
     for prompt, row in zip(prompts, question, strict=True):
@@ -145,7 +141,7 @@ def test_a_text_grader_implies_the_grader_of_the_host(tmp_path, capsys):
 
 GIVEN = Texts(
     texts=["a", "b"], golds=["1", "2"], prompts=["p", "q"],
-    rows=[{"level": 1, "x": 3}, {"level": 2}], scores=[1.0, 0.25],
+    rows=[{"level": 1, "x": 3}, {"level": 2}],
 )  # fmt: skip
 ASKED = [
     Asked(prompt, row)
@@ -153,7 +149,7 @@ ASKED = [
 ]
 WHOLE = {
     "texts": GIVEN.texts, "golds": GIVEN.golds, "prompts": GIVEN.prompts,
-    "rows": GIVEN.rows, "level": [1, 2], "scores": GIVEN.scores,
+    "rows": GIVEN.rows, "level": [1, 2],
 }  # fmt: skip
 
 
@@ -168,7 +164,6 @@ WHOLE = {
         (lambda texts, golds, /: golds, ["1", "2"]),
         (min, ["1", "2"]),  # has no signature
         (lambda *, rows: rows, GIVEN.rows),
-        (lambda scores: scores, [1.0, 0.25]),
         (lambda level, scale=2: (level, scale), ([1, 2], 2)),
         (lambda *, prompts, **rest: rest | {"prompts": prompts}, WHOLE),
         (lambda completions, **rest: rest | {"texts": completions}, WHOLE),
@@ -189,8 +184,8 @@ def partly(texts, x):
   return texts, x
 
 
-def alone(marks):
-  return marks
+def alone(scores):
+  return scores
 
 
 @pytest.mark.parametrize(
@@ -198,11 +193,9 @@ def alone(marks):
     [
         (misspelled, ASKED,
          "Own.text_reward: misspelled asks for levle; it can name texts (or"
-         " completions), golds, prompts, rows, scores and the columns level, x"
-         " of the data, or take **kwargs; change its signature"),
-        (alone, ASKED, "alone asks for marks; it can name texts"),
-        (lambda scores: 0, [Asked("", {"scores": 1})],
-         "asks for scores, which is also a column of the data; rename"),
+         " completions), golds, prompts, rows and the columns level, x of the"
+         " data, or take **kwargs; change its signature"),
+        (alone, ASKED, "alone asks for scores; it can name texts"),
         (lambda: [], ASKED, "<lambda> asks for nothing; it can name"),
         (partly, ASKED,
          "partly asks for the column x, which some rows lack; ask for rows and"
@@ -217,22 +210,6 @@ def test_signatures_that_cannot_be_called(function, asked, message):
   with pytest.raises(ConfigError) as error:
     user_functions.bind(function, "text_reward", asked)
   assert message in str(error.value)
-
-
-def test_graders_get_no_scores():
-  """They give them; a column may have the name."""
-  def grader(scores):
-    return scores
-
-  message = "golds, prompts, rows and the columns level, x of the data"
-  with pytest.raises(ConfigError, match=message):
-    user_functions.bind(grader, "text_grader", ASKED)
-  given = dataclasses.replace(GIVEN, rows=[{"scores": 3}] * 2, scores=[])
-  for function in (grader, lambda **all: all["scores"]):
-    call = user_functions.bind(
-        function, "text_grader", [Asked("", row) for row in given.rows]
-    )
-    assert call(given) == [3, 3]
 
 
 @pytest.mark.parametrize(

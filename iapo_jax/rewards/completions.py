@@ -31,14 +31,12 @@ class Texts:
     golds: gold answers.
     prompts: prompts, as in `Asked`; empty if the caller gave no problems.
     rows: the columns of each problem, as in `Asked`; empty as `prompts`.
-    scores: in [0, 1], of the run's grader; empty if it has not graded yet.
   """
 
   texts: list[str]
   golds: list[str]
   prompts: list[str]
   rows: list[Mapping[str, Any]]
-  scores: list[float] = dataclasses.field(default_factory=list)
 
   def take(self, indices: Sequence[int]) -> "Texts":
     """Returns some of the completions."""

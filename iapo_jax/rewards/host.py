@@ -1,6 +1,5 @@
 """Graders and rewards that decode text on the host; the step calls them."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,13 +16,11 @@ from iapo_jax.core.types import Grades, Prompts, Rollout
 from iapo_jax.hf import tokenizer as tokenizer_lib
 from iapo_jax.rewards import grading, text
 from iapo_jax.rewards.completions import Asked, Texts
-from iapo_jax.rewards.reward import Grader, scores_of
+from iapo_jax.rewards.reward import Grader
 from iapo_jax.rewards.user_functions import Call, Judge, rewards_of
 
-# Returns rewards fp32[b]; of several, also each without weight.
-Rewarder = Callable[
-    [Rollout, Grades, Prompts], tuple[jax.Array, dict[str, jax.Array]]
-]
+# (rollout, prompts) -> rewards fp32[b]; of several, also each without weight
+Rewarder = Callable[[Rollout, Prompts], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_grader(
@@ -104,17 +101,15 @@ def make_rewarder(
   """
 
   def on_host(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    *columns, scores = columns
     given = _texts(tokenizer, asked, *columns)[1]
-    given = dataclasses.replace(given, scores=scores.tolist())
     return tuple(rewards_of(call, x, given) for x, call in calls)
 
   ask = _caller(mesh, on_host, [((), jnp.float32)] * len(calls))
 
   def reward(
-      rollout: Rollout, grades: Grades, prompts: Prompts
+      rollout: Rollout, prompts: Prompts
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    found = ask(rollout, prompts, scores_of(grades))
+    found = ask(rollout, prompts)
     total = sum(w * x for w, x in zip(weights, found, strict=True))
     return total, {
         name: x for (name, _), x in zip(calls, found, strict=True) if calls[1:]
@@ -127,10 +122,8 @@ def _caller(
     mesh: Mesh,
     on_host: Callable[..., tuple[np.ndarray, ...]],
     columns: Sequence[tuple[tuple[int, ...], Any]],
-) -> Callable[..., tuple[jax.Array, ...]]:
+) -> Callable[[Rollout, Prompts], tuple[jax.Array, ...]]:
   """Makes a function of the compiled step that calls the host.
-
-  It takes a rollout, its prompts and more arrays [b, ...] for the host.
 
   The callback runs under `shard_map` over the data axes: each process decodes
   and grades only the rows of its devices. Devices along the tensor axis hold
@@ -138,14 +131,12 @@ def _caller(
 
   Args:
     mesh: the mesh of the step.
-    on_host: maps tokens, lengths, ended, gold, gold lengths, rows and what
-      else was given to one array for each column.
+    on_host: maps tokens, lengths, ended, gold, gold lengths and rows to one
+      array for each column.
     columns: shape of a row and dtype of each column.
   """
 
-  def call(
-      rollout: Rollout, prompts: Prompts, *more: jax.Array
-  ) -> tuple[jax.Array, ...]:
+  def call(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
     rows = rollout.lengths.shape
     expected = tuple(
         jax.ShapeDtypeStruct((*rows, *shape), dtype) for shape, dtype in columns
@@ -161,7 +152,6 @@ def _caller(
           prompts.gold,
           prompts.gold_lengths,
           prompts.rows,
-          *more,
       )
 
     def whole(blocks: list[Any], *rest: Any) -> tuple[np.ndarray, ...]:
@@ -179,14 +169,12 @@ def _caller(
 
   spec = P(sharding.BATCH_AXES)
 
-  def run(
-      rollout: Rollout, prompts: Prompts, *more: jax.Array
-  ) -> tuple[jax.Array, ...]:
+  def run(rollout: Rollout, prompts: Prompts) -> tuple[jax.Array, ...]:
     # Only tokens are sent to the host, not the cache.
     light = rollout.replace(context=())
     return jax.shard_map(
         call, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-    )(light, prompts, *more)
+    )(light, prompts)
 
   return run
 

@@ -27,13 +27,6 @@ def name_of(function: Callable[..., Any]) -> str:
   return getattr(inner, "__name__", type(inner).__name__)
 
 
-def scores_of(grades: Grades) -> Array:
-  """Returns the scores in [0, 1], fp32[b]; without partial ones 1 or 0."""
-  if grades.scores is None:
-    return grades.correct.astype("float32")
-  return grades.scores
-
-
 def combine(
     grades: Grades,
     *,
@@ -46,7 +39,9 @@ def combine(
 
   The reward is their sum. A partial score lies between `wrong` and `correct`.
   """
-  right = scores_of(grades)
+  right = grades.scores
+  if right is None:
+    right = grades.correct.astype("float32")
   formed = grades.well_formed.astype("float32")
   return (
       wrong + right * (correct - wrong),

@@ -1,14 +1,14 @@
 """Calls a user's rewards and graders of texts, and checks what they return.
 
 A function gets by keyword what its signature names: `texts` (or `completions`),
-`golds`, `prompts`, `rows` or a column of the data; a reward also `scores`. With
-`**kwargs` it gets all of these. A function of two arguments with other names
-gets texts and golds by position.
+`golds`, `prompts`, `rows`, or a column of the data. With `**kwargs` it gets all
+of these. A function of two arguments with other names gets texts and golds by
+position.
 """
 
 import inspect
 import numbers
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from iapo_jax.rewards.reward import name_of
 Call = Callable[[Texts], Any]
 Judge = Callable[[Texts], list[Graded]]
 
-_GIVEN = ("texts", "golds", "prompts", "rows")
+_GIVEN = {name: name for name in ("texts", "golds", "prompts", "rows")}
+_NAMES = _GIVEN | {"completions": "texts"}
 
 
 def bind(
@@ -50,8 +51,7 @@ def bind(
       if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)
   ]  # fmt: skip
   columns = _columns(asked)
-  given = (*_GIVEN, "scores") if field == "text_reward" else _GIVEN
-  known = {*columns, *given, "completions"}
+  known = columns.keys() | _NAMES.keys()
   if not everything and not any(x.name in known for x in named):
     try:
       inspect.signature(function).bind(None, None)
@@ -60,9 +60,9 @@ def bind(
       pass  # the error below says what it can ask for
   wanted = {x.name for x in named if x.name in known}
   if everything:
-    wanted |= {*given, *(x for x, whole in columns.items() if whole)}
+    wanted |= _GIVEN.keys() | {x for x, whole in columns.items() if whole}
   described = f"Own.{field}: {name_of(function)}"
-  _check_wanted(described, wanted, columns, (*given, "completions"))
+  _check_wanted(described, wanted, columns)
   unknown = [
       x.name
       for x in parameters
@@ -72,11 +72,11 @@ def bind(
   if unknown or not wanted:
     raise ConfigError(
         f"{described} asks for {', '.join(unknown) or 'nothing'};"
-        f" it can name texts (or completions), {', '.join(given[1:])} and the"
+        " it can name texts (or completions), golds, prompts, rows and the"
         f" columns {', '.join(columns) or '(none)'} of the data, or take"
         " **kwargs; change its signature"
     )
-  return lambda given: function(**_values(given, wanted, columns))
+  return lambda given: function(**{x: _value(given, x) for x in wanted})
 
 
 def _by_position(function: Callable[..., Any]) -> Call:
@@ -95,13 +95,10 @@ def _columns(asked: Iterable[Asked]) -> dict[str, bool]:
 
 
 def _check_wanted(
-    described: str,
-    wanted: Iterable[str],
-    columns: Mapping[str, bool],
-    taken: Container[str],
+    described: str, wanted: Iterable[str], columns: Mapping[str, bool]
 ) -> None:
   for name in sorted(wanted):
-    if name in taken and name in columns:
+    if name in _NAMES and name in columns:
       raise ConfigError(
           f"{described} asks for {name}, which is also a column of the data;"
           " rename the column"
@@ -113,17 +110,10 @@ def _check_wanted(
       )
 
 
-def _values(
-    given: Texts, wanted: Iterable[str], columns: Container[str]
-) -> dict[str, list[Any]]:
-  """Returns the arguments of a function by name."""
-  attributes = {"completions": "texts"}
-  return {
-      name: [row[name] for row in given.rows]
-      if name in columns
-      else getattr(given, attributes.get(name, name))
-      for name in wanted
-  }
+def _value(given: Texts, name: str) -> list[Any]:
+  if name in _NAMES:
+    return getattr(given, _NAMES[name])
+  return [row[name] for row in given.rows]
 
 
 def rewards_of(call: Call, name: str, given: Texts) -> np.ndarray:

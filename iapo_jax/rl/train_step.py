@@ -86,7 +86,7 @@ def make_train_step(
       probe = probing(frozen, rolled, grades, prompts, cfg, vocabulary)
       reward, named = own.reward and own.reward(rolled, grades, prompts), {}
       if rewarder:
-        reward, named = rewarder(rolled, grades, prompts)
+        reward, named = rewarder(rolled, prompts)
       credited, metrics = credit.assign(
           rolled, grades, probe, state.weights, credit_key, cfg,
           reward=reward, parts=named, own=own.credit,
