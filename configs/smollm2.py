@@ -31,7 +31,7 @@ from iapo_jax.config.demos import Demo
 DEMO = Demo(
     title="SmolLM2-135M: one warm start, then reinforcement learning",
     methods=("to_go", "length_penalty", "grpo"),
-    minutes=(10.0, 18.0),
+    minutes=(13.0, 19.0),
     small={
         "warm_start.num_steps": 2,
         "warm_start.batch_size": 2,
