@@ -16,7 +16,7 @@ from test_export import small
 import iapo_jax
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import families, folder, tokenizer, weights
-from iapo_jax.run import sources, trainer, workdir
+from iapo_jax.run import assembly, sources, trainer, workdir
 from iapo_jax.tools import comparison, export
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -50,6 +50,40 @@ def test_a_plan_says_that_weights_were_quantised(place, tmp_path, capsys):
   folder.copy_all_but_weights(place, tmp_path / "kept")
   assert folder.read_model(tmp_path / "kept") == folder.read_model(place)
   assert folder.read_tokens(tmp_path / "kept") == folder.read_tokens(place)
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_a_tokenizer_needs_no_model_that_is_supported(random, place, tmp_path):
+  """A run keeps the tokenizer of such a file; resumed it has the same tokens.
+
+  Only a run from random weights reads the ends there, too.
+  """
+  bad = ggufs.write(
+      tmp_path / "bad.gguf", place.parent, tok=tokenizer_kinds.of("byte_level"),
+      more={
+          "llama.rope.scaling.type": "dynamic",
+          "tokenizer.ggml.eot_token_id": 4,
+          "tokenizer.ggml.padding_token_id": 5,
+      },
+  )  # fmt: skip
+  with pytest.raises(ConfigError, match=r"rope\.scaling\.type = 'dynamic'"):
+    folder.read_model(bad)
+  pretrained = "" if random else str(place)
+  cfg = small(
+      model__pretrained=pretrained, data__tokenizer=str(bad), **SIZES
+  )
+  run = tmp_path / "run"
+  parts = assembly.assemble(cfg)
+  with workdir.locked(run):
+    workdir.claim(run, parts)
+  assert {path.name for path in (run / "tokenizer").iterdir()} == {
+      "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+  }  # fmt: skip
+  bad.unlink()
+  again = assembly.assemble(cfg, home=run)
+  assert again.task.vocabulary == parts.task.vocabulary
+  assert (4 in parts.task.vocabulary.eos_ids) == random
+  assert parts.task.vocabulary.pad_id == 5
 
 
 @pytest.mark.full

@@ -246,9 +246,12 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _content(place: pathlib.Path, file: str) -> dict[str, Any] | None:
-  """Returns the content of a JSON file of a place, None if there is none."""
+  """Returns the content of a JSON file of a place, None if there is none.
+
+  Of a GGUF file it returns only special token ids.
+  """
   if gguf.is_file(place):
-    return gguf.content(place)[file]()
+    return gguf.special_ids(place)[file]
   path = place / file
   return files.read_json(path) if path.exists() else None
 
@@ -259,6 +262,19 @@ def copy_one(source: pathlib.Path, file: str, target: pathlib.Path) -> None:
     gguf.write(source, target, only=(file,))
   elif (source / file).exists():
     shutil.copyfile(source / file, target / file)
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a tokenizer, with all files of its folder but weights.
+
+  Of a GGUF file, writes no configuration of the model, which may be one that is
+  not supported. Creates `target` if needed.
+  """
+  if not gguf.is_file(source):
+    copy_all_but_weights(source, target)
+    return
+  target.mkdir(parents=True, exist_ok=True)
+  gguf.write(source, target, only=(*gguf.OF_TOKENIZER, GENERATION))
 
 
 def copy_all_but_weights(

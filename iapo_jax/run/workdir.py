@@ -152,7 +152,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   files.write_json(workdir / _ENVIRONMENT, found)
   if parts.cfg.data.tokenizer:
     chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
-    folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
+    folder.copy_tokenizer(chosen, workdir / folder.TOKENIZER)
   elif not name:
     parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
   for kept in (folder.KEPT, folder.TOKENIZER):
