@@ -58,7 +58,8 @@ def find(
       may mean a folder, too.
   """
   if name == gguf.SMOLLM2:
-    return _smollm2(pathlib.Path(name))
+    check_name(name)
+    return gguf.packaged()
   try:
     folder = pathlib.Path(name).expanduser()
     if name and (folder.is_dir() or gguf.is_file(folder)):
@@ -84,17 +85,18 @@ def find(
     ) from error
 
 
-def _smollm2(folder: pathlib.Path) -> pathlib.Path:
-  """Returns the packaged model, unless the name may mean a folder, too."""
-  if not folder.exists():
-    return gguf.packaged()
+def check_name(name: str) -> None:
+  """Raises `ConfigError` for `smollm2` if something here is called so, too."""
+  folder = pathlib.Path(name)
+  if name != gguf.SMOLLM2 or not folder.exists():
+    return
   try:
     packaged = repr(str(gguf.packaged()))
   except ConfigError:
     packaged = "which is not installed"
   raise ConfigError(
-      f"model {folder.name!r}: may be what is here, './{folder.name}', or the"
-      f" model of the package, {packaged}; name one of them by its path"
+      f"model {name!r}: may be what is here, './{name}', or the model of the"
+      f" package, {packaged}; name one of them by its path"
   )
 
 

@@ -136,6 +136,8 @@ def load(
     raise ConfigError(f"--format = {preset!r}: must be one of {names}")
   form, data = formats.of(preset or formats.PRESETS[0]), DataConfig()
   path = pathlib.Path(model)
+  if isinstance(model, str):
+    folder.check_name(model)
   # Both kinds of folder have a config.json.
   is_run = checkpoint_lib.stage_folder(path, "").is_dir()
   if is_run:
