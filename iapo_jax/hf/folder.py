@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub
@@ -140,6 +141,12 @@ def has_weights(folder: pathlib.Path) -> bool:
 def quantised(place: pathlib.Path) -> dict[str, int]:
   """Counts the tensors of each type; empty if the weights are plain floats."""
   return gguf_weights.quantised(place) if gguf.is_file(place) else {}
+
+
+def describe_quantised(counts: Mapping[str, int]) -> str:
+  """Says that weights were quantised, with the tensors of each type."""
+  told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+  return f"were quantised; tensors: {told}"
 
 
 def has_tokenizer(place: pathlib.Path) -> bool:
