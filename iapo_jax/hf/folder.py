@@ -36,6 +36,12 @@ _FILES = (
     ".json", ".jsonl", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model",
     ".txt", ".py", ".gz", ".zip",
 )  # fmt: skip
+_GGUF = "gguf"  # in names of repositories that hold such files
+_BY_HAND = (
+    "GGUF files on the hub are not downloaded by a run; download one, such as"
+    " by `hf download OWNER/NAME FILE.gguf --local-dir=.`, and name it by its"
+    " path"
+)
 _UNWANTED = "consolidated*"  # the same weights in another layout
 _NO_PAD = -1  # in the first Llama
 _WEIGHTS = ("*.safetensors", "*.index.json")
@@ -72,18 +78,31 @@ def find(
     why = _why(folder)
     raise ConfigError(f"model {name!r}: is not a folder or a GGUF file; {why}")
   try:
-    if not scratch:
-      return _download(name, weights)
-    try:
-      return _download(name, weights, local_files_only=True)
-    except (OSError, ValueError):
-      return _download(name, False, cache_dir=scratch / "hub")
+    place = _from_hub(name, weights, scratch)
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
+    hint = f"; {_BY_HAND}" if _GGUF in name.lower() else ""
     raise ConfigError(
         f"model {name!r}: is not a folder or a GGUF file, and could not be"
-        f" downloaded from the hub ({reason})"
+        f" downloaded from the hub ({reason}){hint}"
     ) from error
+  # A dry run has no weights to look for.
+  bare = weights and not scratch and not has_weights(place)
+  if _GGUF in name.lower() and (bare or not (place / CONFIG).exists()):
+    raise ConfigError(f"model {name!r}: {_BY_HAND}")
+  return place
+
+
+def _from_hub(
+    name: str, weights: bool, scratch: pathlib.Path | None
+) -> pathlib.Path:
+  """Returns a snapshot of the hub; the arguments are those of `find`."""
+  if not scratch:
+    return _download(name, weights)
+  try:
+    return _download(name, weights, local_files_only=True)
+  except (OSError, ValueError):
+    return _download(name, False, cache_dir=scratch / "hub")
 
 
 def check_name(name: str) -> None:
@@ -125,6 +144,10 @@ def _why(path: pathlib.Path) -> str:
     return f"it is a file; name its folder, {str(path.parent)!r}"
   if path.parent.is_dir():
     return f"there is no {path.name!r} in {str(path.parent)!r}"
+  # OWNER/NAME/FILE
+  on_hub = len(path.parts) == 3 and path.parts[0] not in ("..", path.anchor)
+  if path.suffix.lower() == gguf.SUFFIX and on_hub:
+    return f"there is no such path; {_BY_HAND}"
   return "there is no such path"
 
 
