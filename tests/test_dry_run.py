@@ -136,3 +136,18 @@ def test_the_cache_of_the_hub_is_read_and_not_written(hub, tmp_path):
   with pytest.raises(ConfigError, match="could not be downloaded from the hub"):
     folder.find("owner/elsewhere", scratch=scratch)
   assert sorted(hub.rglob("*")) == before
+
+
+def test_gguf_files_of_the_hub_are_downloaded_by_hand(hub, tmp_path):
+  """A repository of them has no weights to download, and perhaps no file."""
+  model = hub / "models--owner--it-GGUF"
+  shutil.copytree(hub / "models--owner--there", model)
+  names = ["owner/it-GGUF", "owner/else-gguf", "owner/it-GGUF/it-Q8_0.gguf"]
+  for name in names:
+    with pytest.raises(ConfigError, match="not downloaded by a run; download"):
+      folder.find(name)
+  assert folder.find("owner/it-GGUF", scratch=tmp_path / "scratch")
+  (model / "snapshots" / COMMIT / "config.json").unlink()
+  (model / "snapshots" / COMMIT / "params.json").write_text("{}")
+  with pytest.raises(ConfigError, match="not downloaded by a run; download"):
+    folder.find("owner/it-GGUF", scratch=tmp_path / "scratch")

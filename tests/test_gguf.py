@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
+import iapo_jax
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.hf import (
     families,
@@ -375,3 +376,10 @@ def test_the_packaged_model(tmp_path, monkeypatch):
       " package, which is not installed; name one of them by its path"
   )
   assert folder.find("./smollm2") == pathlib.Path("smollm2")
+  # Nor a run; the path of one means the run.
+  (tmp_path / "smollm2" / "checkpoints").mkdir()
+  with pytest.raises(ConfigError, match="may be what is here"):
+    iapo_jax.load("smollm2")
+  for name in ("./smollm2", pathlib.Path("smollm2")):
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+      iapo_jax.load(name)

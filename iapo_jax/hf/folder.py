@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub
@@ -35,6 +36,12 @@ _FILES = (
     ".json", ".jsonl", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".model",
     ".txt", ".py", ".gz", ".zip",
 )  # fmt: skip
+_GGUF = "gguf"  # in names of repositories that hold such files
+_BY_HAND = (
+    "GGUF files on the hub are not downloaded by a run; download one, such as"
+    " by `hf download OWNER/NAME FILE.gguf --local-dir=.`, and name it by its"
+    " path"
+)
 _UNWANTED = "consolidated*"  # the same weights in another layout
 _NO_PAD = -1  # in the first Llama
 _WEIGHTS = ("*.safetensors", "*.index.json")
@@ -58,7 +65,8 @@ def find(
       may mean a folder, too.
   """
   if name == gguf.SMOLLM2:
-    return _smollm2(pathlib.Path(name))
+    check_name(name)
+    return gguf.packaged()
   try:
     folder = pathlib.Path(name).expanduser()
     if name and (folder.is_dir() or gguf.is_file(folder)):
@@ -70,31 +78,45 @@ def find(
     why = _why(folder)
     raise ConfigError(f"model {name!r}: is not a folder or a GGUF file; {why}")
   try:
-    if not scratch:
-      return _download(name, weights)
-    try:
-      return _download(name, weights, local_files_only=True)
-    except (OSError, ValueError):
-      return _download(name, False, cache_dir=scratch / "hub")
+    place = _from_hub(name, weights, scratch)
   except (OSError, ValueError, RuntimeError) as error:
     reason = errors.reason(error)
+    hint = f"; {_BY_HAND}" if _GGUF in name.lower() else ""
     raise ConfigError(
         f"model {name!r}: is not a folder or a GGUF file, and could not be"
-        f" downloaded from the hub ({reason})"
+        f" downloaded from the hub ({reason}){hint}"
     ) from error
+  # A dry run has no weights to look for.
+  bare = weights and not scratch and not has_weights(place)
+  if _GGUF in name.lower() and (bare or not (place / CONFIG).exists()):
+    raise ConfigError(f"model {name!r}: {_BY_HAND}")
+  return place
 
 
-def _smollm2(folder: pathlib.Path) -> pathlib.Path:
-  """Returns the packaged model, unless the name may mean a folder, too."""
-  if not folder.exists():
-    return gguf.packaged()
+def _from_hub(
+    name: str, weights: bool, scratch: pathlib.Path | None
+) -> pathlib.Path:
+  """Returns a snapshot of the hub; the arguments are those of `find`."""
+  if not scratch:
+    return _download(name, weights)
+  try:
+    return _download(name, weights, local_files_only=True)
+  except (OSError, ValueError):
+    return _download(name, False, cache_dir=scratch / "hub")
+
+
+def check_name(name: str) -> None:
+  """Raises `ConfigError` for `smollm2` if something here is called so, too."""
+  folder = pathlib.Path(name)
+  if name != gguf.SMOLLM2 or not folder.exists():
+    return
   try:
     packaged = repr(str(gguf.packaged()))
   except ConfigError:
     packaged = "which is not installed"
   raise ConfigError(
-      f"model {folder.name!r}: may be what is here, './{folder.name}', or the"
-      f" model of the package, {packaged}; name one of them by its path"
+      f"model {name!r}: may be what is here, './{name}', or the model of the"
+      f" package, {packaged}; name one of them by its path"
   )
 
 
@@ -122,6 +144,10 @@ def _why(path: pathlib.Path) -> str:
     return f"it is a file; name its folder, {str(path.parent)!r}"
   if path.parent.is_dir():
     return f"there is no {path.name!r} in {str(path.parent)!r}"
+  # OWNER/NAME/FILE
+  on_hub = len(path.parts) == 3 and path.parts[0] not in ("..", path.anchor)
+  if path.suffix.lower() == gguf.SUFFIX and on_hub:
+    return f"there is no such path; {_BY_HAND}"
   return "there is no such path"
 
 
@@ -138,6 +164,12 @@ def has_weights(folder: pathlib.Path) -> bool:
 def quantised(place: pathlib.Path) -> dict[str, int]:
   """Counts the tensors of each type; empty if the weights are plain floats."""
   return gguf_weights.quantised(place) if gguf.is_file(place) else {}
+
+
+def describe_quantised(counts: Mapping[str, int]) -> str:
+  """Says that weights were quantised, with the tensors of each type."""
+  told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+  return f"were quantised; tensors: {told}"
 
 
 def has_tokenizer(place: pathlib.Path) -> bool:
@@ -246,9 +278,12 @@ def _named(folder: pathlib.Path, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _content(place: pathlib.Path, file: str) -> dict[str, Any] | None:
-  """Returns the content of a JSON file of a place, None if there is none."""
+  """Returns the content of a JSON file of a place, None if there is none.
+
+  Of a GGUF file it returns only special token ids.
+  """
   if gguf.is_file(place):
-    return gguf.content(place)[file]()
+    return gguf.special_ids(place)[file]
   path = place / file
   return files.read_json(path) if path.exists() else None
 
@@ -259,6 +294,19 @@ def copy_one(source: pathlib.Path, file: str, target: pathlib.Path) -> None:
     gguf.write(source, target, only=(file,))
   elif (source / file).exists():
     shutil.copyfile(source / file, target / file)
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a tokenizer, with all files of its folder but weights.
+
+  Of a GGUF file, writes no configuration of the model, which may be one that is
+  not supported. Creates `target` if needed.
+  """
+  if not gguf.is_file(source):
+    copy_all_but_weights(source, target)
+    return
+  target.mkdir(parents=True, exist_ok=True)
+  gguf.write(source, target, only=(*gguf.OF_TOKENIZER, GENERATION))
 
 
 def copy_all_but_weights(

@@ -71,6 +71,18 @@ def content(place: pathlib.Path) -> dict[str, Callable[[], Any]]:
   }
 
 
+def special_ids(place: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Returns what the small files say of special tokens, by the file's name.
+
+  Unlike `content`, takes files whose model cannot be configured here.
+  """
+  header = gguf_header.read(place)
+  return {
+      "generation_config.json": _generation(place) or {},
+      "config.json": _named_ids(header),
+  }
+
+
 def write(
     place: pathlib.Path,
     folder: pathlib.Path,
@@ -115,24 +127,33 @@ def _config(place: pathlib.Path) -> dict[str, Any]:
       if len(stored.shape) != 1 or stored.kind.name != "F32":
         header.fail(f"tensor {name!r}: must be one row of F32")
       factors[name] = gguf_weights.read_rows(place, stored)
-  ends = {
+  return gguf_config.config_of(header, factors, _named_ids(header))
+
+
+def _named_ids(header: Header) -> dict[str, int | None]:
+  """Returns the special token ids of the config.json, by its fields."""
+  return {
       f"{field}_token_id": gguf_tokenizer.special_id(
           header, f"{name}_token_id", _rows(header)
       )
       for field, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
   }
-  return gguf_config.config_of(header, factors, ends)
 
 
 def _generation(place: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the content of the generation_config.json: all ends, if any."""
+  """Returns the content of the generation_config.json: all ends and padding.
+
+  Returns None if there are none.
+  """
   header = gguf_header.read(place)
   found = [
       gguf_tokenizer.special_id(header, f"{name}_token_id", _rows(header))
       for name in ("eos", "eot", "eom")
   ]
   ends = [*dict.fromkeys(i for i in found if i is not None)]
-  return {"eos_token_id": ends} if ends else None
+  pad = _named_ids(header)["pad_token_id"]
+  content: dict[str, Any] = {"eos_token_id": ends} if ends else {}
+  return content | ({} if pad is None else {"pad_token_id": pad}) or None
 
 
 def _rows(header: Header) -> int:

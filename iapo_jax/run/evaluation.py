@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from iapo_jax.config.schema import EvaluationConfig
+from iapo_jax.config.records import EvaluationConfig
 from iapo_jax.core import endings, sharding
 from iapo_jax.core.types import Array, KeyDomain, Params, Prompts
 from iapo_jax.data.pipeline import PromptTable

@@ -187,9 +187,6 @@ def check_start(
         print("weights    are not downloaded yet, and not checked", flush=True)
         return
       weights.check(weights.reader(place), cfg.model)
-      if counts := folder.quantised(place):
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        print(f"weights    were quantised; tensors: {told}", flush=True)
     return
   chosen = named(cfg.init_from)
   _check_model(parts, chosen.workdir)

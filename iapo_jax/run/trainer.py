@@ -5,7 +5,7 @@ import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.interrupts import Interrupted
 from iapo_jax.core.types import Params, Prompts, PyTree, StepOutput, TrainState
 from iapo_jax.data import pipeline, splits
-from iapo_jax.hf import families
+from iapo_jax.hf import families, folder
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.rl.warm_start import Demonstrations
 from iapo_jax.run import (
@@ -89,7 +89,7 @@ def train(
     if finished:
       print(f"{workdir} holds this run, finished: nothing to do")
       return
-    print(_introduction(parts, cache))
+    print(_introduction(parts, cache, workdir_lib.quantised(workdir)))
     _tell_export(parts)
     saved = resumption.find(parts, workdir)
     position = saved.progress.logs if saved else None
@@ -116,9 +116,14 @@ def _print_plan(
     cfg: Config, workdir: pathlib.Path, own: Own, cache: str | None
 ) -> None:
   """Makes all checks and prints the plan; keeps no file."""
-  with tempfile.TemporaryDirectory() as scratch, compilation.unkept():
-    parts = _assemble(cfg, workdir, own, pathlib.Path(scratch))
-    print(_introduction(parts, cache))
+  with tempfile.TemporaryDirectory() as name, compilation.unkept():
+    scratch = pathlib.Path(name)
+    parts = _assemble(cfg, workdir, own, scratch)
+    if workdir_lib.is_begun(workdir):
+      counts = workdir_lib.quantised(workdir)
+    else:
+      counts = workdir_lib.quantised_start(cfg, scratch)
+    print(_introduction(parts, cache, counts))
 
 
 def _assemble(
@@ -338,13 +343,19 @@ def _tell_export(parts: Assembly) -> None:
       print(f"warning: this model cannot be exported: {error}", flush=True)
 
 
-def _introduction(parts: Assembly, cache: str | None) -> str:
+def _introduction(
+    parts: Assembly, cache: str | None, quantised: Mapping[str, int]
+) -> str:
   """Returns the plan, where programs are kept, and the sizes of the data.
 
-  `cache` is the folder of compiled programs, None for none.
+  `cache` is the folder of compiled programs, None for none; `quantised` is from
+  `workdir.quantised`.
   """
   stage = assembly.reinforcement_stage(parts)
-  lines = [
+  lines = []
+  if quantised:
+    lines.append(f"weights    {folder.describe_quantised(quantised)}")
+  lines += [
       plan.describe(parts.cfg, parts.mesh, stage.spec),
       plan.describe_programs(
           parts.cfg,

@@ -22,6 +22,7 @@ SUMMARY = "summary.json"
 PROGRAMS = "compiled"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
+_QUANTISED = "quantised"  # in the environment
 _LOCK = "lock"
 _DATA = "data.json"
 
@@ -132,6 +133,34 @@ def own_grader(workdir: pathlib.Path) -> str:
   return names[0].removeprefix("text grader ") if names else ""
 
 
+def quantised(workdir: pathlib.Path) -> dict[str, int]:
+  """Counts the tensors of each type in the weights that a run comes from.
+
+  Those may be the weights of an earlier run, which this one began with. Returns
+  nothing if none was quantised or the run does not tell.
+  """
+  try:
+    return files.read_json(workdir / _ENVIRONMENT).get(_QUANTISED, {})
+  except ConfigError:
+    return {}  # `_compare_environment` warns when the run continues
+
+
+def quantised_start(
+    cfg: config_lib.Config, scratch: pathlib.Path | None = None
+) -> dict[str, int]:
+  """Returns what `quantised` will say of a run that has not begun.
+
+  `scratch` is that of `folder.find`.
+  """
+  if cfg.init_from:
+    place = places.look(pathlib.Path(cfg.init_from))
+    return quantised(place.found or place.path)
+  if not cfg.model.pretrained:
+    return {}
+  place = folder.find(cfg.model.pretrained, weights=False, scratch=scratch)
+  return folder.quantised(place)
+
+
 def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
   """Claims a locked workdir for this run, or checks that it is this run's.
 
@@ -151,7 +180,7 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
         f"workdir {str(workdir)!r}: has checkpoints but no {_CONFIG};"
         " restore that file, or use another --workdir"
     )
-  found = environment(parts)
+  found: dict[str, Any] = {**environment(parts)}
   name = parts.cfg.model.pretrained
   if name:
     place = folder.find(name)
@@ -160,10 +189,12 @@ def claim(workdir: pathlib.Path, parts: Assembly) -> bool:
     other = parts.cfg.data.tokenizer and gguf.is_file(place)
     skip = gguf.OF_TOKENIZER if other else ()
     folder.copy_all_but_weights(place, workdir / folder.KEPT, skip=skip)
+  if counts := quantised_start(parts.cfg):
+    found[_QUANTISED] = counts
   files.write_json(workdir / _ENVIRONMENT, found)
   if parts.cfg.data.tokenizer:
     chosen = folder.find(parts.cfg.data.tokenizer, weights=False)
-    folder.copy_all_but_weights(chosen, workdir / folder.TOKENIZER)
+    folder.copy_tokenizer(chosen, workdir / folder.TOKENIZER)
   elif not name:
     parts.task.tokenizer.save_pretrained(workdir / folder.TOKENIZER)
   for kept in (folder.KEPT, folder.TOKENIZER):

@@ -21,6 +21,7 @@ from iapo_jax.config.schema import MeshConfig
 from iapo_jax.core import files, markdown, processes
 from iapo_jax.core.errors import ConfigError
 from iapo_jax.core.types import KeyDomain, Params
+from iapo_jax.hf import folder
 from iapo_jax.rewards.reward import name_of
 from iapo_jax.rl.own import NOTHING, Own
 from iapo_jax.run import assembly, evaluation, sources
@@ -110,6 +111,10 @@ def load(
   _tell_graders(contestants)
   for note in {c.parts.task.note for c in contestants} - {None}:
     print(f"note       {note}")
+  for workdir in workdirs:
+    if counts := workdir_lib.quantised(workdir):
+      told = folder.describe_quantised(counts)
+      print(f"weights    of {workdir}: {told}")
   return contestants
 
 

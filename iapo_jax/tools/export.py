@@ -257,6 +257,8 @@ def model_card(
   origin = "a pretrained model" if cfg.model.pretrained else "random weights"
   if cfg.init_from:  # a path, which means nothing on another machine
     origin = "the policy of another run"
+  if counts := workdir_lib.quantised(source.workdir):
+    origin += f" (weights {folder.describe_quantised(counts)})"
   flat = config_lib.flatten(cfg)
   return "\n".join([
       "---",

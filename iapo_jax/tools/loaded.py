@@ -136,6 +136,8 @@ def load(
     raise ConfigError(f"--format = {preset!r}: must be one of {names}")
   form, data = formats.of(preset or formats.PRESETS[0]), DataConfig()
   path = pathlib.Path(model)
+  if isinstance(model, str):
+    folder.check_name(model)
   # Both kinds of folder have a config.json.
   is_run = checkpoint_lib.stage_folder(path, "").is_dir()
   if is_run:
@@ -146,10 +148,12 @@ def load(
       form, elicitation = run.format, elicitation or run.probe.elicitation
     there = folder.kept(path)
     place, words = there[0], there[-1]
+    counts = workdir_lib.quantised(path)
   else:
     source = place = words = folder.find(str(model))
     places.check(place, "--model", "policy")
     cfg = folder.read_model(place)
+    counts = folder.quantised(place)
   cfg = dataclasses.replace(cfg, dtype=dtype)
   if tokenizer:
     words = folder.find(tokenizer, weights=False)
@@ -164,6 +168,8 @@ def load(
       rules, chat=chat, date=chat_date, arguments=chat_arguments(data),
       system=data.system,
   )  # fmt: skip
+  if counts:
+    print(f"weights  {folder.describe_quantised(counts)}", flush=True)
   return Policy(source, cfg, params, rules)
 
 

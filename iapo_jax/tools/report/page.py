@@ -14,6 +14,7 @@ from typing import Any
 
 from iapo_jax.core import files
 from iapo_jax.core.errors import ConfigError
+from iapo_jax.hf import folder
 from iapo_jax.run import evaluation
 from iapo_jax.tools import comparison
 from iapo_jax.tools.report import figures, heat, runs
@@ -178,6 +179,13 @@ def _notes(
       f"config.{field} is {' or '.join(map(str, values))}: the runs were"
       " evaluated differently, and their test results do not compare"
       for field, values in apart.items()
+  ]
+  notes += [
+      f"{group.label}: the weights that it began with"
+      f" {folder.describe_quantised(run.quantised)}"
+      for group in groups
+      for run in group.runs
+      if run.quantised
   ]
   config = groups[0].runs[0].config
   text = evaluation.sampled({

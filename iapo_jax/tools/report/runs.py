@@ -27,6 +27,8 @@ class Run:
     evaluations: lines of evaluations.jsonl.
     warnings: lines of warnings.jsonl.
     summary: test results; None while the run is not finished.
+    quantised: tensors of each type in the weights that it comes from; empty if
+      none was quantised.
   """
 
   folder: pathlib.Path
@@ -36,6 +38,7 @@ class Run:
   evaluations: list[Record]
   warnings: list[Record]
   summary: Record | None
+  quantised: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,7 @@ def read(folder: pathlib.Path) -> Run:
       evaluations=logs.read(folder, logs.EVALUATIONS),
       warnings=logs.read(folder, logs.WARNINGS),
       summary=files.read_json(summary) if summary.exists() else None,
+      quantised=workdir_lib.quantised(folder),
   )
 
 
